@@ -1,0 +1,48 @@
+"""The experiment file as typed, frozen configuration."""
+
+from lakd_ray.config.file import dump, load
+from lakd_ray.config.sections import (
+    Audio,
+    Batch,
+    Cluster,
+    Corpus,
+    Distill,
+    DistillLoss,
+    Experiment,
+    Model,
+    Optim,
+    Paradigm,
+    Recipe,
+    Search,
+    Section,
+    Serve,
+    Setup,
+    Split,
+    Train,
+    Tune,
+    Weighting,
+)
+
+__all__ = [
+    "Audio",
+    "Batch",
+    "Cluster",
+    "Corpus",
+    "Distill",
+    "DistillLoss",
+    "Experiment",
+    "Model",
+    "Optim",
+    "Paradigm",
+    "Recipe",
+    "Search",
+    "Section",
+    "Serve",
+    "Setup",
+    "Split",
+    "Train",
+    "Tune",
+    "Weighting",
+    "dump",
+    "load",
+]

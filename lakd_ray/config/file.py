@@ -1,0 +1,111 @@
+"""Reads and prints experiment files.
+
+`load(path, overrides)` reads YAML, applies `dotted.key=value` overrides and validates. Unknown keys and impossible
+values are refused with what to change. Everything below Ray's border sees typed objects; at the border they become
+plain dictionaries (`dump`) and are rebuilt on the other side (`Experiment.model_validate`).
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lakd_ray.config.sections import Experiment, Section
+from lakd_ray.errors import ConfigError
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply overrides such as `student.optim.epochs=5` (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is refused.
+    """
+    file = Path(path)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(str(other) for other in file.parent.glob("*.yaml")) or ["none in that folder"]
+        raise ConfigError(f"no experiment file {file}; there are: {', '.join(known)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} holds {type(tree).__name__}, expected a mapping of sections")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_explain(error)}") from None
+
+
+def dump(config: Section) -> dict[str, Any]:
+    """The configuration as plain JSON types."""
+    return config.model_dump(mode="json")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in the raw tree; validation later refuses keys that do not exist."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected dotted.key=value, for instance student.optim.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    *parents, last = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        if isinstance(node, list):
+            node = _item(node, parent, override)
+        else:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(node: list[Any], index: str, override: str) -> Any:
+    if not index.isdigit() or int(index) >= len(node):
+        raise ConfigError(f"override {override!r}: expected a number below {len(node)} in place of {index!r}")
+    return node[int(index)]
+
+
+def _explain(error: ValidationError) -> str:
+    """Pydantic's findings as lines a person can act on."""
+    lines = []
+    for finding in error.errors():
+        where = ".".join(str(part) for part in finding["loc"]) or "the experiment"
+        if finding["type"] == "extra_forbidden":
+            lines.append(f"unknown key `{where}`{_suggest(finding['loc'])}")
+        elif finding["type"] == "missing":
+            lines.append(f"missing key `{where}`")
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            found = finding["input"]
+            shown = f" (found {found!r})" if isinstance(found, str | int | float | bool | None) else ""
+            lines.append(f"`{where}`: {message}{shown}")
+    return "\n  ".join(["refused:", *lines])
+
+
+def _suggest(location: tuple[str | int, ...]) -> str:
+    """`; did you mean ...` for a misspelt key."""
+    section: Any = Experiment
+    for part in location[:-1]:
+        if isinstance(part, str):
+            section = section.model_fields[part].annotation
+            while not hasattr(section, "model_fields"):  # tuple[Corpus, ...], Model | None
+                inner = [item for item in getattr(section, "__args__", ()) if item is not Ellipsis]
+                if not inner:
+                    return ""
+                section = inner[0]
+    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(section.model_fields)}"

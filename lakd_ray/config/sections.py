@@ -1,0 +1,330 @@
+"""The sections of the experiment file: typed, frozen, every field with a line of documentation."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+Paradigm = Literal["ft", "kd", "mtkd"]
+Setup = Literal["monolingual", "multilingual"]
+Weighting = Literal["uniform", "similarity", "similarity-centred", "language"]
+
+
+class Section(BaseModel):
+    """A part of the experiment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Split(Section):
+    """How a corpus is divided into train, dev and test. Speakers are never shared between them."""
+
+    scheme: Literal["speaker-folds", "leave-one-speaker-out", "leave-one-session-out", "speaker-groups", "given"] = (
+        "speaker-folds"
+    )
+    """What one fold holds out for test; `given` reads the manifest's `split` column."""
+    folds: int = Field(4, ge=2)
+    """`speaker-folds`: number of folds that the speakers of each language are dealt into."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """`speaker-groups`: the test speakers of each fold, named as in the corpus."""
+    dev_speakers: int = Field(2, ge=1)
+    """Training speakers set aside for dev in each language (not with `given`)."""
+
+    @model_validator(mode="after")
+    def _groups_match_scheme(self) -> Self:
+        if (self.scheme == "speaker-groups") != bool(self.groups):
+            raise ValueError("`groups` belongs to scheme `speaker-groups`, and that scheme needs it")
+        return self
+
+
+class Corpus(Section):
+    """One corpus: where it lies, who reads it, how it is divided."""
+
+    name: Name
+    """Short unique name; qualifies speakers and utterances."""
+    importer: Name = "csv"
+    """The reader of its layout; `lakd corpora` lists them."""
+    root: str
+    """Folder or manifest file. `{storage}` stands for the experiment's storage."""
+    options: dict[str, Any] = {}
+    """Options of the importer."""
+    only_languages: tuple[Language, ...] | None = None
+    """Keep only these languages of a corpus that has more."""
+    emotions: dict[str, str] = {}
+    """Rename the corpus's own emotion names: theirs -> ours."""
+    split: Split = Split()
+    """Folds."""
+
+
+class Audio(Section):
+    """What is accepted at the door and how it is stored."""
+
+    min_seconds: float = Field(0.1, gt=0)
+    """Shorter clips are quarantined."""
+    max_seconds: float = Field(20.0, gt=0)
+    """Longer clips are cut here (the paper cuts at 20 s)."""
+    max_quarantined: float = Field(0.01, ge=0, le=1)
+    """Share of a corpus's clips that may be unreadable before the stage fails."""
+    row_group_utterances: int = Field(64, ge=1)
+    """Utterances in one Parquet row group, the unit that streaming reads."""
+    shard_utterances: int = Field(1024, ge=1)
+    """Utterances in one Parquet shard."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError(f"min_seconds ({self.min_seconds}) must be below max_seconds ({self.max_seconds})")
+        return self
+
+
+class Model(Section):
+    """A speech encoder with a classification head."""
+
+    pretrained: str | None = None
+    """Hub name or folder of a transformers checkpoint to start from."""
+    revision: str | None = None
+    """Hub revision to pin."""
+    architecture: dict[str, Any] | None = None
+    """For a random start: a transformers configuration, `model_type` included."""
+    freeze_feature_encoder: bool = True
+    """Leave the convolutional feature encoder as it is, as the paper does."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.pretrained is None) == (self.architecture is None):
+            raise ValueError("give either `pretrained` or `architecture`, not both and not neither")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("`architecture` needs `model_type`, for instance wav2vec2")
+        if self.architecture is not None and self.freeze_feature_encoder:
+            raise ValueError("a randomly started feature encoder must be trained: set freeze_feature_encoder: false")
+        return self
+
+
+class Optim(Section):
+    """AdamW and its schedule."""
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training split."""
+    lr: float = Field(3e-5, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's averaging coefficients."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps over which the rate rises linearly from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate goes on after warm-up."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+
+
+class Recipe(Section):
+    """A model and how it is trained."""
+
+    model: Model
+    """The network."""
+    optim: Optim = Optim()
+    """The optimizer."""
+
+
+class DistillLoss(Section):
+    """The distillation term: loss = (1 - lam) CE + lam sum_k w_k KL_k."""
+
+    temperature: float = Field(5.0, gt=0)
+    """Softens teacher and student probabilities."""
+    lam: float = Field(1 / 13, ge=0, le=1)
+    """Share of the distillation term. 1/13 balances as the paper's 0.25 does with its four times smaller KL."""
+    weighting: Weighting = "similarity"
+    """How the teachers are weighted for each utterance (mtkd only)."""
+    tau: float = Field(0.25, gt=0)
+    """Temperature of the softmax over teacher similarities."""
+    reference_compat: bool = False
+    """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
+
+
+class Distill(Section):
+    """Which students are trained."""
+
+    paradigms: tuple[Paradigm, ...] = ("ft", "kd", "mtkd")
+    """ft: labels only; kd: one multilingual teacher; mtkd: one teacher per language."""
+    setups: tuple[Setup, ...] = ("multilingual",)
+    """monolingual: a student per language; multilingual: one student on all."""
+    kd: DistillLoss = DistillLoss(lam=3 / 7)
+    """Loss of paradigm kd. 3/7 balances as the paper's 0.75 does with its four times smaller KL."""
+    mtkd: DistillLoss = DistillLoss()
+    """Loss of paradigm mtkd."""
+
+    @field_validator("paradigms", "setups")
+    @classmethod
+    def _some_and_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name at least one, and each only once")
+        return value
+
+
+class Batch(Section):
+    """How utterances become batches. Batches are planned, so every rank knows all of them beforehand."""
+
+    padded_seconds: float = Field(60.0, gt=0)
+    """Audio seconds in one worker's batch, padding included."""
+    max_utterances: int = Field(16, ge=1)
+    """Utterances in one worker's batch."""
+    window_row_groups: int = Field(16, ge=1)
+    """Row groups that one worker reads together, shuffles and sorts by length; more mixes better and takes memory."""
+
+
+class Train(Section):
+    """Workers and engine."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel Ray Train workers of one run."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """Logical CPUs that one worker reserves; also its torch threads."""
+    gpu: bool = False
+    """One GPU for each worker."""
+    side_by_side: int = Field(1, ge=1)
+    """Independent runs trained at the same time, each with its own workers."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches in one optimizer step."""
+    max_failures: int = Field(2, ge=0)
+    """Times a worker group is started again after a failure."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Longest wait for a collective operation or for workers to start."""
+
+
+class Search(Section):
+    """A log-uniform or uniform range."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Draw on a log scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high, and low > 0 with log; found low={self.low}, high={self.high}")
+        return self
+
+
+class Tune(Section):
+    """The search for the student's distillation settings. Sees dev, never test."""
+
+    trials: int = Field(16, ge=1)
+    """Settings tried; the first is the paper's."""
+    concurrent: int = Field(2, ge=1)
+    """Trials at the same time, each one process."""
+    epochs: int | None = Field(None, ge=1)
+    """Epochs of a trial that is not stopped early; the student's own number if absent."""
+    grace: int = Field(2, ge=1)
+    """Epochs before a trial can be stopped."""
+    reduction: int = Field(3, ge=2)
+    """ASHA keeps one in this many trials at each rung."""
+    temperature: Search = Search(low=1.0, high=10.0)
+    """Range of mtkd.temperature."""
+    lam: Search = Search(low=0.02, high=0.9, log=True)
+    """Range of mtkd.lam."""
+    tau: Search = Search(low=0.05, high=2.0, log=True)
+    """Range of mtkd.tau."""
+
+
+class Serve(Section):
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The endpoint has no authentication of its own yet: keep it local or behind a gateway."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    replicas: int = Field(1, ge=1)
+    """Copies of the model."""
+    cpus: int = Field(1, ge=1)
+    """Logical CPUs of one copy; also its torch threads."""
+    max_upload_mb: float = Field(25.0, gt=0)
+    """Larger uploads are refused (413)."""
+    max_seconds: float = Field(120.0, gt=0)
+    """Longer recordings are refused (413)."""
+
+
+class Cluster(Section):
+    """The Ray cluster. A running one is used if RAY_ADDRESS or `address` names it; otherwise one is started here."""
+
+    address: str | None = None
+    """Ray address; `auto` finds a cluster on this machine."""
+    cpus: int | None = Field(None, ge=2)
+    """Logical CPUs of a cluster started here; what the experiment needs if absent."""
+    object_store_mb: int | None = Field(None, ge=80)
+    """Object store of a cluster started here; Ray's default if absent."""
+
+
+class Experiment(Section):
+    """Everything that one experiment is."""
+
+    name: Name
+    """Folder of its outputs under `storage`."""
+    storage: str = "outputs"
+    """Folder or s3://bucket/prefix for all outputs; absolute when submitted as a Ray job."""
+    languages: tuple[Language, ...] = Field(min_length=1)
+    """Languages, one teacher each."""
+    emotions: tuple[str, ...] = PAPER_EMOTIONS
+    """Classes, in the order of the logits; utterances with other emotions are left out."""
+    seed: int = Field(42, ge=0)
+    """Seeds weights, dropout and the order of the data."""
+    fold: int = Field(0, ge=0)
+    """Which fold is test; each corpus takes it modulo its own number of folds."""
+    corpora: tuple[Corpus, ...] = Field(min_length=1)
+    """The data."""
+    audio: Audio = Audio()
+    """The audio door and the shards."""
+    teacher: Recipe
+    """Every teacher."""
+    student: Recipe
+    """Every student."""
+    distill: Distill = Distill()
+    """Which students, and their losses."""
+    batch: Batch = Batch()
+    """Batches."""
+    train: Train = Train()
+    """Workers and engine."""
+    tune: Tune = Tune()
+    """The search."""
+    serve: Serve = Serve()
+    """The endpoint."""
+    cluster: Cluster = Cluster()
+    """The Ray cluster."""
+
+    @field_validator("languages", "emotions")
+    @classmethod
+    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each may be named only once")
+        return value
+
+    @field_validator("emotions")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [emotion for emotion in value if emotion not in KNOWN_EMOTIONS]
+        if unknown or len(value) < 2:
+            raise ValueError(f"expected two or more of {sorted(KNOWN_EMOTIONS)}, found {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _corpora_fit(self) -> Self:
+        names = [corpus.name for corpus in self.corpora]
+        if len(set(names)) != len(names):
+            raise ValueError(f"corpus names must be unique, found {names}")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where the experiment's outputs lie."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
