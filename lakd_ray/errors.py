@@ -1,15 +1,15 @@
 """The exceptions a user can meet. Each message says what was found, what was expected and what to do.
 
-    LakdError
-    ├── ConfigError        the experiment file or an override
-    ├── DataError          a corpus, a clip, a manifest
-    │   ├── SplitError     train, dev and test cannot be made, or share something they must not
-    │   └── HygieneError   a model has seen what it is about to be judged on
-    ├── StorageError       a path or bucket that is missing, refused, full or half written
-    ├── CheckpointError    a checkpoint that cannot be trusted
-    ├── StageError         a stage's output was made by another configuration, or an input stage is missing
-    ├── ResourceError      the cluster cannot give what was asked for
-    └── TrainingError      a training run that failed or diverged
+LakdError
+├── ConfigError        the experiment file or an override
+├── DataError          a corpus, a clip, a manifest
+│   ├── SplitError     train, dev and test cannot be made, or share something they must not
+│   └── HygieneError   a model has seen what it is about to be judged on
+├── StorageError       a path or bucket that is missing, refused, full or half written
+├── CheckpointError    a checkpoint that cannot be trusted
+├── StageError         a stage's output was made by another configuration, or an input stage is missing
+├── ResourceError      the cluster cannot give what was asked for
+└── TrainingError      a training run that failed or diverged
 """
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from lakd_ray import storage
 from lakd_ray.config import DistillLoss, Experiment, Paradigm, Recipe, Section, Setup, dump
 
+Languages = tuple[str, ...]
+
 ALL_LANGUAGES_TEACHER = "teacher-all"
 
 
@@ -45,13 +47,12 @@ class Run(Section):
 def teacher_runs(config: Experiment) -> list[Run]:
     """One teacher per language, and the multilingual one if kd is among the paradigms."""
     runs = [
-        _run(config, f"teacher-{language}", "teachers", "ft", "monolingual", (language,), config.teacher)
-        for language in config.languages
+        _run(config, id=f"teacher-{code}", stage="teachers", paradigm="ft", setup="monolingual", languages=(code,))
+        for code in config.languages
     ]
     if "kd" in config.distill.paradigms:
-        runs.append(
-            _run(config, ALL_LANGUAGES_TEACHER, "teachers", "ft", "multilingual", config.languages, config.teacher)
-        )
+        shape: dict[str, Any] = {"paradigm": "ft", "setup": "multilingual", "languages": config.languages}
+        runs.append(_run(config, id=ALL_LANGUAGES_TEACHER, stage="teachers", **shape))
     return runs
 
 
@@ -64,20 +65,14 @@ def student_runs(config: Experiment) -> list[Run]:
         for paradigm in config.distill.paradigms:
             for languages in groups:
                 suffix = "multilingual" if setup == "multilingual" else languages[0]
-                run = _run(config, f"{paradigm}-{suffix}", "distill", paradigm, setup, languages, config.student)
+                shape: dict[str, Any] = {"paradigm": paradigm, "setup": setup, "languages": languages}
+                run = _run(config, id=f"{paradigm}-{suffix}", stage="distill", **shape)
                 students.append(trained.get(_training(run), run))
     return students
 
 
-def _run(
-    config: Experiment,
-    id: str,
-    stage: str,
-    paradigm: Paradigm,
-    setup: Setup,
-    languages: tuple[str, ...],
-    recipe: Recipe,
-) -> Run:
+def _run(config: Experiment, *, id: str, stage: str, paradigm: Paradigm, setup: Setup, languages: Languages) -> Run:
+    recipe = config.teacher if stage == "teachers" else config.student
     loss = {"ft": None, "kd": config.distill.kd, "mtkd": config.distill.mtkd}[paradigm]
     teachers: tuple[str, ...] = {
         "ft": (),

@@ -2,7 +2,7 @@
 
 A location is a plain path or `s3://bucket/prefix`. Nothing half written is ever taken for whole: single files are
 written to a temporary name and moved (an S3 upload is atomic by itself), and folders carry a seal, written last, with
-the size and hash of every file (`seal`, `check_seal`).
+the size and hash of every file (`publish_folder`, `fetched_folder`).
 
 S3 credentials come from the usual AWS_* environment variables; AWS_ENDPOINT_URL points at other servers than Amazon's.
 """
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -189,42 +189,35 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def publish_folder(source: Path, location: str) -> None:
-    """Copy a local folder to a location and seal it; an older folder there is replaced.
+Seal = dict[str, dict[str, Any]]  # file name -> {"bytes", "sha256"}
 
-    A reader sees either no valid seal or the whole new folder.
-    """
-    files = sorted(file for file in source.rglob("*") if file.is_file() and file.name != SEAL)
-    seal = {
-        str(file.relative_to(source)): {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files
-    }
-    if not is_remote(location):
-        _replace_local_folder(source, Path(resolve(location)[1]), seal)
-        return
+
+def unseal(location: str) -> None:
+    """Withdraw a folder's seal before its files are replaced."""
     delete(join(location, SEAL))
-    for stale in set(list_files(location)) - set(seal):
-        delete(join(location, stale))
-    for name in seal:
-        with writing(join(location, name)) as stream, (source / name).open("rb") as content:
+
+
+def copy_into(source: Path, location: str) -> Seal:
+    """Copy a local folder's files to a location; several writers may fill one folder. Returns its part of the seal."""
+    part: Seal = {}
+    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+        name = str(file.relative_to(source))
+        with writing(join(location, name)) as stream, file.open("rb") as content:
             shutil.copyfileobj(content, stream, 1 << 20)
-    write_json(join(location, SEAL), seal)
+        part[name] = {"bytes": file.stat().st_size, "sha256": file_hash(file)}
+    return part
 
 
-def _replace_local_folder(source: Path, target: Path, seal: dict[str, Any]) -> None:
-    """Copy beside the target, then swap by renaming."""
-    with _explained("write", str(target)):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
-        old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
-        try:
-            shutil.copytree(source, staged)
-            (staged / SEAL).write_text(json.dumps(seal, indent=1, sort_keys=True))
-            if target.exists():
-                target.rename(old)
-            staged.rename(target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+def seal(location: str, parts: Iterable[Seal]) -> None:
+    """Declare a folder whole: written last, and what readers ask for first."""
+    whole = {name: entry for part in parts for name, entry in part.items()}
+    write_json(join(location, SEAL), whole)
+
+
+def publish_folder(source: Path, location: str) -> None:
+    """Copy a local folder to a location and seal it: readers see it whole or not at all."""
+    unseal(location)
+    seal(location, [copy_into(source, location)])
 
 
 @contextmanager
@@ -239,23 +232,23 @@ def fetched_folder(location: str) -> Iterator[Path]:
             f"{location} is not a complete folder: its {SEAL} is missing, so it was never finished or is not one of "
             "this project's. Run the stage that makes it again."
         )
-    seal = read_json(join(location, SEAL))
+    expected: Seal = read_json(join(location, SEAL))
     if not is_remote(location):
         folder = Path(resolve(location)[1])
-        _verify(folder, seal)
+        _verify(folder, expected)
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="lakd-") as temporary:
-        for name in seal:
+        for name in expected:
             file = Path(temporary, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(read_bytes(join(location, name)))
-        _verify(Path(temporary), seal)
+        _verify(Path(temporary), expected)
         yield Path(temporary)
 
 
-def _verify(folder: Path, seal: dict[str, Any]) -> None:
-    for name, expected in seal.items():
+def _verify(folder: Path, files: Seal) -> None:
+    for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             raise StorageError(f"{folder} is damaged: {name} is missing. Run the stage that makes it again.")

@@ -1,0 +1,95 @@
+"""The manifest in memory: plain arrays, one entry per utterance, for planning and look-ups.
+
+Shape suffixes: N utterances.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.data import splits
+from lakd_ray.provenance import Seen
+
+Rows = npt.NDArray[np.int64]
+
+SHARDS = "shards"
+MANIFEST_FILE = "manifest.parquet"
+
+
+def prepare_folder(experiment_folder: str) -> str:
+    """Where the prepare stage's outputs lie."""
+    return storage.join(experiment_folder, "prepare")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An experiment's utterances; rows are numbered as in the manifest file.
+
+    Attributes:
+        table: the manifest, see `lakd_ray.schema.MANIFEST`.
+        labels_N: class index of each utterance, -1 where its emotion is not among the experiment's.
+        splits_N: `train`, `dev`, `test`, or empty where the experiment leaves the utterance out.
+        shards: location of each shard file; `shard_N` indexes it.
+    """
+
+    table: pa.Table
+    labels_N: npt.NDArray[np.int64]
+    splits_N: npt.NDArray[np.str_]
+    languages_N: npt.NDArray[np.object_]
+    samples_N: npt.NDArray[np.int64]
+    shards: tuple[str, ...]
+    shard_N: npt.NDArray[np.int64]
+    row_group_N: npt.NDArray[np.int64]
+    row_N: npt.NDArray[np.int64]
+
+    @property
+    def ids(self) -> list[str]:
+        """Utterance ids, in row order."""
+        return list(self.table["utterance"].to_pylist())
+
+    def rows(self, split: str, languages: Sequence[str] | None = None) -> Rows:
+        """Numbers of the rows of a split, all languages or only some."""
+        chosen = self.splits_N == split
+        if languages is not None:
+            chosen &= np.isin(self.languages_N.astype(str), list(languages))
+        return np.flatnonzero(chosen)
+
+    def seen(self, rows: Rows) -> Seen:
+        """The speakers and recordings of some rows."""
+        part = self.table.select(["speaker", "audio_sha256"]).take(rows)
+        return Seen(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
+
+
+def load(config: Experiment, fold: int) -> Manifest:
+    """Read what the prepare stage wrote and divide it for one fold.
+
+    Raises:
+        StorageError: the stage has not run.
+        SplitError: the fold cannot be made, or its splits share speakers or recordings.
+    """
+    folder = prepare_folder(config.folder)
+    table = storage.read_table(storage.join(folder, MANIFEST_FILE))
+    splits_N = np.asarray(splits.assign(table, config, fold)).astype(str)
+    splits.check(table, splits_N, config)
+    shard_names, shard_N = np.unique(np.asarray(table["shard"].to_pylist(), dtype=str), return_inverse=True)
+    index = {emotion: number for number, emotion in enumerate(config.emotions)}
+    return Manifest(
+        table=table,
+        labels_N=np.array([index.get(emotion, -1) for emotion in table["emotion"].to_pylist()], dtype=np.int64),
+        splits_N=splits_N,
+        languages_N=np.asarray(table["language"].to_pylist(), dtype=object),
+        samples_N=_integers(table, "num_samples"),
+        shards=tuple(storage.join(folder, SHARDS, str(name)) for name in shard_names),
+        shard_N=shard_N.astype(np.int64),
+        row_group_N=_integers(table, "row_group"),
+        row_N=_integers(table, "row"),
+    )
+
+
+def _integers(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    return np.asarray(table[column].to_numpy(), dtype=np.int64)

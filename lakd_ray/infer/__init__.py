@@ -1,0 +1,1 @@
+"""Trained models at work: one predictor, alone or spread over a cluster."""

@@ -1,0 +1,122 @@
+"""Logits of many utterances by many models, by Ray Data: teacher logits, evaluation and bulk prediction alike.
+
+The audio is read and decoded once for all models; each actor holds them all.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from lakd_ray import records, storage
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.data.plan import evaluation_epoch
+from lakd_ray.data.stream import dataset, unpack
+from lakd_ray.errors import DataError
+from lakd_ray.infer.predictor import Predictor
+from lakd_ray.schema import LOGITS
+
+
+class _Scorer:
+    """Holds models in a Ray Data actor."""
+
+    def __init__(self, checkpoints: dict[str, str], threads: int) -> None:
+        self._predictors = {name: Predictor.load(location, threads=threads) for name, location in checkpoints.items()}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        waves = unpack(table)
+        columns = {
+            name: pa.array([predictor.logits(waves).reshape(-1)], type=pa.list_(pa.float32()))
+            for name, predictor in self._predictors.items()
+        }
+        return pa.table({"rows": table["rows"], **columns})
+
+
+def logits(
+    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], *, title: str
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Logits of some rows by each model, shape [len(rows), C], in the order of `rows`.
+
+    Args:
+        checkpoints: model name -> checkpoint folder.
+        title: shown beside the progress bar.
+
+    Raises:
+        DataError: not every row came back exactly once.
+    """
+    windows = list(evaluation_epoch(manifest, rows, config.batch).windows[0])
+    scored = dataset(manifest, windows).map_batches(
+        _Scorer,
+        fn_constructor_kwargs={"checkpoints": dict(checkpoints), "threads": config.train.cpus_per_worker},
+        batch_size=1,
+        batch_format="pyarrow",
+        concurrency=(1, config.train.workers),
+        num_cpus=config.train.cpus_per_worker,
+        num_gpus=1 if config.train.gpu else 0,
+    )
+    position = {int(row): index for index, row in enumerate(rows)}
+    found = {name: np.full((len(rows), len(config.emotions)), np.nan, dtype=np.float32) for name in checkpoints}
+    count = 0
+    with tqdm(total=len(rows), desc=title, unit="utt", mininterval=2) as bar:
+        for table in scored.iter_batches(batch_size=1, batch_format="pyarrow"):
+            places = [position[row] for row in table["rows"][0].as_py()]
+            for name, array_RC in found.items():
+                array_RC[places] = np.asarray(table[name][0].as_py(), dtype=np.float32).reshape(len(places), -1)
+            count += len(places)
+            bar.update(len(places))
+    if count != len(rows) or any(np.isnan(array_RC).any() for array_RC in found.values()):
+        raise DataError(f"{title}: {len(rows)} utterances were asked for, {count} came back or have no finite logits")
+    return found
+
+
+def stored_logits(
+    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], folder: str, *, title: str
+) -> dict[str, str]:
+    """Make sure each model's logits on the rows are stored; returns a digest of what made each.
+
+    Models whose logits are there already are not asked again.
+
+    Raises:
+        StageError: logits are stored that another checkpoint or other data made.
+    """
+    utterances = [manifest.ids[row] for row in rows] if len(rows) else []
+    made_by = {
+        name: {
+            "checkpoint": storage.read_json(storage.join(location, storage.SEAL)),
+            "utterances": records.digest(utterances),
+            "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+        }
+        for name, location in checkpoints.items()
+    }
+    missing = {
+        name: location
+        for name, location in checkpoints.items()
+        if not records.is_done(storage.join(folder, name), made_by[name])
+    }
+    if missing:
+        for name, array_RC in logits(config, manifest, rows, missing, title=title).items():
+            columns: dict[str, Any] = {
+                "utterance": utterances,
+                "model": [name] * len(rows),
+                "logits": list(array_RC),
+            }
+            place = storage.join(folder, name)
+            records.start(place, made_by[name])
+            storage.write_table(storage.join(place, "logits.parquet"), pa.table(columns, schema=LOGITS))
+            records.finish(place, made_by[name], ["logits.parquet"])
+    return {name: records.digest(content) for name, content in made_by.items()}
+
+
+def read_logits(manifest: Manifest, folder: str, names: tuple[str, ...], classes: int) -> npt.NDArray[np.float32]:
+    """Stored logits of several models aligned with the manifest, shape [N, K, C]; NaN where there are none."""
+    position = {utterance: row for row, utterance in enumerate(manifest.ids)}
+    logits_NKC = np.full((len(position), len(names), classes), np.nan, dtype=np.float32)
+    for index, name in enumerate(names):
+        table = storage.read_table(storage.join(folder, name, "logits.parquet"))
+        rows = [position[utterance] for utterance in table["utterance"].to_pylist()]
+        logits_NKC[rows, index] = np.asarray(table["logits"].to_pylist(), dtype=np.float32)
+    return logits_NKC

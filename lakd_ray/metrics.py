@@ -1,0 +1,166 @@
+"""What is measured: recalls, F1, calibration, and how sure one can be of them.
+
+Everything but calibration is a function of the confusion matrix, so one formula serves a single score and a thousand
+bootstrap draws alike.
+
+Shapes: N utterances, C classes, S speakers, D bootstrap draws, M bins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lakd_ray.errors import DataError
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+DRAWS = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model on one set of utterances. Shares lie in [0, 1]."""
+
+    UR: float
+    """Unweighted recall: mean recall over the classes present in the labels."""
+    WR: float
+    """Weighted recall, which is accuracy: the share of utterances that are right."""
+    macro_f1: float
+    """Mean F1 over the classes present in the labels."""
+    ece: float
+    """Expected calibration error of the top probability, 15 equal-width bins."""
+    n: int
+    """Utterances."""
+    recall: dict[str, float | None]
+    """Recall of each emotion; None where no utterance has it."""
+    confusion: list[list[int]]
+    """Utterances by truth (rows) and prediction (columns)."""
+
+
+def score(probabilities_NC: Floats, labels_N: Integers, emotions: Sequence[str]) -> Scores:
+    """Judge predictions; the predicted class is the first one with the highest probability.
+
+    Args:
+        probabilities_NC: one distribution over the classes per utterance.
+        labels_N: true classes as positions in `emotions`.
+        emotions: names of the classes, in the order of the class axis.
+
+    Raises:
+        DataError: there is nothing to score, or these are not probabilities and labels of the same C classes.
+    """
+    _check(probabilities_NC, labels_N, len(emotions))
+    confusion_CC = confusion(probabilities_NC, labels_N)
+    truths_C = confusion_CC.sum(axis=1)
+    hits_C = confusion_CC.diagonal()
+    present_C = truths_C > 0
+    # F1 = 2 hits / (truths + predictions); with a truth in the class the denominator is never zero
+    f1_P = 2 * hits_C[present_C] / (truths_C + confusion_CC.sum(axis=0))[present_C]
+    return Scores(
+        UR=float(unweighted_recall(confusion_CC)),
+        WR=float(hits_C.sum() / truths_C.sum()),
+        macro_f1=float(f1_P.mean()),
+        ece=calibration_error(probabilities_NC, labels_N),
+        n=len(labels_N),
+        recall={
+            emotion: float(hits / truths) if truths else None
+            for emotion, hits, truths in zip(emotions, hits_C, truths_C, strict=True)
+        },
+        confusion=[[int(count) for count in row] for row in confusion_CC],
+    )
+
+
+def interval(
+    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of UR, clustered by speaker (Efron and Tibshirani 1993, ch. 13).
+
+    Utterances of a speaker are not independent, so speakers are drawn with replacement, each with all of its
+    utterances. With fewer than about ten speakers such an interval is still too narrow; with fewer than two there is
+    nothing to draw and the answer is None.
+    """
+    UR_D = resample(probabilities_NC, labels_N, speakers, draws=draws, seed=seed)
+    return None if UR_D is None else percentiles(UR_D)
+
+
+def resample(
+    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+) -> Floats | None:
+    """UR_D over draws of speakers; None with fewer than two speakers.
+
+    The draws depend on the set of speakers and the seed alone: two models judged on the same speakers are resampled
+    together, so the difference of their UR_D is a paired bootstrap.
+    """
+    _check(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
+    if len(speakers) != len(labels_N):
+        raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
+    names, speaker_N = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
+    S, C = len(names), probabilities_NC.shape[1]
+    if S < 2:
+        return None
+    confusion_SCC = np.zeros((S, C, C), dtype=np.int64)
+    np.add.at(confusion_SCC, (speaker_N, labels_N, probabilities_NC.argmax(axis=1)), 1)
+    # drawing S speakers with replacement is drawing how often each of them comes
+    times_DS = np.random.default_rng(seed).multinomial(S, np.full(S, 1 / S), size=draws)
+    return unweighted_recall(np.tensordot(times_DS, confusion_SCC, axes=1))
+
+
+def percentiles(values_D: Floats) -> tuple[float, float]:
+    """The bounds that hold the middle 95 % of the draws."""
+    low, high = np.quantile(values_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def confusion(probabilities_NC: Floats, labels_N: Integers) -> npt.NDArray[np.int64]:
+    """confusion_CC: utterances by truth (rows) and most probable class (columns)."""
+    C = probabilities_NC.shape[1]
+    cells_N = labels_N * C + probabilities_NC.argmax(axis=1)
+    return np.bincount(cells_N, minlength=C * C).reshape(C, C)
+
+
+def unweighted_recall(confusion_XCC: Integers) -> Floats:
+    """Mean recall over the classes that have a truth, of one confusion matrix or a stack: (..., C, C) -> (...).
+
+    A class without a truth has no recall; it is left out of the mean, not counted as zero.
+    """
+    truths_XC = confusion_XCC.sum(axis=-1)
+    hits_XC = np.diagonal(confusion_XCC, axis1=-2, axis2=-1)
+    recall_XC = hits_XC / np.maximum(truths_XC, 1)  # 0 for an absent class
+    mean_X: Floats = recall_XC.sum(axis=-1) / (truths_XC > 0).sum(axis=-1)
+    return mean_X
+
+
+def calibration_error(probabilities_NC: Floats, labels_N: Integers) -> float:
+    """ECE = sum_m n_m / N * |accuracy_m - confidence_m|, bins (0, 1/15], ..., (14/15, 1] of the top probability.
+
+    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, eq. 5.
+    """
+    top_N = probabilities_NC.max(axis=1).astype(np.float64)
+    right_N = probabilities_NC.argmax(axis=1) == labels_N
+    bin_N = np.clip(np.ceil(top_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    # n_m / N * |accuracy_m - confidence_m| = |sum over the bin of (right - confidence)| / N
+    gap_M = np.bincount(bin_N, weights=right_N - top_N, minlength=BINS)
+    return float(np.abs(gap_M).sum() / len(top_N))
+
+
+def _check(probabilities_NC: Floats, labels_N: Integers, classes: int) -> None:
+    shape = np.shape(probabilities_NC)
+    if len(labels_N) == 0:
+        raise DataError("there are no utterances to score: expected at least one prediction")
+    if shape != (len(labels_N), classes):
+        raise DataError(
+            f"found probabilities of shape {shape} for {len(labels_N)} labels and {classes} classes: "
+            f"expected ({len(labels_N)}, {classes}), one row per utterance and one column per class"
+        )
+    # written so that a NaN fails as well
+    if not (np.all(probabilities_NC >= 0) and np.all(np.abs(probabilities_NC.sum(axis=1) - 1) < 1e-3)):
+        raise DataError(
+            "found rows that are negative, not finite or do not sum to 1: expected probabilities, not logits"
+        )
+    if labels_N.min() < 0 or labels_N.max() >= classes:
+        raise DataError(f"found labels from {labels_N.min()} to {labels_N.max()}: expected 0 to {classes - 1}")

@@ -1,0 +1,65 @@
+"""Training curves, from the metrics that runs leave beside their checkpoints."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any
+
+from lakd_ray import storage
+from lakd_ray.runs import Run
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's epochs. Values that were not written are NaN: they leave a gap in the line."""
+
+    run: str
+    epochs: list[int]
+    loss: list[float]
+    dev_UR: list[float]
+    dev_recall: dict[str, list[float]]
+    """UR on dev by language."""
+
+
+def read(runs: Sequence[Run], experiment_folder: str) -> list[Curve]:
+    """The curves of those runs that left any, each run once."""
+    curves = []
+    for run in {run.id: run for run in runs}.values():
+        location = storage.join(run.folder(experiment_folder), METRICS)
+        if storage.exists(location):
+            epochs = _epochs(storage.read_bytes(location).decode())
+            if epochs:
+                curves.append(_curve(run.id, epochs))
+    return curves
+
+
+def _epochs(text: str) -> list[dict[str, Any]]:
+    """Entries by epoch. A run that went on after a failure may have written one twice: the later counts."""
+    found: dict[int, dict[str, Any]] = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a run that was cut off
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
+            found[entry["epoch"]] = entry
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def _curve(run: str, epochs: list[dict[str, Any]]) -> Curve:
+    by_language = [entry.get("dev_recall") or {} for entry in epochs]
+    languages = dict.fromkeys(language for recalls in by_language for language in recalls)
+    return Curve(
+        run=run,
+        epochs=[entry["epoch"] for entry in epochs],
+        loss=[_number(entry.get("loss")) for entry in epochs],
+        dev_UR=[_number(entry.get("dev_UR")) for entry in epochs],
+        dev_recall={language: [_number(recalls.get(language)) for recalls in by_language] for language in languages},
+    )
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else nan

@@ -1,0 +1,176 @@
+"""The report's pictures, as PNG in data URIs so that the page asks nothing of the network.
+
+Each picture is small and whole, so that the page can lay them side by side or, on a phone, one below the other.
+Colours are from Okabe and Ito's palette, which colour-blind readers can tell apart.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lakd_ray.labels import POOLED
+from lakd_ray.report.curves import Curve
+from lakd_ray.report.rows import Line, Row, percent
+
+_COLOURS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
+_OTHER = "#CC79A7"
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_INK, _FAINT = "#222222", "#8a8a8a"
+_MAP = "Blues"
+_WIDTH = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG and what it says to those who cannot see it."""
+
+    source: str
+    """Data URI."""
+    alt: str
+
+
+def bars(lines: Sequence[Line], language: str, chance: float) -> Picture:
+    """UR of every model in one language, with its interval, beside the line of guessing."""
+    shown = [(line, line.cells[language]) for line in lines if language in line.cells]
+    figure = Figure(figsize=(_WIDTH, 0.75 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (line, row) in enumerate(shown):
+        colour = _COLOURS.get(row["paradigm"], _OTHER)
+        hatch = "////" if line.is_student and row["setup"] == "monolingual" else None
+        axes.barh(place, 100 * row["UR"], height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        if row["UR_interval"] is not None:
+            low, high = (100 * bound for bound in row["UR_interval"])
+            axes.plot([low, high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=6)
+        axes.text(102, place, percent(row["UR"]), va="center", fontsize=9, color=_INK)
+    axes.axvline(100 * chance, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
+    axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
+    axes.set_xlim(0, 100)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlabel(f"UR in %; dashed: chance, {percent(chance)}", fontsize=9)
+    _title(axes, _language(language))
+    _plain(axes)
+    alt = "; ".join(f"{_label(line)} {percent(row['UR'])}" for line, row in shown)
+    return _png(figure, f"Unweighted recall in percent, {_language(language)}: {alt}.")
+
+
+def recalls(lines: Sequence[Line], language: str, emotions: Sequence[str]) -> Picture:
+    """Recall of each emotion by every model in one language."""
+    shown = [(line, line.cells[language]) for line in lines if language in line.cells]
+    shares = [[row["recall"][emotion] for emotion in emotions] for _, row in shown]
+    values = np.array([[np.nan if share is None else share for share in row] for row in shares])
+    figure = Figure(figsize=(_WIDTH, 0.65 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    _heat(axes, values, [[percent(share) for share in row] for row in shares], fontsize=9)
+    axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
+    _emotions_below(axes, emotions)
+    _title(axes, _language(language))
+    alt = "; ".join(
+        f"{_label(line)}: " + ", ".join(f"{emotion} {percent(row['recall'][emotion])}" for emotion in emotions)
+        for line, row in shown
+    )
+    return _png(figure, f"Recall of each emotion in percent, {_language(language)}. {alt}.")
+
+
+def confusion(row: Row, emotions: Sequence[str]) -> Picture:
+    """Truth by prediction: share of each truth as colour and number, count below it."""
+    counts = np.array(row["confusion"])
+    truths = counts.sum(axis=1, keepdims=True)
+    shares = np.where(truths > 0, counts / np.maximum(truths, 1), np.nan)
+    words = [
+        [f"{percent(share)}\n({count})" if total else "-" for share, count in zip(share_C, count_C, strict=True)]
+        for share_C, count_C, total in zip(shares, counts, truths[:, 0], strict=True)
+    ]
+    side = max(3.1, 0.9 + 0.55 * len(emotions))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    _heat(axes, shares, words, fontsize=9)
+    _emotions_below(axes, emotions, room=24)
+    axes.set_yticks(range(len(emotions)), emotions)
+    axes.set_xlabel("predicted", fontsize=9, color=_FAINT)
+    axes.set_ylabel("true", fontsize=9, color=_FAINT)
+    _title(axes, f"{_language(row['language'])}, n = {row['n']}")
+    alt = f"Confusion matrix of {row['model']}, {_language(row['language'])}: rows are the truth"
+    return _png(
+        figure, f"{alt}; {'; '.join(f'{e} {list(c)}' for e, c in zip(emotions, row['confusion'], strict=True))}."
+    )
+
+
+def training(curve: Curve) -> Picture:
+    """One run: UR on dev by language above, training loss below."""
+    figure = Figure(figsize=(_WIDTH, 3.3), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
+    single = len(curve.dev_recall) < 2
+    for place, (language, UR) in enumerate(curve.dev_recall.items()):
+        colour = _LINES[place % len(_LINES)]
+        if not single:
+            upper.plot(curve.epochs, 100 * np.array(UR), color=colour, linewidth=1.2, marker=".", label=language)
+    upper.plot(curve.epochs, 100 * np.array(curve.dev_UR), color=_INK, linewidth=2.2, marker=".", label="all")
+    upper.set_ylim(0, 102)
+    upper.set_ylabel("UR on dev, %", fontsize=9)
+    if not single:
+        upper.legend(fontsize=8, frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.02))
+    lower.plot(curve.epochs, curve.loss, color=_INK, linewidth=1.6, marker=".")
+    lower.set_ylim(bottom=0)
+    lower.set_ylabel("loss", fontsize=9)
+    lower.set_xlabel("epoch", fontsize=9)
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    _title(upper, curve.run)
+    for axes in (upper, lower):
+        _plain(axes)
+    figure.align_ylabels()
+    return _png(figure, f"Training of {curve.run}: UR on dev and loss over {len(curve.epochs)} epochs.")
+
+
+def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list[list[str]], fontsize: float) -> None:
+    """A table of shares as colours, the numbers on them; grey where there is none."""
+    axes.set_facecolor("#e6e6e6")
+    axes.imshow(values, cmap=_MAP, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > 0.65 else _INK
+        axes.text(column, row, words[row][column], ha="center", va="center", fontsize=fontsize, color=colour)
+    axes.tick_params(length=0, labelsize=8.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xticks(np.arange(1, values.shape[1]) - 0.5, minor=True)
+    axes.set_yticks(np.arange(1, values.shape[0]) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_FAINT)
+    axes.tick_params(labelsize=9, color=_FAINT)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10, fontweight="bold", loc="left", color=_INK)
+
+
+def _label(line: Line) -> str:
+    """Students by what they are, teachers by their own names."""
+    return line.name if line.is_student else line.model
+
+
+def _language(language: str) -> str:
+    return "all languages" if language == POOLED else language
+
+
+def _emotions_below(axes: Axes, emotions: Sequence[str], room: int = 40) -> None:
+    """Names side by side, slanted if they would run into each other: `room` letters fit."""
+    slanted = max(map(len, emotions)) * len(emotions) > room
+    axes.set_xticks(range(len(emotions)), emotions, rotation=35 if slanted else 0, ha="right" if slanted else "center")
+
+
+def _png(figure: Figure, alt: str) -> Picture:
+    stream = BytesIO()
+    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)

@@ -1,0 +1,180 @@
+"""The predictions of evaluation, read and checked.
+
+Shapes: N utterances, C classes.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.errors import DataError, StageError
+from lakd_ray.runs import student_runs, teacher_runs
+from lakd_ray.schema import PREDICTIONS
+
+TEACHER = "teacher"
+_PARADIGMS = (TEACHER, "ft", "kd", "mtkd")
+_CONSTANT = ("model", "paradigm", "setup", "fold", "seed")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model, or one student per language taken together, said about the test utterances."""
+
+    model: str
+    paradigm: str
+    setup: str
+    fold: int
+    seed: int
+    learned: tuple[str, ...]
+    """Languages it was trained on; empty where the experiment does not know the run."""
+    digest: str
+    """Hash of the file."""
+    utterance_N: npt.NDArray[np.str_]
+    language_N: npt.NDArray[np.str_]
+    speaker_N: npt.NDArray[np.str_]
+    labels_N: npt.NDArray[np.int64]
+    probabilities_NC: npt.NDArray[np.float64]
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is compared, or only learned from."""
+        return self.paradigm != TEACHER
+
+    def only(self, languages: Sequence[str]) -> "Predictions":
+        """The part in some languages."""
+        keep_N = np.isin(self.language_N, list(languages))
+        return replace(
+            self,
+            utterance_N=self.utterance_N[keep_N],
+            language_N=self.language_N[keep_N],
+            speaker_N=self.speaker_N[keep_N],
+            labels_N=self.labels_N[keep_N],
+            probabilities_NC=self.probabilities_NC[keep_N],
+        )
+
+
+def read(config: Experiment) -> list[Predictions]:
+    """All predictions of the experiment: teachers first, then students by set-up and paradigm.
+
+    Raises:
+        StageError: evaluation has not run, or a student's predictions are missing.
+        DataError: a file is not what evaluation writes, or models were judged on different utterances.
+    """
+    folder = storage.join(config.folder, "evaluate", "predictions")
+    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
+    missing = {run.id for run in student_runs(config)} - {name.removesuffix(".parquet") for name in names}
+    if missing:
+        raise StageError(
+            f"no predictions of {', '.join(sorted(missing))} in {folder}: "
+            "run the stage `evaluate` of this experiment first"
+        )
+    found = [_read(storage.join(folder, name), config) for name in names]
+    _check_same_utterances(found)
+    order = {run.id: place for place, run in enumerate([*teacher_runs(config), *student_runs(config)])}
+    return sorted(found, key=lambda one: (one.is_student, one.setup, _rank(one.paradigm), order.get(one.model, 999)))
+
+
+def compared(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """One entry per paradigm and set-up: monolingual students, each in its own language, count as one."""
+    groups: dict[tuple[str, str], list[Predictions]] = {}
+    for student in predictions:
+        if student.is_student:
+            groups.setdefault((student.paradigm, student.setup), []).append(student)
+    return [members[0] if len(members) == 1 else _pool(members) for members in groups.values()]
+
+
+def _pool(members: Sequence[Predictions]) -> Predictions:
+    own = [member.only(member.learned) if member.learned else member for member in members]
+    pooled = replace(
+        own[0],
+        model=", ".join(member.model for member in own),
+        learned=tuple(language for member in own for language in member.learned),
+        utterance_N=np.concatenate([member.utterance_N for member in own]),
+        language_N=np.concatenate([member.language_N for member in own]),
+        speaker_N=np.concatenate([member.speaker_N for member in own]),
+        labels_N=np.concatenate([member.labels_N for member in own]),
+        probabilities_NC=np.concatenate([member.probabilities_NC for member in own]),
+    )
+    _check_unique(pooled.utterance_N, pooled.model)
+    return pooled
+
+
+def _rank(paradigm: str) -> int:
+    return _PARADIGMS.index(paradigm) if paradigm in _PARADIGMS else len(_PARADIGMS)
+
+
+def _read(location: str, config: Experiment) -> Predictions:
+    content = storage.read_bytes(location)
+    try:
+        table = pq.read_table(BytesIO(content)).select(PREDICTIONS.names).cast(PREDICTIONS)
+    except (KeyError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{location} is not a table of predictions ({error}): run `evaluate` again") from error
+    constant = {name: _constant(table, name, location) for name in _CONSTANT}
+    students = {run.id: run for run in student_runs(config)}
+    teachers = {run.id: run for run in teacher_runs(config)}
+    run = students.get(constant["model"], teachers.get(constant["model"]))
+    if run is not None:  # a teacher that is also the ft student stands among the students
+        constant["paradigm"] = run.paradigm if run.id in students else TEACHER
+    probabilities = table["probabilities"].combine_chunks()
+    C = len(config.emotions)
+    if set(probabilities.value_lengths().to_pylist()) != {C}:
+        raise DataError(f"{location}: expected {C} probabilities per utterance, one for each of {config.emotions}")
+    utterance_N = _strings(table, "utterance")
+    _check_unique(utterance_N, location)
+    return Predictions(
+        **constant,
+        learned=run.languages if run else (),
+        digest=hashlib.sha256(content).hexdigest()[:16],
+        utterance_N=utterance_N,
+        language_N=_strings(table, "language"),
+        speaker_N=_strings(table, "speaker"),
+        labels_N=_labels(table, config.emotions, location),
+        probabilities_NC=probabilities.flatten().to_numpy().reshape(-1, C).astype(np.float64),
+    )
+
+
+def _strings(table: pa.Table, column: str) -> npt.NDArray[np.str_]:
+    return np.asarray(table[column].to_pylist(), dtype=str)
+
+
+def _labels(table: pa.Table, emotions: Sequence[str], location: str) -> npt.NDArray[np.int64]:
+    place = {emotion: index for index, emotion in enumerate(emotions)}
+    names = table["emotion"].to_pylist()
+    if unknown := set(names) - set(place):
+        raise DataError(f"{location}: found the labels {sorted(unknown)}, the experiment has {', '.join(emotions)}")
+    return np.asarray([place[name] for name in names], dtype=np.int64)
+
+
+def _constant(table: pa.Table, column: str, location: str) -> Any:
+    values = table[column].unique().to_pylist()
+    if len(values) != 1:
+        raise DataError(f"{location}: expected one {column} in the whole file, found {values or 'no rows'}")
+    return values[0]
+
+
+def _check_unique(utterance_N: npt.NDArray[np.str_], where: str) -> None:
+    if len(np.unique(utterance_N)) != len(utterance_N):
+        raise DataError(f"{where}: some utterances come more than once, expected each test utterance once")
+
+
+def _check_same_utterances(predictions: Sequence[Predictions]) -> None:
+    """Two models may be compared in a language only if they were asked about the same utterances of it."""
+    first: dict[str, tuple[str, set[str]]] = {}
+    for one in predictions:
+        for language in np.unique(one.language_N):
+            utterances = set(one.utterance_N[one.language_N == language].tolist())
+            model, expected = first.setdefault(str(language), (one.model, utterances))
+            if utterances != expected:
+                raise DataError(
+                    f"{model} and {one.model} were judged on different test utterances in {language} "
+                    f"({len(expected)} and {len(utterances)}): they cannot be compared. Run `evaluate` again."
+                )

@@ -1,0 +1,112 @@
+"""Starts and stops the endpoint in the Ray cluster this process is connected to, from its head node."""
+
+import logging
+import os
+import socket
+import time
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment, dump
+from lakd_ray.config import Serve as Limits
+from lakd_ray.errors import CheckpointError, ResourceError
+from lakd_ray.serve.app import QUIET, build
+from lakd_ray.serve.client import Client
+
+APPLICATION = "lakd"
+POLL_S = 0.1
+REQUEST_TIMEOUT_S = 300.0  # the longest recording on a busy CPU, with others before it
+
+
+def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> str:
+    """Serve a checkpoint and wait until it has answered.
+
+    Args:
+        config: the experiment; its `serve` section counts.
+        checkpoint: sealed checkpoint folder, local or in a bucket.
+        timeout_s: longest wait for the endpoint.
+
+    Returns:
+        The base URL.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or no replica can load it.
+        ResourceError: the cluster is too small, the port is taken, Serve runs already, or the deadline passed.
+    """
+    if not storage.is_remote(checkpoint):
+        checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    deadline = time.monotonic() + timeout_s
+    section = config.serve
+    _check_room(section)
+    application = build({"checkpoint": checkpoint, "serve": dump(section)})
+    port = _free_port(section)
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": section.host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S},
+            logging_config=QUIET,
+        )
+        target = serve.RunTarget(application, name=APPLICATION, logging_config=QUIET)
+        serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait for ever
+        _wait(deadline)
+        url = _url(section.host, port)
+        with Client(url, timeout_s=max(1.0, deadline - time.monotonic())) as client:
+            client.model()
+    except BaseException:
+        stop()
+        raise
+    return url
+
+
+def stop() -> None:
+    """Shut Serve down, with every application on it. Nothing happens if it does not run."""
+    serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+
+
+def _check_room(section: Limits) -> None:
+    """Refuse what would otherwise wait for ever."""
+    if serve.status().proxies:
+        raise ResourceError("Ray Serve runs already in this cluster: stop it first with `serve shutdown`")
+    needed = section.replicas * section.cpus
+    found = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    if found < needed:
+        raise ResourceError(
+            f"serve.replicas={section.replicas} with serve.cpus={section.cpus} need {needed} CPUs, the cluster has "
+            f"{found:g}: lower them, or raise cluster.cpus"
+        )
+
+
+def _wait(deadline: float) -> None:
+    """Until the application runs, has failed, or the time is over."""
+    while True:
+        application = serve.status().applications[APPLICATION]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        details = "; ".join(filter(None, (item.message for item in application.deployments.values())))
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise CheckpointError(f"the endpoint cannot start: {details or application.message}")
+        if time.monotonic() > deadline:
+            raise ResourceError(f"the endpoint did not start in time ({application.status.value}): {details}")
+        time.sleep(POLL_S)
+
+
+def _free_port(section: Limits) -> int:
+    """The port to listen on. Ray's proxies share ports with one another, so two endpoints on one would go unnoticed."""
+    family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
+    try:
+        with socket.create_server((section.host, section.port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ResourceError(
+            f"cannot listen on {section.host} port {section.port}: {error}; choose another serve.port, 0 for a free one"
+        ) from None
+
+
+def _url(host: str, port: int) -> str:
+    """Where this machine reaches the endpoint."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"

@@ -1,0 +1,81 @@
+"""The Ray session in which stages run: joins a cluster that is named, starts one here otherwise."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.errors import ConfigError, ResourceError
+
+# Environment of every worker. Set before a cluster starts here, so that its processes inherit it.
+_QUIET = {
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it a lost rank can hang the others' report for ever
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports are collected: epochs can be shorter than its 2 s
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, which it otherwise warns about
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+@contextmanager
+def session(config: Experiment) -> Iterator[None]:
+    """Connect to Ray, and shut down what was started here.
+
+    Raises:
+        ConfigError: storage is relative although this runs as a Ray job.
+        ResourceError: the named cluster cannot be reached.
+    """
+    check_storage(config)
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING, "configure_logging": True}
+    if address is None:
+        options |= {"num_cpus": cpus_here(config), "include_dashboard": False, "address": "local"}
+        if config.cluster.object_store_mb is not None:
+            options["object_store_memory"] = config.cluster.object_store_mb * 1024**2
+    else:
+        options["address"] = address
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        raise ResourceError(f"cannot start or reach {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_here(config: Experiment) -> int:
+    """Logical CPUs of a cluster started on this machine: all workers, trials and readers have room."""
+    if config.cluster.cpus is not None:
+        return config.cluster.cpus
+    train = config.train
+    workers = train.side_by_side * train.workers * train.cpus_per_worker
+    trials = config.tune.concurrent * train.cpus_per_worker
+    serving = config.serve.replicas * config.serve.cpus + 1
+    return max(os.cpu_count() or 1, 2 + max(workers, trials, serving) + 2)
+
+
+def check_storage(config: Experiment) -> None:
+    """A relative path would lie in the temporary copy that a Ray job runs in, and go with it."""
+    relative = not storage.is_remote(config.storage) and not Path(config.storage).expanduser().is_absolute()
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"storage {config.storage!r} is relative, and a Ray job runs in a temporary copy that is deleted. "
+            "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
+        )

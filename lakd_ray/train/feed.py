@@ -1,0 +1,99 @@
+"""What each rank trains and evaluates on: plans, teacher logits, and the stream turned into tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lakd_ray.audio import SAMPLE_RATE, normalise
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, training_epoch
+from lakd_ray.data.stream import AudioBatch, stream
+from lakd_ray.errors import SplitError
+from lakd_ray.models import pad
+from lakd_ray.runs import Run
+from lakd_ray.train.step import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """One rank's view of a run's data."""
+
+    run: Run
+    config: Experiment
+    manifest: Manifest
+    teacher_logits_NKC: Tensor | None
+    rank: int
+    world: int
+
+    @cached_property
+    def train_rows(self) -> Rows:
+        """Rows the run is trained on."""
+        return self._rows("train")
+
+    @cached_property
+    def dev_rows(self) -> Rows:
+        """Rows its epoch is chosen on."""
+        return self._rows("dev")
+
+    def _rows(self, split: str) -> Rows:
+        rows = self.manifest.rows(split, self.run.languages)
+        if not len(rows):
+            raise SplitError(f"{self.run.id}: no {split} utterances in {', '.join(self.run.languages)}")
+        return rows
+
+    @lru_cache(maxsize=4)  # noqa: B019 -- a feed lives as long as its run
+    def epoch(self, number: int) -> Epoch:
+        """The training plan of an epoch, all ranks."""
+        return training_epoch(
+            self.manifest,
+            self.train_rows,
+            self.config.batch,
+            seed=self.run.seed,
+            epoch=number,
+            world=self.world,
+            accumulation=self.config.train.accumulation,
+        )
+
+    @cached_property
+    def dev(self) -> Epoch:
+        """The evaluation plan, all ranks."""
+        return evaluation_epoch(self.manifest, self.dev_rows, self.config.batch, world=self.world)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in the first epoch; later ones may differ by a few, as their batches do."""
+        return sum(1 for _ in self.epoch(0).batches(0)) // self.config.train.accumulation
+
+    def batches(self, first_epoch: int) -> Iterator[tuple[AudioBatch, Batch]]:
+        """This rank's training batches of every epoch from one on, each epoch's followed by its dev batches."""
+        for arrived in stream(self.manifest, self._windows(first_epoch)):
+            yield arrived, self.tensors(arrived)
+
+    def _windows(self, first_epoch: int) -> Iterator[Window]:
+        for number in range(first_epoch, self.run.recipe.optim.epochs):
+            yield from self.epoch(number).windows[self.rank]
+            yield from self.dev.windows[self.rank]
+
+    def tensors(self, arrived: AudioBatch) -> Batch:
+        """A batch as the model wants it."""
+        wave_BT, lengths_B = pad([torch.from_numpy(normalise(wave_T)) for wave_T in arrived.waves])
+        teachers = self.teacher_logits_NKC
+        return Batch(
+            wave_BT=wave_BT,
+            lengths_B=lengths_B,
+            labels_B=torch.from_numpy(self.manifest.labels_N[arrived.rows]),
+            languages=[str(code) for code in self.manifest.languages_N[arrived.rows]],
+            teacher_logits_BKC=None if teachers is None else teachers[torch.from_numpy(arrived.rows)],
+        )
+
+    def seconds(self, epoch: Epoch) -> tuple[float, float]:
+        """Audio seconds of an epoch on all ranks: with padding, and without."""
+        batches = [batch for rank in range(self.world) for batch in epoch.batches(rank)]
+        lengths = [self.manifest.samples_N[batch] for batch in batches]
+        padded = sum(int(length.max()) * len(length) for length in lengths)
+        return padded / SAMPLE_RATE, sum(int(np.sum(length)) for length in lengths) / SAMPLE_RATE

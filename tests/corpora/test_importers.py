@@ -1,0 +1,489 @@
+"""Importers against layouts built from the corpora's published descriptions."""
+
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from lakd_ray import corpora
+from lakd_ray.config import Corpus
+from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.errors import ConfigError, DataError, StorageError
+
+Read = tuple[list[Clip], list[Problem]]
+
+
+def read(importer: str, root: Path | str, languages: tuple[str, ...] = ("en", "fi", "fr"), **rest: Any) -> Read:
+    corpus = Corpus(name="c", importer=importer, root=str(root), **rest)
+    return corpora.read(corpus, languages=languages, storage_root="unused")
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def by_id(clips: list[Clip]) -> dict[str, Clip]:
+    return {clip.id: clip for clip in clips}
+
+
+# --- csv
+
+HEADER = "path,emotion,language,speaker,sentence,session,split,id\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tmp_path.joinpath("wav").mkdir()
+    for name in ("a", "b", "c"):
+        soundfile.write(tmp_path / "wav" / f"{name}.wav", np.zeros(160, np.int16), 16_000)
+    return tmp_path
+
+
+def test_csv_reads_every_column(folder: Path) -> None:
+    outside = touch(folder.parent / "elsewhere" / "d.wav")
+    (folder / "manifest.csv").write_text(
+        HEADER
+        + "wav/b.wav,Anger,EN,s1,hello,one,train,B\n"
+        + f"{outside},sadness,fi,s2,,,,A\n\n"
+        + "s3://bucket/x.wav,neutral,en,s1,,,dev,C\n"
+    )
+    clips, problems = read("csv", folder)
+    assert problems == []
+    assert clips == [
+        Clip(id="A", source=str(outside), emotion="sadness", language="fi", speaker="s2"),
+        Clip("B", f"{folder}/wav/b.wav", "anger", "en", "s1", session="one", sentence="hello", split="train"),
+        Clip(id="C", source="s3://bucket/x.wav", emotion="neutral", language="en", speaker="s1", split="dev"),
+    ]
+    assert all(soundfile.info(clip.source).samplerate == 16_000 for clip in clips if clip.id == "B")
+
+
+def test_csv_names_rows_by_path_and_takes_excels_byte_order_mark(folder: Path) -> None:
+    text = "path,emotion,language,speaker\r\nwav/a.wav,anger,en,s1\r\n"
+    (folder / "odd name.csv").write_text(text, encoding="utf-8-sig", newline="")
+    clips, _ = read("csv", folder / "odd name.csv")
+    assert [clip.id for clip in clips] == ["wav/a.wav"]
+
+
+def test_csv_columns_are_renamed_and_language_given(folder: Path) -> None:
+    (folder / "manifest.csv").write_text("file,label,who\nwav/a.wav,anger,7\n")
+    columns = {"path": "file", "emotion": "label", "speaker": "who"}
+    clips, _ = read("csv", folder, options={"columns": columns, "language": "fr"})
+    assert (clips[0].speaker, clips[0].language) == ("7", "fr")
+
+
+def test_jsonl_reads_text_and_numbers(folder: Path) -> None:
+    rows: list[Any] = [
+        {"path": "wav/a.wav", "emotion": "anger", "language": "en", "speaker": 3, "sentence": "one\u2028line"},
+        {"path": "wav/b.wav", "emotion": "anger", "language": "en", "speaker": True},
+        ["not an object"],
+        {"path": "wav/c.wav", "emotion": None, "language": "en", "speaker": "s"},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (folder / "manifest.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n", encoding="utf-8")
+    clips, problems = read("csv", folder)
+    assert [(clip.speaker, clip.sentence) for clip in clips] == [("3", "one\u2028line")]
+    reasons = {problem.source.rpartition(" ")[2]: problem.reason for problem in problems}
+    assert reasons["2"] == "speaker is True, expected text"
+    assert reasons["3"] == "is list, expected an object"
+    assert reasons["4"] == "no value for emotion"
+    assert "not JSON" in reasons["5"]
+
+
+def test_csv_rows_that_cannot_be_used_are_problems(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(
+        "path,emotion,language,speaker\nwav/a.wav,anger,en,s\nwav/b.wav,,en,s\nwav/c.wav,anger,en\nwav/z.wav,anger,en,s\n"
+    )
+    clips, problems = read("csv", folder)
+    assert [clip.id for clip in clips] == ["wav/a.wav"]
+    assert [(problem.id, problem.reason) for problem in problems] == [
+        ("line-4", "has 3 cells, expected 4"),
+        ("wav/b.wav", "no value for emotion"),
+        ("wav/z.wav", "there is no file wav/z.wav"),
+    ]
+
+
+@pytest.mark.parametrize(("on_disk", "in_manifest"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_csv_finds_accented_files_in_either_unicode_form(folder: Path, on_disk: Any, in_manifest: Any) -> None:
+    path = unicodedata.normalize(on_disk, "wav/colère.wav")
+    touch(folder / path)
+    (folder / "manifest.csv").write_text(
+        f"path,emotion,language,speaker\n{unicodedata.normalize(in_manifest, 'wav/colère.wav')},anger,fr,é\n"
+    )
+    clips, problems = read("csv", folder)
+    assert problems == []
+    assert Path(clips[0].source).exists()
+    assert clips[0].id == "wav/colère.wav"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty; expected a row of column names"),
+        (b"path,emotion,language,speaker\n", "but no rows"),
+        (b"path,emotion,speaker\nwav/a.wav,anger,s\n", "lacks column language; found path, emotion, speaker"),
+        (b"path;emotion;language;speaker\na;b;c;d\n", "separated by something else"),
+        (b"path,path,emotion,language,speaker\na,a,b,c,d\n", "more than one column path"),
+        (
+            "path,emotion,language,speaker\nwav/é.wav,anger,fr,s\n".encode("latin-1"),
+            "is not UTF-8: byte 0xe9 in line 2",
+        ),
+        ("path,emotion,language,speaker\n".encode("utf-16"), "is not UTF-8"),
+        (b'path,emotion,language,speaker\nwav/a.wav,anger,en,"s\nwav/b.wav,anger,en,s\n', "is damaged in line 3"),
+        (b"path,emotion,language,speaker,start,end\na,b,c,d,0,1\n", "has column start, end: parts of recordings"),
+        (
+            HEADER.encode() + b"wav/a.wav,anger,en,s,,,,X\nwav/b.wav,anger,en,s,,,,X\n",
+            "'X' is in line 2 and again in line 3",
+        ),
+        (b"path,emotion,language,speaker\nwav/a.wav,rage,en,s\n", r"unknown emotion 'rage' in wav/a\.wav"),
+        (b"path,emotion,language,speaker\nwav/a.wav,anger,de,s\n", r"unknown language 'de' in wav/a\.wav"),
+        (b"path,emotion,language,speaker\nwav/z.wav,anger,en,s\n", "has no clips, and 1 problems: .*there is no file"),
+    ],
+)
+def test_csv_that_cannot_be_read_says_what_was_found(folder: Path, content: bytes, says: str) -> None:
+    (folder / "manifest.csv").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read("csv", folder)
+
+
+def test_csv_without_a_manifest(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"neither manifest\.csv nor manifest\.jsonl"):
+        read("csv", folder)
+    with pytest.raises(DataError, match="no such folder"):
+        read("csv", folder / "nowhere")
+    with pytest.raises(DataError, match="there is no manifest"):
+        read("csv", folder / "nowhere.csv")
+    touch(folder / "manifest.csv")
+    touch(folder / "manifest.jsonl")
+    with pytest.raises(DataError, match=r"both manifest\.csv and manifest\.jsonl"):
+        read("csv", folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"columns": ["path"]}, "expected a mapping"),
+        ({"columns": {"file": "path"}}, "names file; it maps ours: theirs"),
+        ({"language": 3}, "expected a code"),
+        ({"colums": {}}, "has no option `colums`; did you mean `columns`"),
+    ],
+)
+def test_csv_options_are_checked(folder: Path, options: dict[str, Any], says: str) -> None:
+    (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
+    with pytest.raises(ConfigError, match=says):
+        read("csv", folder, options=options)
+
+
+def test_csv_column_named_in_the_options_must_be_there(folder: Path) -> None:
+    (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
+    with pytest.raises(DataError, match="lacks column text"):
+        read("csv", folder, options={"columns": {"sentence": "text"}})
+
+
+# --- read
+
+
+def test_read_renames_emotions_and_keeps_languages(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(
+        "path,emotion,language,speaker\nwav/a.wav,rage,en,s\nwav/b.wav,anger,de,s\nwav/c.wav,joy,fi,s\n"
+    )
+    emotions = {"rage": "anger", "joy": "happiness"}
+    clips, _ = read("csv", folder, emotions=emotions, only_languages=("fi", "en"))
+    assert [(clip.language, clip.emotion) for clip in clips] == [("en", "anger"), ("fi", "happiness")]
+    with pytest.raises(DataError, match="renames rgae, which never occurs; found anger, joy, rage"):
+        read("csv", folder, emotions={"rgae": "anger"})
+    with pytest.raises(DataError, match="`only_languages` names fr, which never occurs; found de, en, fi"):
+        read("csv", folder, only_languages=("fr", "en"))
+
+
+def test_read_substitutes_storage(folder: Path) -> None:
+    (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
+    corpus = Corpus(name="c", root="{storage}/" + folder.name)
+    clips, _ = corpora.read(corpus, languages=("en",), storage_root=f"{folder.parent}/")
+    assert clips[0].source == f"{folder}/wav/a.wav"
+
+
+def test_read_refuses_an_unknown_importer() -> None:
+    with pytest.raises(ConfigError, match="no importer `iemocpa`; did you mean `iemocap`"):
+        read("iemocpa", "x")
+    with pytest.raises(ConfigError, match="known are csv, iemocap, fesc, cafe, espeak"):
+        read("zzz", "x")
+
+
+def test_every_importer_is_described_and_can_be_loaded() -> None:
+    for name, layout in corpora.IMPORTERS.items():
+        assert callable(layout.importer()), name
+        assert layout.layout and layout.licence and layout.obtain
+        assert "\n" not in layout.layout
+
+
+# --- IEMOCAP
+
+LABELS = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
+
+[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]
+C-E2:\tNeutral;\t()
+A-E3:\tval 3; act 2; dom  2;\t()
+
+[10.0100 - 11.3925]\tSes01F_impro01_M000\texc\t[2.5000, 2.5000, 2.5000]
+[14.8872 - 18.0175]\tSes01F_impro01_M001\txxx\t[2.5000, 2.5000, 2.5000]
+[19.2900 - 20.7875]\tSes01F_impro01_M002\thap\t[2.5000, 3.0000, 2.5000]
+[21.3257 - 24.7400]\tSes01F_impro01_F001\tang\t[2.5000, 3.0000, 2.5000]
+"""
+
+
+@pytest.fixture
+def iemocap(tmp_path: Path) -> Path:
+    root = tmp_path / "IEMOCAP_full_release"
+    labels = root / "Session1/dialog/EmoEvaluation"
+    touch(labels / "Ses01F_impro01.txt").write_text(LABELS)
+    touch(labels / "._Ses01F_impro01.txt").write_bytes(b"\x00\x05\x16\x07")
+    touch(labels / "Categorical/Ses01F_impro01_e2_cat.txt").write_text("Ses01F_impro01_F000 :Neutral; ()\n")
+    touch(labels / "Self-evaluation/Ses01F_impro01_f.txt").write_text("Ses01F_impro01_F000 :Anger; ()\n")
+    touch(root / "Session1/dialog/transcriptions/Ses01F_impro01.txt").write_text("Ses01F_impro01_F000 [6-8]: Hello.\n")
+    touch(root / "Session1/dialog/wav/Ses01F_impro01.wav")
+    touch(root / "Session1/dialog/wav/Ses01F_script01_1.wav")
+    for name in ("F000", "F001", "M000", "M001", "M002"):
+        touch(root / f"Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_{name}.wav")
+    touch(root / "Session1/sentences/wav/Ses01F_impro01/._Ses01F_impro01_F000.wav")
+    return root
+
+
+def test_iemocap_takes_the_speaker_from_the_utterances_suffix(iemocap: Path) -> None:
+    clips, problems = read("iemocap", iemocap)
+    assert problems == []
+    found = {clip.id[-4:]: (clip.emotion, clip.speaker, clip.session, clip.language) for clip in clips}
+    assert found == {
+        "F000": ("neutral", "Ses01F", "Ses01", "en"),
+        "F001": ("anger", "Ses01F", "Ses01", "en"),
+        "M000": ("excitement", "Ses01M", "Ses01", "en"),
+        "M002": ("happiness", "Ses01M", "Ses01", "en"),
+    }
+    assert all(Path(clip.source).is_file() for clip in clips)
+
+
+def test_iemocap_merges_excited_on_request(iemocap: Path) -> None:
+    clips, _ = read("iemocap", iemocap.parent, options={"merge_excited": True})
+    assert Counter(clip.emotion for clip in clips) == {"happiness": 2, "neutral": 1, "anger": 1}
+    with pytest.raises(ConfigError, match="'yes'; expected true or false"):
+        read("iemocap", iemocap, options={"merge_excited": "yes"})
+
+
+def test_iemocap_problems(iemocap: Path) -> None:
+    touch(iemocap / "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_F007.wav")
+    touch(iemocap / "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_M008.wav")
+    touch(iemocap / "Session5/dialog/EmoEvaluation/Ses05M_script01_1b.txt").write_text(
+        "[1.0 - 2.0]\tSes05M_script01_1b_M008\tang\t[1, 1, 1]\n[1.0 - 2.0]\tSes05M_script01_1b_M008\tsad\t[1, 1, 1]\n"
+        "[1.0 - 2.0]\tSes05M_script01_1b_M009\tang\t[1, 1, 1]\n"
+    )
+    clips, problems = read("iemocap", iemocap)
+    assert len(clips) == 4
+    assert [(problem.id[-4:], problem.reason[:22]) for problem in problems] == [
+        ("F007", "has no label in EmoEva"),
+        ("M008", "has label 'ang and sad"),
+        ("M009", "has a label in EmoEval"),
+    ]
+
+
+def test_iemocap_refuses_another_folder_and_a_second_copy(iemocap: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is not IEMOCAP: found 0 files.*check the corpus's `root`"):
+        read("iemocap", tmp_path / "nowhere")
+    touch(tmp_path / "copy/Ses01F_impro01_F000.wav")
+    with pytest.raises(DataError, match="Ses01F_impro01_F000 more than once"):
+        read("iemocap", tmp_path)
+
+
+# --- FESC
+
+PAPER_CODES = {1: "anger", 2: "happiness", 3: "neutral", 4: "sadness"}
+
+
+@pytest.fixture
+def fesc(tmp_path: Path) -> Path:
+    """Three speakers with codes 1 to 5; paths as another machine wrote them."""
+    root = tmp_path / "fesc"
+    said = {
+        speaker: {
+            f"{speaker}_{code}": {"file_path": f"/cluster/work/{speaker}/{code}.wav", "label": str(code)}
+            for code in range(1, 6)
+        }
+        for speaker in ("TIRE", "TIPE", "JARA")
+    }
+    for speaker, others in (("TIRE", ("TIPE", "JARA")), ("TIPE", ("JARA", "TIRE")), ("JARA", ("TIRE", "TIPE"))):
+        parts = {"test": speaker, "train": others[0], "dev": others[1]}
+        for part, who in parts.items():
+            touch(root / speaker / f"{part}.json").write_text(json.dumps(said[who]))
+        for code in range(1, 6):
+            touch(tmp_path / "wav" / speaker / f"{code}.wav")
+    return root
+
+
+def edit(file: Path, **entries: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_fesc_is_the_union_of_the_held_out_speakers(fesc: Path) -> None:
+    clips, problems = read("fesc", fesc, options={"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")})
+    assert problems == []
+    assert len(clips) == 12
+    clip = by_id(clips)["JARA_2"]
+    assert clip == Clip("JARA_2", f"{fesc.parent}/wav/JARA/2.wav", "happiness", "fi", "JARA")
+
+
+def test_fesc_takes_paths_that_are_there(fesc: Path) -> None:
+    real = touch(fesc.parent / "real.wav")
+    edit(fesc / "TIRE/test.json", TIRE_1={"file_path": str(real), "label": "1"})
+    options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
+    assert by_id(read("fesc", fesc, options=options)[0])["TIRE_1"].source == str(real)
+
+
+def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read("fesc", fesc)
+    assert "{1: anger, 2: happiness, 3: neutral, 4: sadness}" in str(caught.value)
+    assert "{1: neutral, 2: sadness, 3: happiness, 4: anger}" in str(caught.value)
+    with pytest.raises(ConfigError, match="names rage"):
+        read("fesc", fesc, options={"labels": {1: "rage"}})
+
+
+def test_fesc_problems(fesc: Path) -> None:
+    edit(fesc / "TIRE/test.json", odd="x", TIRE_9={"file_path": "/cluster/work/TIRE/9.wav", "label": "1"})
+    edit(fesc / "TIPE/test.json", seven={"file_path": "a.wav", "label": 7})
+    edit(fesc / "JARA/train.json", stranger={"file_path": "a.wav", "label": 1})
+    options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
+    clips, problems = read("fesc", fesc, options=options)
+    assert len(clips) == 12
+    assert {problem.id: problem.reason.split(",")[0] for problem in problems} == {
+        "odd": "is 'x'",
+        "TIRE_9": "there is no file /cluster/work/TIRE/9.wav",
+        "seven": "has label '7'",
+        "stranger": "is in no test.json",
+    }
+
+
+def test_fesc_refuses_contradictions(fesc: Path) -> None:
+    options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
+
+    def refused(says: str) -> None:
+        with pytest.raises(DataError, match=says):
+            read("fesc", fesc, options=options)
+
+    before = (fesc / "TIRE/train.json").read_text()
+    edit(fesc / "TIRE/train.json", TIRE_1={"file_path": "x", "label": "1"})
+    refused("holds 'TIRE_1', which is also in TIRE's test.json")
+    edit(fesc / "TIRE/train.json", TIPE_1={"file_path": "x", "label": "2"})
+    (fesc / "TIRE/train.json").write_text(before)
+    edit(fesc / "TIRE/train.json", TIPE_1={"file_path": "x", "label": "2"})
+    refused("labels 'TIPE_1' otherwise than TIPE's test.json")
+    (fesc / "TIRE/train.json").write_text(before)
+    edit(fesc / "TIRE/test.json", TIPE_1={"file_path": "x", "label": "1"})
+    refused("'TIPE_1' is in the test.json of TIPE and of TIRE")
+
+
+def test_fesc_never_gives_one_recording_two_labels(fesc: Path) -> None:
+    (fesc.parent / "wav/TIRE/1.wav").unlink()
+    (fesc.parent / "wav/TIPE/1.wav").unlink()
+    with pytest.raises(DataError, match=r"JARA/1\.wav was found for '.*' and for"):
+        read("fesc", fesc, options={"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")})
+
+
+def test_fesc_refuses_another_folder_and_damaged_files(fesc: Path) -> None:
+    with pytest.raises(DataError, match="is not FESC"):
+        read("fesc", fesc.parent / "wav", options={"labels": PAPER_CODES})
+    (fesc / "TIRE/test.json").write_text("[]")
+    with pytest.raises(DataError, match="holds list"):
+        read("fesc", fesc, options={"labels": PAPER_CODES})
+    (fesc / "TIRE/test.json").write_text("{")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        read("fesc", fesc, options={"labels": PAPER_CODES})
+
+
+# --- CaFE
+
+
+@pytest.fixture
+def cafe(tmp_path: Path) -> Path:
+    """The whole corpus: 12 actors, 6 sentences, 6 emotions in two intensities, and neutral."""
+    folders = {"C": "Colère", "D": "Dégoût", "J": "Joie", "N": "Neutre", "P": "Peur", "S": "Surprise", "T": "Tristesse"}
+    for letter, folder in folders.items():
+        for intensity in (1,) if letter == "N" else (1, 2):
+            for actor in range(1, 13):
+                for sentence in range(1, 7):
+                    form: Any = "NFD" if actor % 2 else "NFC"  # one archive unpacked on two systems
+                    touch(
+                        tmp_path
+                        / unicodedata.normalize(form, folder)
+                        / f"{actor:02}-{letter}-{intensity}-{sentence}.wav"
+                    )
+    return tmp_path
+
+
+def test_cafe_reads_file_names_only(cafe: Path) -> None:
+    touch(cafe / "._01-C-1-1.wav")
+    touch(cafe / "Readme.pdf")
+    clips, problems = read("cafe", cafe)
+    assert problems == []
+    assert len(clips) == 936
+    assert sum(clip.emotion in ("anger", "happiness", "neutral", "sadness") for clip in clips) == 504
+    assert {clip.speaker for clip in clips} == {f"{actor:02}" for actor in range(1, 13)}
+    clip = by_id(clips)["07-T-2-5"]
+    assert (clip.emotion, clip.speaker, clip.sentence, clip.language) == ("sadness", "07", "5", "fr")
+    assert Path(clip.source).is_file()
+
+
+@pytest.mark.parametrize(("intensity", "clips"), [("strong", 504), ("weak", 504), ("both", 936)])
+def test_cafe_intensity_keeps_neutral(cafe: Path, intensity: str, clips: int) -> None:
+    found, _ = read("cafe", cafe, options={"intensity": intensity})
+    assert len(found) == clips
+    assert Counter(clip.emotion for clip in found)["neutral"] == 72
+
+
+def test_cafe_problems_and_refusals(cafe: Path) -> None:
+    for name in ("13-C-1-1", "01-N-2-1", "bruit"):
+        touch(cafe / f"{name}.wav")
+    _, problems = read("cafe", cafe)
+    assert [problem.id for problem in problems] == ["01-N-2-1", "13-C-1-1", "bruit"]
+    touch(cafe / "copy/01-C-1-1.wav")
+    with pytest.raises(DataError, match=r"1 ids more than once; '01-C-1-1' stands for .*copy"):
+        read("cafe", cafe)
+    with pytest.raises(ConfigError, match="'loud'; expected both, weak, strong"):
+        read("cafe", cafe, options={"intensity": "loud"})
+    with pytest.raises(DataError, match="is not CaFE: found 0 files"):
+        read("cafe", cafe / "nowhere")
+
+
+# --- espeak
+
+SMALL = {"languages": ["fi"], "speakers": 2, "sentences": 1, "takes": 1, "seed": 1}
+
+
+def test_espeak_makes_its_corpus_once(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="the demo corpus needs lakd-ray[demo]")
+    clips, problems = read("espeak", tmp_path / "demo", options=SMALL)
+    assert problems == []
+    assert {clip.language for clip in clips} == {"fi"}
+    assert len({clip.speaker for clip in clips}) == 2
+    assert all(clip.session and clip.sentence for clip in clips)
+    made = (tmp_path / "demo/manifest.csv").stat().st_mtime_ns
+    assert read("espeak", tmp_path / "demo", options=SMALL)[0] == clips
+    assert (tmp_path / "demo/manifest.csv").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("root", "options", "says"),
+    [
+        ("s3://bucket/demo", {}, "in a local folder, and `root` is s3://bucket/demo"),
+        ("demo", {"speakers": "12"}, "`speakers` of importer `espeak` is '12'"),
+        ("demo", {"languages": "fi"}, "expected a list"),
+        ("demo", {"voices": 3}, "has no option `voices`"),
+    ],
+)
+def test_espeak_options_are_checked(root: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read("espeak", root, options=options)

@@ -1,0 +1,106 @@
+"""The endpoint on a real Ray Serve, in a process of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError
+from lakd_ray.serve.client import Client
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray Serve 2.60 still passes extra keywords to pydantic's Field when it is imported
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def endpoint(tiny_checkpoint: str, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The URL of a running endpoint, and its process."""
+    log = tmp_path / "endpoint.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("endpoint.py")), tiny_checkpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "HOME": str(tmp_path)},  # ray.init writes an access token there
+        )
+    with process:
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), f"the endpoint did not start:\n{log.read_text()}"
+            yield url, process
+        finally:
+            process.stdin.close()
+            if process.wait(timeout=60):
+                print(log.read_text())
+
+
+def test_endpoint(endpoint, recording):
+    url, process = endpoint
+    with Client(url) as client:
+        card = client.model()
+        assert card.languages == ("en", "de")
+
+        answer = client.emotion(recording(2.0), language="de")
+        assert answer.language == "de"
+        assert answer.model == card.model
+        assert answer.duration_s == pytest.approx(2.0)
+        assert tuple(answer.probabilities) == card.emotions
+        assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
+        assert answer.probabilities[answer.emotion] == max(answer.probabilities.values())
+
+        for content, words in ((b"no audio", "422"), (bytes(3_000_000), "413"), (recording(11.0, rate=8_000), "413")):
+            with pytest.raises(DataError, match=words):
+                client.emotion(content)
+
+        clips = [recording(seconds) for seconds in (0.5, 1.0, 1.5, 4.0)] * 6
+        with ThreadPoolExecutor(len(clips)) as pool:
+            answers = list(pool.map(client.emotion, clips))
+        for alone, crowd in zip((client.emotion(clip) for clip in clips[:4]), answers, strict=False):
+            assert crowd.probabilities == pytest.approx(alone.probabilities, abs=1e-3)
+
+    form = httpx.post(f"{url}/v1/emotion", files={"file": ("a.flac", recording(format="FLAC"))})
+    assert form.status_code == 200, form.text
+    assert httpx.post(f"{url}/v1/emotion", content="{}", headers={"Content-Type": "application/json"}).json()["error"]
+    assert httpx.get(f"{url}/-/healthz").text == "success"
+    assert httpx.get(f"{url}/docs").status_code == 200
+
+    process.stdin.close()
+    assert process.stdout.read().endswith("stopped\n")
+    assert process.wait(timeout=60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_build_refuses(tmp_path):
+    from lakd_ray.serve.app import build
+
+    with pytest.raises(ConfigError, match="port"):
+        build({"checkpoint": str(tmp_path), "serve": {"port": -1}})
+    with pytest.raises(ConfigError, match="checkpont"):
+        build({"checkpont": str(tmp_path)})
+    with pytest.raises(ConfigError, match="absolute"):
+        build({"checkpoint": "outputs/student"})
+    with pytest.raises(CheckpointError, match="SEAL"):
+        build({"checkpoint": str(tmp_path)})
+
+
+def test_taken_port_is_refused():
+    from lakd_ray.config import Serve
+    from lakd_ray.serve.run import _free_port
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=str(port)):
+            _free_port(Serve(port=port))
+    assert _free_port(Serve(port=0)) > 0
