@@ -50,8 +50,8 @@ def decode(content: bytes, *, where: str, max_seconds: float | None = None) -> W
 
 def resample(wave_T: Wave, rate: int) -> Wave:
     """Resample to 16 kHz by torchaudio's windowed sinc."""
-    import torch  # noqa: PLC0415 -- seconds to load, and only recordings at other rates need it
-    from torchaudio.functional import resample as sinc  # noqa: PLC0415
+    import torch  # seconds to load, and only recordings at other rates need it
+    from torchaudio.functional import resample as sinc
 
     with torch.inference_mode():
         resampled: Wave = sinc(torch.from_numpy(np.ascontiguousarray(wave_T)), rate, SAMPLE_RATE).numpy()

@@ -19,7 +19,7 @@ class Run(Section):
     id: str
     """Unique in the experiment, and its folder's name."""
     stage: str
-    """`teachers` or `distill`: the stage whose folder it lies in."""
+    """`teachers`, `distill` or `tune`: the stage whose folder it lies in."""
     paradigm: Paradigm
     """How it is trained."""
     setup: Setup
@@ -39,9 +39,9 @@ class Run(Section):
     teachers: tuple[str, ...] = ()
     """Ids of the runs whose logits it learns from, in the order of the teacher axis."""
 
-    def folder(self, experiment_folder: str) -> str:
+    def folder(self, config: Experiment) -> str:
         """Where the run's outputs lie."""
-        return storage.join(experiment_folder, self.stage, self.id)
+        return storage.join(config.stage_folder(self.stage), self.id)
 
 
 def teacher_runs(config: Experiment) -> list[Run]:

@@ -19,6 +19,8 @@ _QUIET = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it a lost rank can hang the others' report for ever
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports are collected: epochs can be shorter than its 2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, which it otherwise warns about
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the tune stage prints a line for each trial
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs more than the 30 s that Ray gives itself
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -40,7 +42,11 @@ def session(config: Experiment) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING, "configure_logging": True}
+    options: dict[str, Any] = {
+        "log_to_driver": config.cluster.logs,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     if address is None:
         options |= {"num_cpus": cpus_here(config), "include_dashboard": False, "address": "local"}
         if config.cluster.object_store_mb is not None:
@@ -54,6 +60,8 @@ def session(config: Experiment) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {where}: {error}") from error
+    for chatty in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(chatty).setLevel(logging.INFO if config.cluster.logs else logging.ERROR)
     try:
         yield
     finally:

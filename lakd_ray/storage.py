@@ -136,9 +136,21 @@ def writing(location: str) -> Iterator[pa.NativeFile]:
             if isinstance(filesystem, pafs.LocalFileSystem):
                 os.replace(temporary, path)
             else:
-                pafs.copy_files(str(temporary), path, source_filesystem=_local(), destination_filesystem=filesystem)
+                _upload(temporary, filesystem, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Send a whole file. Closing the stream reports refused parts, so it is closed here and not when collected."""
+    with source.open("rb") as content:
+        stream = filesystem.open_output_stream(path)
+        try:
+            shutil.copyfileobj(content, stream, 1 << 20)
+        finally:
+            stream.close()
+    if filesystem.get_file_info(path).size != source.stat().st_size:
+        raise OSError(f"{path} arrived with another size than was sent")
 
 
 def read_json(location: str) -> Any:

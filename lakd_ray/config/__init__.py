@@ -1,6 +1,6 @@
 """The experiment file as typed, frozen configuration."""
 
-from lakd_ray.config.file import dump, load
+from lakd_ray.config.file import describe, dump, load
 from lakd_ray.config.sections import (
     Audio,
     Batch,
@@ -18,6 +18,7 @@ from lakd_ray.config.sections import (
     Serve,
     Setup,
     Split,
+    Stage,
     Train,
     Tune,
     Weighting,
@@ -40,9 +41,11 @@ __all__ = [
     "Serve",
     "Setup",
     "Split",
+    "Stage",
     "Train",
     "Tune",
     "Weighting",
+    "describe",
     "dump",
     "load",
 ]

@@ -46,6 +46,30 @@ def dump(config: Section) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def describe(config: Experiment) -> str:
+    """The resolved configuration as YAML that can be loaded again, every field with its documentation."""
+    return "\n".join(_lines(config, "")) + "\n"
+
+
+def _lines(section: Section, indent: str) -> list[str]:
+    lines = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        note = f"  # {field.description}" if field.description else ""
+        if isinstance(value, Section):
+            lines += [f"{indent}{name}:{note}", *_lines(value, indent + "  ")]
+        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
+            lines.append(f"{indent}{name}:{note}")
+            for item in value:
+                first, *rest = _lines(item, indent + "    ")
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
+        else:
+            plain = section.model_dump(mode="json", include={name})[name]
+            shown = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
+            lines.append(f"{indent}{name}: {shown.removesuffix('...' + chr(10)).strip()}{note}")
+    return lines
+
+
 def _apply(tree: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in the raw tree; validation later refuses keys that do not exist."""
     key, equals, text = override.partition("=")

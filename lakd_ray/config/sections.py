@@ -10,6 +10,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Paradigm = Literal["ft", "kd", "mtkd"]
 Setup = Literal["monolingual", "multilingual"]
+Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
 Weighting = Literal["uniform", "similarity", "similarity-centred", "language"]
 
 
@@ -221,7 +222,7 @@ class Tune(Section):
     """The search for the student's distillation settings. Sees dev, never test."""
 
     trials: int = Field(16, ge=1)
-    """Settings tried; the first is the paper's."""
+    """Settings tried; the first is the paper's: temperature 5, lam 0.25, tau 0.25 with `reference_compat`."""
     concurrent: int = Field(2, ge=1)
     """Trials at the same time, each one process."""
     epochs: int | None = Field(None, ge=1)
@@ -260,6 +261,8 @@ class Cluster(Section):
 
     address: str | None = None
     """Ray address; `auto` finds a cluster on this machine."""
+    logs: bool = False
+    """Show what workers print, besides the progress of stages; it is kept in Ray's session folder either way."""
     cpus: int | None = Field(None, ge=2)
     """Logical CPUs of a cluster started here; what the experiment needs if absent."""
     object_store_mb: int | None = Field(None, ge=80)
@@ -273,6 +276,10 @@ class Experiment(Section):
     """Folder of its outputs under `storage`."""
     storage: str = "outputs"
     """Folder or s3://bucket/prefix for all outputs; absolute when submitted as a Ray job."""
+    base: Name | None = None
+    """Another experiment in the same storage whose prepared data and teachers are used instead of own ones."""
+    stages: tuple[Stage, ...] = ("prepare", "teachers", "distill", "tune", "evaluate", "report", "serve")
+    """What the pipeline does, in this order; its last stage asks the endpoint about held-out clips and stops it."""
     languages: tuple[Language, ...] = Field(min_length=1)
     """Languages, one teacher each."""
     emotions: tuple[str, ...] = PAPER_EMOTIONS
@@ -328,3 +335,8 @@ class Experiment(Section):
     def folder(self) -> str:
         """Where the experiment's outputs lie."""
         return f"{self.storage.rstrip('/')}/{self.name}"
+
+    def stage_folder(self, stage: str) -> str:
+        """Where a stage's outputs lie: prepared data and teachers may be another experiment's."""
+        owner = self.base if self.base is not None and stage in ("prepare", "teachers") else self.name
+        return f"{self.storage.rstrip('/')}/{owner}/{stage}"

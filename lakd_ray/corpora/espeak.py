@@ -34,7 +34,7 @@ import numpy.typing as npt
 from lakd_ray.corpora.sentences import EMOTIONS, LANGUAGES, MEN, WOMEN, Speaker, cast
 from lakd_ray.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same parameters would sound different: an older corpus is not taken for a new one."""
 
 SAMPLE_RATE = 22_050
@@ -78,9 +78,7 @@ class CorpusPlan:
         """Refuse what cannot be spoken, before anything is written."""
         unknown = [name for name in self.languages if name not in LANGUAGES]
         if unknown or not self.languages or len(set(self.languages)) != len(self.languages):
-            raise DataError(
-                f"languages are {list(self.languages)}; expected some of {sorted(LANGUAGES)}, each once."
-            )
+            raise DataError(f"languages are {list(self.languages)}; expected some of {sorted(LANGUAGES)}, each once.")
         most_sentences = min(len(LANGUAGES[name].sentences) for name in self.languages)
         for field, most in (("speakers", MAX_SPEAKERS), ("sentences", most_sentences), ("takes", 99)):
             value = getattr(self, field)
@@ -158,9 +156,7 @@ def _tilt(wave_T: Wave, db_per_octave: float) -> Wave:
     """Turn the spectrum around 1 kHz, flat below 80 Hz."""
     length = -(-len(wave_T) // 4096) * 4096  # lengths with large prime factors take ten times as long
     octaves_F = np.log2(np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 80.0) / 1000.0)
-    tilted_T: Wave = np.fft.irfft(
-        np.fft.rfft(wave_T, length) * 10 ** (db_per_octave * octaves_F / 20), length
-    )
+    tilted_T: Wave = np.fft.irfft(np.fft.rfft(wave_T, length) * 10 ** (db_per_octave * octaves_F / 20), length)
     return tilted_T[: len(wave_T)]
 
 

@@ -21,11 +21,6 @@ SHARDS = "shards"
 MANIFEST_FILE = "manifest.parquet"
 
 
-def prepare_folder(experiment_folder: str) -> str:
-    """Where the prepare stage's outputs lie."""
-    return storage.join(experiment_folder, "prepare")
-
-
 @dataclass(frozen=True)
 class Manifest:
     """An experiment's utterances; rows are numbered as in the manifest file.
@@ -65,16 +60,16 @@ class Manifest:
         return Seen(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
 
 
-def load(config: Experiment, fold: int) -> Manifest:
-    """Read what the prepare stage wrote and divide it for one fold.
+def load(config: Experiment) -> Manifest:
+    """Read what the prepare stage wrote and divide it for the experiment's fold.
 
     Raises:
         StorageError: the stage has not run.
         SplitError: the fold cannot be made, or its splits share speakers or recordings.
     """
-    folder = prepare_folder(config.folder)
+    folder = config.stage_folder("prepare")
     table = storage.read_table(storage.join(folder, MANIFEST_FILE))
-    splits_N = np.asarray(splits.assign(table, config, fold)).astype(str)
+    splits_N = np.asarray(splits.assign(table, config, config.fold)).astype(str)
     splits.check(table, splits_N, config)
     shard_names, shard_N = np.unique(np.asarray(table["shard"].to_pylist(), dtype=str), return_inverse=True)
     index = {emotion: number for number, emotion in enumerate(config.emotions)}

@@ -14,7 +14,7 @@ from lakd_ray import corpora, records, storage
 from lakd_ray.audio import SAMPLE_RATE, Wave, decode, encode_flac, to_int16
 from lakd_ray.config import Audio, Corpus, Experiment, dump
 from lakd_ray.corpora.clip import Clip, Problem
-from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS, prepare_folder
+from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS
 from lakd_ray.data.stream import quiet_and_ordered
 from lakd_ray.errors import DataError, LakdError
 from lakd_ray.schema import MANIFEST, QUARANTINE, SHARD
@@ -42,7 +42,7 @@ def run(config: Experiment) -> str:
         DataError: a corpus cannot be read, or more clips than allowed were quarantined.
         StageError: the folder was made by another configuration.
     """
-    folder = prepare_folder(config.folder)
+    folder = config.stage_folder("prepare")
     wanted = made_by(config)
     if records.is_done(folder, wanted):
         print(f"prepare: already done, {folder}")

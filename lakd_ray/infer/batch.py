@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import ray.data
 from tqdm import tqdm
 
 from lakd_ray import records, storage
@@ -54,7 +55,7 @@ def logits(
         fn_constructor_kwargs={"checkpoints": dict(checkpoints), "threads": config.train.cpus_per_worker},
         batch_size=1,
         batch_format="pyarrow",
-        concurrency=(1, config.train.workers),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.train.workers),
         num_cpus=config.train.cpus_per_worker,
         num_gpus=1 if config.train.gpu else 0,
     )

@@ -57,7 +57,7 @@ def build(model: Model, emotions: Sequence[str], *, seed: int) -> EmotionClassif
     Raises:
         ConfigError: the architecture is refused by transformers, or the pretrained model cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForAudioClassification  # noqa: PLC0415 -- seconds to load
+    from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
 
     labels: dict[str, Any] = {
         "num_labels": len(emotions),
@@ -95,7 +95,7 @@ def save(location: str, network: Any, card: Card, *, scratch: Path, state: dict[
         scratch: an empty local folder to write in first.
         state: weights to save instead of the network's own (gathered from several ranks, say).
     """
-    from transformers import Wav2Vec2FeatureExtractor  # noqa: PLC0415 -- seconds to load
+    from transformers import Wav2Vec2FeatureExtractor  # seconds to load
 
     network.save_pretrained(scratch, state_dict=state)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True).save_pretrained(
@@ -112,7 +112,7 @@ def load(location: str) -> tuple[EmotionClassifier, Card]:
         StorageError: the folder is missing, incomplete or damaged.
         CheckpointError: it is not one of this project's checkpoints.
     """
-    from transformers import AutoModelForAudioClassification  # noqa: PLC0415 -- seconds to load
+    from transformers import AutoModelForAudioClassification  # seconds to load
 
     with storage.fetched_folder(location) as folder:
         card = read_card(folder)

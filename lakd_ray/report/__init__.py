@@ -21,7 +21,7 @@ def run(config: Experiment) -> str:
         StageError: evaluation has not run.
         DataError: predictions cannot be compared with each other.
     """
-    folder = storage.join(config.folder, "report")
+    folder = config.stage_folder("report")
     found = predictions.read(config)
     students = predictions.compared(found)
     languages, emotions = config.languages, config.emotions
@@ -40,7 +40,7 @@ def run(config: Experiment) -> str:
             notes=notes,
             rows=rows,
             headline=[*teachers, *compared],
-            curves=curves.read([*teacher_runs(config), *student_runs(config)], config.folder),
+            curves=curves.read([*teacher_runs(config), *student_runs(config)], config),
             inputs=inputs,
         )
     )

@@ -7,6 +7,7 @@ from math import isfinite, nan
 from typing import Any
 
 from lakd_ray import storage
+from lakd_ray.config import Experiment
 from lakd_ray.runs import Run
 
 METRICS = "metrics.jsonl"
@@ -24,11 +25,11 @@ class Curve:
     """UR on dev by language."""
 
 
-def read(runs: Sequence[Run], experiment_folder: str) -> list[Curve]:
+def read(runs: Sequence[Run], config: Experiment) -> list[Curve]:
     """The curves of those runs that left any, each run once."""
     curves = []
     for run in {run.id: run for run in runs}.values():
-        location = storage.join(run.folder(experiment_folder), METRICS)
+        location = storage.join(run.folder(config), METRICS)
         if storage.exists(location):
             epochs = _epochs(storage.read_bytes(location).decode())
             if epochs:

@@ -69,7 +69,7 @@ def read(config: Experiment) -> list[Predictions]:
         StageError: evaluation has not run, or a student's predictions are missing.
         DataError: a file is not what evaluation writes, or models were judged on different utterances.
     """
-    folder = storage.join(config.folder, "evaluate", "predictions")
+    folder = storage.join(config.stage_folder("evaluate"), "predictions")
     names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
     missing = {run.id for run in student_runs(config)} - {name.removesuffix(".parquet") for name in names}
     if missing:

@@ -53,7 +53,7 @@ class ModelReplica:
     """One copy of the model."""
 
     def __init__(self, checkpoint: str, cpus: int):
-        from lakd_ray.infer.predictor import Predictor  # noqa: PLC0415 -- loads torch, only where the model runs
+        from lakd_ray.infer.predictor import Predictor  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus)
         self._predictor.probabilities([np.zeros(SAMPLE_RATE, np.float32)])  # the first call is slow: not a client's

@@ -86,7 +86,9 @@ def _wait(deadline: float) -> None:
         application = serve.status().applications[APPLICATION]
         if application.status == ApplicationStatus.RUNNING:
             return
-        details = "; ".join(filter(None, (item.message for item in application.deployments.values())))
+        messages = [item.message.strip() for item in application.deployments.values()]
+        # a message may be a traceback, whose last line is the error
+        details = "; ".join(message.splitlines()[-1] for message in messages if message)
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise CheckpointError(f"the endpoint cannot start: {details or application.message}")
         if time.monotonic() > deadline:

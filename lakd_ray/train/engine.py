@@ -32,7 +32,7 @@ class Engine:
     def __init__(self, model: EmotionClassifier, optim: Optim, train: Train, *, steps: int) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed  # noqa: PLC0415 -- reads DS_ACCELERATOR when imported, and takes a second
+        import deepspeed  # reads DS_ACCELERATOR when imported, and takes a second
 
         deepspeed.logger.setLevel("WARNING")
         self.world = dist.get_world_size()

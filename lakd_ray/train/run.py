@@ -32,7 +32,7 @@ def teachers(config: Experiment) -> list[str]:
     """
     runs = teacher_runs(config)
     train_runs(config, runs, stage="teachers")
-    return [run.folder(config.folder) for run in runs]
+    return [run.folder(config) for run in runs]
 
 
 def distill(config: Experiment) -> list[str]:
@@ -50,7 +50,7 @@ def distill(config: Experiment) -> list[str]:
         if run.stage != "distill":
             print(f"distill: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
     train_runs(config, [run for run in runs if run.stage == "distill"], stage="distill")
-    return [run.folder(config.folder) for run in runs]
+    return [run.folder(config) for run in runs]
 
 
 def train_runs(config: Experiment, runs: Sequence[Run], *, stage: str) -> None:
@@ -80,7 +80,7 @@ def prepare_jobs(config: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]
 
     Makes sure that the teachers' logits are stored.
     """
-    prepared = records.digest(records.read(manifests.prepare_folder(config.folder)) or {})
+    prepared = records.digest(records.read(config.stage_folder("prepare")) or {})
     names = {name for run in runs for name in run.teachers}
     teachers = {run.id: run for run in teacher_runs(config) if run.id in names}
     digests: dict[str, str] = {}
@@ -101,20 +101,20 @@ def prepare_jobs(config: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]
 
 def job_folder(config: Experiment, job: dict[str, Any]) -> str:
     """Where a job's run lies."""
-    return Run.model_validate(job["run"]).folder(config.folder)
+    return Run.model_validate(job["run"]).folder(config)
 
 
 def logits_folder(config: Experiment) -> str:
     """Where teachers' logits are stored."""
-    return storage.join(config.folder, "teachers", "logits")
+    return storage.join(config.stage_folder("teachers"), "logits")
 
 
 def _ask_teachers(config: Experiment, teachers: list[Run]) -> tuple[dict[str, str], dict[str, Provenance]]:
     """Check the teachers' records against this fold and store their logits on the training rows."""
-    from lakd_ray.models.checkpoint import read_card_at  # noqa: PLC0415 -- loads torch, and most calls need it not
+    from lakd_ray.models.checkpoint import read_card_at  # loads torch, and most calls need it not
 
-    manifest = manifests.load(config, config.fold)
-    checkpoints = {run.id: states.best_checkpoint(run, config.folder) for run in teachers}
+    manifest = manifests.load(config)
+    checkpoints = {run.id: states.best_checkpoint(run, config) for run in teachers}
     judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
     seen = {}
     for name, location in checkpoints.items():
@@ -161,16 +161,16 @@ def _fit(config: Experiment, jobs: list[dict[str, Any]], name: str) -> None:
 
 def worker(config: dict[str, Any]) -> None:
     """What every Ray Train worker does: train the jobs one after the other."""
-    import torch  # noqa: PLC0415 -- only workers need it
+    import torch  # only workers need it
 
-    from lakd_ray.infer.batch import read_logits  # noqa: PLC0415
-    from lakd_ray.train.feed import Feed  # noqa: PLC0415
-    from lakd_ray.train.loop import train  # noqa: PLC0415
+    from lakd_ray.infer.batch import read_logits
+    from lakd_ray.train.feed import Feed
+    from lakd_ray.train.loop import train
 
     experiment = Experiment.model_validate(config["experiment"])
     torch.set_num_threads(experiment.train.cpus_per_worker)
     context = ray.train.get_context()
-    manifest = manifests.load(experiment, experiment.fold)
+    manifest = manifests.load(experiment)
     for job in config["jobs"]:
         run = Run.model_validate(job["run"])
         logits = None
@@ -178,7 +178,7 @@ def worker(config: dict[str, Any]) -> None:
             logits = torch.from_numpy(read_logits(manifest, logits_folder(experiment), run.teachers, len(run.emotions)))
         feed = Feed(run, experiment, manifest, logits, context.get_world_rank(), context.get_world_size())
         parents = [Provenance.from_json(content) for content in job["parents"]]
-        train(feed, run.folder(experiment.folder), job["made_by"], parents, _report)
+        train(feed, run.folder(experiment), job["made_by"], parents, _report)
 
 
 def _report(line: dict[str, Any]) -> None:

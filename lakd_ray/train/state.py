@@ -75,13 +75,13 @@ def made_by(run: Run, config: Experiment, inputs: dict[str, str]) -> dict[str, A
     }
 
 
-def best_checkpoint(run: Run, experiment_folder: str) -> str:
+def best_checkpoint(run: Run, config: Experiment) -> str:
     """Where the finished run's checkpoint lies.
 
     Raises:
         StageError: the run is not finished.
     """
-    folder = run.folder(experiment_folder)
+    folder = run.folder(config)
     record = records.read(folder)
     if record is None or record["finished"] is None:
         stage = {"teachers": "train_teachers", "distill": "distill"}.get(run.stage, run.stage)

@@ -23,9 +23,7 @@ pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(
-        tmp_path_factory.mktemp("made") / "demo", languages=("en", "fi"), speakers=6, sentences=3
-    )
+    return make_corpus(tmp_path_factory.mktemp("made") / "demo", languages=("en", "fi"), speakers=6, sentences=3)
 
 
 def read(manifest: Path) -> list[dict[str, str]]:
@@ -162,9 +160,7 @@ def test_a_failing_worker_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not any(tmp_path.iterdir())
 
 
-def test_without_the_demo_extra_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_demo_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'lakd-ray\[demo\]'"):
         make_corpus(tmp_path / "demo")

@@ -101,7 +101,7 @@ def train(config: Experiment, epochs: int = 8) -> None:
             entry = {"epoch": epoch, "loss": 1.4 * np.exp(-epoch / 5), "dev_recall": recall}
             lines.append(json.dumps(entry | {"dev_UR": float(np.mean(list(recall.values())))}))
         text = "\n".join(lines) + "\n"
-        storage.write_bytes(storage.join(run.folder(config.folder), "metrics.jsonl"), text.encode())
+        storage.write_bytes(storage.join(run.folder(config), "metrics.jsonl"), text.encode())
 
 
 def made(config: Experiment) -> tuple[dict[str, Any], str]:
@@ -306,7 +306,8 @@ def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
 
 
 def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> None:
-    (run,) = teacher_runs(small(str(tmp_path)))
+    config = small(str(tmp_path))
+    (run,) = teacher_runs(config)
     lines = [
         '{"epoch": 1, "loss": 1.5, "dev_UR": 0.25, "dev_recall": {"en": 0.25}}',
         '{"epoch": 2, "loss": 1.2, "dev_UR": 0.5, "dev_recall": {"en": 0.5}}',
@@ -314,8 +315,8 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
         '{"epoch": 3, "loss": null}',
         '{"epoch": 4, "lo',
     ]
-    storage.write_bytes(storage.join(run.folder(str(tmp_path)), "metrics.jsonl"), "\n".join(lines).encode())
-    (curve,) = curves.read([run, run], str(tmp_path))
+    storage.write_bytes(storage.join(run.folder(config), "metrics.jsonl"), "\n".join(lines).encode())
+    (curve,) = curves.read([run, run], config)
     assert curve.epochs == [1, 2, 3]
     np.testing.assert_equal(curve.loss, [1.5, 1.1, math.nan])
     np.testing.assert_equal(curve.dev_UR, [0.25, 0.6, math.nan])

@@ -32,7 +32,8 @@ def endpoint(tiny_checkpoint: str, tmp_path: Path) -> Iterator[tuple[str, "subpr
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "HOME": str(tmp_path)},  # ray.init writes an access token there
+            # ray.init writes an access token to HOME, and gives up after 30 s unless told to wait
+            env={**os.environ, "HOME": str(tmp_path), "RAY_raylet_start_wait_time_s": "120"},
         )
     with process:
         try:

@@ -1,0 +1,9 @@
+"""The students: ft, kd, mtkd.
+
+python jobs/distill.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("distill")

@@ -1,0 +1,9 @@
+"""Predictions for every test utterance.
+
+python jobs/evaluate.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("evaluate")

@@ -1,0 +1,9 @@
+"""All stages in order.
+
+python jobs/pipeline.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("pipeline")

@@ -1,0 +1,9 @@
+"""Serve the best student over HTTP until interrupted.
+
+python jobs/serve.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("serve")

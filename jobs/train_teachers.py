@@ -1,0 +1,9 @@
+"""One fine-tuned teacher per language.
+
+python jobs/train_teachers.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("teachers")

@@ -1,0 +1,9 @@
+"""Search distillation settings on dev.
+
+python jobs/tune.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("tune")

@@ -1,0 +1,115 @@
+"""The command line, and what the scripts in jobs/ call."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from lakd_ray import __version__
+from lakd_ray.config import Experiment, describe, load
+from lakd_ray.errors import LakdError
+
+_STAGES = {
+    "prepare": "corpora -> validated manifest and 16 kHz FLAC in Parquet shards",
+    "teachers": "one fine-tuned teacher per language",
+    "distill": "the students: ft, kd, mtkd",
+    "tune": "search temperature, lam and tau on dev",
+    "evaluate": "predictions for every test utterance",
+    "report": "report.json and report.html",
+    "serve": "serve the best student over HTTP until interrupted",
+    "pipeline": "all of them in order",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `lakd`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="lakd", description="Multilingual speech emotion recognition by distillation."
+    )
+    parser.add_argument("--version", action="version", version=f"lakd-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for stage, text in _STAGES.items():
+        _add_experiment(commands.add_parser(stage, help=text, description=text))
+    _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
+    commands.add_parser("corpora", help="list the corpora that can be imported")
+    return _run(parser.parse_args(arguments))
+
+
+def job(stage: str) -> None:
+    """Entry point of the scripts in jobs/: `python jobs/X.py EXPERIMENT.yaml [--set dotted.key=value ...]`."""
+    parser = argparse.ArgumentParser(description=_STAGES[stage])
+    _add_experiment(parser)
+    parser.set_defaults(command=stage)
+    sys.exit(_run(parser.parse_args()))
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="experiment file, for instance jobs/experiments/demo.yaml")
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="dotted.key=value",
+        help="change fields of the experiment file; values are YAML",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        if options.command == "corpora":
+            _print_corpora()
+            return 0
+        config = load(options.experiment, options.overrides)
+        if options.command == "config":
+            print(describe(config), end="")
+            return 0
+        _run_stage(options.command, config)
+    except LakdError as error:
+        print(f"error: {message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def message(error: LakdError) -> str:
+    """What to tell; an error from a worker carries its traceback along, its cause does not."""
+    return str(getattr(error, "cause", None) or error)
+
+
+def _run_stage(stage: str, config: Experiment) -> None:
+    from lakd_ray import pipeline  # Ray takes seconds to load, and `lakd config` needs none of it
+    from lakd_ray.session import session
+
+    stages: dict[str, Callable[[Experiment], object]] = {**pipeline.STAGES, "pipeline": pipeline.run, "serve": _serve}
+    with session(config):
+        stages[stage](config)
+
+
+def _serve(config: Experiment) -> None:
+    """Keep the best student up until interrupted."""
+    from lakd_ray.pipeline import best_student
+    from lakd_ray.serve import run as serving
+
+    checkpoint = best_student(config)
+    url = serving.start(config, checkpoint)
+    print(f"serving {checkpoint}\n  POST {url}/v1/emotion, documentation at {url}/docs; Ctrl-C stops it", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    finally:
+        serving.stop()
+
+
+def _print_corpora() -> None:
+    from lakd_ray.corpora import IMPORTERS  # only this command needs it
+
+    for name, entry in IMPORTERS.items():
+        print(f"{name}\n  layout   {entry.layout}\n  licence  {entry.licence}\n  obtain   {entry.obtain}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakd_ray import records, storage
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.errors import DataError
+from lakd_ray.infer.batch import logits
+from lakd_ray.infer.predictor import softmax
+from lakd_ray.models.checkpoint import read_card_at
+from lakd_ray.provenance import Seen
+from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.schema import PREDICTIONS
+from lakd_ray.train.state import best_checkpoint
+
+
+def run(config: Experiment) -> str:
+    """Ask every teacher and student about the test rows; models that were asked already are skipped.
+
+    Teachers answer in every language, monolingual students in their own.
+
+    Returns:
+        The folder of the predictions.
+
+    Raises:
+        StageError: a run is not trained.
+        HygieneError: a model has seen a test speaker.
+        DataError: the number of predictions is not the manifest's.
+    """
+    folder = storage.join(config.stage_folder("evaluate"), "predictions")
+    manifest = manifests.load(config)
+    rows = manifest.rows("test")
+    runs = {run.id: run for run in (*teacher_runs(config), *student_runs(config))}
+    checkpoints = {name: best_checkpoint(run, config) for name, run in runs.items()}
+    made_by = {name: _made_by(manifest, rows, location) for name, location in checkpoints.items()}
+    for name, location in checkpoints.items():
+        read_card_at(location).provenance.check(model=name, dev=Seen(), test=manifest.seen(rows))
+    missing = {name: location for name, location in checkpoints.items() if not _done(folder, name, made_by[name])}
+    if not missing:
+        print(f"evaluate: already done, {folder}")
+        return folder
+    students = {run.id for run in student_runs(config)}
+    for name, logits_RC in logits(config, manifest, rows, missing, title="evaluate").items():
+        paradigm = runs[name].paradigm if name in students else "teacher"
+        table = _table(config, manifest, rows, logits_RC, runs[name], paradigm)
+        place = storage.join(folder, f"{name}.parquet")
+        storage.write_table(place, table)
+        _check_count(place, len(table))
+        records.start(_record(folder, name), made_by[name])
+        records.finish(_record(folder, name), made_by[name], [])
+    print(f"evaluate: {len(rows)} test utterances by {', '.join(missing)} -> {folder}")
+    return folder
+
+
+def _record(folder: str, name: str) -> str:
+    return storage.join(folder, "records", name)
+
+
+def _done(folder: str, name: str, made_by: dict[str, Any]) -> bool:
+    return records.is_done(_record(folder, name), made_by) and storage.exists(storage.join(folder, f"{name}.parquet"))
+
+
+def _made_by(manifest: Manifest, rows: Rows, checkpoint: str) -> dict[str, Any]:
+    return {
+        "checkpoint": records.digest(storage.read_json(storage.join(checkpoint, storage.SEAL))),
+        "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+    }
+
+
+def _table(
+    config: Experiment,
+    manifest: Manifest,
+    rows: Rows,
+    logits_RC: npt.NDArray[np.float32],
+    run: Run,
+    paradigm: str,
+) -> pa.Table:
+    """Predictions of one model, see `lakd_ray.schema.PREDICTIONS`."""
+    keep = np.ones(len(rows), dtype=bool)
+    if paradigm != "teacher" and run.setup == "monolingual":
+        keep = np.isin(manifest.languages_N[rows].astype(str), run.languages)
+    part = manifest.table.take(rows[keep])
+    count = len(part)
+    copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
+    columns: dict[str, Any] = {
+        **{name: part[name] for name in copied},
+        "fold": [config.fold] * count,
+        "seed": [config.seed] * count,
+        "paradigm": [paradigm] * count,
+        "setup": [run.setup] * count,
+        "model": [run.id] * count,
+        "probabilities": list(softmax(logits_RC[keep])),
+    }
+    return pa.table({name: columns[name] for name in PREDICTIONS.names}, schema=PREDICTIONS)
+
+
+def _check_count(place: str, expected: int) -> None:
+    found = len(storage.read_table(place, columns=["utterance"]))
+    if found != expected:
+        raise DataError(f"{place} holds {found} predictions, expected {expected}: delete it and evaluate again")

@@ -1,0 +1,100 @@
+"""All stages in order. Each skips what is already done and valid, and says so."""
+
+import time
+from collections.abc import Callable
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
+from lakd_ray.infer import evaluate
+from lakd_ray.runs import student_runs
+from lakd_ray.serve.client import Client
+from lakd_ray.train import run as training
+from lakd_ray.train.state import State, best_checkpoint
+from lakd_ray.train.watch import clock
+
+_ASKED_PER_LANGUAGE = 4
+
+
+def run(config: Experiment) -> None:
+    """Run the experiment's stages."""
+    started = time.perf_counter()
+    for number, stage in enumerate(config.stages, start=1):
+        print(
+            f"\n== {stage} ({number}/{len(config.stages)}, {clock(time.perf_counter() - started)} so far)", flush=True
+        )
+        STAGES[stage](config)
+    print(f"\nall done in {clock(time.perf_counter() - started)}; results in {config.folder}")
+
+
+def tune(config: Experiment) -> None:
+    """The tune stage."""
+    from lakd_ray.tune import run as search  # Ray Tune and Optuna take seconds to load
+
+    search.run(config)
+
+
+def report(config: Experiment) -> None:
+    """The report stage; prints its headline table."""
+    from lakd_ray import report as reports  # matplotlib takes seconds to load
+
+    location = reports.run(config)
+    content = storage.read_json(storage.join(config.stage_folder("report"), "report.json"))
+    print(reports.summary(content["results"]))
+    for note in content["notes"]:
+        print(f"note: {note}")
+    print(f"report: {location}")
+
+
+def best_student(config: Experiment) -> str:
+    """Checkpoint of the student with the best recall on dev.
+
+    Raises:
+        StageError: no student is trained.
+    """
+    students = student_runs(config)
+    scores = {run.id: State.read(run.folder(config)).best_score for run in students}
+    best = max(students, key=lambda run: scores[run.id])
+    return best_checkpoint(best, config)
+
+
+def ask(config: Experiment) -> None:
+    """Serve the best student, ask it about held-out clips over HTTP, print answers beside the truth, and stop."""
+    from lakd_ray.serve import run as serving  # Ray Serve takes seconds to load
+
+    checkpoint = best_student(config)
+    url = serving.start(config, checkpoint)
+    try:
+        print(f"serve: {checkpoint}\n  at {url}/v1/emotion")
+        with Client(url) as endpoint:
+            right, asked = _ask_about_test_clips(config, endpoint)
+        print(f"serve: {right} of {asked} held-out clips right; endpoint stopped (keep one up with `lakd serve`)")
+    finally:
+        serving.stop()
+
+
+def _ask_about_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:
+    """A few test recordings of every language, as they came from the corpus."""
+    manifest = manifests.load(config)
+    right = asked = 0
+    for language in config.languages:
+        rows = manifest.rows("test", [language])
+        step = max(1, len(rows) // _ASKED_PER_LANGUAGE)
+        for clip in manifest.table.take(rows[::step][:_ASKED_PER_LANGUAGE]).to_pylist():
+            answer = endpoint.emotion(storage.read_bytes(clip["source"]), language)
+            right, asked = right + (answer.emotion == clip["emotion"]), asked + 1
+            share = answer.probabilities[answer.emotion]
+            print(f"  {clip['utterance']:<34} truth {clip['emotion']:<10} answer {answer.emotion:<10} ({share:.2f})")
+    return right, asked
+
+
+STAGES: dict[str, Callable[[Experiment], object]] = {
+    "prepare": prepare.run,
+    "teachers": training.teachers,
+    "distill": training.distill,
+    "tune": tune,
+    "evaluate": evaluate.run,
+    "report": report,
+    "serve": ask,
+}
