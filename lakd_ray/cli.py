@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in _STAGES.items():
         _add_experiment(commands.add_parser(stage, help=text, description=text))
+    study = commands.add_parser("study", help="the pipeline over several seeds, and a table over them")
+    _add_experiment(study)
+    study.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="seeds, default 42 43 44")
     _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
     commands.add_parser("corpora", help="list the corpora that can be imported")
     return _run(parser.parse_args(arguments))
@@ -65,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.command == "config":
             print(describe(config), end="")
             return 0
-        _run_stage(options.command, config)
+        _run_stage(options, config)
     except LakdError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
@@ -80,13 +83,14 @@ def message(error: LakdError) -> str:
     return str(getattr(error, "cause", None) or error)
 
 
-def _run_stage(stage: str, config: Experiment) -> None:
-    from lakd_ray import pipeline  # Ray takes seconds to load, and `lakd config` needs none of it
+def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
+    from lakd_ray import pipeline, study  # Ray takes seconds to load, and `lakd config` needs none of it
     from lakd_ray.session import session
 
     stages: dict[str, Callable[[Experiment], object]] = {**pipeline.STAGES, "pipeline": pipeline.run, "serve": _serve}
+    stages["study"] = lambda config: study.run(config, options.seeds)
     with session(config):
-        stages[stage](config)
+        stages[options.command](config)
 
 
 def _serve(config: Experiment) -> None:

@@ -20,12 +20,20 @@ _ASKED_PER_LANGUAGE = 4
 def run(config: Experiment) -> None:
     """Run the experiment's stages."""
     started = time.perf_counter()
-    for number, stage in enumerate(config.stages, start=1):
-        print(
-            f"\n== {stage} ({number}/{len(config.stages)}, {clock(time.perf_counter() - started)} so far)", flush=True
-        )
-        STAGES[stage](config)
+    steps = _steps(config)
+    for number, (name, step) in enumerate(steps, start=1):
+        print(f"\n== {name} ({number}/{len(steps)}, {clock(time.perf_counter() - started)} so far)", flush=True)
+        step(config)
     print(f"\nall done in {clock(time.perf_counter() - started)}; results in {config.folder}")
+
+
+def _steps(config: Experiment) -> list[tuple[str, Callable[[Experiment], object]]]:
+    """The stages in order; teachers and students that follow each other share their worker groups."""
+    steps: list[tuple[str, Callable[[Experiment], object]]] = [(name, STAGES[name]) for name in config.stages]
+    for index in range(len(config.stages) - 1):
+        if config.stages[index : index + 2] == ("teachers", "distill"):
+            steps[index : index + 2] = [("teachers and distill", training.teachers_and_students)]
+    return steps
 
 
 def tune(config: Experiment) -> None:

@@ -5,14 +5,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.errors import ConfigError, ResourceError
+from lakd_ray.errors import ResourceError
 
 # Environment of every worker. Set before a cluster starts here, so that its processes inherit it.
 _QUIET = {
@@ -32,10 +30,8 @@ def session(config: Experiment) -> Iterator[None]:
     """Connect to Ray, and shut down what was started here.
 
     Raises:
-        ConfigError: storage is relative although this runs as a Ray job.
         ResourceError: the named cluster cannot be reached.
     """
-    check_storage(config)
     if ray.is_initialized():
         yield
         return
@@ -51,6 +47,8 @@ def session(config: Experiment) -> Iterator[None]:
         options |= {"num_cpus": cpus_here(config), "include_dashboard": False, "address": "local"}
         if config.cluster.object_store_mb is not None:
             options["object_store_memory"] = config.cluster.object_store_mb * 1024**2
+        # a watcher process for a whole group, but nobody takes this machine's one node away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     else:
         options["address"] = address
     try:
@@ -77,13 +75,3 @@ def cpus_here(config: Experiment) -> int:
     trials = config.tune.concurrent * train.cpus_per_worker
     serving = config.serve.replicas * config.serve.cpus + 1
     return max(os.cpu_count() or 1, 2 + max(workers, trials, serving) + 2)
-
-
-def check_storage(config: Experiment) -> None:
-    """A relative path would lie in the temporary copy that a Ray job runs in, and go with it."""
-    relative = not storage.is_remote(config.storage) and not Path(config.storage).expanduser().is_absolute()
-    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise ConfigError(
-            f"storage {config.storage!r} is relative, and a Ray job runs in a temporary copy that is deleted. "
-            "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
-        )

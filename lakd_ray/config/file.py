@@ -6,6 +6,7 @@ plain dictionaries (`dump`) and are rebuilt on the other side (`Experiment.model
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,32 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         _apply(tree, override)
     try:
-        return Experiment.model_validate(tree)
+        config = Experiment.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{file}: {_explain(error)}") from None
+    return _absolute(config)
+
+
+def _absolute(config: Experiment) -> Experiment:
+    """The experiment with its relative paths resolved here: workers run in other folders.
+
+    Raises:
+        ConfigError: storage is relative although this runs as a Ray job.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _resolved(config.storage) != config.storage:
+        raise ConfigError(
+            f"storage {config.storage!r} is relative, and a Ray job runs in a temporary copy that is deleted. "
+            "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
+        )
+    corpora = tuple(corpus.model_copy(update={"root": _resolved(corpus.root)}) for corpus in config.corpora)
+    return config.model_copy(update={"storage": _resolved(config.storage), "corpora": corpora})
+
+
+def _resolved(location: str) -> str:
+    """An absolute path; buckets and paths below `{storage}` stay as they are."""
+    if "://" in location or location.startswith("{storage}"):
+        return location
+    return str(Path(location).expanduser().absolute())
 
 
 def dump(config: Section) -> dict[str, Any]:
@@ -98,7 +122,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _item(node: list[Any], index: str, override: str) -> Any:
-    if not index.isdigit() or int(index) >= len(node):
+    if not index.isdecimal() or int(index) >= len(node):
         raise ConfigError(f"override {override!r}: expected a number below {len(node)} in place of {index!r}")
     return node[int(index)]
 

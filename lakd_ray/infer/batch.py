@@ -74,42 +74,36 @@ def logits(
     return found
 
 
-def stored_logits(
-    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], folder: str, *, title: str
-) -> dict[str, str]:
-    """Make sure each model's logits on the rows are stored; returns a digest of what made each.
+def store(
+    config: Experiment,
+    manifest: Manifest,
+    rows: Rows,
+    checkpoints: Mapping[str, str],
+    folder: str,
+    made_by: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Make sure each model's logits on the rows are stored; models whose logits are there are not asked again.
 
-    Models whose logits are there already are not asked again.
+    Args:
+        made_by: what each model's logits depend on.
 
     Raises:
-        StageError: logits are stored that another checkpoint or other data made.
+        StageError: logits are stored that something else made.
     """
-    utterances = [manifest.ids[row] for row in rows] if len(rows) else []
-    made_by = {
-        name: {
-            "checkpoint": storage.read_json(storage.join(location, storage.SEAL)),
-            "utterances": records.digest(utterances),
-            "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
-        }
-        for name, location in checkpoints.items()
-    }
     missing = {
         name: location
         for name, location in checkpoints.items()
         if not records.is_done(storage.join(folder, name), made_by[name])
     }
-    if missing:
-        for name, array_RC in logits(config, manifest, rows, missing, title=title).items():
-            columns: dict[str, Any] = {
-                "utterance": utterances,
-                "model": [name] * len(rows),
-                "logits": list(array_RC),
-            }
-            place = storage.join(folder, name)
-            records.start(place, made_by[name])
-            storage.write_table(storage.join(place, "logits.parquet"), pa.table(columns, schema=LOGITS))
-            records.finish(place, made_by[name], ["logits.parquet"])
-    return {name: records.digest(content) for name, content in made_by.items()}
+    if not missing:
+        return
+    utterances = manifest.table["utterance"].take(rows)
+    for name, array_RC in logits(config, manifest, rows, missing, title="teacher logits").items():
+        columns: dict[str, Any] = {"utterance": utterances, "model": [name] * len(rows), "logits": list(array_RC)}
+        place = storage.join(folder, name)
+        records.start(place, made_by[name])
+        storage.write_table(storage.join(place, "logits.parquet"), pa.table(columns, schema=LOGITS))
+        records.finish(place, made_by[name], ["logits.parquet"])
 
 
 def read_logits(manifest: Manifest, folder: str, names: tuple[str, ...], classes: int) -> npt.NDArray[np.float32]:

@@ -6,7 +6,8 @@ other; independent runs also go side by side when `train.side_by_side` allows.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,10 +18,8 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment, dump
 from lakd_ray.data import manifest as manifests
 from lakd_ray.errors import ResourceError, TrainingError
-from lakd_ray.infer.batch import stored_logits
-from lakd_ray.provenance import Provenance
 from lakd_ray.runs import Run, student_runs, teacher_runs
-from lakd_ray.train import state as states
+from lakd_ray.train import teaching
 from lakd_ray.train.watch import watching
 
 
@@ -30,9 +29,7 @@ def teachers(config: Experiment) -> list[str]:
     Returns:
         The runs' folders.
     """
-    runs = teacher_runs(config)
-    train_runs(config, runs, stage="teachers")
-    return [run.folder(config) for run in runs]
+    return _stage(config, teacher_runs(config), "teachers")
 
 
 def distill(config: Experiment) -> list[str]:
@@ -45,99 +42,68 @@ def distill(config: Experiment) -> list[str]:
         StageError: a teacher is not trained.
         HygieneError: a teacher has seen what the student will be judged on.
     """
-    runs = student_runs(config)
-    for run in runs:
-        if run.stage != "distill":
-            print(f"distill: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
-    train_runs(config, [run for run in runs if run.stage == "distill"], stage="distill")
+    return _stage(config, student_runs(config), "distill")
+
+
+def teachers_and_students(config: Experiment) -> list[str]:
+    """Both stages by the same worker groups, which saves starting them twice."""
+    return _stage(config, [*teacher_runs(config), *student_runs(config)], "train")
+
+
+def _stage(config: Experiment, runs: Sequence[Run], name: str) -> list[str]:
+    known = {run.id for run in teacher_runs(config)}
+    for run in student_runs(config) if name != "teachers" else ():
+        if run.id in known:
+            print(f"{name}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
+    runs = list({run.id: run for run in runs if name != "distill" or run.id not in known}.values())
+    train_runs(config, runs, name=name)
     return [run.folder(config) for run in runs]
 
 
-def train_runs(config: Experiment, runs: Sequence[Run], *, stage: str) -> None:
-    """Train those of the runs that are not done.
+def train_runs(config: Experiment, runs: Sequence[Run], *, name: str) -> None:
+    """Train those of the runs that are not done; teachers stand before the students that need them.
 
     Raises:
         StageError: a run's folder was made by another configuration, or a teacher is not trained.
         ResourceError: the cluster cannot hold one worker group.
         TrainingError: a run failed and its retries are used up.
     """
-    jobs = [job for job in prepare_jobs(config, runs) if not _done(config, job)]
-    if not jobs:
-        print(f"{stage}: already done, {', '.join(run.id for run in runs) or 'nothing to train'}")
+    manifest = manifests.load(config)
+    todo: list[Run] = []
+    for run in runs:
+        waits = {other.id for other in todo} & set(run.teachers)
+        if waits or not _done(config, teaching.job(config, manifest, run)):
+            todo.append(run)
+    if len(todo) < len(runs):
+        print(f"{name}: already done, {', '.join(run.id for run in runs if run not in todo)}")
+    if not todo:
         return
     _check_resources(config)
-    groups = min(config.train.side_by_side, len(jobs))
-    with watching([job_folder(config, job) for job in jobs]):
+    groups = min(config.train.side_by_side, len(todo))
+    with watching([run.folder(config) for run in todo]):
         if groups == 1:
-            _fit(config, jobs, stage)
-        else:
-            fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-            ray.get([fit.remote(config, jobs[group::groups], f"{stage}-{group}") for group in range(groups)])
+            _fit(config, todo, name)
+            return
+        fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+        planned = {run.id for run in todo}
+        first = [run for run in todo if not planned & set(run.teachers)]
+        for level in (first, [run for run in todo if run not in first]):
+            shares = [level[group::groups] for group in range(groups)]
+            ray.get([fit.remote(config, share, f"{name}-{group}") for group, share in enumerate(shares) if share])
 
 
-def prepare_jobs(config: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What workers need to know of each run, as plain data: the run, what makes it, what its teachers have seen.
-
-    Makes sure that the teachers' logits are stored.
-    """
-    prepared = records.digest(records.read(config.stage_folder("prepare")) or {})
-    names = {name for run in runs for name in run.teachers}
-    teachers = {run.id: run for run in teacher_runs(config) if run.id in names}
-    digests: dict[str, str] = {}
-    seen: dict[str, Provenance] = {}
-    if teachers:
-        digests, seen = _ask_teachers(config, list(teachers.values()))
-    return [
-        {
-            "run": dump(run),
-            "made_by": states.made_by(
-                run, config, {"prepare": prepared, **{name: digests[name] for name in run.teachers}}
-            ),
-            "parents": [seen[name].to_json() for name in run.teachers],
-        }
-        for run in runs
-    ]
+def _done(config: Experiment, job: teaching.Job) -> bool:
+    return records.is_done(job.run.folder(config), job.made_by)
 
 
-def job_folder(config: Experiment, job: dict[str, Any]) -> str:
-    """Where a job's run lies."""
-    return Run.model_validate(job["run"]).folder(config)
-
-
-def logits_folder(config: Experiment) -> str:
-    """Where teachers' logits are stored."""
-    return storage.join(config.stage_folder("teachers"), "logits")
-
-
-def _ask_teachers(config: Experiment, teachers: list[Run]) -> tuple[dict[str, str], dict[str, Provenance]]:
-    """Check the teachers' records against this fold and store their logits on the training rows."""
-    from lakd_ray.models.checkpoint import read_card_at  # loads torch, and most calls need it not
-
-    manifest = manifests.load(config)
-    checkpoints = {run.id: states.best_checkpoint(run, config) for run in teachers}
-    judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
-    seen = {}
-    for name, location in checkpoints.items():
-        seen[name] = read_card_at(location).provenance
-        seen[name].check(model=name, dev=judged["dev"], test=judged["test"])
-    digests = stored_logits(
-        config, manifest, manifest.rows("train"), checkpoints, logits_folder(config), title="teacher logits"
-    )
-    return digests, seen
-
-
-def _done(config: Experiment, job: dict[str, Any]) -> bool:
-    return records.is_done(job_folder(config, job), job["made_by"])
-
-
-def _fit(config: Experiment, jobs: list[dict[str, Any]], name: str) -> None:
+def _fit(config: Experiment, runs: Sequence[Run], name: str) -> None:
     """One worker group trains some runs in turn."""
     train = config.train
     filesystem, path = storage.resolve(storage.join(config.folder, "ray"))
     limits: Any = {"max_failures": train.max_failures, "controller_failure_limit": 0}
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"experiment": dump(config), "jobs": jobs},
+        train_loop_config={"experiment": dump(config), "runs": [dump(run) for run in runs]},
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpu,
@@ -160,8 +126,8 @@ def _fit(config: Experiment, jobs: list[dict[str, Any]], name: str) -> None:
 
 
 def worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker does: train the jobs one after the other."""
-    import torch  # only workers need it
+    """What every Ray Train worker does: train the runs one after the other."""
+    import torch  # only workers need these
 
     from lakd_ray.infer.batch import read_logits
     from lakd_ray.train.feed import Feed
@@ -170,15 +136,38 @@ def worker(config: dict[str, Any]) -> None:
     experiment = Experiment.model_validate(config["experiment"])
     torch.set_num_threads(experiment.train.cpus_per_worker)
     context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     manifest = manifests.load(experiment)
-    for job in config["jobs"]:
-        run = Run.model_validate(job["run"])
+    runs = [Run.model_validate(entry) for entry in config["runs"]]
+    for index, run in enumerate(runs):
+        job = _agreed(partial(_next_job, experiment, manifest, runs[index:]), rank)
+        if _done(experiment, job):
+            continue
         logits = None
         if run.teachers:
-            logits = torch.from_numpy(read_logits(manifest, logits_folder(experiment), run.teachers, len(run.emotions)))
-        feed = Feed(run, experiment, manifest, logits, context.get_world_rank(), context.get_world_size())
-        parents = [Provenance.from_json(content) for content in job["parents"]]
-        train(feed, run.folder(experiment), job["made_by"], parents, _report)
+            array_NKC = read_logits(manifest, teaching.logits_folder(experiment), run.teachers, len(run.emotions))
+            logits = torch.from_numpy(array_NKC)
+        feed = Feed(run, experiment, manifest, logits, rank, world)
+        train(feed, run.folder(experiment), job.made_by, list(job.parents), _report)
+
+
+def _next_job(config: Experiment, manifest: manifests.Manifest, left: Sequence[Run]) -> teaching.Job:
+    """The first of the runs that are left. Logits are computed for as many of them at once as have their teachers."""
+    job = teaching.job(config, manifest, left[0])
+    if left[0].teachers:
+        waiting = {run.id for run in left}
+        teaching.store_logits(config, manifest, [run for run in left if not waiting & set(run.teachers)])
+    return job
+
+
+def _agreed(decide: Callable[[], teaching.Job], rank: int) -> teaching.Job:
+    """What the first rank decides, on all ranks."""
+    import torch.distributed as dist
+
+    box = [decide() if rank == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    return box[0]
 
 
 def _report(line: dict[str, Any]) -> None:

@@ -13,9 +13,10 @@ from ray.tune.search.optuna import OptunaSearch
 from lakd_ray import records, storage
 from lakd_ray.config import DistillLoss, Experiment, dump
 from lakd_ray.config import Search as Range
+from lakd_ray.data import manifest as manifests
 from lakd_ray.errors import ConfigError, TrainingError
 from lakd_ray.runs import Run, student_runs
-from lakd_ray.train.run import prepare_jobs
+from lakd_ray.train import teaching
 from lakd_ray.tune.trial import PAPER, SEARCHED, loss_of, train_trial
 from lakd_ray.tune.watch import Table
 
@@ -33,12 +34,14 @@ def run(config: Experiment) -> str:
     """
     folder = config.stage_folder("tune")
     student = _student(config)
-    (job,) = prepare_jobs(config, [student])
-    made_by = {"stage": "tune", "tune": dump(config.tune), "student": job["made_by"]}
+    manifest = manifests.load(config)
+    job = teaching.job(config, manifest, student)
+    made_by = {"stage": "tune", "tune": dump(config.tune), "student": job.made_by}
     if records.is_done(folder, made_by):
         print(f"tune: already done, {folder}")
         return folder
     records.start(folder, made_by)
+    teaching.store_logits(config, manifest, [student])
     started = time.perf_counter()
     tuner = _tuner(config, job, folder)
     trials = _outcomes(tuner.fit())
@@ -69,7 +72,7 @@ def _student(config: Experiment) -> Run:
     return student.model_copy(update={"recipe": student.recipe.model_copy(update={"optim": optim})})
 
 
-def _tuner(config: Experiment, job: dict[str, Any], folder: str) -> tune.Tuner:
+def _tuner(config: Experiment, job: teaching.Job, folder: str) -> tune.Tuner:
     """A new search, or the interrupted one."""
     filesystem, path = storage.resolve(folder)
     name = "ray"
@@ -87,7 +90,7 @@ def _tuner(config: Experiment, job: dict[str, Any], folder: str) -> tune.Tuner:
             resume_unfinished=True,
             restart_errored=True,
         )
-    optim = job["run"]["recipe"]["optim"]
+    epochs = job.run.recipe.optim.epochs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return tune.Tuner(
         trainable,
@@ -106,8 +109,8 @@ def _tuner(config: Experiment, job: dict[str, Any], folder: str) -> tune.Tuner:
             ),
             scheduler=ASHAScheduler(
                 time_attr="epoch",
-                max_t=optim["epochs"],
-                grace_period=min(config.tune.grace, optim["epochs"]),
+                max_t=epochs,
+                grace_period=min(config.tune.grace, epochs),
                 reduction_factor=config.tune.reduction,
             ),
         ),

@@ -8,8 +8,7 @@ from typing import Any
 from ray import tune
 
 from lakd_ray.config import DistillLoss, Experiment
-from lakd_ray.provenance import Provenance
-from lakd_ray.runs import Run
+from lakd_ray.train.teaching import Job, logits_folder
 
 # The paper's loss. The search's first trial.
 PAPER = DistillLoss(temperature=5.0, lam=0.25, tau=0.25, weighting="similarity", reference_compat=True)
@@ -23,13 +22,13 @@ def loss_of(settings: dict[str, Any], base: DistillLoss) -> DistillLoss:
     return base.model_copy(update={name: settings[name] for name in SEARCHED})
 
 
-def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: dict[str, Any]) -> None:
+def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Job) -> None:
     """Ray Tune's function: trains the student and reports after each epoch.
 
     Args:
         settings: temperature, lam and tau of this trial.
         experiment: the configuration, as plain data.
-        job: the student's job, see `lakd_ray.train.run.prepare_jobs`.
+        job: the student and its inputs.
     """
     import torch  # only trials need it
 
@@ -37,18 +36,16 @@ def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: di
     from lakd_ray.infer.batch import read_logits
     from lakd_ray.train.feed import Feed
     from lakd_ray.train.loop import train
-    from lakd_ray.train.run import logits_folder
 
     config = Experiment.model_validate(experiment)
-    base = Run.model_validate(job["run"])
     trial = f"trials/{tune.get_context().get_trial_id()}"
-    run = base.model_copy(update={"id": trial, "stage": "tune", "loss": loss_of(settings, config.distill.mtkd)})
+    run = job.run.model_copy(update={"id": trial, "stage": "tune", "loss": loss_of(settings, config.distill.mtkd)})
     torch.set_num_threads(config.train.cpus_per_worker)
     _alone()
     manifest = manifests.load(config)
     logits = torch.from_numpy(read_logits(manifest, logits_folder(config), run.teachers, len(run.emotions)))
     feed = Feed(run, config, manifest, logits, rank=0, world=1)
-    made_by = {**job["made_by"], "run": {**job["made_by"]["run"], "loss": run.loss and run.loss.model_dump()}}
+    made_by = {**job.made_by, "run": {**job.made_by["run"], "loss": run.loss and run.loss.model_dump()}}
     best = 0.0
 
     def report(line: dict[str, Any]) -> None:
@@ -57,8 +54,7 @@ def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: di
         known = {key: line[key] for key in ("epoch", "loss", "dev_UR", "dev_WR", "dev_ce", "audio_seconds", "seconds")}
         tune.report({**known, "best_dev_UR": best})
 
-    parents = [Provenance.from_json(content) for content in job["parents"]]
-    train(feed, run.folder(config), made_by, parents, report)
+    train(feed, run.folder(config), made_by, list(job.parents), report)
 
 
 def _alone() -> None:

@@ -1,0 +1,51 @@
+# `make demo` and `make test` are the two commands; each makes .venv when it is missing or out of date.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+DEMO := jobs/experiments/demo.yaml
+STORAGE ?= outputs
+
+# DeepSpeed builds one small op on first use; a folder of the project's own, so that it is built once and HOME is not touched.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: env demo serve study test test-slow check format clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"found Python {v[0]}.{v[1]}, need 3.11 or 3.12: make PYTHON=/path/to/python3.11")'
+	@command -v g++ >/dev/null || { echo "g++ is missing: DeepSpeed builds an op with it (Debian: apt-get install g++)"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[demo,dev]"
+	@touch $@
+
+demo: env
+	lakd pipeline $(DEMO) --set storage=$(STORAGE)
+
+serve: env
+	lakd serve $(DEMO) --set storage=$(STORAGE) serve.port=8000
+
+study: env
+	lakd study jobs/experiments/study.yaml --set storage=$(STORAGE)
+
+test: env
+	pytest -m "not slow and not gpu"
+
+test-slow: env
+	pytest -m "slow and not gpu"
+
+check: env
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -q tests/test_architecture.py
+
+format: env
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info build

@@ -1,0 +1,74 @@
+"""What a run needs besides its own settings: the digests of its inputs, and its teachers' record and logits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lakd_ray import records, storage
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.models.checkpoint import read_card_at
+from lakd_ray.provenance import Provenance
+from lakd_ray.runs import Run, teacher_runs
+from lakd_ray.train import state as states
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with what makes it and what its teachers have seen."""
+
+    run: Run
+    made_by: dict[str, Any]
+    parents: tuple[Provenance, ...]
+
+
+def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
+    """Look a run's inputs up; its teachers must be trained.
+
+    Raises:
+        StageError: a teacher is not trained.
+        HygieneError: a teacher has seen what the student will be judged on.
+    """
+    prepared = records.digest(records.read(config.stage_folder("prepare")) or {})
+    checkpoints = _checkpoints(config, [run])
+    judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
+    parents = []
+    for name, location in checkpoints.items():
+        parents.append(read_card_at(location).provenance)
+        parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
+    inputs = {name: records.digest(_logits_made_by(manifest, location)) for name, location in checkpoints.items()}
+    return Job(run, states.made_by(run, config, {"prepare": prepared, **inputs}), tuple(parents))
+
+
+def store_logits(config: Experiment, manifest: Manifest, runs: Sequence[Run]) -> None:
+    """Compute by Ray Data the logits of these runs' teachers on the training rows that are not stored yet.
+
+    Raises:
+        StageError: a teacher is not trained, or logits of another teacher are stored under its name.
+    """
+    from lakd_ray.infer.batch import store  # needs Ray Data; looking a job up does not
+
+    checkpoints = _checkpoints(config, runs)
+    made_by = {name: _logits_made_by(manifest, location) for name, location in checkpoints.items()}
+    store(config, manifest, manifest.rows("train"), checkpoints, logits_folder(config), made_by)
+
+
+def logits_folder(config: Experiment) -> str:
+    """Where teachers' logits are stored."""
+    return storage.join(config.stage_folder("teachers"), "logits")
+
+
+def _checkpoints(config: Experiment, runs: Sequence[Run]) -> dict[str, str]:
+    """Checkpoint of every teacher of these runs, in the order of the runs' teacher axes."""
+    known = {run.id: run for run in teacher_runs(config)}
+    names = dict.fromkeys(name for run in runs for name in run.teachers)
+    return {name: states.best_checkpoint(known[name], config) for name in names}
+
+
+def _logits_made_by(manifest: Manifest, checkpoint: str) -> Mapping[str, Any]:
+    rows = manifest.rows("train")
+    return {
+        "checkpoint": storage.read_json(storage.join(checkpoint, storage.SEAL)),
+        "utterances": records.digest(manifest.table["utterance"].take(rows).to_pylist()),
+        "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+    }

@@ -1,0 +1,146 @@
+"""The whole pipeline as a user runs it: real audio, real Ray, DeepSpeed and HTTP, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lakd_ray import storage
+from lakd_ray.config import load
+from lakd_ray.data import manifest as manifests
+from lakd_ray.train.state import State
+
+pytestmark = pytest.mark.ray
+
+EXPERIMENT = """
+name: tiny
+storage: {storage}
+languages: [en, fi]
+corpora:
+  - name: demo
+    importer: espeak
+    root: "{{storage}}/corpus"
+    options: {{speakers: 8, sentences: 2, languages: [en, fi]}}
+    split: {{scheme: speaker-folds, folds: 4, dev_speakers: 2}}
+audio: {{row_group_utterances: 16}}
+teacher: &recipe
+  model:
+    freeze_feature_encoder: false
+    architecture:
+      model_type: wav2vec2
+      conv_dim: [16, 16, 16, 16, 16, 16, 16]
+      hidden_size: 32
+      num_hidden_layers: 1
+      num_attention_heads: 2
+      intermediate_size: 64
+      num_conv_pos_embeddings: 16
+      num_conv_pos_embedding_groups: 4
+      classifier_proj_size: 32
+  optim: {{epochs: 2, lr: 0.001}}
+student: *recipe
+train: {{workers: 2}}
+tune: {{trials: 2, concurrent: 2, epochs: 1, grace: 1}}
+serve: {{port: 0}}
+cluster: {{object_store_mb: 200}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(EXPERIMENT.format(storage=tmp_path / "out"))
+    return file
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Ray writes an access token to HOME; nothing of the user's is touched."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1"}
+
+
+def lakd(environment: dict[str, str], *arguments: str) -> str:
+    """Run the command line to its end and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lakd_ray", *arguments],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict[str, str]) -> None:
+    printed = lakd(environment, "pipeline", str(experiment))
+    config = load(experiment)
+    manifest = manifests.load(config)
+
+    assert len(manifest.table) == 2 * 8 * 2 * 4
+    test_rows = manifest.rows("test")
+    for run in ("teacher-en", "teacher-fi", "teacher-all", "kd-multilingual", "mtkd-multilingual"):
+        table = storage.read_table(f"{config.stage_folder('evaluate')}/predictions/{run}.parquet")
+        assert sorted(table["utterance"].to_pylist()) == sorted(manifest.ids[row] for row in test_rows)
+    results = storage.read_json(f"{config.stage_folder('report')}/report.json")["results"]
+    assert {(row["paradigm"], row["language"]) for row in results} >= {
+        (paradigm, language) for paradigm in ("ft", "kd", "mtkd") for language in ("en", "fi", "all")
+    }
+    assert all(row["n"] == len(test_rows) for row in results if row["language"] == "all")
+    best = load(f"{config.stage_folder('tune')}/best.yaml")
+    assert best.base == "tiny"
+    assert "of 8 held-out clips right" in printed
+
+    again = lakd(
+        environment, "pipeline", str(experiment), "--set", "stages=[prepare, teachers, distill, tune, evaluate]"
+    )
+    assert again.count("already done") == 4
+    assert "already done, teacher-en, teacher-fi, teacher-all, kd-multilingual, mtkd-multilingual" in again
+
+
+@pytest.fixture
+def started(experiment: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """The pipeline up to its students, running."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "lakd_ray", "pipeline", str(experiment)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        yield process
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_half_way_it_goes_on(
+    experiment: Path, environment: dict[str, str], started: "subprocess.Popen[bytes]"
+) -> None:
+    teachers = Path(load(experiment).stage_folder("teachers"))
+    deadline = time.monotonic() + 400
+    while not (teachers / "teacher-fi" / "state.json").exists():
+        assert started.poll() is None, "the pipeline ended before it could be killed"
+        assert time.monotonic() < deadline, "the second teacher did not finish an epoch in time"
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait(timeout=30)
+    first_record = (teachers / "teacher-en" / "record.json").read_text()
+
+    lakd(environment, "pipeline", str(experiment), "--set", "stages=[prepare, teachers, distill, evaluate, report]")
+
+    assert (teachers / "teacher-en" / "record.json").read_text() == first_record, "a finished teacher was trained again"
+    for name in ("teacher-en", "teacher-fi", "teacher-all"):
+        lines = (teachers / name / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+        assert State.read(str(teachers / name)).resume is None
