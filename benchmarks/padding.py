@@ -1,0 +1,62 @@
+"""How much of a batch is padding: planned batches against random batches of 16, on lengths like IEMOCAP's.
+
+    python benchmarks/padding.py
+
+Utterance lengths are log-normal with mean 4.5 s, cut at 20 s, as IEMOCAP's are about. Prints the share of padded audio
+over ten drawn corpora: median, and range. Needs no Ray and no audio.
+"""
+
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.config import Batch
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.plan import padded_seconds, training_epoch
+
+UTTERANCES = 5_000
+ROW_GROUP = 64
+
+
+def corpus(random: np.random.Generator) -> Manifest:
+    """Utterances of random lengths in one shard; only what planning looks at is filled in."""
+    seconds_N = np.minimum(random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7, UTTERANCES), 20.0)
+    index_N = np.arange(UTTERANCES)
+    return Manifest(
+        table=pa.table({}),
+        labels_N=np.zeros(UTTERANCES, dtype=np.int64),
+        splits_N=np.full(UTTERANCES, "train"),
+        languages_N=np.full(UTTERANCES, "en", dtype=object),
+        samples_N=np.maximum((seconds_N * SAMPLE_RATE).astype(np.int64), SAMPLE_RATE // 10),
+        shards=("shard",),
+        shard_N=np.zeros(UTTERANCES, dtype=np.int64),
+        row_group_N=index_N // ROW_GROUP,
+        row_N=index_N % ROW_GROUP,
+    )
+
+
+def waste(manifest: Manifest, batches: list[np.ndarray]) -> float:
+    """Share of the batches' audio that is padding."""
+    padded, audio = padded_seconds(manifest, batches)
+    return 1 - audio / padded
+
+
+def main() -> None:
+    """Measure and print."""
+    planned, random_16 = [], []
+    for seed in range(10):
+        random = np.random.default_rng(seed)
+        manifest = corpus(random)
+        rows = np.arange(UTTERANCES)
+        epoch = training_epoch(manifest, rows, Batch(), seed=seed, epoch=0, world=1)
+        planned.append(waste(manifest, list(epoch.batches(0))))
+        shuffled = random.permutation(rows)
+        random_16.append(waste(manifest, [shuffled[start : start + 16] for start in range(0, UTTERANCES, 16)]))
+    for name, values in (("planned batches", planned), ("random batches of 16", random_16)):
+        print(f"{name:<22} {median(values):6.1%} of the audio is padding ({min(values):.1%} to {max(values):.1%})")
+
+
+if __name__ == "__main__":
+    main()
