@@ -4,6 +4,7 @@ Decoding needs libsndfile alone; torchaudio is loaded only when a recording has 
 """
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import soundfile
 from lakd_ray.errors import DataError
 
 SAMPLE_RATE = 16_000
+_MAX_FILTER = 20_000_000  # values in the resampling filter: 70 thousand for 44.1 kHz, 256 million (4 GB) for 15,999 Hz
 
 Wave = npt.NDArray[np.float32]
 Samples = npt.NDArray[np.int16]
@@ -31,14 +33,15 @@ def decode(content: bytes, *, where: str, max_seconds: float | None = None) -> W
         what it was trained and evaluated on.
 
     Raises:
-        DataError: it cannot be decoded, is empty, or holds values that are not numbers.
+        DataError: it cannot be decoded, is empty, holds values that are not numbers, or has an odd sample rate.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             rate = int(file.samplerate)
+            _check_rate(rate, where)
             limit = -1 if max_seconds is None else round(max_seconds * rate)
             wave_TC = file.read(limit, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise DataError(f"cannot decode {where}: {error}; expected WAV, FLAC, OGG or MP3") from None
     if not len(wave_TC):
         raise DataError(f"{where} holds no samples")
@@ -46,6 +49,13 @@ def decode(content: bytes, *, where: str, max_seconds: float | None = None) -> W
     if not np.isfinite(wave_T).all():
         raise DataError(f"{where} holds values that are not finite numbers")
     return to_float(to_int16(wave_T if rate == SAMPLE_RATE else resample(wave_T, rate)))
+
+
+def _check_rate(rate: int, where: str) -> None:
+    """Refuse a rate that shares too few divisors with 16 kHz: a few bytes of header must not cost gigabytes."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    if (rate // common) * (SAMPLE_RATE // common) > _MAX_FILTER:
+        raise DataError(f"{where} has a sample rate of {rate} Hz, expected a usual one such as 16000 or 44100")
 
 
 def resample(wave_T: Wave, rate: int) -> Wave:

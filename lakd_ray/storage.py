@@ -175,7 +175,12 @@ def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file as a table."""
     filesystem, path = resolve(location)
     with _explained("read", location):
-        return pq.read_table(path, columns=columns, filesystem=filesystem)
+        try:
+            return pq.read_table(path, columns=columns, filesystem=filesystem)
+        except pa.ArrowInvalid as error:
+            raise StorageError(
+                f"{location} is damaged: {error}. Delete it and run the stage that makes it again."
+            ) from error
 
 
 def write_table(location: str, table: pa.Table, *, row_group_size: int | None = None) -> None:

@@ -34,6 +34,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} holds {type(tree).__name__}, expected a mapping of sections")
+    tree = _unshared(tree)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -49,7 +50,9 @@ def _absolute(config: Experiment) -> Experiment:
     Raises:
         ConfigError: storage is relative although this runs as a Ray job.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _resolved(config.storage) != config.storage:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _resolved(config.storage).rstrip("/") != config.storage.rstrip(
+        "/"
+    ):
         raise ConfigError(
             f"storage {config.storage!r} is relative, and a Ray job runs in a temporary copy that is deleted. "
             "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
@@ -92,6 +95,13 @@ def _lines(section: Section, indent: str) -> list[str]:
             shown = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
             lines.append(f"{indent}{name}: {shown.removesuffix('...' + chr(10)).strip()}{note}")
     return lines
+
+
+def _unshared(value: Any) -> Any:
+    """A copy without YAML's aliases, so that an override of `student` leaves the `teacher` it was copied from alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

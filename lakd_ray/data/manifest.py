@@ -3,8 +3,10 @@
 Shape suffixes: N utterances.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +48,14 @@ class Manifest:
     def ids(self) -> list[str]:
         """Utterance ids, in row order."""
         return list(self.table["utterance"].to_pylist())
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies what training sees of the data: which recordings, and how they are labelled."""
+        content = hashlib.sha256()
+        for column in ("utterance", "audio_sha256", "emotion", "language", "speaker"):
+            content.update("\n".join(self.table[column].to_pylist()).encode())
+        return content.hexdigest()[:16]
 
     def rows(self, split: str, languages: Sequence[str] | None = None) -> Rows:
         """Numbers of the rows of a split, all languages or only some."""

@@ -66,9 +66,7 @@ def training_epoch(
         ]
         for share in shares
     ]
-    steps = -(-max(sum(map(len, windows)) for windows in ranks) // accumulation)
-    for windows in ranks:
-        _split_until(windows, steps * accumulation)
+    _even_out(ranks, accumulation)
     return Epoch(
         tuple(tuple(Window(epoch, "train", tuple(window)) for window in windows if window) for windows in ranks)
     )
@@ -150,6 +148,24 @@ def _cut(manifest: Manifest, rows: Rows, batch: Batch) -> list[Rows]:
     return [*batches, rows[start:]] if len(rows) else []
 
 
+def _even_out(ranks: list[list[list[Rows]]], accumulation: int) -> None:
+    """Give every rank equally many batches, a multiple of `accumulation`, in place.
+
+    Batches beyond the common number move to ranks that have fewer; what is still missing is made by halving the largest.
+    """
+    counts = [sum(map(len, windows)) for windows in ranks]
+    wanted = -(-sum(counts) // (len(ranks) * accumulation)) * accumulation
+    spare: list[Rows] = []
+    for windows in ranks:
+        for _ in range(sum(map(len, windows)) - wanted):
+            spare.append(next(window for window in reversed(windows) if window).pop())
+    for windows in ranks:
+        missing = wanted - sum(map(len, windows))
+        if moved := [spare.pop() for _ in range(min(missing, len(spare)))]:
+            windows.append(moved)
+        _split_until(windows, wanted)
+
+
 def _split_until(windows: list[list[Rows]], wanted: int) -> None:
     """Halve a rank's largest batches, in place, until it has as many as the others."""
     missing = wanted - sum(map(len, windows))
@@ -158,8 +174,8 @@ def _split_until(windows: list[list[Rows]], wanted: int) -> None:
         size, w, b = max(sizes, default=(0, 0, 0), key=lambda entry: (entry[0], -entry[1], -entry[2]))
         if size < 2:
             raise ConfigError(
-                f"too few utterances: a worker has {sum(entry[0] for entry in sizes)} for {wanted} batches. "
-                "Lower train.workers or train.accumulation."
+                f"a worker has {sum(entry[0] for entry in sizes)} utterances for {wanted} batches. Lower train.workers "
+                "or train.accumulation, or allow larger batches (batch.max_utterances, batch.padded_seconds)."
             )
         batch = windows[w][b]
         windows[w][b : b + 1] = [batch[: size // 2], batch[size // 2 :]]

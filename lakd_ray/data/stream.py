@@ -17,7 +17,7 @@ from lakd_ray import storage
 from lakd_ray.audio import Samples, Wave, decode_flac, to_float
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Window
-from lakd_ray.errors import DataError
+from lakd_ray.errors import DataError, StorageError
 
 # Planned utterances in one execution of Ray Data: bounds the driver's memory, and makes its start-up cost negligible.
 _PLANNED_UTTERANCES = 1_000_000
@@ -125,9 +125,12 @@ def _read_row_groups(shards: tuple[str, ...], wanted: set[tuple[int, int]]) -> d
     found = {}
     for shard in sorted({shard for shard, _ in wanted}):
         filesystem, path = storage.resolve(shards[shard])
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-            for row_group in sorted(group for of, group in wanted if of == shard):
-                found[shard, row_group] = file.read_row_group(row_group, columns=["audio"])["audio"]
+        try:
+            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+                for row_group in sorted(group for of, group in wanted if of == shard):
+                    found[shard, row_group] = file.read_row_group(row_group, columns=["audio"])["audio"]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(f"cannot read shard {shards[shard]}: {error}. Run `prepare` again.") from error
     return found
 
 

@@ -70,10 +70,11 @@ def utterance_losses(
         ValueError: shapes do not fit, a number is out of range, or the weighting needs languages and has none.
     """
     _check(student_logits_BC, teacher_logits_BKC, labels_B, temperature=temperature, lam=lam, tau=tau)
+    teacher_logits_BKC = teacher_logits_BKC.detach()
     weights_BK = teacher_weights(
         "similarity" if reference_compat else weighting,
         student_logits_BC.detach(),
-        teacher_logits_BKC.detach(),
+        teacher_logits_BKC,
         tau=tau,
         languages=languages,
         per_batch=reference_compat,
@@ -132,6 +133,8 @@ def _check(student: Tensor, teachers: Tensor, labels: Tensor, *, temperature: fl
     batch, classes = student.shape[0], student.shape[-1]
     if student.dim() != 2 or teachers.dim() != 3 or (teachers.shape[0], teachers.shape[2]) != (batch, classes):
         raise ValueError(f"expected logits [B, C] and [B, K, C], found {shapes[0]} and {shapes[1]}")
+    if not teachers.shape[1]:
+        raise ValueError(f"expected at least one teacher, found teacher logits {shapes[1]}")
     if shapes[2] != (batch,):
         raise ValueError(f"expected labels [B] = [{batch}], found {shapes[2]}")
     if not (temperature > 0 and tau > 0 and 0 <= lam <= 1):

@@ -71,13 +71,11 @@ def language(inputs: WeightingInputs, own: float = 0.8) -> Tensor:
         [[spoken == taught for taught in known.teachers] for spoken in known.utterances],
         device=inputs.teacher_logits_BKC.device,
     )
-    matches_B1 = match_BK.sum(dim=1, keepdim=True)
+    matches_B1 = match_BK.sum(dim=1, keepdim=True, dtype=inputs.teacher_logits_BKC.dtype)
     others_B1 = teachers - matches_B1
     weight_BK = torch.where(match_BK, own / matches_B1.clamp(min=1), (1 - own) / others_B1.clamp(min=1))
     one_sided_B1 = (matches_B1 == 0) | (others_B1 == 0)
-    return torch.where(one_sided_B1, torch.full_like(weight_BK, 1.0 / teachers), weight_BK).to(
-        inputs.teacher_logits_BKC.dtype
-    )
+    return torch.where(one_sided_B1, torch.full_like(weight_BK, 1.0 / teachers), weight_BK)
 
 
 WEIGHTINGS: dict[str, Callable[[WeightingInputs], Tensor]] = {

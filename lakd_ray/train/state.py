@@ -84,8 +84,7 @@ def best_checkpoint(run: Run, config: Experiment) -> str:
     folder = run.folder(config)
     record = records.read(folder)
     if record is None or record["finished"] is None:
-        stage = {"teachers": "train_teachers", "distill": "distill"}.get(run.stage, run.stage)
-        raise StageError(f"{run.id} is not trained: {folder} holds no finished run. Run the stage `{stage}` first.")
+        raise StageError(f"{run.id} is not trained: {folder} holds no finished run. Run the stage `{run.stage}` first.")
     best = State.read(folder).best
     if best is None:
         raise CheckpointError(

@@ -29,7 +29,6 @@ def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
         StageError: a teacher is not trained.
         HygieneError: a teacher has seen what the student will be judged on.
     """
-    prepared = records.digest(records.read(config.stage_folder("prepare")) or {})
     checkpoints = _checkpoints(config, [run])
     judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
     parents = []
@@ -37,7 +36,7 @@ def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
         parents.append(read_card_at(location).provenance)
         parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
     inputs = {name: records.digest(_logits_made_by(manifest, location)) for name, location in checkpoints.items()}
-    return Job(run, states.made_by(run, config, {"prepare": prepared, **inputs}), tuple(parents))
+    return Job(run, states.made_by(run, config, {"manifest": manifest.digest, **inputs}), tuple(parents))
 
 
 def store_logits(config: Experiment, manifest: Manifest, runs: Sequence[Run]) -> None:

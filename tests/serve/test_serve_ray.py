@@ -16,6 +16,7 @@ from lakd_ray.serve.client import Client
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     # Ray Serve 2.60 still passes extra keywords to pydantic's Field when it is imported
     pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning"),
 ]

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# An experiment on Slurm: one Ray cluster for the job, ended with it.
+#
+#   export LAKD_STORAGE=/shared/lakd
+#   sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml [--set dotted.key=value ...]
+#
+# Submit from the repository, on a file system that all nodes share, with .venv in it. One GPU goes to one training
+# worker: nodes x gpus-per-node must be at least the experiment's train.workers (here 2 x 2 = 4).
+#SBATCH --job-name=lakd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=2
+#SBATCH --cpus-per-task=16
+#SBATCH --mem=64G
+#SBATCH --time=1-00:00:00
+#SBATCH --exclusive
+#SBATCH --output=lakd-%j.log
+set -euo pipefail
+
+die() {
+  echo "slurm.sh: $*" >&2
+  exit 1
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] || die "submit this with sbatch"
+(($#)) || die "name an experiment: sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml"
+storage=${LAKD_STORAGE:-}
+[[ $storage == /* || $storage == s3://* ]] || die "set LAKD_STORAGE to a folder that all nodes share, or to s3://bucket/prefix"
+
+cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=/dev/null
+source "${LAKD_VENV:-.venv}/bin/activate"
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=${RAY_PORT:-6379}
+
+# The token: readable by you alone, in the home that all nodes share.
+umask 077
+export RAY_AUTH_MODE=token
+ray get-auth-token --generate >/dev/null 2>&1 || die "cannot make a token in ~/.ray"
+
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # its own 30 s are too few for nodes that load from a network disk
+export RAY_raylet_start_wait_time_s=120
+# What every worker of the cluster needs; the same as in runtime_env.yaml, which belongs to `ray job submit`.
+export RAY_TRAIN_COLLECTIVE_TIMEOUT_S=600 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false
+export HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error
+
+# symmetric-run ends with 0 also when Ray never started, so the pipeline leaves its exit status in a file.
+result=$(mktemp "$PWD/.lakd-$SLURM_JOB_ID.XXXXXX")
+trap 'rm -f "$result"' EXIT
+export LAKD_RESULT=$result
+
+srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+  --num-cpus "$SLURM_CPUS_PER_TASK" --disable-usage-stats -- \
+  bash -c 'status=0; RAY_ADDRESS=auto python jobs/pipeline.py "$@" || status=$?; echo "$status" >"$LAKD_RESULT"; exit "$status"' \
+  pipeline "$@" --set "storage=$storage" || true
+
+[[ -s $result ]] || die "Ray did not start, or the pipeline was killed: see above"
+exit "$(cat "$result")"

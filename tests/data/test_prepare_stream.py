@@ -1,0 +1,205 @@
+"""A corpus in several formats, prepared by Ray Data and streamed back as planned batches."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from lakd_ray import records, storage
+from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, to_float, to_int16
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
+from lakd_ray.data.manifest import MANIFEST_FILE, Manifest
+from lakd_ray.data.plan import Window, evaluation_epoch, skip, training_epoch
+from lakd_ray.data.stream import stream
+from lakd_ray.errors import DataError, StageError, StorageError
+from lakd_ray.labels import PAPER_EMOTIONS
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+# sampling rate, channels, ending, libsndfile subtype: a speaker's recordings are all alike
+FORMATS = ((16_000, 1, "wav", "PCM_16"), (22_050, 2, "wav", "PCM_24"), (48_000, 1, "flac", "PCM_16"))
+FORMATS += ((16_000, 2, "flac", "PCM_16"),)
+
+
+def write_corpus(folder: Path) -> int:
+    """Recordings of 2 languages x 4 speakers x 4 emotions of differing lengths with manifest.csv; returns how many."""
+    random = np.random.default_rng(0)
+    rows = []
+    for language in ("en", "fi"):
+        for speaker, (rate, channels, ending, subtype) in enumerate(FORMATS):
+            for emotion in PAPER_EMOTIONS:
+                name = f"{language}{speaker}-{emotion}.{ending}"
+                samples = round(rate * random.uniform(0.2, 0.9))
+                noise = (0.1 * random.standard_normal((samples, channels))).clip(-1, 1)
+                folder.mkdir(exist_ok=True)
+                soundfile.write(folder / name, noise, rate, subtype=subtype)
+                rows.append((name, emotion, language, f"{language}-{speaker}"))
+    write_manifest(folder, rows)
+    return len(rows)
+
+
+def write_manifest(folder: Path, rows: list[tuple[str, ...]]) -> None:
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "emotion", "language", "speaker"), *rows])
+
+
+def experiment(folder: Path, **audio: Any) -> Experiment:
+    recipe = {"model": {"pretrained": "none"}}
+    return Experiment.model_validate(
+        {
+            "name": "t",
+            "storage": str(folder / "outputs"),
+            "languages": ["en", "fi"],
+            "corpora": [{"name": "c", "root": str(folder / "corpus"), "split": {"folds": 2, "dev_speakers": 1}}],
+            "audio": {"row_group_utterances": 3, "shard_utterances": 10, **audio},
+            "teacher": recipe,
+            "student": recipe,
+            "batch": {"padded_seconds": 2, "max_utterances": 3, "window_row_groups": 2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, ray_session) -> tuple[Experiment, int]:
+    folder = tmp_path_factory.mktemp("prepared")
+    found = write_corpus(folder / "corpus")
+    config = experiment(folder)
+    assert prepare.run(config) == config.stage_folder("prepare")
+    return config, found
+
+
+@pytest.fixture
+def manifest(prepared) -> Manifest:
+    return manifests.load(prepared[0])
+
+
+def shard_bytes(config: Experiment) -> dict[str, bytes]:
+    folder = config.stage_folder("prepare")
+    return {name: storage.read_bytes(f"{folder}/{name}") for name in storage.list_files(folder)}
+
+
+def test_every_clip_is_in_a_shard(prepared, manifest):
+    config, found = prepared
+    table = manifest.table
+    assert table.num_rows == found
+    assert storage.read_table(f"{config.stage_folder('prepare')}/{prepare.QUARANTINE_FILE}").num_rows == 0
+    assert manifest.ids == sorted(manifest.ids)
+    assert len(manifest.shards) == 4  # 16 utterances of a language in shards of ten
+    assert set(manifest.splits_N) == {"train", "dev", "test"}
+    assert {row["speaker"] for row in table.to_pylist()} == {f"c:{code}-{n}" for code in ("en", "fi") for n in range(4)}
+    for row in table.to_pylist():
+        info = soundfile.info(row["source"])
+        assert row["num_samples"] == -(-info.frames * SAMPLE_RATE // info.samplerate)
+        assert row["row"] < config.audio.row_group_utterances
+
+
+def test_shards_hold_the_audio_and_its_hash(manifest):
+    for row, shard in zip(manifest.table.to_pylist(), manifest.shard_N, strict=True):
+        stored = storage.read_table(manifest.shards[shard]).slice(3 * row["row_group"] + row["row"], 1).to_pylist()[0]
+        assert stored["utterance"] == row["utterance"]
+        assert stored["emotion"] == row["emotion"]
+        samples = decode_flac(stored["audio"])
+        assert hashlib.sha256(samples.tobytes()).hexdigest() == row["audio_sha256"]
+
+
+def test_done_is_not_done_again(prepared, capsys):
+    config, _ = prepared
+    before = shard_bytes(config)
+    assert prepare.run(config) == config.stage_folder("prepare")
+    assert "already done" in capsys.readouterr().out
+    assert shard_bytes(config) == before
+
+
+def test_another_configuration_is_refused(prepared):
+    config, _ = prepared
+    before = shard_bytes(config)
+    other = config.model_copy(update={"audio": config.audio.model_copy(update={"max_seconds": 5.0})})
+    with pytest.raises(StageError, match=r"audio\.max_seconds: found 20\.0, now 5\.0"):
+        prepare.run(other)
+    assert shard_bytes(config) == before
+    assert prepare.run(config.model_copy(update={"fold": 1, "seed": 3}))  # nothing that the shards depend on
+
+
+def check_stream(manifest: Manifest, windows: list[Window]) -> int:
+    """Every batch as planned, its audio that of the sources; returns how many."""
+    planned = [(window, batch) for window in windows for batch in window.batches]
+    sources = manifest.table["source"].to_pylist()
+    for (window, rows), batch in zip(planned, stream(manifest, windows, cpus=2), strict=True):
+        assert batch.rows.tolist() == rows.tolist()
+        assert (batch.epoch, batch.split) == (window.epoch, window.split)
+        for row, wave in zip(rows, batch.waves, strict=True):
+            expected = decode(Path(sources[row]).read_bytes(), where="source")
+            assert wave.dtype == np.float32
+            assert wave.shape == expected.shape
+            # resampled in another process: a sum in another order may round to the next of the 16-bit steps
+            assert np.abs(wave - expected).max() <= (0 if soundfile.info(sources[row]).samplerate == 16_000 else 2**-15)
+    return len(planned)
+
+
+def test_stream_yields_the_plan(prepared, manifest):
+    batch = prepared[0].batch
+    training = [
+        training_epoch(manifest, manifest.rows("train"), batch, seed=3, epoch=number, world=1) for number in range(2)
+    ]
+    dev = evaluation_epoch(manifest, manifest.rows("dev"), batch, epoch=1)
+    windows = [window for epoch in (training[0], skip(training[1], 2), dev) for window in epoch.windows[0]]
+    assert {(window.epoch, window.split) for window in windows} == {(0, "train"), (1, "train"), (1, "dev")}
+    assert check_stream(manifest, windows) > 5
+    assert list(stream(manifest, [])) == []
+
+
+def test_stream_from_a_lost_shard(prepared, manifest, tmp_path):
+    moved = Manifest(**{**vars(manifest), "shards": tuple(str(tmp_path / "absent") for _ in manifest.shards)})
+    windows = evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch).windows[0]
+    with pytest.raises(StorageError, match="absent"):
+        list(stream(moved, list(windows)))
+
+
+def test_unusable_clips_are_quarantined(tmp_path, capsys):
+    found = write_corpus(tmp_path / "corpus")
+    (tmp_path / "corpus" / "en0-anger.wav").write_bytes(b"RIFF, but no audio follows")
+    soundfile.write(tmp_path / "corpus" / "fi0-anger.wav", np.zeros(160), 16_000)
+    (tmp_path / "corpus" / "fi3-anger.flac").unlink()
+    config = experiment(tmp_path, max_quarantined=0.1)
+    folder = prepare.run(config)
+    quarantine = {row["utterance"]: row for row in storage.read_table(f"{folder}/quarantine.parquet").to_pylist()}
+    assert quarantine.keys() == {"c/en0-anger.wav", "c/fi0-anger.wav", "c/fi3-anger.flac"}
+    assert "cannot decode" in quarantine["c/en0-anger.wav"]["reason"]
+    assert "0.010 s long, shorter than audio.min_seconds=0.1" in quarantine["c/fi0-anger.wav"]["reason"]
+    assert "there is no file fi3-anger.flac" in quarantine["c/fi3-anger.flac"]["reason"]
+    accepted = storage.read_table(f"{folder}/{MANIFEST_FILE}")
+    assert accepted.num_rows + len(quarantine) == found
+    assert not quarantine.keys() & set(accepted["utterance"].to_pylist())
+    assert "3 quarantined" in capsys.readouterr().out
+    manifest = manifests.load(config)
+    check_stream(manifest, list(evaluation_epoch(manifest, manifest.rows("train"), config.batch).windows[0]))
+
+
+def test_too_many_unusable_clips(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    broken = tmp_path / "corpus" / "en0-anger.wav"
+    sound = broken.read_bytes()
+    broken.write_bytes(b"")
+    config = experiment(tmp_path)
+    with pytest.raises(DataError, match=r"1 of 32 clips cannot be used.*max_quarantined=0\.01") as caught:
+        prepare.run(config)
+    assert str(broken) in str(caught.value)
+    folder = config.stage_folder("prepare")
+    assert not records.is_done(folder, prepare.made_by(config))
+    assert not storage.exists(f"{folder}/{MANIFEST_FILE}")
+    broken.write_bytes(sound)
+    prepare.run(config)
+    assert storage.read_table(f"{folder}/{MANIFEST_FILE}").num_rows == 32
+
+
+def test_sixteen_bits_survive_exactly():
+    samples = np.concatenate([np.arange(-32768, 32768), [32767, -32768, 0]]).astype(np.int16)
+    assert np.array_equal(to_int16(to_float(samples)), samples)
+    assert np.array_equal(decode_flac(encode_flac(samples)), samples)
+    assert np.array_equal(decode(encode_flac(samples), where="here"), to_float(samples))

@@ -1,0 +1,69 @@
+"""The predictor: answers in the order of the questions, the same alone and together."""
+
+import numpy as np
+import pytest
+import tiny
+
+from lakd_ray.audio import Wave
+from lakd_ray.infer.predictor import Predictor, softmax
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(tiny.model(), tiny.card())
+
+
+def waves(*seconds: float) -> list[Wave]:
+    random = np.random.default_rng(4)
+    return [random.standard_normal(round(16_000 * length)).astype(np.float32) for length in seconds]
+
+
+def test_order_of_answers_is_the_order_of_waves(predictor):
+    """Long and short alternate, and together they are more than one batch holds."""
+    clips = waves(1.0, 25.0, 0.2, 26.0, 2.0, 24.0, 0.5)
+    together = predictor.logits(clips)
+    alone = np.concatenate([predictor.logits([clip]) for clip in clips])
+    assert together.shape == (7, 4) and together.dtype == np.float32
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
+    assert len(np.unique(alone.round(4), axis=0)) == 7
+    np.testing.assert_allclose(predictor.logits(clips[::-1]), together[::-1], rtol=0, atol=1e-5)
+
+
+def test_probabilities_are_the_softmax_and_sum_to_one(predictor):
+    clips = waves(0.3, 1.0, 0.7)
+    found = predictor.probabilities(clips)
+    logits = predictor.logits(clips).astype(np.float64)
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-6)
+
+
+def test_softmax_of_large_logits():
+    found = softmax(np.array([[1e4, 0.0], [-1e4, -1e4]], dtype=np.float32))
+    np.testing.assert_array_equal(found, [[1, 0], [0.5, 0.5]])
+
+
+def test_loudness_and_offset_do_not_matter(predictor):
+    (clip,) = waves(1.0)
+    np.testing.assert_allclose(predictor.logits([0.05 * clip + 0.1]), predictor.logits([clip]), rtol=0, atol=1e-3)
+
+
+def test_silence_has_an_answer(predictor):
+    assert np.isfinite(predictor.logits([np.zeros(16_000, np.float32), *waves(0.5)])).all()
+
+
+def test_no_waves(predictor):
+    assert predictor.logits([]).shape == (0, 4)
+    assert predictor.probabilities([]).shape == (0, 4)
+
+
+def test_dropout_is_off_and_nothing_is_remembered(predictor):
+    clips = waves(1.0, 0.4)
+    np.testing.assert_array_equal(predictor.logits(clips), predictor.logits(clips))
+
+
+def test_a_checkpoint_answers_as_the_model_that_was_saved(predictor, tmp_path):
+    loaded = Predictor.load(tiny.checkpoint(tmp_path))
+    np.testing.assert_array_equal(loaded.logits(waves(1.0, 0.4)), predictor.logits(waves(1.0, 0.4)))
+    assert (loaded.model_id, loaded.languages, loaded.emotions) == (
+        "test/tiny", ("en", "de"), ("anger", "happiness", "neutral", "sadness"),
+    )  # fmt: skip

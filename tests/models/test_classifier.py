@@ -1,0 +1,176 @@
+"""The network: batch independence, agreement with transformers, and golden numbers."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForAudioClassification, WhisperConfig, WhisperForAudioClassification
+
+from lakd_ray.audio import normalise
+from lakd_ray.distill import utterance_losses
+from lakd_ray.errors import ConfigError
+from lakd_ray.models import EmotionClassifier, pad
+from lakd_ray.models.classifier import masked_group_norm
+
+# wav2vec2-base has a group norm and normalises after each layer; -large and XLS-R have layer norms before each layer.
+STYLES: dict[str, dict[str, Any]] = {
+    "group": {"feat_extract_norm": "group"},
+    "layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
+}
+BACKBONES = [(family, style) for family in ("wav2vec2", "hubert", "wavlm", "unispeech-sat") for style in STYLES]
+LENGTHS = (16_000, 2_500, 9_999, 4_321, 12_800)
+
+
+def network(family: str, style: str) -> EmotionClassifier:
+    """In eval mode, its norms away from the identity they start as."""
+    model = tiny.model(model_type=family, **STYLES[style]).eval()
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            for parameter in module.parameters():
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def waves(lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.from_numpy(normalise(torch.randn(length, generator=generator).numpy())) for length in lengths]
+
+
+@pytest.mark.parametrize(("family", "style"), BACKBONES)
+@torch.inference_mode()
+def test_an_answer_does_not_depend_on_the_batch(family, style):
+    model, clips = network(family, style), waves()
+    alone = torch.cat([model(*pad([clip])) for clip in clips])
+    assert (alone[0] - alone[1]).abs().max() > 1e-3  # answers differ, so agreement below says something
+    for chosen in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0], [1, 3], [2, 2, 0]):
+        together = model(*pad([clips[index] for index in chosen]))
+        torch.testing.assert_close(together, alone[chosen], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_what_lies_in_the_padding_does_not_matter():
+    for family, style in BACKBONES:
+        model = network(family, style)
+        wave_BT, lengths_B = pad(waves((3_000, 8_000)))
+        clean = model(wave_BT, lengths_B)
+        wave_BT[0, 3_000:] = 50.0
+        torch.testing.assert_close(model(wave_BT, lengths_B), clean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "style"), BACKBONES)
+@torch.inference_mode()
+def test_one_utterance_is_answered_as_transformers_does(family, style):
+    model = network(family, style)
+    for clip in waves():
+        torch.testing.assert_close(model(*pad([clip])), model.network(clip[None]).logits, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_transformers_own_answer_depends_on_the_batch():
+    """Why the forward pass is this project's own; should this fail, transformers has changed and ours can go."""
+    model, clips = network("wav2vec2", "group"), waves((2_500, 16_000))
+    wave_BT, lengths_B = pad(clips)
+    mask_BT = (torch.arange(wave_BT.shape[1]) < lengths_B[:, None]).long()
+    theirs = model.network(wave_BT, attention_mask=mask_BT).logits[0]
+    assert (theirs - model.network(clips[0][None]).logits[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("length", [1_600, 2_000, 16_000])
+def test_frames_are_what_the_encoder_makes(length):
+    model = network("wav2vec2", "group")
+    wave_BT, lengths_B = pad(waves((length,)))
+    assert model.features(wave_BT, lengths_B).shape == (1, int(model.frames(lengths_B)), 16)
+
+
+@pytest.mark.parametrize("valid", [[20, 20, 20], [7, 20, 1]])
+def test_masked_group_norm_is_group_norm_of_each_utterances_own_steps(valid):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    hidden_BHT = 3 * torch.randn(3, 8, 20) + 1
+    found = masked_group_norm(hidden_BHT, torch.tensor(valid), norm)
+    for index, steps in enumerate(valid):
+        if steps > 1:  # torch refuses to normalise one value
+            expected = norm(hidden_BHT[index : index + 1, :, :steps])[0]
+            torch.testing.assert_close(found[index, :, :steps], expected, atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(found).all()
+
+
+def test_masked_group_norm_needs_a_group_per_channel():
+    with pytest.raises(ConfigError, match="expected a group per channel, found 2 for 8 channels"):
+        masked_group_norm(torch.zeros(1, 8, 5), torch.tensor([5]), nn.GroupNorm(2, 8))
+
+
+def test_training_reaches_every_weight_and_batch_mates_get_no_gradient():
+    model = tiny.model(**tiny.STILL)
+    wave_BT, lengths_B = pad(waves((3_000, 8_000)))
+    wave_BT.requires_grad_()
+    logits_BC = model(wave_BT, lengths_B)
+    (of_first,) = torch.autograd.grad(logits_BC[0].sum(), wave_BT, retain_graph=True)
+    assert of_first[0, :3_000].abs().max() > 0
+    assert of_first[0, 3_000:].abs().max() == 0
+    assert of_first[1].abs().max() == 0
+    logits_BC[:, 0].sum().backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == ["network.wav2vec2.masked_spec_embed"]  # used by SpecAugment alone
+
+
+def test_another_family_is_refused():
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=50, pad_token_id=0, num_mel_bins=8, max_source_positions=10,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="model_type 'whisper': expected one of wav2vec2, hubert, wavlm"):
+        EmotionClassifier(WhisperForAudioClassification(config))
+
+
+# Seeded model, synthetic waves, seeded teachers. After a change that is meant to change them, print them anew:
+#     PYTHONPATH=tests:. .venv/bin/python tests/models/test_classifier.py
+GOLDEN: dict[str, list[Any]] = {
+    "group logits": [[0.00287, -0.00663, 0.00779, -0.00014], [3e-05, -0.01795, 0.01234, -0.01461]],
+    "group total": [[1.18477], [1.22697]],
+    "group ce": [[1.38441], [1.36898]],
+    "group kl": [[0.58583], [0.80096]],
+    "layer logits": [[0.00242, 0.00865, -0.00088, -0.00159], [0.00587, 0.00452, 0.00378, 0.00197]],
+    "layer total": [[1.07294], [1.23968]],
+    "layer ce": [[1.38603], [1.38655]],
+    "layer kl": [[0.13367], [0.79907]],
+}
+
+
+def golden(style: str) -> dict[str, list[Any]]:
+    model = tiny.model(seed=42, **STYLES[style], **tiny.STILL)
+    ramp_T = torch.arange(8_000) / 16_000
+    clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
+    wave_BT, lengths_B = pad([torch.from_numpy(normalise(clip.numpy())) for clip in clips])
+    with torch.no_grad():
+        logits_BC = model(wave_BT, lengths_B)
+    teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])
+    parts = utterance_losses(logits_BC, teachers_BKC, torch.tensor([0, 2]), temperature=5.0, lam=0.25)
+    return {
+        f"{style} {name}": [[round(number, 5) for number in row] for row in value.view(2, -1).tolist()]
+        for name, value in (("logits", logits_BC), ("total", parts.total_B), ("ce", parts.ce_B), ("kl", parts.kl_B))
+    }
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_golden_numbers(style):
+    found = golden(style)
+    assert found
+    for name, value in found.items():
+        torch.testing.assert_close(torch.tensor(value), torch.tensor(GOLDEN[name]), atol=1e-4, rtol=0, msg=name)
+
+
+def test_the_network_is_transformers_own_class():
+    network = tiny.model().network
+    assert type(network) is type(AutoModelForAudioClassification.from_config(network.config))
+
+
+if __name__ == "__main__":
+    for style in STYLES:
+        for name, value in golden(style).items():
+            print(f"    {name!r}: {value},".replace("'", '"'))

@@ -1,0 +1,170 @@
+"""The audio door: formats, rates, and what is refused."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, normalise, resample, to_float, to_int16
+from lakd_ray.errors import DataError
+
+FORMATS = ("WAV", "FLAC", "OGG", "MP3")
+
+
+def sine(seconds: float = 1.0, rate: int = SAMPLE_RATE, pitch: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
+
+
+def encode(samples: np.ndarray, rate: int = SAMPLE_RATE, format: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def pitch_of(wave_T: np.ndarray) -> float:
+    spectrum = np.abs(np.fft.rfft(wave_T * np.hanning(len(wave_T))))
+    return float(spectrum.argmax()) * SAMPLE_RATE / len(wave_T)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_and_rates(format, rate):
+    wave_T = decode(encode(sine(1.0, rate), rate, format), where="a clip")
+    assert wave_T.dtype == np.float32 and wave_T.ndim == 1
+    slack = 0.15 if format == "MP3" else 0.001  # MP3 pads to whole frames
+    assert len(wave_T) / SAMPLE_RATE == pytest.approx(1.0, abs=slack)
+    assert pitch_of(wave_T) == pytest.approx(440, abs=2)
+    middle_T = wave_T[4_000:12_000]
+    assert np.sqrt(np.square(middle_T).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_resampling_does_not_fold_what_16_khz_cannot_hold():
+    wave_T = resample(sine(1.0, 48_000, pitch=11_000).astype(np.float32), 48_000)
+    assert np.abs(wave_T[1_000:-1_000]).max() < 0.005  # would be heard at 5 kHz
+
+
+def test_every_16_bit_sample_comes_back_exactly():
+    samples_T = np.arange(-32768, 32768).astype(np.int16)
+    for format in ("WAV", "FLAC"):
+        wave_T = decode(encode(samples_T, format=format), where="a clip")
+        np.testing.assert_array_equal(wave_T, samples_T / 32768)
+        np.testing.assert_array_equal(to_int16(wave_T), samples_T)
+    np.testing.assert_array_equal(decode_flac(encode_flac(samples_T)), samples_T)
+    np.testing.assert_array_equal(to_int16(to_float(samples_T)), samples_T)
+
+
+def test_finer_samples_are_rounded_to_16_bits():
+    wave_T = decode(encode(sine() + 1e-6, subtype="FLOAT"), where="a clip")
+    np.testing.assert_array_equal(wave_T * 32768, np.rint(wave_T * 32768))
+    np.testing.assert_allclose(wave_T, sine() + 1e-6, rtol=0, atol=0.6 / 32768)
+
+
+def test_too_loud_is_clipped_not_wrapped():
+    wave_T = decode(encode(np.array([2.0, -2.0, 1.0, 0.0]), subtype="FLOAT"), where="a clip")
+    np.testing.assert_array_equal(wave_T, [32767 / 32768, -1, 32767 / 32768, 0])
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_channels_are_averaged(channels):
+    loud_T = (1000 * np.random.default_rng(0).standard_normal(1_600)).astype(np.int16)
+    samples_TC = np.zeros((1_600, channels), dtype=np.int16)
+    samples_TC[:, 0] = loud_T
+    wave_T = decode(encode(samples_TC), where="a clip")
+    np.testing.assert_allclose(wave_T, loud_T / channels / 32768, rtol=0, atol=0.51 / 32768)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("format", FORMATS)
+def test_cut_at_the_limit(format, rate):
+    content = encode(sine(2.0, rate), rate, format)
+    cut_T, whole_T = decode(content, where="a clip", max_seconds=0.75), decode(content, where="a clip")
+    assert len(cut_T) == pytest.approx(12_000, abs=1)
+    np.testing.assert_allclose(cut_T[:11_900], whole_T[:11_900], atol=2 / 32768)
+    longer_T = decode(content, where="a clip", max_seconds=10.0)
+    np.testing.assert_array_equal(longer_T, whole_T)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_values_that_are_not_numbers_are_refused(value, channel):
+    samples_TC = np.zeros((100, 2), dtype=np.float32)
+    samples_TC[50, channel] = value
+    with pytest.raises(DataError, match="clip 7 holds values that are not finite"):
+        decode(encode(samples_TC, subtype="FLOAT"), where="clip 7")
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG"])
+def test_no_samples(format):
+    with pytest.raises(DataError, match="clip 7"):
+        decode(encode(np.zeros(0), format=format), where="clip 7")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"RIFF", b"ID3", b"fLaC", b"OggS", b"not audio" * 100, bytes(5_000)])
+def test_garbage(content):
+    with pytest.raises(DataError, match=r"cannot decode clip 7: .*; expected WAV, FLAC, OGG or MP3"):
+        decode(content, where="clip 7")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncated_recordings_are_refused_or_are_the_beginning(format):
+    content = encode(sine(), format=format)
+    whole_T = decode(content, where="a clip")
+    for share in (0.01, 0.3, 0.6, 0.95):
+        try:
+            part_T = decode(content[: int(share * len(content))], where="a clip")
+        except DataError:
+            continue
+        assert len(part_T) <= len(whole_T)
+        sound = np.flatnonzero(part_T)[-1] + 1  # decoders may fill what is missing with silence
+        kept = max(0, min(sound, len(part_T)) - 2_000)
+        np.testing.assert_allclose(part_T[:kept], whole_T[:kept], atol=0.02)
+
+
+def test_damaged_recordings_raise_data_error_alone():
+    random = np.random.default_rng(3)
+    for format in FORMATS:
+        content = encode(sine(0.2), format=format)
+        for _ in range(40):
+            spoilt = bytearray(content)
+            for place in random.integers(0, min(len(content), 300), 3):
+                spoilt[place] = random.integers(256)
+            try:
+                wave_T = decode(bytes(spoilt), where="a clip", max_seconds=20.0)
+            except DataError:
+                continue
+            assert np.isfinite(wave_T).all() and len(wave_T) <= 20 * SAMPLE_RATE + 1
+
+
+@pytest.mark.parametrize("rate", [15_999, 47_999, 192_001, 2_000_000_011])
+def test_odd_rates_are_refused(rate):
+    with pytest.raises(DataError, match=rf"clip 7 has a sample rate of {rate} Hz, expected a usual one"):
+        decode(encode(np.zeros(100), rate), where="clip 7")
+
+
+@pytest.mark.parametrize("rate", [11_025, 12_000, 24_000, 32_000, 37_800, 88_200, 96_000, 192_000])
+def test_rates_in_use_are_accepted(rate):
+    wave_T = decode(encode(sine(0.5, rate), rate), where="a clip")
+    assert len(wave_T) == pytest.approx(8_000, abs=1)
+    assert pitch_of(wave_T) == pytest.approx(440, abs=3)
+
+
+def test_a_header_that_promises_hours_costs_nothing():
+    content = bytearray(encode(sine(0.1), format="FLAC"))
+    (packed,) = struct.unpack(">Q", content[18:26])  # rate, channels, bits, then 36 bits: the number of samples
+    assert packed & (2**36 - 1) == 1_600
+    content[18:26] = struct.pack(">Q", packed | (2**36 - 1))
+    try:
+        wave_T = decode(bytes(content), where="a clip")
+    except DataError:
+        return
+    assert len(wave_T) <= 1_600
+
+
+def test_normalise():
+    wave_T = normalise((3 * sine() + 0.2).astype(np.float32))
+    assert wave_T.dtype == np.float32
+    assert wave_T.mean() == pytest.approx(0, abs=1e-5)
+    assert wave_T.std() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_array_equal(normalise(np.zeros(100, np.float32)), 0)

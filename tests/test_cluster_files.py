@@ -1,0 +1,208 @@
+"""The files under cluster/ and jobs/ fit each other, the package and the pinned versions; nothing is started here."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lakd_ray import cli, storage
+from lakd_ray.config import describe, load
+from lakd_ray.errors import CheckpointError, ConfigError
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+SCRIPTS = sorted(CLUSTER.glob("*.sh"))
+EXPERIMENTS = sorted((ROOT / "jobs/experiments").glob("*.yaml"))
+TEXTS = sorted(file for file in CLUSTER.rglob("*") if file.is_file())
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def parsed(name: str) -> Any:
+    return yaml.safe_load(read(name))
+
+
+def pinned(package: str) -> str:
+    return re.search(rf"^{package}==(\S+)", read("constraints.txt"), re.MULTILINE)[1]
+
+
+def job() -> dict[str, Any]:
+    return parsed("cluster/kuberay/rayjob.yaml")["spec"]
+
+
+def service() -> dict[str, Any]:
+    return parsed("cluster/kuberay/rayservice.yaml")["spec"]
+
+
+def applications() -> list[dict[str, Any]]:
+    on_kubernetes = yaml.safe_load(service()["serveConfigV2"])
+    return [*parsed("cluster/serve.yaml")["applications"], *on_kubernetes["applications"]]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.name)
+def test_shell_scripts_parse_and_stop_at_errors(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "\nset -euo pipefail\n" in script.read_text()
+    assert script.stat().st_mode & 0o100, "not executable"
+
+
+def test_versions_are_those_of_the_package():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    ray = pinned("ray")
+    assert any(re.fullmatch(rf"ray\[.*\]=={re.escape(ray)}", need) for need in project["dependencies"])
+    base = re.search(r"^FROM rayproject/ray:([\d.]+)-py(\d)(\d+)$", read("cluster/Dockerfile"), re.MULTILINE)
+    assert base is not None and base[1] == ray
+    assert f">={base[2]}.{base[3]}" in project["requires-python"]
+    assert job()["rayClusterSpec"]["rayVersion"] == service()["rayClusterConfig"]["rayVersion"] == ray
+    images = set(re.findall(r"REGISTRY/lakd-ray:(\S+)", "\n".join(file.read_text() for file in TEXTS)))
+    assert images == {project["version"]}
+
+
+def test_no_registry_has_an_address_here():
+    for name in ("constraints.txt", "pyproject.toml"):
+        assert not re.search(r"https?://|index-url|find-links", read(name)), name
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
+def test_paths_that_are_named_exist(file):
+    for path in re.findall(r"\b(?:jobs|cluster|lakd_ray|docs)/[\w./-]*\w\.(?:py|yaml|sh|md)\b", file.read_text()):
+        if "NAME" not in path:
+            assert (ROOT / path).is_file(), f"{file.name} names {path}"
+
+
+def test_dockerfile_copies_what_is_there_and_what_the_build_needs():
+    copied = {
+        name
+        for line in read("cluster/Dockerfile").splitlines()
+        if line.startswith("COPY")
+        for name in line.split()[2:-1]
+    }
+    assert all((ROOT / name).exists() for name in copied), copied
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert {"pyproject.toml", "constraints.txt", "lakd_ray", "jobs", project["readme"]} <= copied
+    assert set(project["license-files"]) <= copied
+
+
+def test_scripts_in_jobs_name_stages_that_exist():
+    for script in (ROOT / "jobs").glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
+        stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "job"]
+        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in cli._STAGES), script.name
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
+def test_experiments_load_and_what_is_printed_loads_the_same(file, tmp_path):
+    config = load(file)
+    assert config.name == file.stem
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(describe(config), encoding="utf-8")
+    assert load(printed) == config
+
+
+def test_the_paper_fold_is_the_papers():
+    config = load(ROOT / "jobs/experiments/paper-fold.yaml")
+    assert config.train.workers * config.batch.max_utterances * config.train.accumulation == 16
+    assert config.batch.padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
+    assert (config.seed, config.audio.max_seconds) == (42, 20)
+    for recipe in (config.teacher, config.student):
+        assert (recipe.optim.epochs, recipe.optim.lr) == (20, 3e-5)
+        assert recipe.model.pretrained == "facebook/wav2vec2-base" and recipe.model.freeze_feature_encoder
+    assert sorted(actor for group in config.corpora[2].split.groups for actor in group) == [
+        f"{actor:02d}" for actor in range(1, 13)
+    ]
+    defaults = load(ROOT / "jobs/experiments/demo.yaml").distill
+    assert config.distill.kd.lam == pytest.approx(defaults.kd.lam)
+    assert config.distill.mtkd.lam == pytest.approx(defaults.mtkd.lam)
+
+
+def test_the_losses_in_the_papers_comment_are_accepted():
+    lines = re.findall(r"^  #   (kd|mtkd): (\{.*\})$", read("jobs/experiments/paper-fold.yaml"), re.MULTILINE)
+    assert [name for name, _ in lines] == ["kd", "mtkd"]
+    config = load(ROOT / "jobs/experiments/paper-fold.yaml", [f"distill.{name}={loss}" for name, loss in lines])
+    assert (config.distill.kd.lam, config.distill.mtkd.lam) == (0.75, 0.25)
+    assert config.distill.kd.reference_compat and config.distill.mtkd.reference_compat
+
+
+def test_the_kubernetes_job_has_room_for_its_experiment():
+    words = job()["entrypoint"].split()
+    experiment, overrides = next(word for word in words if word.endswith(".yaml")), words[words.index("--set") + 1 :]
+    inside = "/home/ray/lakd/"
+    assert f"WORKDIR {inside.rstrip('/')}\n" in read("cluster/Dockerfile")
+    assert all(word.startswith(inside) for word in words if word.startswith("/"))
+    config = load(ROOT / experiment.removeprefix(inside), overrides)
+    assert storage.is_remote(config.storage)
+    (group,) = job()["rayClusterSpec"]["workerGroupSpecs"]
+    (pod,) = group["template"]["spec"]["containers"]
+    assert group["replicas"] * int(pod["resources"]["limits"]["nvidia.com/gpu"]) >= config.train.workers
+    assert int(pod["resources"]["limits"]["cpu"]) > config.train.cpus_per_worker
+    assert job()["shutdownAfterJobFinishes"] is True
+
+
+def test_slurm_asks_for_the_gpus_of_the_paper_fold():
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
+    train = load(ROOT / "jobs/experiments/paper-fold.yaml").train
+    assert int(asked["nodes"]) * int(asked["gpus-per-node"]) >= train.workers
+    assert int(asked["nodes"]) * int(asked["cpus-per-task"]) > train.workers * train.cpus_per_worker
+
+
+def test_clusters_ask_for_a_token():
+    assert job()["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert service()["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+    assert all("RAY_AUTH_MODE=token" in script.read_text() for script in SCRIPTS)
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning")  # Ray Serve's own
+@pytest.mark.parametrize("application", applications(), ids=["serve.yaml", "rayservice.yaml"])
+def test_serve_arguments_are_accepted(application, tmp_path):
+    module, _, name = application["import_path"].partition(":")
+    build = getattr(importlib.import_module(module), name)
+    assert len(inspect.signature(build).parameters) == 1
+    absent = {**application["args"], "checkpoint": str(tmp_path)}
+    with pytest.raises(CheckpointError, match="SEAL"):  # everything before the look at the checkpoint was fine
+        build(absent)
+    with pytest.raises(ConfigError, match="absolute"):
+        build({**absent, "checkpoint": "relative"})
+
+
+def test_runtime_env_leaves_out_what_is_large_or_secret():
+    env = parsed("runtime_env.yaml")
+    assert set(env) == {"working_dir", "excludes", "env_vars"}, "nothing is installed when a job starts"
+    assert {".git", ".venv", "outputs", "__pycache__"} <= set(env["excludes"])
+    assert all(isinstance(value, str) for value in env["env_vars"].values())
+    assert not any(name.startswith("AWS_") or "TOKEN_PATH" in name for name in env["env_vars"])
+    ignored = {line.strip("/") for line in read(".gitignore").split()}  # what a plain `--working-dir .` goes by
+    assert set(env["excludes"]) - {".git"} <= ignored
+
+
+def test_workers_get_the_same_settings_wherever_they_run():
+    from lakd_ray.session import _QUIET
+
+    settings = parsed("runtime_env.yaml")["env_vars"]
+    starting = {"RAY_raylet_start_wait_time_s"}  # matters to whoever starts Ray, not to jobs
+    assert {name: value for name, value in _QUIET.items() if name not in starting}.items() <= settings.items()
+    for name, value in settings.items():
+        for file in ("cluster/Dockerfile", "cluster/slurm.sh"):
+            assert re.search(rf"\b{name}={re.escape(value)}(\s|$)", read(file)), f"{file} lacks {name}"
+
+
+def test_submit_knows_every_job():
+    shown = subprocess.run(
+        [sys.executable, "jobs/submit.py", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for script in (ROOT / "jobs").glob("*.py"):
+        assert script.stem in shown.stdout
+
+
+def test_an_override_of_one_section_leaves_its_alias_alone():
+    config = load(ROOT / "jobs/experiments/paper-fold.yaml", ["student.optim.epochs=3"])  # there: student: *recipe
+    assert (config.teacher.optim.epochs, config.student.optim.epochs) == (20, 3)

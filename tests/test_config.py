@@ -1,0 +1,261 @@
+"""Experiment files: those that ship, what is refused and what is said about it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lakd_ray import config as sections
+from lakd_ray.config import Experiment, Section, describe, dump, load
+from lakd_ray.errors import ConfigError
+from lakd_ray.runs import student_runs, teacher_runs
+
+SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "experiments").glob("*.yaml"))
+SMALL = """
+name: small
+languages: [en, fi]
+corpora:
+  - {name: one, root: "data: one # two"}
+  - {name: two, root: here, emotions: {joy: happiness}}
+teacher: &recipe {model: &model {pretrained: some/model}, optim: &optim {lr: 1.0e-3}}
+student: {model: *model, optim: {<<: *optim, epochs: 3}}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(file, overrides)
+    return str(caught.value)
+
+
+def test_some_experiments_ship():
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_shipped_experiment(file, tmp_path):
+    experiment = load(file)
+    (tmp_path / "again.yaml").write_text(describe(experiment), encoding="utf-8")
+    assert load(tmp_path / "again.yaml") == experiment
+    assert Experiment.model_validate(dump(experiment)) == experiment
+    runs = teacher_runs(experiment) + student_runs(experiment)
+    assert len(runs) > len(experiment.languages)
+    assert all(run.recipe == experiment.student for run in runs if run.stage == "distill")
+
+
+@pytest.mark.parametrize("part", ["teacher", "student"])
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shipped_network(file, part):
+    import torch
+
+    from lakd_ray.models import build
+
+    experiment = load(file)
+    model = getattr(experiment, part).model
+    if model.architecture is None:
+        assert model.pretrained
+        return
+    network = build(model, experiment.emotions, seed=0)
+    with torch.inference_mode():
+        logits = network.eval()(torch.randn(2, 8000), torch.tensor([8000, 5000]))
+    assert logits.shape == (2, len(experiment.emotions))
+    assert torch.isfinite(logits).all()
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
+def test_describe_explains_every_field(small):
+    lines = describe(load(small)).splitlines()
+    assert all("  # " in line for line in lines)
+    assert any(line.startswith("    lr: 0.001  # Peak learning rate") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["a: b # c", "no", "007", "1e3", "null", "- x", "{storage}/ä", "'", "", " x "])
+def test_describe_quotes(small, tmp_path, text):
+    tree = yaml.safe_load(SMALL)
+    tree["corpora"][0]["root"] = text
+    tree["corpora"][0]["options"] = {"a": [text, None, True], "b": {text: 1}}
+    small.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    experiment = load(small)
+    assert experiment.corpora[0].options == tree["corpora"][0]["options"]
+    (tmp_path / "again.yaml").write_text(describe(experiment), encoding="utf-8")
+    assert load(tmp_path / "again.yaml") == experiment
+
+
+def test_every_field_is_documented():
+    kinds = [kind for kind in vars(sections).values() if isinstance(kind, type) and issubclass(kind, Section)]
+    assert Experiment in kinds
+    for kind in kinds:
+        for name, field in kind.model_fields.items():
+            assert field.description, f"{kind.__name__}.{name} has no line of documentation"
+
+
+def test_frozen(small):
+    experiment = load(small)
+    with pytest.raises(ValueError, match="frozen"):
+        experiment.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seeed=1", ("unknown key `seeed`", "did you mean `seed`?")),
+        ("train.worker=2", ("unknown key `train.worker`", "did you mean `workers`?")),
+        ("corpora.1.split.fold=3", ("`corpora.1.split.fold`", "did you mean `folds`?")),
+        ("teacher.model.xyzzy=3", ("`teacher.model.xyzzy`", "known here: pretrained, revision")),
+        ("tune.lam={low: 1, high: 2, hihg: 3}", ("`tune.lam.hihg`", "did you mean `high`?")),
+        ("distill.kd.temprature=3", ("did you mean `temperature`?",)),
+    ],
+)
+def test_unknown_key(small, override, expected):
+    message = refusal(small, override)
+    for words in (*expected, "small.yaml"):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=Has Spaces", ("`name`", "'Has Spaces'")),
+        ("train.workers=0", ("`train.workers`", "greater than or equal to 1", "found 0")),
+        ("train.zero_stage=4", ("`train.zero_stage`", "0, 1, 2 or 3")),
+        ("student.optim.lr=.nan", ("`student.optim.lr`",)),
+        ("student.optim.warmup=1.0", ("`student.optim.warmup`", "less than 1")),
+        ("audio.min_seconds=30", ("`audio`", "min_seconds (30.0) must be below max_seconds (20.0)")),
+        ("tune.lam={low: 0, high: 1, log: true}", ("`tune.lam`", "low > 0 with log", "low=0.0")),
+        ("tune.tau={low: 2, high: 1}", ("`tune.tau`", "expected low < high")),
+        ("languages=[]", ("`languages`",)),
+        ("languages=[en, en]", ("`languages`", "only once")),
+        ("languages=[english]", ("`languages.0`", "'english'")),
+        ("emotions=[anger, joy]", ("`emotions`", "found ['anger', 'joy']")),
+        ("emotions=[anger]", ("`emotions`", "two or more")),
+        ("distill.paradigms=[kd, kd]", ("`distill.paradigms`", "only once")),
+        ("distill.paradigms=[]", ("`distill.paradigms`", "at least one")),
+        ("corpora.1.name=one", ("corpus names must be unique", "['one', 'one']")),
+        ("corpora.0.split.scheme=speaker-groups", ("`corpora.0.split`", "`groups` belongs to")),
+        ("teacher.model={}", ("`teacher.model`", "either `pretrained` or `architecture`")),
+        ("teacher.model.architecture={model_type: wav2vec2}", ("`teacher.model`", "not both")),
+        ("teacher.model={architecture: {hidden_size: 8}}", ("needs `model_type`",)),
+        ("teacher.model={architecture: {model_type: wav2vec2}}", ("freeze_feature_encoder: false",)),
+        ("student=null", ("`student`",)),
+    ],
+)
+def test_impossible_value(small, override, expected):
+    message = refusal(small, override)
+    for words in expected:
+        assert words in message
+
+
+def test_every_refusal_is_listed(small, tmp_path):
+    (tmp_path / "empty.yaml").write_text("{}")
+    message = refusal(tmp_path / "empty.yaml")
+    for key in ("name", "languages", "corpora", "teacher", "student"):
+        assert f"missing key `{key}`" in message
+    both = refusal(small, "seed=-1", "train.workers=0")
+    assert "`seed`" in both
+    assert "`train.workers`" in both
+
+
+def test_overrides(small):
+    changed = load(
+        small,
+        [
+            "seed=7",
+            "corpora.1.root=there",
+            "corpora.0.split={folds: 2}",
+            "languages=[fr]",
+            "languages.0=sv",
+            "tune.epochs=null",
+            "student.optim.lr=1e-4",
+            "cluster.address=a=b",
+        ],
+    )
+    assert changed.seed == 7
+    assert [Path(corpus.root).name for corpus in changed.corpora] == ["data: one # two", "there"]
+    assert changed.corpora[0].split.folds == 2
+    assert changed.languages == ("sv",)
+    assert changed.student.optim.lr == 1e-4
+    assert changed.cluster.address == "a=b"
+    assert changed.teacher == load(small).teacher
+
+
+def test_override_of_an_alias_changes_one_place(small):
+    changed = load(small, ["student.model.pretrained=another/model"])
+    assert changed.student.model.pretrained == "another/model"
+    assert changed.teacher.model.pretrained == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed", "expected dotted.key=value"),
+        ("=3", "expected dotted.key=value"),
+        ("seed=[1", "not YAML"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+        ("corpora.2.root=x", "expected a number below 2 in place of '2'"),
+        ("corpora.one.root=x", "in place of 'one'"),
+        ("corpora.-1.root=x", "in place of '-1'"),
+        ("languages.²=en", "in place of '²'"),
+    ],
+)
+def test_bad_override(small, override, expected):
+    message = refusal(small, "seed=1", override)
+    assert expected in message
+    assert repr(override) in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[1, 2]", "holds list, expected a mapping"),
+        (b"", "holds NoneType"),
+        (b"a: [", "cannot read"),
+        (b"\xff\xfe\xfa", "cannot read"),
+        (b"name: !!python/object/apply:os.getcwd []", "cannot read"),
+    ],
+)
+def test_not_an_experiment(tmp_path, content, expected):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    message = refusal(file)
+    assert expected in message
+    assert str(file) in message
+
+
+def test_missing_file(small):
+    message = refusal(small.with_name("absent.yaml"))
+    assert "no experiment file" in message
+    assert str(small) in message
+    assert "none in that folder" in refusal(small.with_name("no-folder") / "absent.yaml")
+
+
+def test_relative_paths_are_resolved_once(small, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    experiment = load(small, ["storage=outputs", 'corpora.0.root="{storage}/here"', "corpora.1.root=s3://bucket/c"])
+    assert experiment.storage == str(tmp_path / "outputs")
+    assert [corpus.root for corpus in experiment.corpora] == ["{storage}/here", "s3://bucket/c"]
+
+
+@pytest.mark.parametrize("storage", ["/shared/outputs", "/shared/outputs/", "s3://bucket/prefix/"])
+def test_absolute_storage_is_taken_in_a_job(small, monkeypatch, storage):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert load(small, [f"storage={storage}"]).folder == f"{storage.rstrip('/')}/small"
+
+
+def test_stage_folders(small: Path):
+    experiment = load(small, ["storage=s3://bucket/p/", "base=shared"])
+    assert experiment.folder == "s3://bucket/p/small"
+    owners: dict[str, Any] = {stage: experiment.stage_folder(stage) for stage in ("prepare", "teachers", "distill")}
+    assert owners == {
+        "prepare": "s3://bucket/p/shared/prepare",
+        "teachers": "s3://bucket/p/shared/teachers",
+        "distill": "s3://bucket/p/small/distill",
+    }

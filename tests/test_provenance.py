@@ -1,0 +1,59 @@
+"""A model is not judged on what it has seen."""
+
+import json
+
+import pytest
+
+from lakd_ray.errors import HygieneError
+from lakd_ray.provenance import Provenance, Seen
+
+TRAIN, DEV, TEST = (
+    Seen(frozenset({f"c:{name}1", f"c:{name}2"}), frozenset({f"sha-{name}"})) for name in ("train", "dev", "test")
+)
+CLEAN = Provenance(trained_on=TRAIN, selected_on=DEV)
+
+
+def test_clean_model_passes():
+    CLEAN.check(model="m", dev=DEV, test=TEST)
+    Provenance().check(model="m", dev=DEV, test=TEST)
+
+
+@pytest.mark.parametrize(
+    ("record", "what", "split"),
+    [
+        (Provenance(trained_on=TRAIN | TEST), "trained on", "test"),
+        (Provenance(trained_on=TRAIN | DEV), "trained on", "dev"),
+        (Provenance(TRAIN, selected_on=TEST), "selected on", "test"),
+    ],
+)
+def test_seen_speakers_are_refused(record, what, split):
+    with pytest.raises(HygieneError) as caught:
+        record.check(model="teacher-en", dev=DEV, test=TEST)
+    message = str(caught.value)
+    assert f"teacher-en was {what} what the {split} split" in message
+    assert f"c:{split}1, c:{split}2" in message
+    assert "1 identical recordings" in message
+
+
+def test_one_speaker_or_one_recording_is_enough():
+    with pytest.raises(HygieneError, match="c:test2") as caught:
+        Provenance(trained_on=Seen(frozenset({"c:test2"}))).check(model="m", dev=DEV, test=TEST)
+    assert "c:test1" not in str(caught.value)
+    with pytest.raises(HygieneError, match="1 identical recordings"):
+        Provenance(trained_on=Seen(audio=frozenset({"sha-test"}))).check(model="m", dev=DEV, test=TEST)
+
+
+def test_inherited_from_every_parent():
+    parents = [Provenance(trained_on=Seen(frozenset({"c:a"}))), Provenance(selected_on=TEST)]
+    child = CLEAN.inherit(parents)
+    assert child.trained_on.speakers == {"c:train1", "c:train2", "c:a"}
+    assert child.selected_on == DEV | TEST
+    with pytest.raises(HygieneError, match="selected on what the test split"):
+        child.check(model="m", dev=DEV, test=TEST)
+    assert CLEAN.inherit([]) == CLEAN
+
+
+def test_json_round_trip():
+    content = json.loads(json.dumps(CLEAN.to_json()))
+    assert Provenance.from_json(content) == CLEAN
+    assert Provenance.from_json(Provenance().to_json()) == Provenance()

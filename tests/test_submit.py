@@ -1,0 +1,70 @@
+"""Following a job: its log is printed once whatever the connection does, and its end becomes the exit status."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+from ray.job_submission import JobStatus
+
+from lakd_ray import submit
+from lakd_ray.errors import ResourceError
+
+LOG = "one\ntwo\nthree\n"
+
+
+class Client:
+    """A cluster whose log connection shows a little more each time, breaking in between."""
+
+    def __init__(self, end: JobStatus, exit_code: int | None = None, breaks: Exception | None = None) -> None:
+        self.end, self.exit_code, self.breaks, self.asked = end, exit_code, breaks, 0
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        self.asked += 1
+        status = self.end if self.asked > 3 else JobStatus.RUNNING
+        return SimpleNamespace(status=status, message="why", driver_exit_code=self.exit_code)
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        shown = LOG[: 4 * self.asked]
+        yield shown[:2]
+        yield shown[2:]
+        if self.breaks:
+            raise self.breaks
+
+    def get_job_logs(self, job: str) -> str:
+        return LOG
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_code", "expected"),
+    [
+        (JobStatus.SUCCEEDED, 0, 0),
+        (JobStatus.STOPPED, None, 130),
+        (JobStatus.FAILED, 2, 2),
+        (JobStatus.FAILED, None, 1),
+    ],
+)
+@pytest.mark.parametrize("breaks", [None, RuntimeError("closed"), ConnectionResetError("gone")])
+def test_exit_status_and_log(end, exit_code, expected, breaks, capsys):
+    assert submit.follow(Client(end, exit_code, breaks), "job", wait_s=60) == expected
+    log, _, last = capsys.readouterr().out.rpartition("job: ")
+    assert log == LOG
+    assert last == f"{end.value.lower()} - why\n"
+
+
+def test_a_cluster_that_is_gone_is_given_up():
+    class Gone(Client):
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            raise ConnectionError("refused")
+
+    with pytest.raises(ResourceError, match="may still run"):
+        submit.follow(Gone(JobStatus.RUNNING), "job", wait_s=0)
+
+
+def test_a_cluster_that_is_not_there_is_not_waited_for_longer_than_said():
+    with pytest.raises(ResourceError, match="no Ray cluster"):
+        submit.reach("http://127.0.0.1:9", wait_s=0)

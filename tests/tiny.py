@@ -1,0 +1,49 @@
+"""Very small real models: transformers' own classes with a few thousand weights."""
+
+from pathlib import Path
+from typing import Any
+
+from lakd_ray.config import Model
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import Card, EmotionClassifier, build, save
+from lakd_ray.provenance import Provenance, Seen
+
+ARCHITECTURE: dict[str, Any] = {
+    "model_type": "wav2vec2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": [16, 16, 16],
+    "conv_kernel": [10, 8, 4],
+    "conv_stride": [5, 8, 8],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": 16,
+}
+DROPOUTS = ("hidden", "attention", "activation", "feat_proj", "final")
+STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_time_prob": 0.0}
+"""Without dropout and SpecAugment: a training step is then a function of its batch."""
+
+
+def config(**changes: Any) -> Model:
+    return Model(architecture=ARCHITECTURE | changes, freeze_feature_encoder=False)
+
+
+def model(seed: int = 0, **changes: Any) -> EmotionClassifier:
+    """From a random start, in training mode."""
+    return build(config(**changes), PAPER_EMOTIONS, seed=seed)
+
+
+def card(languages: tuple[str, ...] = ("en", "de")) -> Card:
+    seen = Provenance(Seen(frozenset({"c:one"}), frozenset({"0" * 64})), Seen(frozenset({"c:two"})))
+    return Card("test/tiny", PAPER_EMOTIONS, languages, seen, {"epoch": 3})
+
+
+def checkpoint(folder: Path, *, languages: tuple[str, ...] = ("en", "de"), seed: int = 0, **changes: Any) -> str:
+    """A sealed checkpoint below a folder."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    save(str(folder / "tiny"), model(seed, **changes).network, card(languages), scratch=scratch)
+    return str(folder / "tiny")

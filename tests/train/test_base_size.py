@@ -1,0 +1,39 @@
+"""One optimizer step of the mtkd student at the size of wav2vec2-base, through the real engine."""
+
+import subprocess
+import sys
+
+import pytest
+
+STEP = """
+import os, sys, tempfile
+os.environ.setdefault("LOCAL_RANK", "0")
+import torch, torch.distributed as dist
+from lakd_ray.config import DistillLoss, Model, Optim, Train
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import build, pad
+from lakd_ray.train.engine import Engine
+from lakd_ray.train.step import Batch, losses
+
+dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", rank=0, world_size=1)
+model = build(Model(architecture={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+count = sum(parameter.numel() for parameter in model.parameters())
+assert 94e6 < count < 96e6, count  # wav2vec2-base has 94.4 million, the head a few more
+engine = Engine(model, Optim(lr=1e-4, warmup=0.0), Train(workers=1, zero_stage=1), steps=2)
+before = model.network.classifier.weight.detach().clone()
+wave_BT, lengths_B = pad([torch.randn(32_000), torch.randn(24_000)])
+batch = Batch(wave_BT, lengths_B, torch.tensor([0, 3]), ["en", "fi"], torch.randn(2, 3, 4))
+parts = losses(engine.forward, batch, DistillLoss(), ["en", "fi", "fr"])
+engine.backward(parts.loss, 2)
+engine.step()
+assert torch.isfinite(parts.loss), parts
+assert not torch.equal(before, model.network.classifier.weight.detach())
+print("stepped")
+"""
+
+
+@pytest.mark.slow
+def test_one_step_of_the_student_at_base_size() -> None:
+    done = subprocess.run([sys.executable, "-c", STEP], check=False, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stepped" in done.stdout

@@ -1,0 +1,151 @@
+"""The engine against plain torch, and its gradients' independence of ranks and micro-batches. Real DeepSpeed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from engine_worker import LOSS, OPTIM, STEPS, TEACHERS, UTTERANCES, batch
+
+from lakd_ray.config import Optim
+from lakd_ray.train.engine import parameter_groups, schedule
+from lakd_ray.train.step import losses
+
+HERE = Path(__file__).parent
+# Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.
+NOISE = "k_proj.bias"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What one rank and two ranks made of the same data; the three processes run side by side."""
+    out = tmp_path_factory.mktemp("engine")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)]),
+        "TORCH_EXTENSIONS_DIR": str(tmp_path_factory.getbasetemp() / "torch_extensions"),
+        "OMP_NUM_THREADS": "1",
+        "LOCAL_RANK": "0",
+    }
+    ranks = [(0, 1), (0, 2), (1, 2)]
+    logs = [out / f"rank-{rank}-of-{world}.log" for rank, world in ranks]
+    processes = []
+    try:
+        for (rank, world), log in zip(ranks, logs, strict=True):
+            command = [sys.executable, str(HERE / "engine_worker.py"), str(rank), str(world), str(out)]
+            with log.open("w") as stream:
+                processes.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT))
+        codes = [process.wait(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    return {world: torch.load(out / f"world-{world}.pt", weights_only=False) for world in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """The same steps with torch alone: the mean over the batch, clipped, AdamW."""
+    model = tiny.model(**tiny.STILL).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, OPTIM), lr=OPTIM.lr, betas=OPTIM.betas)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(OPTIM, STEPS))
+    result: dict[str, Any] = {"losses": []}
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = losses(model, batch(step), LOSS, TEACHERS).loss / UTTERANCES
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
+        assert norm > OPTIM.clip or step > 2  # clipping takes part
+        optimizer.step()
+        scheduler.step()
+        result["losses"].append(float(loss.detach()))
+        if step == 4:
+            result["middle"] = {name: value.clone() for name, value in model.network.state_dict().items()}
+    result["end"] = dict(model.network.state_dict())
+    return result
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if not name.endswith(NOISE):
+            torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5, msg=lambda text, n=name: n + text)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_every_zero_stage_trains_as_plain_torch_does(found, plain, stage):
+    run = found[1][f"zero-{stage}"]
+    assert run["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    same_weights(run["middle"], plain["middle"])
+
+
+def test_the_weights_moved(found):
+    """The other comparisons would also hold if nothing was trained."""
+    run = found[1]["zero-1"]
+    start = tiny.model(**tiny.STILL).network.state_dict()
+    moved = [name for name in start if (run["end"][name] - start[name]).abs().max() > 1e-4]
+    assert len(moved) > 0.9 * len([name for name in start if name != "wav2vec2.masked_spec_embed"])
+    assert len({round(loss, 4) for loss in run["losses"]}) == STEPS
+
+
+@pytest.mark.parametrize(("world", "name"), [(1, "accumulated"), (2, "unequal"), (2, "accumulated")])
+def test_shares_of_any_size_make_the_step_of_their_union(found, world, name):
+    whole, shared = found[1]["zero-1"], found[world][name]
+    assert shared["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+    same_weights(shared["middle"], whole["middle"])
+    torch.testing.assert_close(shared["logits"], whole["logits"], atol=1e-4, rtol=1e-4)
+
+
+def test_schedule_advances_once_per_step_whatever_the_accumulation(found):
+    expected = [OPTIM.lr * schedule(OPTIM, STEPS)(step) for step in (0, 5)]
+    for world, name in ((1, "zero-1"), (1, "accumulated"), (2, "unequal"), (2, "accumulated")):
+        assert found[world][name]["rates"] == pytest.approx(expected), (world, name)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(found):
+    run = found[2]["resumed"]
+    losses_whole, weights_whole, rate_whole = run["whole"]
+    losses_again, weights_again, rate_again = run["again"]
+    assert losses_again == losses_whole
+    assert rate_again == rate_whole
+    for name, value in weights_whole.items():
+        assert torch.equal(weights_again[name], value), name
+    assert len({*run["first"], *losses_whole}) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]),
+    ],
+)
+def test_schedule_by_hand(kind, expected):
+    factor = schedule(Optim(warmup=0.2, schedule=kind), 10)
+    assert [factor(step) for step in range(11)] == pytest.approx(expected)
+    assert factor(50) == pytest.approx(expected[-1])  # later epochs may have a few steps more
+
+
+def test_cosine_schedule_and_edges():
+    factor = schedule(Optim(warmup=0.0, schedule="cosine"), 4)
+    assert [factor(step) for step in range(5)] == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
+    assert schedule(Optim(warmup=0.9, schedule="linear"), 1)(0) == 1  # one step: at the full rate
+    assert schedule(Optim(warmup=0.0, schedule="linear"), 0)(0) == 1
+
+
+def test_parameter_groups_decay_matrices_alone_and_leave_frozen_weights_out():
+    model = tiny.model()
+    model.network.freeze_feature_encoder()
+    decayed, others = parameter_groups(model, Optim(weight_decay=0.3))
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {parameter.ndim for parameter in others["params"]} == {1}
+    assert min(parameter.ndim for parameter in decayed["params"]) == 2
+    chosen = {id(parameter) for group in (decayed, others) for parameter in group["params"]}
+    assert chosen == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    frozen = {id(parameter) for parameter in model.network.wav2vec2.feature_extractor.parameters()}
+    assert frozen and not chosen & frozen
