@@ -217,7 +217,7 @@ def unseal(location: str) -> None:
 def copy_into(source: Path, location: str) -> Seal:
     """Copy a local folder's files to a location; several writers may fill one folder. Returns its part of the seal."""
     part: Seal = {}
-    for file in sorted(file for file in source.rglob("*") if file.is_file()):
+    for file in sorted(file for file in source.rglob("*") if file.is_file() and file.name != SEAL):
         name = str(file.relative_to(source))
         with writing(join(location, name)) as stream, file.open("rb") as content:
             shutil.copyfileobj(content, stream, 1 << 20)

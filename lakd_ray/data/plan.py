@@ -151,14 +151,14 @@ def _cut(manifest: Manifest, rows: Rows, batch: Batch) -> list[Rows]:
 def _even_out(ranks: list[list[list[Rows]]], accumulation: int) -> None:
     """Give every rank equally many batches, a multiple of `accumulation`, in place.
 
-    Batches beyond the common number move to ranks that have fewer; what is still missing is made by halving the largest.
+    Batches beyond the common number move to ranks that have fewer; what is missing then comes from halving the largest.
     """
     counts = [sum(map(len, windows)) for windows in ranks]
     wanted = -(-sum(counts) // (len(ranks) * accumulation)) * accumulation
     spare: list[Rows] = []
     for windows in ranks:
-        for _ in range(sum(map(len, windows)) - wanted):
-            spare.append(next(window for window in reversed(windows) if window).pop())
+        surplus = range(sum(map(len, windows)) - wanted)
+        spare += [next(window for window in reversed(windows) if window).pop() for _ in surplus]
     for windows in ranks:
         missing = wanted - sum(map(len, windows))
         if moved := [spare.pop() for _ in range(min(missing, len(spare)))]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lakd_ray import storage
@@ -57,6 +58,7 @@ def build(model: Model, emotions: Sequence[str], *, seed: int) -> EmotionClassif
     Raises:
         ConfigError: the architecture is refused by transformers, or the pretrained model cannot be loaded.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
 
     labels: dict[str, Any] = {
@@ -66,22 +68,25 @@ def build(model: Model, emotions: Sequence[str], *, seed: int) -> EmotionClassif
         "layerdrop": 0.0,  # ranks would skip different layers and wait for each other for ever
     }
     torch.manual_seed(seed)
-    if model.architecture is not None:
-        try:
-            config = AutoConfig.for_model(**(model.architecture | labels))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"`model.architecture` is refused by transformers: {error}") from error
-        network = AutoModelForAudioClassification.from_config(config)
-    else:
-        try:
+    try:
+        if model.architecture is not None:
+            network = AutoModelForAudioClassification.from_config(AutoConfig.for_model(**(model.architecture | labels)))
+        else:
             network = AutoModelForAudioClassification.from_pretrained(
-                model.pretrained, revision=model.revision, dtype=torch.float32, use_safetensors=True, **labels
+                model.pretrained,
+                revision=model.revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head for other classes is replaced by a fresh one
+                **labels,
             )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"cannot load `model.pretrained: {model.pretrained}`: {error}. Expected a hub name (with network "
-                "access or a filled cache) or a folder with config.json and model.safetensors."
-            ) from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        if model.architecture is not None:
+            raise ConfigError(f"`model.architecture` is refused by transformers: {error}") from error
+        raise ConfigError(
+            f"cannot load `model.pretrained: {model.pretrained}`: {error}. Expected a hub name (with network "
+            "access or a filled cache) or a folder with config.json and model.safetensors."
+        ) from error
     if model.freeze_feature_encoder:
         network.freeze_feature_encoder()
     return EmotionClassifier(network)

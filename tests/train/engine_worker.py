@@ -24,7 +24,7 @@ from lakd_ray.train.step import Batch, losses
 
 STEPS = 10
 UTTERANCES = 6  # in each step
-OPTIM = Optim(lr=1e-3, clip=0.5, warmup=0.3, schedule="linear", weight_decay=0.1)
+OPTIM = Optim(lr=1e-3, clip=0.1, warmup=0.3, schedule="linear", weight_decay=0.1)
 LOSS = DistillLoss(weighting="language")
 TEACHERS = ("en", "fi", "fr")
 

@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)]),
-        "TORCH_EXTENSIONS_DIR": str(tmp_path_factory.getbasetemp() / "torch_extensions"),
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.getbasetemp() / "ops")),
         "OMP_NUM_THREADS": "1",
         "LOCAL_RANK": "0",
     }
@@ -60,7 +60,7 @@ def plain() -> dict[str, Any]:
         loss = losses(model, batch(step), LOSS, TEACHERS).loss / UTTERANCES
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
-        assert norm > OPTIM.clip or step > 2  # clipping takes part
+        assert norm > OPTIM.clip or step > 0  # clipping takes part
         optimizer.step()
         scheduler.step()
         result["losses"].append(float(loss.detach()))
