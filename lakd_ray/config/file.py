@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lakd_ray.config.sections import Experiment, Section
+from lakd_ray.config.sections import Experiment, Recipe, Section
 from lakd_ray.errors import ConfigError
 
 
@@ -58,7 +58,16 @@ def _absolute(config: Experiment) -> Experiment:
             "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
         )
     corpora = tuple(corpus.model_copy(update={"root": _resolved(corpus.root)}) for corpus in config.corpora)
-    return config.model_copy(update={"storage": _resolved(config.storage), "corpora": corpora})
+    recipes = {name: _with_absolute_model(getattr(config, name)) for name in ("teacher", "student")}
+    return config.model_copy(update={"storage": _resolved(config.storage), "corpora": corpora, **recipes})
+
+
+def _with_absolute_model(recipe: Recipe) -> Recipe:
+    """A recipe whose pretrained model, if it is a folder here, is named by its absolute path."""
+    place = recipe.model.pretrained
+    if place is None or not Path(place).expanduser().is_dir():
+        return recipe
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": _resolved(place)})})
 
 
 def _resolved(location: str) -> str:

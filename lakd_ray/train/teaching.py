@@ -7,7 +7,7 @@ from typing import Any
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.models.checkpoint import read_card_at
+from lakd_ray.models.checkpoint import CARD, read_card_at
 from lakd_ray.provenance import Provenance
 from lakd_ray.runs import Run, teacher_runs
 from lakd_ray.train import state as states
@@ -25,17 +25,24 @@ class Job:
 def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
     """Look a run's inputs up; its teachers must be trained.
 
+    What its teachers have seen, and the checkpoint it starts from if that is one of this project's, counts as seen.
+
     Raises:
         StageError: a teacher is not trained.
-        HygieneError: a teacher has seen what the student will be judged on.
+        HygieneError: a teacher, or that checkpoint, has seen what the run will be judged on.
     """
     checkpoints = _checkpoints(config, [run])
+    ancestors = {**checkpoints, **_initial_checkpoint(run)}
     judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
     parents = []
-    for name, location in checkpoints.items():
+    for name, location in ancestors.items():
         parents.append(read_card_at(location).provenance)
         parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
-    inputs = {name: records.digest(_logits_made_by(manifest, location)) for name, location in checkpoints.items()}
+    inputs: dict[str, str] = {
+        name: records.digest(_logits_made_by(manifest, location)) for name, location in checkpoints.items()
+    }
+    for name, location in _initial_checkpoint(run).items():
+        inputs[name] = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
     return Job(run, states.made_by(run, config, {"manifest": manifest.digest, **inputs}), tuple(parents))
 
 
@@ -62,6 +69,12 @@ def _checkpoints(config: Experiment, runs: Sequence[Run]) -> dict[str, str]:
     known = {run.id: run for run in teacher_runs(config)}
     names = dict.fromkeys(name for run in runs for name in run.teachers)
     return {name: states.best_checkpoint(known[name], config) for name in names}
+
+
+def _initial_checkpoint(run: Run) -> dict[str, str]:
+    """The checkpoint that the run starts from, if it has a card that says what it has seen."""
+    location = run.recipe.model.pretrained
+    return {location: location} if location and storage.exists(storage.join(location, CARD)) else {}
 
 
 def _logits_made_by(manifest: Manifest, checkpoint: str) -> Mapping[str, Any]:
