@@ -18,7 +18,7 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports are collected: epochs can be shorter than its 2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, which it otherwise warns about
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; the tune stage prints a line for each trial
-    "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs more than the 30 s that Ray gives itself
+    "RAY_raylet_start_wait_time_s": "120",  # helps a busy machine, unless the raylet itself gives up
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",

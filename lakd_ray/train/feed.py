@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lakd_ray.audio import SAMPLE_RATE, normalise
+from lakd_ray.audio import normalise
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, training_epoch
+from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, training_epoch
 from lakd_ray.data.stream import AudioBatch, stream
 from lakd_ray.errors import SplitError
 from lakd_ray.models import pad
@@ -94,6 +93,4 @@ class Feed:
     def seconds(self, epoch: Epoch) -> tuple[float, float]:
         """Audio seconds of an epoch on all ranks: with padding, and without."""
         batches = [batch for rank in range(self.world) for batch in epoch.batches(rank)]
-        lengths = [self.manifest.samples_N[batch] for batch in batches]
-        padded = sum(int(length.max()) * len(length) for length in lengths)
-        return padded / SAMPLE_RATE, sum(int(np.sum(length)) for length in lengths) / SAMPLE_RATE
+        return padded_seconds(self.manifest, batches)

@@ -171,7 +171,7 @@ def test_without_the_demo_extra_the_error_says_what_to_install(tmp_path: Path, m
 )
 def test_what_cannot_be_spoken_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(DataError):
-        make_corpus(tmp_path / "demo", **wrong)  # type: ignore[arg-type]
+        make_corpus(tmp_path / "demo", **wrong)  # type: ignore[arg-type] # wrong on purpose
 
 
 def test_the_record_names_the_generator(manifest: Path) -> None:
