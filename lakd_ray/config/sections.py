@@ -196,7 +196,7 @@ class Train(Section):
     accumulation: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
     max_failures: int = Field(2, ge=0)
-    """Times a worker group is started again after a failure."""
+    """Times in a row that a lost worker group is started again without having finished an epoch."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait for a collective operation or for workers to start."""
 

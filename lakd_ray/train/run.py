@@ -6,7 +6,7 @@ other; independent runs also go side by side when `train.side_by_side` allows.
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment, dump
 from lakd_ray.data import manifest as manifests
-from lakd_ray.errors import ResourceError, TrainingError
+from lakd_ray.errors import LakdError, ResourceError, StorageError, TrainingError
 from lakd_ray.runs import Run, student_runs, teacher_runs
 from lakd_ray.train import teaching
+from lakd_ray.train.state import State
 from lakd_ray.train.watch import watching
 
 
@@ -97,11 +98,45 @@ def _done(config: Experiment, job: teaching.Job) -> bool:
 
 
 def _fit(config: Experiment, runs: Sequence[Run], name: str) -> None:
-    """One worker group trains some runs in turn."""
+    """Train some runs in turn, by one worker group after another if groups are lost.
+
+    Ray Train would try again by itself, but it would do so after any error: a mistake of the user's would be made anew,
+    at a minute each, before it is told.
+    """
+    failures, reached = 0, _progress(config, runs)
+    while True:
+        try:
+            _trainer(config, runs, name).fit()
+            return
+        except ray.train.TrainingFailedError as error:
+            causes = _causes(error)
+            for cause in causes.values():
+                if isinstance(cause, LakdError) and not isinstance(cause, StorageError):
+                    raise cause from error
+            told = "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
+            before, reached = reached, _progress(config, runs)
+            failures = 1 if reached > before else failures + 1
+            if failures > config.train.max_failures:
+                raise TrainingError(f"training failed {failures} times without finishing an epoch: {told}") from error
+            print(f"{name}: a worker was lost, going on after the last complete epoch ({told[:200]})", flush=True)
+
+
+def _causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
+    """What each failed worker raised, or how it was lost."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    return {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
+
+
+def _progress(config: Experiment, runs: Sequence[Run]) -> int:
+    """Epochs that the runs have finished, all together."""
+    return sum(State.read(run.folder(config)).epoch for run in runs)
+
+
+def _trainer(config: Experiment, runs: Sequence[Run], name: str) -> TorchTrainer:
     train = config.train
     filesystem, path = storage.resolve(storage.join(config.folder, "ray"))
-    limits: Any = {"max_failures": train.max_failures, "controller_failure_limit": 0}
-    trainer = TorchTrainer(
+    limits: Any = {"max_failures": 0, "controller_failure_limit": 0}
+    return TorchTrainer(
         worker,
         train_loop_config={"experiment": dump(config), "runs": [dump(run) for run in runs]},
         scaling_config=ScalingConfig(
@@ -117,12 +152,6 @@ def _fit(config: Experiment, runs: Sequence[Run], name: str) -> None:
             failure_config=FailureConfig(**limits),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        causes = getattr(error, "worker_failures", {}) or {}
-        cause = "; ".join(f"worker {rank}: {failure}" for rank, failure in causes.items()) or str(error)
-        raise TrainingError(f"training failed: {cause}") from error
 
 
 def worker(config: dict[str, Any]) -> None:

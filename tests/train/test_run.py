@@ -1,0 +1,102 @@
+"""What happens when a worker group fails. Ray Train's own part, `fit`, is played by a script of failures."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.train import TrainingFailedError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from lakd_ray.config import Experiment, Model, Recipe
+from lakd_ray.errors import StorageError, TrainingError
+from lakd_ray.runs import Run, teacher_runs
+from lakd_ray.train import run as training
+from lakd_ray.train.state import State
+
+LOST = RuntimeError("the actor died")
+
+
+def failed(cause: Exception) -> TrainingFailedError:
+    """As Ray Train tells it: the other rank's collateral error first."""
+    return WorkerGroupError("2 workers failed", {0: RuntimeError("connection reset"), 1: cause})
+
+
+def told(cause: Exception) -> TrainingFailedError:
+    """An error that the training function itself has raised."""
+    return failed(UserExceptionWithTraceback(cause, "Traceback ..."))
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    recipe = Recipe(model=Model(pretrained="somewhere"))
+    content = {"name": "x", "storage": str(tmp_path), "languages": ["en"], "train": {"max_failures": 2}}
+    corpora = ({"name": "demo", "root": "nowhere"},)
+    return Experiment.model_validate({**content, "corpora": corpora, "teacher": recipe, "student": recipe})
+
+
+@pytest.fixture
+def run_of(experiment: Experiment) -> Run:
+    return teacher_runs(experiment)[0]
+
+
+Script = Callable[[Iterator[Exception | int | None]], list[str]]
+
+
+@pytest.fixture
+def attempts(experiment: Experiment, run_of: Run, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Each attempt finishes some epochs (a number) and is then lost, raises (an error), or succeeds (None)."""
+    made: list[str] = []
+
+    def play(script: Iterator[Exception | int | None]) -> list[str]:
+        class Trainer:
+            def fit(self) -> None:
+                step = next(script)
+                made.append(repr(step))
+                if isinstance(step, int):
+                    State(epoch=State.read(run_of.folder(experiment)).epoch + step).write(run_of.folder(experiment))
+                    raise failed(LOST)
+                if step is not None:
+                    raise step
+
+        monkeypatch.setattr(training, "_trainer", lambda *_: Trainer())
+        return made
+
+    return play
+
+
+def test_a_lost_worker_is_replaced_and_says_so(
+    experiment: Experiment, run_of: Run, attempts: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = attempts(iter([failed(LOST), None]))
+    training._fit(experiment, [run_of], "teachers")
+    assert len(made) == 2
+    assert "a worker was lost, going on after the last complete epoch" in capsys.readouterr().out
+
+
+def test_it_gives_up_where_nothing_gets_on(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+    made = attempts(iter([failed(LOST)] * 9))
+    with pytest.raises(TrainingError, match="3 times without finishing an epoch: .*the actor died"):
+        training._fit(experiment, [run_of], "teachers")
+    assert len(made) == 3
+
+
+def test_a_machine_that_is_taken_away_every_hour_does_not_end_the_run(
+    experiment: Experiment, run_of: Run, attempts: Script
+) -> None:
+    made = attempts(iter([1, 1, 1, 1, 1, None]))
+    training._fit(experiment, [run_of], "teachers")
+    assert len(made) == 6
+
+
+def test_a_mistake_is_told_at_once(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+    made = attempts(iter([told(TrainingError("the loss is nan")), None]))
+    with pytest.raises(TrainingError, match="^the loss is nan$"):
+        training._fit(experiment, [run_of], "teachers")
+    assert len(made) == 1
+
+
+def test_storage_may_be_back_the_next_time(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+    made = attempts(iter([told(StorageError("the bucket does not answer")), None]))
+    training._fit(experiment, [run_of], "teachers")
+    assert len(made) == 2
