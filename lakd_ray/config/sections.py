@@ -195,6 +195,8 @@ class Train(Section):
     """Arithmetic of forward and backward."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
+    checkpoint_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
     max_failures: int = Field(2, ge=0)
     """Times in a row that a lost worker group is started again without having finished an epoch."""
     timeout_s: float = Field(600.0, gt=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lakd_ray.audio import normalise
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, training_epoch
+from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, skip, training_epoch
 from lakd_ray.data.stream import AudioBatch, stream
 from lakd_ray.errors import SplitError
 from lakd_ray.models import pad
@@ -68,14 +68,18 @@ class Feed:
         """Optimizer steps in the first epoch; later ones may differ by a few, as their batches do."""
         return sum(1 for _ in self.epoch(0).batches(0)) // self.config.train.accumulation
 
-    def batches(self, first_epoch: int) -> Iterator[tuple[AudioBatch, Batch]]:
-        """This rank's training batches of every epoch from one on, each epoch's followed by its dev batches."""
-        for arrived in stream(self.manifest, self._windows(first_epoch)):
+    def batches(self, first_epoch: int, cursor: int = 0) -> Iterator[tuple[AudioBatch, Batch]]:
+        """This rank's training batches of every epoch from one on, each epoch's followed by its dev batches.
+
+        Args:
+            cursor: batches at the start of the first epoch that are left out, and not read.
+        """
+        for arrived in stream(self.manifest, self._windows(first_epoch, cursor)):
             yield arrived, self.tensors(arrived)
 
-    def _windows(self, first_epoch: int) -> Iterator[Window]:
+    def _windows(self, first_epoch: int, cursor: int) -> Iterator[Window]:
         for number in range(first_epoch, self.run.recipe.optim.epochs):
-            yield from self.epoch(number).windows[self.rank]
+            yield from skip(self.epoch(number), cursor if number == first_epoch else 0).windows[self.rank]
             yield from self.dev.windows[self.rank]
 
     def tensors(self, arrived: AudioBatch) -> Batch:

@@ -1,4 +1,6 @@
-"""Trains one run on this rank: epochs of planned batches, dev after each, the best epoch kept, resumable after each.
+"""Trains one run on this rank: epochs of planned batches, dev after each, the best epoch kept.
+
+Resumable after each epoch, and within epochs every `train.checkpoint_steps` optimizer steps.
 
 Needs an initialised torch process group; `lakd_ray.train.run` provides it by Ray Train, `lakd_ray.tune` by itself.
 """
@@ -6,7 +8,7 @@ Needs an initialised torch process group; `lakd_ray.train.run` provides it by Ra
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from lakd_ray import metrics, records, storage
 from lakd_ray.config import dump
+from lakd_ray.data.plan import skip
 from lakd_ray.errors import DataError, TrainingError
 from lakd_ray.infer.predictor import softmax
 from lakd_ray.models import Card, build, save
@@ -87,6 +90,7 @@ class Trainer:
         )
         self.teacher_languages = [name.removeprefix("teacher-") for name in feed.run.teachers]
         states.seed_generators(feed.run.seed, feed.rank)
+        self.sums = self._zeros()
         self.state = states.State.read(folder)
         if self.state.resume is not None:
             self._restore(self.state.resume)
@@ -94,21 +98,23 @@ class Trainer:
     def fit(self, report: Report) -> None:
         """All epochs that are left."""
         timer = Timer(time.perf_counter())
-        batches = self.feed.batches(self.state.epoch)
+        batches = self.feed.batches(self.state.epoch, self.state.cursor)
         for epoch in range(self.state.epoch, self.run.recipe.optim.epochs):
-            sums = self._train_epoch(epoch, batches)
+            skipped = self.state.cursor
+            means = self._train_epoch(epoch, batches)
             seconds = timer.lap()
             dev = self._evaluate(batches)
-            line = self._line(epoch, sums, seconds, dev, timer.lap())
+            line = self._line(epoch, skipped, means, seconds, dev, timer.lap())
             self._keep(epoch, line)
             report(line)
 
     def _train_epoch(self, epoch: int, batches: Any) -> Tensor:
-        """One pass over the training rows; returns the means of [loss, ce, kl] over all ranks."""
+        """What is left of a pass over the training rows; returns its means of [loss, ce, kl] over all ranks."""
         plan = self.feed.epoch(epoch)
         counts = plan.step_counts(self.engine.accumulation)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
-        for index, _ in enumerate(plan.batches(self.feed.rank)):
+        every = (self.feed.config.train.checkpoint_steps or len(counts)) * self.engine.accumulation
+        last = len(counts) * self.engine.accumulation
+        for index in range(self.state.cursor, last):
             arrived, batch = next(batches)
             if (arrived.split, arrived.epoch) != ("train", epoch):
                 raise DataError(f"expected a batch of epoch {epoch}, found {arrived.split} of epoch {arrived.epoch}")
@@ -116,15 +122,20 @@ class Trainer:
             parts = losses(self.engine.forward, batch, self.run.loss, self.teacher_languages)
             self.engine.backward(parts.loss, counts[index // self.engine.accumulation])
             self.engine.step()
-            sums += parts.detached()
-        dist.all_reduce(sums)
-        means = (sums / sum(counts)).cpu()
+            self.sums += parts.detached()
+            if (index + 1) % every == 0 and index + 1 < last:
+                self._keep_position(index + 1)
+        dist.all_reduce(self.sums)
+        means, self.sums = (self.sums / sum(counts)).cpu(), self._zeros()
         if not torch.isfinite(means).all():
             raise TrainingError(
                 f"{self.run.id}: the loss of epoch {epoch + 1} is {means[0]:.3g}. Lower the learning rate "
                 f"(found {self.run.recipe.optim.lr}) or train in fp32; the epochs before are kept."
             )
         return means
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(3, dtype=torch.float64, device=self.engine.device)
 
     def _evaluate(self, batches: Any) -> dict[str, Any]:
         """Scores on dev, every row counted once."""
@@ -144,11 +155,12 @@ class Trainer:
         return dev_scores(self.feed, rows_N, logits_NC)
 
     def _line(
-        self, epoch: int, sums: Tensor, seconds: float, dev: dict[str, Any], dev_seconds: float
+        self, epoch: int, skipped: int, means: Tensor, seconds: float, dev: dict[str, Any], dev_seconds: float
     ) -> dict[str, Any]:
-        padded, audio = self.feed.seconds(self.feed.epoch(epoch))
+        """An epoch's entry in the metrics file; speed is that of the part that was trained in one go."""
+        padded, audio = self.feed.seconds(skip(self.feed.epoch(epoch), skipped))
         left = self.run.recipe.optim.epochs - epoch - 1
-        loss, ce, kl = sums.tolist()
+        loss, ce, kl = means.tolist()
         return {
             "run": self.run.id,
             "epoch": epoch + 1,
@@ -176,10 +188,22 @@ class Trainer:
             self._save_checkpoint(str(best), line)
         resume = f"resume-{epoch + 1:04d}"
         self._save_resume(resume)
-        self.state = states.State(epoch + 1, resume, best, score if better else old.best_score, [*old.metrics, line])
+        self._publish(
+            states.State(epoch + 1, 0, resume, best, score if better else old.best_score, [*old.metrics, line])
+        )
+
+    def _keep_position(self, cursor: int) -> None:
+        """Publish the state within an epoch."""
+        resume = f"resume-{self.state.epoch:04d}-{cursor:05d}"
+        self._save_resume(resume)
+        self._publish(replace(self.state, cursor=cursor, resume=resume))
+
+    def _publish(self, state: states.State) -> None:
+        """Make this the run's state, and only then delete what the one before needed."""
+        old, self.state = self.state, state
         if self.feed.rank == 0:
-            self.state.write(self.folder)
-            for name in {old.resume, old.best} - {resume, best, None}:
+            state.write(self.folder)
+            for name in {old.resume, old.best} - {state.resume, state.best, None}:
                 storage.delete(storage.join(self.folder, str(name)))
         dist.barrier()
 
@@ -205,7 +229,7 @@ class Trainer:
         dist.barrier()
         with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
             self.engine.save(Path(scratch))
-            states.save_generators(Path(scratch, f"generators-{self.feed.rank}.pt"))
+            states.save_generators(Path(scratch, f"generators-{self.feed.rank}.pt"), self.sums.cpu())
             part = storage.copy_into(Path(scratch), location)
         parts: list[Any] = [None] * self.feed.world
         dist.all_gather_object(parts, part)
@@ -215,7 +239,9 @@ class Trainer:
     def _restore(self, name: str) -> None:
         with storage.fetched_folder(storage.join(self.folder, name)) as source:
             self.engine.load(source)
-            states.load_generators(source / f"generators-{self.feed.rank}.pt")
+            sums = states.load_generators(source / f"generators-{self.feed.rank}.pt")
+        if sums is not None:
+            self.sums = sums.to(self.engine.device)
 
 
 def dev_scores(feed: Feed, rows_N: Any, logits_NC: Any) -> dict[str, Any]:

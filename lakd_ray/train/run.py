@@ -115,10 +115,10 @@ def _fit(config: Experiment, runs: Sequence[Run], name: str) -> None:
                     raise cause from error
             told = "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
             before, reached = reached, _progress(config, runs)
-            failures = 1 if reached > before else failures + 1
+            failures = 1 if reached != before else failures + 1
             if failures > config.train.max_failures:
-                raise TrainingError(f"training failed {failures} times without finishing an epoch: {told}") from error
-            print(f"{name}: a worker was lost, going on after the last complete epoch ({told[:200]})", flush=True)
+                raise TrainingError(f"training failed {failures} times without getting on: {told}") from error
+            print(f"{name}: a worker was lost, going on from the last saved state ({told[:200]})", flush=True)
 
 
 def _causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
@@ -127,9 +127,10 @@ def _causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
     return {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
 
 
-def _progress(config: Experiment, runs: Sequence[Run]) -> int:
-    """Epochs that the runs have finished, all together."""
-    return sum(State.read(run.folder(config)).epoch for run in runs)
+def _progress(config: Experiment, runs: Sequence[Run]) -> list[tuple[int, int]]:
+    """Epochs and batches that each run has finished and saved."""
+    states = [State.read(run.folder(config)) for run in runs]
+    return [(state.epoch, state.cursor) for state in states]
 
 
 def _trainer(config: Experiment, runs: Sequence[Run], name: str) -> TorchTrainer:

@@ -5,6 +5,7 @@
       metrics.jsonl     one line per epoch
       state.json        points at the newest complete resume folder and the best checkpoint; replaced at once or not
       resume-0007/      engine state after epoch 7, random generators of every rank
+      resume-0007-00120/  the same after 120 more batches of the epoch that follows
       best-0005/        checkpoint of the best epoch so far (transformers format)
 
 `state.json` is written after the folders that it names are sealed, so a crash at any moment leaves the epoch before.
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment, dump
@@ -30,10 +32,12 @@ METRICS = "metrics.jsonl"
 
 @dataclass
 class State:
-    """Progress of a run after its last complete epoch."""
+    """How far a run has come: the position in its data is (seed, epoch, cursor)."""
 
     epoch: int = 0
     """Epochs done."""
+    cursor: int = 0
+    """Batches of the next epoch that each rank has trained on already."""
     resume: str | None = None
     """Folder with the engine's state."""
     best: str | None = None
@@ -93,22 +97,28 @@ def best_checkpoint(run: Run, config: Experiment) -> str:
     return storage.join(folder, best)
 
 
-def save_generators(file: Path) -> None:
-    """Write the state of every random generator that training draws from (SpecAugment uses NumPy's)."""
-    state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+def save_generators(file: Path, sums: Tensor | None = None) -> None:
+    """Write the state of every random generator that training draws from (SpecAugment uses NumPy's).
+
+    Args:
+        sums: the rank's part of the sums of the epoch in progress, kept with them.
+    """
+    state = {"sums": sums, "torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     torch.save(state, file)
 
 
-def load_generators(file: Path) -> None:
-    """Restore what `save_generators` wrote."""
+def load_generators(file: Path) -> Tensor | None:
+    """Restore what `save_generators` wrote; returns its sums."""
     state = torch.load(file, weights_only=False)
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
+    sums: Tensor | None = state["sums"]
+    return sums
 
 
 def seed_generators(seed: int, rank: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import loop_scenario
 import numpy as np
 import tiny
 import torch
@@ -121,6 +122,10 @@ def main(rank: int, world: int, out: Path) -> None:
         results["unequal"] = run([[[0, 1, 2, 3], [4, 5]][rank]])
         results["accumulated"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank])
         results["resumed"] = resumed(out / "resume", rank, [[[0, 1, 2, 3], [4, 5]][rank]])
+        (out / "loop").mkdir(exist_ok=True)
+        loops: list[Any] = [None] * world
+        dist.all_gather_object(loops, loop_scenario.run(out / "loop", rank, world))
+        results["loop"], results["loop of rank 1"] = loops
     if rank == 0:
         torch.save(results, out / f"world-{world}.pt")
     dist.barrier()

@@ -71,12 +71,12 @@ def test_a_lost_worker_is_replaced_and_says_so(
     made = attempts(iter([failed(LOST), None]))
     training._fit(experiment, [run_of], "teachers")
     assert len(made) == 2
-    assert "a worker was lost, going on after the last complete epoch" in capsys.readouterr().out
+    assert "a worker was lost, going on from the last saved state" in capsys.readouterr().out
 
 
 def test_it_gives_up_where_nothing_gets_on(experiment: Experiment, run_of: Run, attempts: Script) -> None:
     made = attempts(iter([failed(LOST)] * 9))
-    with pytest.raises(TrainingError, match="3 times without finishing an epoch: .*the actor died"):
+    with pytest.raises(TrainingError, match=r"3 times without getting on: .*the actor died"):
         training._fit(experiment, [run_of], "teachers")
     assert len(made) == 3
 
@@ -91,7 +91,7 @@ def test_a_machine_that_is_taken_away_every_hour_does_not_end_the_run(
 
 def test_a_mistake_is_told_at_once(experiment: Experiment, run_of: Run, attempts: Script) -> None:
     made = attempts(iter([told(TrainingError("the loss is nan")), None]))
-    with pytest.raises(TrainingError, match="^the loss is nan$"):
+    with pytest.raises(TrainingError, match=r"^the loss is nan$"):
         training._fit(experiment, [run_of], "teachers")
     assert len(made) == 1
 

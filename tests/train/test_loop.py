@@ -1,0 +1,54 @@
+"""The loop on real shards and the real engine, two ranks: interrupted anywhere, it ends as if it had not been."""
+
+from typing import Any
+
+import pytest
+import torch
+from loop_scenario import EPOCHS, KILLS, TRAIN
+
+from lakd_ray.train.state import State
+
+TIMED = ("seconds", "dev_seconds", "audio_seconds", "audio_seconds_per_second", "padding", "seconds_left")
+
+
+@pytest.fixture(scope="module")
+def runs(found: dict[int, dict[str, Any]]) -> list[dict[Any, Any]]:
+    """What each rank saw."""
+    return [found[2]["loop"], found[2]["loop of rank 1"]]
+
+
+def metrics(state: State) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMED} for line in state.metrics]
+
+
+def test_an_epoch_has_each_row_once(runs):
+    rows = [rank["whole"]["rows"] for rank in runs]
+    assert sorted(rows[0] + rows[1]) == sorted(list(range(TRAIN)) * EPOCHS)
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_ends_with_the_same_weights_and_metrics(runs, kill):
+    whole, killed = runs[0]["whole"], runs[0][kill]
+    assert metrics(killed["state"]) == metrics(whole["state"])
+    assert killed["state"].best == whole["state"].best
+    for name, value in whole["weights"].items():
+        assert torch.equal(killed["weights"][name], value), name
+    assert killed["left"] == whole["left"], "something was left behind"
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_it_goes_on_where_it_was_saved(runs, kill):
+    every, steps = kill
+    for rank in runs:
+        whole, killed = rank["whole"]["rows"], rank[kill]
+        assert killed["rows"] == whole[-len(killed["rows"]) :], "not the rest of the plan"
+        reached = killed["reached"]
+        per_epoch = len(whole) // EPOCHS
+        if every is None:
+            assert reached.cursor == 0
+            assert len(killed["rows"]) == len(whole) - reached.epoch * per_epoch
+        else:
+            assert len(killed["before"]) + len(killed["rows"]) - len(whole) <= 2 * every, "more lost than was unsaved"
+            assert (reached.epoch, reached.cursor) > (0, 0)
+        assert len(killed["rows"]) > 0
+        assert steps > 0
