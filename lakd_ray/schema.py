@@ -1,7 +1,8 @@
-"""Columns of the three tables by which stages meet.
+"""Columns of the tables by which stages meet.
 
 MANIFEST     one row per utterance: what it is and where its audio lies in the shards (corpora -> data)
 SHARD        the audio itself, with enough beside it to stand alone
+FEATURES     cached output of a frozen feature encoder, a file for each shard with the same rows in the same row groups
 LOGITS       one row per utterance and model (inference -> training)
 PREDICTIONS  one row per test utterance and model (evaluation -> report)
 """
@@ -41,6 +42,13 @@ QUARANTINE = pa.schema(
         pa.field("corpus", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+FEATURES = pa.schema(
+    [
+        pa.field("utterance", pa.string(), nullable=False),
+        pa.field("features", pa.binary(), nullable=False),  # little-endian float16, [frames, channels]
     ]
 )
 

@@ -195,6 +195,8 @@ class Train(Section):
     """Arithmetic of forward and backward."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
+    cached_features: bool = False
+    """Compute the frozen feature encoder's output once and train from it; needs `freeze_feature_encoder`."""
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
     max_failures: int = Field(2, ge=0)
@@ -331,6 +333,16 @@ class Experiment(Section):
         names = [corpus.name for corpus in self.corpora]
         if len(set(names)) != len(names):
             raise ValueError(f"corpus names must be unique, found {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _only_frozen_is_cached(self) -> Self:
+        trained = [name for name in ("teacher", "student") if not getattr(self, name).model.freeze_feature_encoder]
+        if self.train.cached_features and trained:
+            raise ValueError(
+                f"`train.cached_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "
+                "trained and changes it: set model.freeze_feature_encoder: true, or train.cached_features: false"
+            )
         return self
 
     @property

@@ -1,6 +1,9 @@
 """Planned batches as a Ray Data stream: each window is read and decoded by a task, batches arrive in the plan's order.
 
-Audio travels as 16-bit samples, half the size of floats and exactly what the shards hold.
+Audio travels as 16-bit samples, half the size of floats and exactly what the shards hold; cached features as 16-bit
+floats, exactly as they are stored.
+
+Shape suffixes: T samples, F frames, H channels of the feature encoder.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,18 +12,44 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
 from lakd_ray import storage
-from lakd_ray.audio import Samples, Wave, decode_flac, to_float
+from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Window
 from lakd_ray.errors import DataError, StorageError
 
 # Planned utterances in one execution of Ray Data: bounds the driver's memory, and makes its start-up cost negligible.
 _PLANNED_UTTERANCES = 1_000_000
+
+Signal = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which files hold what the manifest's rows name: the shards, or cached features with the same rows."""
+
+    files: tuple[str, ...]
+    """In the order of `Manifest.shards`."""
+    channels: int = 0
+    """Of cached features; 0 stands for audio."""
+
+    @property
+    def column(self) -> str:
+        """The column that is read."""
+        return "features" if self.channels else "audio"
+
+    def decode(self, content: bytes) -> npt.NDArray[Any]:
+        """A stored entry as it travels, flat: 16-bit samples, or features."""
+        return np.frombuffer(content, dtype=np.float16) if self.channels else decode_flac(content)
+
+    def signal(self, flat: npt.NDArray[Any]) -> Signal:
+        """What arrives, from what travels."""
+        return flat.reshape(-1, self.channels).astype(np.float32) if self.channels else to_float(flat)
 
 
 @dataclass(frozen=True)
@@ -30,43 +59,48 @@ class AudioBatch:
     Attributes:
         epoch, split: where the batch belongs.
         rows: manifest row numbers.
-        waves: samples in [-1, 1], one array each.
+        signals: one array each: samples in [-1, 1], shape [T], or cached features, shape [F, H].
     """
 
     epoch: int
     split: str
     rows: Rows
-    waves: list[Wave]
+    signals: list[Signal]
 
 
-def stream(manifest: Manifest, windows: Iterable[Window], *, cpus: float = 1.0) -> Iterator[AudioBatch]:
+def stream(
+    manifest: Manifest, windows: Iterable[Window], *, source: Source | None = None, cpus: float = 1.0
+) -> Iterator[AudioBatch]:
     """Read windows in order.
 
     Args:
+        source: what is read; the shards' audio if None.
         cpus: logical CPUs that reading and decoding may use at the same time.
 
     Raises:
         DataError: what was read is not what was planned.
         StorageError: a shard cannot be read.
     """
+    source = source or Source(manifest.shards)
     chunk: list[Window] = []
     planned = 0
     for window in windows:
         chunk.append(window)
         planned += sum(map(len, window.batches))
         if planned >= _PLANNED_UTTERANCES:
-            yield from _execute(manifest, chunk, cpus)
+            yield from _execute(manifest, chunk, source, cpus)
             chunk, planned = [], 0
     if chunk:
-        yield from _execute(manifest, chunk, cpus)
+        yield from _execute(manifest, chunk, source, cpus)
 
 
-def dataset(manifest: Manifest, windows: list[Window]) -> ray.data.Dataset:
-    """One row per planned batch, in order: `rows`, `lengths` (samples) and `audio` (16-bit samples, concatenated)."""
+def dataset(manifest: Manifest, windows: list[Window], source: Source) -> ray.data.Dataset:
+    """One row per planned batch, in order: `rows`, `lengths` and `signals` (16-bit numbers, concatenated)."""
     quiet_and_ordered()
-    read = partial(_read_window, shards=manifest.shards)
-    source = ray.data.from_arrow([_request(manifest, window) for window in windows])
-    return source.map_batches(read, batch_size=None, batch_format="pyarrow", num_cpus=1)
+    requests = ray.data.from_arrow([request(manifest, window) for window in windows])
+    return requests.map_batches(
+        partial(read_windows, source=source), batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
 
 
 def quiet_and_ordered() -> ray.data.DataContext:
@@ -77,11 +111,11 @@ def quiet_and_ordered() -> ray.data.DataContext:
     return context
 
 
-def _execute(manifest: Manifest, windows: list[Window], cpus: float) -> Iterator[AudioBatch]:
+def _execute(manifest: Manifest, windows: list[Window], source: Source, cpus: float) -> Iterator[AudioBatch]:
     """One execution of Ray Data over some windows."""
     context = quiet_and_ordered()
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=cpus)
-    arriving = dataset(manifest, windows).iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
+    arriving = dataset(manifest, windows, source).iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
     planned = ((window, rows) for window in windows for rows in window.batches)
     for (window, rows), table in zip(planned, arriving, strict=True):
         found = table["rows"][0].as_py()
@@ -89,10 +123,10 @@ def _execute(manifest: Manifest, windows: list[Window], cpus: float) -> Iterator
             raise DataError(
                 f"batch out of order in epoch {window.epoch}: expected rows {rows[:4]}.., found {found[:4]}.."
             )
-        yield AudioBatch(window.epoch, window.split, rows, unpack(table))
+        yield AudioBatch(window.epoch, window.split, rows, unpack(table, source))
 
 
-def _request(manifest: Manifest, window: Window) -> pa.Table:
+def request(manifest: Manifest, window: Window) -> pa.Table:
     """A window as one Arrow row: which rows of which row groups, in which batches."""
     rows = np.concatenate(window.batches)
     columns = {
@@ -105,47 +139,47 @@ def _request(manifest: Manifest, window: Window) -> pa.Table:
     return pa.table({name: pa.array([values], type=pa.list_(pa.int64())) for name, values in columns.items()})
 
 
-def _read_window(table: pa.Table, shards: tuple[str, ...]) -> Iterator[pa.Table]:
+def read_windows(requests: pa.Table, source: Source) -> Iterator[pa.Table]:
     """Read the row groups of a window once and yield its batches (runs in a Ray Data task)."""
-    for request in table.to_pylist():
+    for request in requests.to_pylist():
         places = list(zip(request["shard"], request["row_group"], request["row"], strict=True))
-        clips = _read_row_groups(shards, {(shard, row_group) for shard, row_group, _ in places})
+        entries = _read_row_groups(source, {(shard, row_group) for shard, row_group, _ in places})
         start = 0
         for size in request["sizes"]:
-            waves = [
-                decode_flac(clips[shard, row_group][row].as_py())
+            flat = [
+                source.decode(entries[shard, row_group][row].as_py())
                 for shard, row_group, row in places[start : start + size]
             ]
-            yield _pack(request["rows"][start : start + size], waves)
+            yield _pack(request["rows"][start : start + size], flat)
             start += size
 
 
-def _read_row_groups(shards: tuple[str, ...], wanted: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
-    """The audio column of some row groups."""
+def _read_row_groups(source: Source, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+    """The source's column of some row groups."""
     found = {}
-    for shard in sorted({shard for shard, _ in wanted}):
-        filesystem, path = storage.resolve(shards[shard])
+    for index in sorted({index for index, _ in wanted}):
+        filesystem, path = storage.resolve(source.files[index])
         try:
             with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-                for row_group in sorted(group for of, group in wanted if of == shard):
-                    found[shard, row_group] = file.read_row_group(row_group, columns=["audio"])["audio"]
+                for row_group in sorted(group for of, group in wanted if of == index):
+                    found[index, row_group] = file.read_row_group(row_group, columns=[source.column])[source.column]
         except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"cannot read shard {shards[shard]}: {error}. Run `prepare` again.") from error
+            raise StorageError(f"cannot read shard {source.files[index]}: {error}. Run `prepare` again.") from error
     return found
 
 
-def _pack(rows: list[int], waves: list[Samples]) -> pa.Table:
+def _pack(rows: list[int], flat: list[npt.NDArray[Any]]) -> pa.Table:
     return pa.table(
         {
             "rows": pa.array([rows], type=pa.list_(pa.int64())),
-            "lengths": pa.array([[len(wave) for wave in waves]], type=pa.list_(pa.int64())),
-            "audio": pa.array([np.concatenate(waves).tobytes()], type=pa.large_binary()),
+            "lengths": pa.array([[len(each) for each in flat]], type=pa.list_(pa.int64())),
+            "signals": pa.array([np.concatenate(flat).tobytes()], type=pa.large_binary()),
         }
     )
 
 
-def unpack(table: pa.Table) -> list[Wave]:
-    """The waves of a one-row table of `dataset`."""
-    samples = np.frombuffer(table["audio"][0].as_buffer(), dtype=np.int16)
+def unpack(table: pa.Table, source: Source) -> list[Signal]:
+    """The signals of a one-row table of `dataset`."""
+    flat = np.frombuffer(table["signals"][0].as_buffer(), dtype=np.float16 if source.channels else np.int16)
     ends = np.cumsum(table["lengths"][0].as_py())
-    return [to_float(part) for part in np.split(samples, ends[:-1])]
+    return [source.signal(part) for part in np.split(flat, ends[:-1])]

@@ -16,7 +16,7 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import evaluation_epoch
-from lakd_ray.data.stream import dataset, unpack
+from lakd_ray.data.stream import Source, dataset, stream, unpack
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.schema import LOGITS
@@ -25,11 +25,12 @@ from lakd_ray.schema import LOGITS
 class _Scorer:
     """Holds models in a Ray Data actor."""
 
-    def __init__(self, checkpoints: dict[str, str], threads: int) -> None:
+    def __init__(self, checkpoints: dict[str, str], source: Source, threads: int) -> None:
+        self._source = source
         self._predictors = {name: Predictor.load(location, threads=threads) for name, location in checkpoints.items()}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        waves = unpack(table)
+        waves = unpack(table, self._source)
         columns = {
             name: pa.array([predictor.logits(waves).reshape(-1)], type=pa.list_(pa.float32()))
             for name, predictor in self._predictors.items()
@@ -50,9 +51,14 @@ def logits(
         DataError: not every row came back exactly once.
     """
     windows = list(evaluation_epoch(manifest, rows, config.batch).windows[0])
-    scored = dataset(manifest, windows).map_batches(
+    source = Source(manifest.shards)
+    scored = dataset(manifest, windows, source).map_batches(
         _Scorer,
-        fn_constructor_kwargs={"checkpoints": dict(checkpoints), "threads": config.train.cpus_per_worker},
+        fn_constructor_kwargs={
+            "checkpoints": dict(checkpoints),
+            "source": source,
+            "threads": config.train.cpus_per_worker,
+        },
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.train.workers),
@@ -74,15 +80,30 @@ def logits(
     return found
 
 
-def store(
-    config: Experiment,
-    manifest: Manifest,
-    rows: Rows,
-    checkpoints: Mapping[str, str],
-    folder: str,
-    made_by: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Make sure each model's logits on the rows are stored; models whose logits are there are not asked again.
+def logits_here(
+    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], rank: int, world: int
+) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]:
+    """One rank's share of the rows, answered in this process while Ray Data reads and decodes.
+
+    Returns:
+        Positions in `rows`, shape [R], and each model's logits, shape [R, C].
+    """
+    predictors = {name: Predictor.load(location) for name, location in checkpoints.items()}
+    windows = evaluation_epoch(manifest, rows, config.batch, world=world).windows[rank]
+    answers: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
+    answered: list[Rows] = [np.empty(0, dtype=np.int64)]
+    for batch in stream(manifest, windows):
+        answered.append(batch.rows)
+        for name, predictor in predictors.items():
+            answers[name].append(predictor.logits(batch.signals))
+    empty_RC = np.empty((0, len(config.emotions)), dtype=np.float32)
+    order = np.argsort(rows)
+    places = order[np.searchsorted(rows[order], np.concatenate(answered))]
+    return places, {name: np.concatenate([empty_RC, *parts]) for name, parts in answers.items()}
+
+
+def not_stored(checkpoints: Mapping[str, str], folder: str, made_by: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The models whose logits are not stored yet.
 
     Args:
         made_by: what each model's logits depend on.
@@ -90,15 +111,23 @@ def store(
     Raises:
         StageError: logits are stored that something else made.
     """
-    missing = {
+    return {
         name: location
         for name, location in checkpoints.items()
         if not records.is_done(storage.join(folder, name), made_by[name])
     }
-    if not missing:
-        return
+
+
+def store(
+    found: Mapping[str, npt.NDArray[np.float32]],
+    manifest: Manifest,
+    rows: Rows,
+    folder: str,
+    made_by: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write each model's logits on the rows, shape [len(rows), C]."""
     utterances = manifest.table["utterance"].take(rows)
-    for name, array_RC in logits(config, manifest, rows, missing, title="teacher logits").items():
+    for name, array_RC in found.items():
         columns: dict[str, Any] = {"utterance": utterances, "model": [name] * len(rows), "logits": list(array_RC)}
         place = storage.join(folder, name)
         records.start(place, made_by[name])

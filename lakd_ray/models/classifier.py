@@ -38,6 +38,12 @@ class EmotionClassifier(nn.Module):
     def _base(self) -> Any:
         return getattr(self.network, self.network.base_model_prefix)
 
+    @property
+    def feature_encoder(self) -> nn.Module:
+        """The convolutional part."""
+        encoder: nn.Module = self._base.feature_extractor
+        return encoder
+
     def frames(self, lengths_B: Tensor) -> Tensor:
         """Number of frames that the feature encoder makes of so many samples, shape [B]."""
         frames_B: Tensor = self.network._get_feat_extract_output_lengths(lengths_B)
@@ -72,14 +78,17 @@ class EmotionClassifier(nn.Module):
         logits_BC: Tensor = self.network.classifier(pooled_BD)
         return logits_BC
 
-    def forward(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Logits of normalised waves, shape [B, C].
+    def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
+        """Logits, shape [B, C].
 
         Args:
-            wave_BT: 16 kHz, zero mean and unit variance each, padded with zeros.
-            lengths_B: each utterance's number of samples.
+            inputs: waves [B, T], 16 kHz, zero mean and unit variance each, padded with zeros; or what `features` makes
+                of them, [B, F, H].
+            lengths_B: each utterance's number of samples, or of frames.
         """
-        return self.classify(self.features(wave_BT, lengths_B), self.frames(lengths_B))
+        if inputs.ndim == 3:
+            return self.classify(inputs, lengths_B)
+        return self.classify(self.features(inputs, lengths_B), self.frames(lengths_B))
 
 
 def masked_group_norm(hidden_BHT: Tensor, valid_B: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -100,7 +109,7 @@ def masked_group_norm(hidden_BHT: Tensor, valid_B: Tensor, norm: nn.GroupNorm) -
     return centred_BHT * scale_BH1 + norm.bias.view(1, -1, 1)
 
 
-def pad(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Waves of different lengths as one batch: (wave_BT padded with zeros, lengths_B)."""
-    lengths_B = torch.tensor([len(wave) for wave in waves])
-    return nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths_B
+def pad(signals: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Waves [T] or features [F, H] of different lengths as one batch: (padded with zeros, lengths_B)."""
+    lengths_B = torch.tensor([len(signal) for signal in signals])
+    return nn.utils.rnn.pad_sequence(signals, batch_first=True), lengths_B

@@ -58,9 +58,9 @@ class Engine:
         """The rate of the next step."""
         return float(self._engine.get_lr()[0])
 
-    def forward(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
         """The model's logits."""
-        logits_BC: Tensor = self._engine(wave_BT, lengths_B)
+        logits_BC: Tensor = self._engine(inputs, lengths_B)
         return logits_BC
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:

@@ -11,7 +11,7 @@ from lakd_ray.audio import normalise
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, skip, training_epoch
-from lakd_ray.data.stream import AudioBatch, stream
+from lakd_ray.data.stream import AudioBatch, Source, stream
 from lakd_ray.errors import SplitError
 from lakd_ray.models import pad
 from lakd_ray.runs import Run
@@ -28,6 +28,8 @@ class Feed:
     teacher_logits_NKC: Tensor | None
     rank: int
     world: int
+    source: Source | None = None
+    """Cached features to train on; the shards' audio if None."""
 
     @cached_property
     def train_rows(self) -> Rows:
@@ -74,7 +76,7 @@ class Feed:
         Args:
             cursor: batches at the start of the first epoch that are left out, and not read.
         """
-        for arrived in stream(self.manifest, self._windows(first_epoch, cursor)):
+        for arrived in stream(self.manifest, self._windows(first_epoch, cursor), source=self.source):
             yield arrived, self.tensors(arrived)
 
     def _windows(self, first_epoch: int, cursor: int) -> Iterator[Window]:
@@ -84,10 +86,11 @@ class Feed:
 
     def tensors(self, arrived: AudioBatch) -> Batch:
         """A batch as the model wants it."""
-        wave_BT, lengths_B = pad([torch.from_numpy(normalise(wave_T)) for wave_T in arrived.waves])
+        ready = arrived.signals if self.source else [normalise(wave_T) for wave_T in arrived.signals]
+        inputs, lengths_B = pad([torch.from_numpy(signal) for signal in ready])
         teachers = self.teacher_logits_NKC
         return Batch(
-            wave_BT=wave_BT,
+            inputs=inputs,
             lengths_B=lengths_B,
             labels_B=torch.from_numpy(self.manifest.labels_N[arrived.rows]),
             languages=[str(code) for code in self.manifest.languages_N[arrived.rows]],

@@ -145,7 +145,7 @@ class Trainer:
                 arrived, batch = next(batches)
                 batch = batch.to(self.engine.device, self.engine.dtype)
                 rows.append(arrived.rows)
-                logits.append(self.engine.forward(batch.wave_BT, batch.lengths_B).float().cpu().numpy())
+                logits.append(self.engine.forward(batch.inputs, batch.lengths_B).float().cpu().numpy())
         gathered: list[Any] = [None] * self.feed.world
         dist.all_gather_object(gathered, (rows, logits))
         rows_N = np.concatenate([part for of_rank in gathered for part in of_rank[0]])

@@ -6,7 +6,7 @@ other; independent runs also go side by side when `train.side_by_side` allows.
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -162,42 +162,34 @@ def worker(config: dict[str, Any]) -> None:
     from lakd_ray.infer.batch import read_logits
     from lakd_ray.train.feed import Feed
     from lakd_ray.train.loop import train
+    from lakd_ray.train.together import Group
 
     experiment = Experiment.model_validate(config["experiment"])
     torch.set_num_threads(experiment.train.cpus_per_worker)
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    group = Group(context.get_world_rank(), context.get_world_size())
     manifest = manifests.load(experiment)
     runs = [Run.model_validate(entry) for entry in config["runs"]]
     for index, run in enumerate(runs):
-        job = _agreed(partial(_next_job, experiment, manifest, runs[index:]), rank)
-        if _done(experiment, job):
+        job = group.agreed(partial(teaching.job, experiment, manifest, run))
+        if group.agreed(partial(_done, experiment, job)):
             continue
         logits = None
         if run.teachers:
+            compute = partial(group.logits, experiment, manifest)
+            teaching.store_logits(experiment, manifest, _taught(runs[index:]), compute, group.agreed)
+            group.wait()
             array_NKC = read_logits(manifest, teaching.logits_folder(experiment), run.teachers, len(run.emotions))
             logits = torch.from_numpy(array_NKC)
-        feed = Feed(run, experiment, manifest, logits, rank, world)
+        source = group.features(experiment, manifest, run.recipe.model)
+        feed = Feed(run, experiment, manifest, logits, group.rank, group.world, source)
         train(feed, run.folder(experiment), job.made_by, list(job.parents), _report)
 
 
-def _next_job(config: Experiment, manifest: manifests.Manifest, left: Sequence[Run]) -> teaching.Job:
-    """The first of the runs that are left. Logits are computed for as many of them at once as have their teachers."""
-    job = teaching.job(config, manifest, left[0])
-    if left[0].teachers:
-        waiting = {run.id for run in left}
-        teaching.store_logits(config, manifest, [run for run in left if not waiting & set(run.teachers)])
-    return job
-
-
-def _agreed(decide: Callable[[], teaching.Job], rank: int) -> teaching.Job:
-    """What the first rank decides, on all ranks."""
-    import torch.distributed as dist
-
-    box = [decide() if rank == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    assert box[0] is not None
-    return box[0]
+def _taught(left: Sequence[Run]) -> list[Run]:
+    """Those of the runs that are left whose teachers are trained; they share one pass over the audio."""
+    waiting = {run.id for run in left}
+    return [run for run in left if not waiting & set(run.teachers)]
 
 
 def _report(line: dict[str, Any]) -> None:

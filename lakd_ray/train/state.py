@@ -69,7 +69,7 @@ def made_by(run: Run, config: Experiment, inputs: dict[str, str]) -> dict[str, A
         inputs: digests of the data and of the teachers' logits.
     """
     train = dump(config.train)
-    shaping = ("workers", "zero_stage", "precision", "accumulation", "cpus_per_worker", "gpu")
+    shaping = ("workers", "zero_stage", "precision", "accumulation", "cpus_per_worker", "gpu", "cached_features")
     return {
         "run": {key: value for key, value in dump(run).items() if key not in ("id", "stage")},
         "batch": dump(config.batch),

@@ -1,6 +1,6 @@
 """One forward pass and its loss, for any paradigm. No Ray, no DeepSpeed: runs wherever torch does.
 
-Shape suffixes: B utterances, T samples, K teachers, C classes.
+Shape suffixes: B utterances, T samples, F frames, H channels of the feature encoder, K teachers, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +13,26 @@ from torch import Tensor
 from lakd_ray.config import DistillLoss
 from lakd_ray.distill import Languages, utterance_losses
 
-Forward = Callable[[Tensor, Tensor], Tensor]  # (wave_BT, lengths_B) -> logits_BC
+Forward = Callable[[Tensor, Tensor], Tensor]  # (inputs, lengths_B) -> logits_BC
 
 
 @dataclass(frozen=True)
 class Batch:
     """What one forward pass needs, on the model's device."""
 
-    wave_BT: Tensor
+    inputs: Tensor
+    """Waves, shape [B, T], or cached features, shape [B, F, H]."""
     lengths_B: Tensor
+    """Each utterance's number of samples, or of frames."""
     labels_B: Tensor
     languages: Sequence[str]
     teacher_logits_BKC: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
-        """The batch on a device, waves in the model's precision."""
+        """The batch on a device, inputs in the model's precision."""
         teachers = self.teacher_logits_BKC
         return Batch(
-            self.wave_BT.to(device, dtype, non_blocking=True),
+            self.inputs.to(device, dtype, non_blocking=True),
             self.lengths_B.to(device, non_blocking=True),
             self.labels_B.to(device, non_blocking=True),
             self.languages,
@@ -62,7 +64,7 @@ def losses(
     Raises:
         ValueError: distillation without teacher logits, or logits of the wrong shape.
     """
-    logits_BC = forward(batch.wave_BT, batch.lengths_B).float()
+    logits_BC = forward(batch.inputs, batch.lengths_B).float()
     if loss is None:
         ce = F.cross_entropy(logits_BC, batch.labels_B, reduction="sum")
         return Sums(ce, ce, torch.zeros_like(ce))

@@ -1,16 +1,22 @@
 """What a run needs besides its own settings: the digests of its inputs, and its teachers' record and logits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
-from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.models.checkpoint import CARD, read_card_at
 from lakd_ray.provenance import Provenance
 from lakd_ray.runs import Run, teacher_runs
 from lakd_ray.train import state as states
+
+Compute = Callable[[Rows, Mapping[str, str]], Mapping[str, npt.NDArray[np.float32]]]
+Agree = Callable[[Callable[[], dict[str, str]]], dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,30 @@ def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
     return Job(run, states.made_by(run, config, {"manifest": manifest.digest, **inputs}), tuple(parents))
 
 
-def store_logits(config: Experiment, manifest: Manifest, runs: Sequence[Run]) -> None:
-    """Compute by Ray Data the logits of these runs' teachers on the training rows that are not stored yet.
+def store_logits(
+    config: Experiment,
+    manifest: Manifest,
+    runs: Sequence[Run],
+    compute: Compute,
+    agree: Agree = lambda decide: decide(),
+) -> None:
+    """Have the logits of these runs' teachers on the training rows computed and stored, where they are not yet.
+
+    Args:
+        compute: (rows, checkpoints) -> logits [len(rows), C] of each; nothing on ranks that are not to write them.
+        agree: makes all ranks of a worker group go by what the first finds.
 
     Raises:
         StageError: a teacher is not trained, or logits of another teacher are stored under its name.
     """
-    from lakd_ray.infer.batch import store  # needs Ray Data; looking a job up does not
+    from lakd_ray.infer import batch  # needs Ray Data; looking a job up does not
 
     checkpoints = _checkpoints(config, runs)
+    folder, rows = logits_folder(config), manifest.rows("train")
     made_by = {name: _logits_made_by(manifest, location) for name, location in checkpoints.items()}
-    store(config, manifest, manifest.rows("train"), checkpoints, logits_folder(config), made_by)
+    missing = agree(lambda: batch.not_stored(checkpoints, folder, made_by))
+    if missing:
+        batch.store(compute(rows, missing), manifest, rows, folder, made_by)
 
 
 def logits_folder(config: Experiment) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import optuna
@@ -14,7 +15,10 @@ from lakd_ray import records, storage
 from lakd_ray.config import DistillLoss, Experiment, dump
 from lakd_ray.config import Search as Range
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data.stream import Source
 from lakd_ray.errors import ConfigError, TrainingError
+from lakd_ray.infer.batch import logits
+from lakd_ray.infer.features import cached
 from lakd_ray.runs import Run, student_runs
 from lakd_ray.train import teaching
 from lakd_ray.tune.trial import PAPER, SEARCHED, loss_of, train_trial
@@ -41,9 +45,9 @@ def run(config: Experiment) -> str:
         print(f"tune: already done, {folder}")
         return folder
     records.start(folder, made_by)
-    teaching.store_logits(config, manifest, [student])
+    teaching.store_logits(config, manifest, [student], partial(logits, config, manifest, title="teacher logits"))
     started = time.perf_counter()
-    tuner = _tuner(config, job, folder)
+    tuner = _tuner(config, job, cached(config, manifest, student.recipe.model), folder)
     trials = _outcomes(tuner.fit())
     if not trials or trials[0][METRIC] is None:
         errors = "; ".join(str(trial["error"]) for trial in trials[:3])
@@ -72,13 +76,13 @@ def _student(config: Experiment) -> Run:
     return student.model_copy(update={"recipe": student.recipe.model_copy(update={"optim": optim})})
 
 
-def _tuner(config: Experiment, job: teaching.Job, folder: str) -> tune.Tuner:
+def _tuner(config: Experiment, job: teaching.Job, source: Source | None, folder: str) -> tune.Tuner:
     """A new search, or the interrupted one."""
     filesystem, path = storage.resolve(folder)
     name = "ray"
     cpus = config.train.cpus_per_worker
     trainable = tune.with_resources(
-        tune.with_parameters(train_trial, experiment=dump(config), job=job),
+        tune.with_parameters(train_trial, experiment=dump(config), job=job, source=source),
         {"CPU": cpus, **({"GPU": 1} if config.train.gpu else {})},
     )
     restorable = tune.Tuner.can_restore(storage.join(path, name), storage_filesystem=filesystem)

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from lakd_ray.config import DistillLoss, Experiment
+from lakd_ray.data.stream import Source
 from lakd_ray.train.teaching import Job, logits_folder
 
 # The paper's loss. The search's first trial.
@@ -22,13 +23,14 @@ def loss_of(settings: dict[str, Any], base: DistillLoss) -> DistillLoss:
     return base.model_copy(update={name: settings[name] for name in SEARCHED})
 
 
-def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Job) -> None:
+def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Job, source: Source | None) -> None:
     """Ray Tune's function: trains the student and reports after each epoch.
 
     Args:
         settings: temperature, lam and tau of this trial.
         experiment: the configuration, as plain data.
         job: the student and its inputs.
+        source: cached features to train on, if any.
     """
     import torch  # only trials need it
 
@@ -44,7 +46,7 @@ def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Jo
     _alone()
     manifest = manifests.load(config)
     logits = torch.from_numpy(read_logits(manifest, logits_folder(config), run.teachers, len(run.emotions)))
-    feed = Feed(run, config, manifest, logits, rank=0, world=1)
+    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=source)
     made_by = {**job.made_by, "run": {**job.made_by["run"], "loss": run.loss and run.loss.model_dump()}}
     best = 0.0
 

@@ -133,7 +133,7 @@ def check_stream(manifest: Manifest, windows: list[Window]) -> int:
     for (window, rows), batch in zip(planned, stream(manifest, windows, cpus=2), strict=True):
         assert batch.rows.tolist() == rows.tolist()
         assert (batch.epoch, batch.split) == (window.epoch, window.split)
-        for row, wave in zip(rows, batch.waves, strict=True):
+        for row, wave in zip(rows, batch.signals, strict=True):
             expected = decode(Path(sources[row]).read_bytes(), where="source")
             assert wave.dtype == np.float32
             assert wave.shape == expected.shape

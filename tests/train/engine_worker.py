@@ -72,7 +72,7 @@ def run(shares: Sequence[Sequence[int]], **train: Any) -> dict[str, Any]:
     found += steps(engine, shares, range(5, STEPS))
     with engine.evaluating():
         probe = batch(99)
-        logits_BC = engine.forward(probe.wave_BT, probe.lengths_B).clone()
+        logits_BC = engine.forward(probe.inputs, probe.lengths_B).clone()
     result = {"losses": found, "middle": middle, "end": _weights(engine), "rates": rates, "logits": logits_BC}
     engine.close()
     return result

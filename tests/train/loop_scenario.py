@@ -7,25 +7,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import noise
 import pytest
 import tiny
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from lakd_ray import storage
-from lakd_ray.audio import encode_flac
 from lakd_ray.config import Experiment
 from lakd_ray.data import stream as streams
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.plan import Window
-from lakd_ray.data.stream import AudioBatch
-from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.data.stream import AudioBatch, Source
 from lakd_ray.runs import teacher_runs
-from lakd_ray.schema import SHARD
 from lakd_ray.train import feed as feeds
-from lakd_ray.train import loop
+from lakd_ray.train import loop, together
 from lakd_ray.train.engine import Engine
 from lakd_ray.train.feed import Feed
 from lakd_ray.train.state import State
@@ -41,7 +36,10 @@ class Killed(Exception):  # noqa: N818 -- not an error of the code under test
 
 def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     """Rows trained on, last state and weights: of the run that nothing interrupts (`whole`), and of each of `KILLS`."""
-    manifest = _manifest(folder, rank)
+    if rank == 0:
+        noise.write(folder, TRAIN + DEV)
+    dist.barrier()
+    manifest = noise.manifest(folder, TRAIN, DEV)
     results: dict[Any, Any] = {"whole": _end(folder / "whole", _train(manifest, folder / "whole", rank, world))}
     for every, steps in KILLS:
         place = folder / f"killed-{every}-{steps}"
@@ -50,46 +48,21 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
         dist.barrier()
         after = _train(manifest, place, rank, world, checkpoint_steps=every)
         results[every, steps] = _end(place, after) | {"before": before, "reached": reached}
+    if rank == 0:
+        tiny.checkpoint(folder, **tiny.STILL)
+    dist.barrier()
+    start = {"model": {"pretrained": str(folder / "tiny")}}
+    for name, use in (("from waves", False), ("from features", True)):
+        rows = _train(manifest, folder / name, rank, world, start, cached_features=use)
+        results[name] = _end(folder / name, rows)
     return results
 
 
-def _manifest(folder: Path, rank: int) -> Manifest:
-    """Noise of different lengths in one shard."""
-    random = np.random.default_rng(0)
-    count = TRAIN + DEV
-    lengths = random.integers(4_000, 9_000, count)
-    clips = [(3000 * random.standard_normal(length)).clip(-32768, 32767).astype(np.int16) for length in lengths]
-    labels_N = np.arange(count) % len(PAPER_EMOTIONS)
-    texts = {name: [f"{name}-{row}" for row in range(count)] for name in ("utterance", "speaker", "source")}
-    columns: dict[str, Any] = {
-        **texts,
-        "corpus": ["c"] * count,
-        "language": ["en"] * count,
-        "emotion": [PAPER_EMOTIONS[label] for label in labels_N],
-        "num_samples": lengths,
-        "audio_sha256": texts["utterance"],
-        "audio": [encode_flac(clip) for clip in clips],
-    }
-    columns = {name: columns.get(name, [None] * count) for name in SHARD.names}
-    if rank == 0:
-        storage.write_table(str(folder / "shard.parquet"), pa.table(columns, schema=SHARD), row_group_size=4)
-    dist.barrier()
-    return Manifest(
-        table=pa.table(columns, schema=SHARD),
-        labels_N=labels_N,
-        splits_N=np.array(["train"] * TRAIN + ["dev"] * DEV),
-        languages_N=np.array(["en"] * count, dtype=object),
-        samples_N=lengths,
-        shards=(str(folder / "shard.parquet"),),
-        shard_N=np.zeros(count, dtype=np.int64),
-        row_group_N=np.arange(count) // 4,
-        row_N=np.arange(count) % 4,
-    )
+MODEL = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
 
 
-def _experiment(folder: Path, **train: Any) -> Experiment:
-    model = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
-    recipe = {"model": model, "optim": {"epochs": EPOCHS, "lr": 0.003}}
+def _experiment(folder: Path, start: dict[str, Any], **train: Any) -> Experiment:
+    recipe = {"optim": {"epochs": EPOCHS, "lr": 0.003}, **start}
     content = {"name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe}
     batch = {"padded_seconds": 2, "max_utterances": 2, "window_row_groups": 2}
     corpora = [{"name": "c", "root": str(folder)}]
@@ -97,11 +70,21 @@ def _experiment(folder: Path, **train: Any) -> Experiment:
 
 
 def _train(
-    manifest: Manifest, place: Path, rank: int, world: int, *, kill_after: int | None = None, **settings: Any
+    manifest: Manifest,
+    place: Path,
+    rank: int,
+    world: int,
+    start: dict[str, Any] | None = None,
+    *,
+    kill_after: int | None = None,
+    **settings: Any,
 ) -> list[int]:
     """Train the run in a folder to its end, or until it is killed; returns the rows trained on, in order."""
-    config = _experiment(place, **settings)
-    feed = Feed(teacher_runs(config)[0], config, manifest, None, rank, world)
+    config = _experiment(place, start or {"model": MODEL}, **settings)
+    group = together.Group(rank, world)
+    run_of = teacher_runs(config)[0]
+    source = group.features(config, manifest, run_of.recipe.model)
+    feed = Feed(run_of, config, manifest, None, rank, world, source)
     arrived: list[AudioBatch] = []
     rows: list[int] = []
     step, tensors = Engine.step, Feed.tensors
@@ -128,11 +111,12 @@ def _train(
     return rows
 
 
-def _read_here(manifest: Manifest, windows: Iterable[Window]) -> Iterator[AudioBatch]:
+def _read_here(manifest: Manifest, windows: Iterable[Window], source: Source | None) -> Iterator[AudioBatch]:
+    source = source or Source(manifest.shards)
     for window in windows:
-        tables = streams._read_window(streams._request(manifest, window), manifest.shards)
+        tables = streams.read_windows(streams.request(manifest, window), source)
         for rows, table in zip(window.batches, tables, strict=True):
-            yield AudioBatch(window.epoch, window.split, rows, streams.unpack(table))
+            yield AudioBatch(window.epoch, window.split, rows, streams.unpack(table, source))
 
 
 def _end(place: Path, rows: list[int]) -> dict[str, Any]:

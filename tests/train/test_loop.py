@@ -36,6 +36,15 @@ def test_a_killed_run_ends_with_the_same_weights_and_metrics(runs, kill):
     assert killed["left"] == whole["left"], "something was left behind"
 
 
+def test_training_from_cached_features_is_training_from_waves(runs):
+    waves, features = runs[0]["from waves"], runs[0]["from features"]
+    assert features["rows"] == waves["rows"]
+    for one, other in zip(metrics(features["state"]), metrics(waves["state"]), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-3)
+        assert one["dev_ce"] == pytest.approx(other["dev_ce"], abs=2e-3)
+    assert waves["state"].metrics[0]["loss"] != waves["state"].metrics[1]["loss"]
+
+
 @pytest.mark.parametrize("kill", KILLS)
 def test_it_goes_on_where_it_was_saved(runs, kill):
     every, steps = kill

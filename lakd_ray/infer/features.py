@@ -1,0 +1,102 @@
+"""Cached features: what a frozen feature encoder makes of each utterance, computed once and stored beside the audio.
+
+    <prepare folder>/features/<key>/<shard>.parquet     the rows of that shard, in the same row groups
+
+The encoder sees each utterance alone, so no padding is in what is stored. The key is a hash of the encoder's weights
+and layout: models that start from the same frozen encoder share its features, teachers and students alike, whatever
+the fold. Valid for unchanged waves only; SpecAugment masks what comes after and goes together with them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from lakd_ray import storage
+from lakd_ray.audio import decode_flac, normalise, to_float
+from lakd_ray.config import Experiment, Model
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.stream import Source
+from lakd_ray.models import EmotionClassifier, build
+from lakd_ray.schema import FEATURES
+
+FOLDER = "features"
+_LAYOUT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
+
+
+Share = Callable[[Callable[[], list[int]]], list[int]]
+
+
+def cached(
+    config: Experiment, manifest: Manifest, model: Model, *, share: Share = lambda all_: all_()
+) -> Source | None:
+    """The features of a model's frozen encoder, those that are missing computed first; None if none are to be used.
+
+    Args:
+        share: chooses those of the missing shards that are computed here.
+    """
+    if not config.train.cached_features:
+        return None
+    encoder = Encoder(config, manifest, model)
+    for shard in tqdm(share(encoder.missing), desc="features", unit="shard", mininterval=2):
+        encoder.store(shard)
+    return encoder.source
+
+
+class Encoder:
+    """The frozen part of a model, and where its features lie.
+
+    Args:
+        model: the network; its head does not matter.
+    """
+
+    def __init__(self, config: Experiment, manifest: Manifest, model: Model) -> None:
+        self._network: EmotionClassifier = build(model, config.emotions, seed=0).eval()
+        if torch.cuda.is_available():
+            self._network.to("cuda")
+        self._manifest = manifest
+        self.folder = storage.join(config.stage_folder("prepare"), FOLDER, key(self._network))
+
+    @property
+    def source(self) -> Source:
+        """The features as a source to stream from."""
+        names = [location.rpartition("/")[2] for location in self._manifest.shards]
+        channels = int(self._network.network.config.conv_dim[-1])
+        return Source(tuple(storage.join(self.folder, name) for name in names), channels)
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards whose features are not stored yet."""
+        return [index for index, location in enumerate(self.source.files) if not storage.exists(location)]
+
+    def store(self, shard: int) -> None:
+        """Compute and write the features of a shard, whole or not at all."""
+        filesystem, path = storage.resolve(self._manifest.shards[shard])
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            size = file.metadata.row_group(0).num_rows
+            table = file.read(columns=["utterance", "audio"])
+        features = [self._features(content) for content in table["audio"].to_pylist()]
+        columns = {"utterance": table["utterance"], "features": pa.array(features, type=pa.binary())}
+        storage.write_table(self.source.files[shard], pa.table(columns, schema=FEATURES), row_group_size=size)
+
+    @torch.inference_mode()
+    def _features(self, content: bytes) -> bytes:
+        device = next(self._network.parameters()).device
+        wave_1T = torch.from_numpy(normalise(to_float(decode_flac(content)))).unsqueeze(0).to(device)
+        features_1FH = self._network.features(wave_1T, torch.tensor([wave_1T.shape[1]], device=device))
+        return np.ascontiguousarray(features_1FH[0].float().cpu().numpy().astype("<f2")).tobytes()
+
+
+def key(network: EmotionClassifier) -> str:
+    """Identifies a feature encoder: the same weights in the same layout make the same features."""
+    content = hashlib.sha256()
+    config = network.network.config.to_dict()
+    content.update(json.dumps({name: config.get(name) for name in _LAYOUT}).encode())
+    for name, weight in sorted(network.feature_encoder.state_dict().items()):
+        content.update(name.encode())
+        content.update(weight.float().cpu().numpy().tobytes())
+    return content.hexdigest()[:16]
