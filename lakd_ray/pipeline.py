@@ -14,8 +14,6 @@ from lakd_ray.train import run as training
 from lakd_ray.train.state import State, best_checkpoint
 from lakd_ray.train.watch import clock
 
-_ASKED_PER_LANGUAGE = 4
-
 
 def run(config: Experiment) -> None:
     """Run the experiment's stages."""
@@ -83,13 +81,14 @@ def ask(config: Experiment) -> None:
 
 
 def _ask_about_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:
-    """A few test recordings of every language, as they came from the corpus."""
+    """A test recording of every language and emotion, as it came from the corpus."""
     manifest = manifests.load(config)
     right = asked = 0
     for language in config.languages:
-        rows = manifest.rows("test", [language])
-        step = max(1, len(rows) // _ASKED_PER_LANGUAGE)
-        for clip in manifest.table.take(rows[::step][:_ASKED_PER_LANGUAGE]).to_pylist():
+        clips = manifest.table.take(manifest.rows("test", [language])).to_pylist()
+        drawn = sorted(clips, key=lambda clip: str(clip["audio_sha256"]))
+        first = {clip["emotion"]: clip for clip in reversed(drawn)}
+        for clip in (first[emotion] for emotion in config.emotions if emotion in first):
             answer = endpoint.emotion(storage.read_bytes(clip["source"]), language)
             right, asked = right + (answer.emotion == clip["emotion"]), asked + 1
             share = answer.probabilities[answer.emotion]

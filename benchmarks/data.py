@@ -1,0 +1,203 @@
+"""Preparing and streaming against plain loops on the same files in the same run.
+
+    python benchmarks/data.py [--clips 1200] [--repeats 3]
+
+The corpus is synthesised speech strung together to lengths like IEMOCAP's (log-normal, mean 4.5 s, cut at 20 s), WAV at
+22 kHz. Speeds are audio seconds per second, the median of the repeats and their range; all contestants take turns in
+each repeat. Ray is up before anything is timed; the stream's own start is part of its first row, not of the second.
+
+    prepare      plain loop: soundfile reads, torchaudio resamples, soundfile encodes FLAC, one Parquet file
+    stream       plain loop: soundfile decodes the shards' FLAC entry by entry, to normalised floats
+                 DataLoader: torch's, workers as many as cores, soundfile in the dataset, random batches of 16, padded
+"""
+
+import argparse
+import csv
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lakd_ray import storage
+from lakd_ray.audio import SAMPLE_RATE, encode_flac, normalise, resample, to_int16
+from lakd_ray.config import Experiment
+from lakd_ray.corpora import espeak
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.plan import Window, padded_seconds, training_epoch
+from lakd_ray.data.stream import stream
+from lakd_ray.models import pad
+from lakd_ray.session import session
+
+SPEAKERS = 8
+EPOCHS = 3  # of one stream, as training has many in one
+
+
+def make_corpus(folder: Path, clips: int) -> None:
+    """WAV files of drawn lengths and their manifest."""
+    parts = espeak.make_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
+    with parts.open(newline="") as file:
+        said = [(row, soundfile.read(parts.parent / row["path"], dtype="int16")) for row in csv.DictReader(file)]
+    random = np.random.default_rng(0)
+    rows = [("path", "emotion", "language", "speaker")]
+    (folder / "corpus").mkdir()
+    for index in range(clips):
+        seconds = min(20.0, max(0.5, random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7)))
+        row, (_, rate) = said[random.integers(len(said))]
+        own = [wave for other, (wave, _) in said if other["speaker"] == row["speaker"]]
+        strung = np.concatenate([own[number] for number in random.integers(len(own), size=24)])
+        soundfile.write(folder / "corpus" / f"{index:05d}.wav", strung[: round(seconds * rate)], rate)
+        rows.append((f"{index:05d}.wav", row["emotion"], "en", row["speaker"]))
+    with (folder / "corpus" / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def experiment(folder: Path, name: str) -> Experiment:
+    """One that has nothing but the corpus."""
+    recipe = {"model": {"pretrained": "none"}}
+    corpora = [{"name": "c", "root": str(folder / "corpus"), "split": {"folds": 4, "dev_speakers": 1}}]
+    audio = {"shard_utterances": 256, "duplicates": "keep", "max_quarantined": 1.0}
+    content = {"name": name, "storage": str(folder), "languages": ["en"], "corpora": corpora, "audio": audio}
+    return Experiment.model_validate({**content, "teacher": recipe, "student": recipe})
+
+
+def plain_prepare(folder: Path, name: str) -> None:
+    """What anybody would write first."""
+    rows = []
+    for file in sorted((folder / "corpus").glob("*.wav")):
+        wave_TC, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        rows.append({"name": file.name, "audio": encode_flac(to_int16(resample(wave_TC.mean(axis=1), rate)))})
+    storage.write_table(str(folder / f"{name}.parquet"), pa.Table.from_pylist(rows))
+
+
+def plain_stream(manifest: Manifest) -> float:
+    """Decode every entry of the shards in this process; returns audio seconds."""
+    samples = 0
+    for location in manifest.shards:
+        for content in storage.read_table(location, columns=["audio"])["audio"]:
+            wave_T, _ = soundfile.read(io.BytesIO(content.as_py()), dtype="float32")
+            samples += len(normalise(wave_T))
+    return samples / SAMPLE_RATE
+
+
+class Files(Dataset[torch.Tensor]):
+    """The shards' entries for torch's DataLoader."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        tables = [storage.read_table(location, columns=["audio"])["audio"] for location in manifest.shards]
+        self._contents = [content for table in tables for content in table.to_pylist()]
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        wave_T, _ = soundfile.read(io.BytesIO(self._contents[index]), dtype="float32")
+        return torch.from_numpy(normalise(wave_T))
+
+
+def torch_loader(manifest: Manifest, workers: int) -> float:
+    """An epoch of random batches of 16; returns audio seconds, padding not counted."""
+    loader = DataLoader(Files(manifest), batch_size=16, shuffle=True, num_workers=workers, collate_fn=pad)
+    return sum(float(lengths_B.sum()) for _, lengths_B in loader) / SAMPLE_RATE
+
+
+def ray_stream(manifest: Manifest, config: Experiment, cores: int) -> tuple[float, float, float]:
+    """Some epochs of planned batches; returns their audio seconds, and audio and wall seconds after the first epoch."""
+    rows = np.arange(len(manifest.table))
+    windows: list[Window] = []
+    for epoch in range(EPOCHS):
+        windows += training_epoch(manifest, rows, config.batch, seed=0, epoch=epoch, world=1).windows[0]
+    audio = [0.0] * EPOCHS
+    begun = time.perf_counter()
+    for batch in stream(manifest, windows, cpus=cores):
+        if batch.epoch == 1 and not audio[1]:
+            begun = time.perf_counter()
+        pad([torch.from_numpy(normalise(wave_T)) for wave_T in batch.signals])
+        audio[batch.epoch] += sum(map(len, batch.signals)) / SAMPLE_RATE
+    return sum(audio), sum(audio[1:]), time.perf_counter() - begun
+
+
+def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
+    """Audio seconds per second of every contestant in every repeat."""
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, audio: float, seconds: float) -> None:
+        found.setdefault(name, []).append(audio / seconds)
+        print(f"  {name:<44} {audio / seconds:7.0f}", file=sys.stderr, flush=True)
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+        started = time.perf_counter()
+        result = work()
+        return time.perf_counter() - started, result
+
+    for number in range(repeats):
+        print(f"repeat {number + 1} of {repeats}", file=sys.stderr, flush=True)
+        config = experiment(folder, f"repeat-{number}")
+        seconds, _ = timed(lambda number=number: plain_prepare(folder, f"plain-{number}"))
+        took, _ = timed(lambda config=config: prepare.run(config))
+        manifest = manifests.load(config)
+        total = float(manifest.samples_N.sum()) / SAMPLE_RATE
+        note("prepare, plain loop", total, seconds)
+        note(f"prepare, Ray Data, {cores} cores", total, took)
+        note("stream, plain loop", total, timed(lambda manifest=manifest: plain_stream(manifest))[0])
+        for workers in sorted({1, cores}):
+            seconds, audio = timed(lambda m=manifest, w=workers: torch_loader(m, w))
+            note(f"stream, torch DataLoader, {workers} workers", audio, seconds)
+            seconds, (whole, audio, later) = timed(lambda m=manifest, c=config, w=workers: ray_stream(m, c, w))
+            note(f"stream, Ray Data, {workers} cores, start included", whole, seconds)
+            note(f"stream, Ray Data, {workers} cores", audio, later)
+    return found
+
+
+def padding(manifest: Manifest, config: Experiment) -> Iterator[str]:
+    """Waste of planned batches and of random ones, on this corpus."""
+    rows, random = np.arange(len(manifest.table)), np.random.default_rng(0)
+    planned = list(training_epoch(manifest, rows, config.batch, seed=0, epoch=0, world=1).batches(0))
+    shuffled = random.permutation(rows)
+    batches = [shuffled[start : start + 16] for start in range(0, len(rows), 16)]
+    for name, chosen in (("planned batches", planned), ("random batches of 16", batches)):
+        padded, audio = padded_seconds(manifest, chosen)
+        yield f"| {name} | {1 - audio / padded:.1%} |"
+
+
+def main() -> None:
+    """Measure and print Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clips", type=int, default=1200)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="lakd-bench-") as place:
+        folder = Path(place)
+        make_corpus(folder, options.clips)
+        with session(experiment(folder, "warm")):
+            prepare.run(experiment(folder, "warm"))  # workers are up and have imported what they need
+            found = speeds(folder, options.repeats, cores)
+        config = experiment(folder, "warm")
+        manifest = manifests.load(config)
+        print(f"{options.clips} clips, {manifest.samples_N.sum() / SAMPLE_RATE:.0f} s of audio, {cores} cores\n")
+        print("| | audio-s/s, median | range | of the plain loop, per core |\n|---|---|---|---|")
+        for name, values in found.items():
+            plain = median(found[f"{name.partition(',')[0]}, plain loop"])
+            used = cores if f"{cores} " in name and "plain" not in name else 1
+            share = median(values) / used / plain
+            print(f"| {name} | {median(values):.0f} | {min(values):.0f} to {max(values):.0f} | {share:.2f} |")
+        print("\n| | of the batch is padding |\n|---|---|")
+        print("\n".join(padding(manifest, config)))
+
+
+if __name__ == "__main__":
+    main()
