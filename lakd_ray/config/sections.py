@@ -174,6 +174,8 @@ class Batch(Section):
     """Audio seconds in one worker's batch, padding included."""
     max_utterances: int = Field(16, ge=1)
     """Utterances in one worker's batch."""
+    language_alpha: float = Field(1.0, ge=0, le=1)
+    """Share of a language in an epoch: its utterances to this power. 1: as they are; 0: languages equally often."""
     window_row_groups: int = Field(16, ge=1)
     """Row groups that one worker reads together, shuffles and sorts by length; more mixes better and takes memory."""
 

@@ -52,12 +52,13 @@ class Epoch:
 def training_epoch(
     manifest: Manifest, rows: Rows, batch: Batch, *, seed: int, epoch: int, world: int, accumulation: int = 1
 ) -> Epoch:
-    """Plan one pass over the training rows, each row once.
+    """Plan one pass over the training rows: each row once, or those of smaller languages more often (`language_alpha`).
 
     Raises:
         ConfigError: there are too few utterances for so many ranks and accumulated batches.
     """
     random = np.random.default_rng([seed, epoch])
+    rows = _balanced(manifest, rows, batch.language_alpha, random)
     shares = _deal(manifest, rows, world, random)
     ranks = [
         [
@@ -92,6 +93,22 @@ def padded_seconds(manifest: Manifest, batches: Sequence[Rows]) -> tuple[float, 
     """Audio seconds with padding, and without."""
     padded = sum(int(manifest.samples_N[batch].max()) * len(batch) for batch in batches)
     return padded / SAMPLE_RATE, sum(int(manifest.samples_N[batch].sum()) for batch in batches) / SAMPLE_RATE
+
+
+def _balanced(manifest: Manifest, rows: Rows, alpha: float, random: np.random.Generator) -> Rows:
+    """Rows with those of smaller languages repeated, so that a language's share is as its number of rows to the alpha.
+
+    None is left out: the largest language keeps its rows. The exponent is that of multilingual pretraining (Conneau et
+    al. 2020), there by leaving out and repeating.
+    """
+    languages_N = manifest.languages_N[rows].astype(str)
+    names, counts = np.unique(languages_N, return_counts=True)
+    parts = [rows]
+    for name, count in zip(names, counts, strict=True) if alpha < 1 else ():
+        own = rows[languages_N == name]
+        whole, rest = divmod(round(count * (counts.max() / count) ** (1 - alpha)) - count, count)
+        parts += [own] * whole + [random.permutation(own)[:rest]]
+    return np.concatenate(parts)
 
 
 def _deal(manifest: Manifest, rows: Rows, world: int, random: np.random.Generator | None) -> list[Rows]:

@@ -1,5 +1,7 @@
 """Plans of batches: what must hold for every rank, epoch and seed. Nothing is read here."""
 
+from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -113,6 +115,32 @@ def test_determined_by_seed_epoch_and_world(rows):
         assert other != again
         shared = {frozenset(batch) for rank in other for batch in rank} & {frozenset(b) for r in again for b in r}
         assert len(shared) < 0.2 * sum(map(len, again)), "the same neighbours meet again"
+
+
+def bilingual(alpha: float, **changed: Any) -> dict[str, list[int]]:
+    """Rows of an epoch over 1,000 utterances of one language and 100 of another."""
+    languages_N = np.where(np.arange(1500) < 1000, "en", "fi").astype(object)
+    balanced = replace(MANIFEST, languages_N=languages_N)
+    settings = {"seed": 1, "epoch": 0, "world": 2, **changed}
+    batch = BATCH.model_copy(update={"language_alpha": alpha})
+    found = flat(training_epoch(balanced, np.arange(1100), batch, **settings))
+    return {code: [row for row in found if languages_N[row] == code] for code in ("en", "fi")}
+
+
+@pytest.mark.parametrize(("alpha", "times"), [(1.0, 1.0), (0.5, 10**0.5), (0.0, 10.0)])
+def test_smaller_languages_are_repeated_and_nothing_is_left_out(alpha, times):
+    found = bilingual(alpha)
+    assert sorted(found["en"]) == list(range(1000))
+    assert len(found["fi"]) == round(100 * times)
+    counts = Counter(found["fi"])
+    assert sorted(counts) == list(range(1000, 1100))
+    assert max(counts.values()) - min(counts.values()) <= 1, "some are repeated more than others"
+
+
+def test_which_are_repeated_is_drawn_in_each_epoch():
+    often = [Counter(bilingual(0.5, epoch=epoch)["fi"]) for epoch in (0, 0, 1)]
+    assert often[0] == often[1]
+    assert often[0] != often[2]
 
 
 def test_seed_and_epoch_do_not_trade_places():
