@@ -47,9 +47,6 @@ def session(config: Experiment) -> Iterator[None]:
         options |= {"num_cpus": cpus_here(config), "include_dashboard": False, "address": "local"}
         if config.cluster.object_store_mb is not None:
             options["object_store_memory"] = config.cluster.object_store_mb * 1024**2
-        if not config.cluster.logs:
-            # what Ray's own processes report as errors is about themselves; lost workers are told by the stages
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # a watcher process for a whole group, but nobody takes this machine's one node away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     else:
