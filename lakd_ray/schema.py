@@ -67,6 +67,7 @@ PREDICTIONS = pa.schema(
         pa.field("language", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
         pa.field("sentence", pa.string()),
+        pa.field("sentence_in_train", pa.bool_()),  # whether a training speaker says it too, where the corpus tells
         pa.field("fold", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("paradigm", pa.string(), nullable=False),  # teacher, ft, kd, mtkd

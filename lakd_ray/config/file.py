@@ -91,7 +91,7 @@ def _lines(section: Section, indent: str) -> list[str]:
     lines = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        note = f"  # {field.description}" if field.description else ""
+        note = "  # " + " ".join(field.description.split()) if field.description else ""
         if isinstance(value, Section):
             lines += [f"{indent}{name}:{note}", *_lines(value, indent + "  ")]
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):

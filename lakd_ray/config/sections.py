@@ -23,10 +23,11 @@ class Section(BaseModel):
 class Split(Section):
     """How a corpus is divided into train, dev and test. Speakers are never shared between them."""
 
-    scheme: Literal["speaker-folds", "leave-one-speaker-out", "leave-one-session-out", "speaker-groups", "given"] = (
-        "speaker-folds"
-    )
-    """What one fold holds out for test; `given` reads the manifest's `split` column."""
+    scheme: Literal[
+        "speaker-folds", "leave-one-speaker-out", "leave-one-session-out", "speaker-groups", "given", "paper"
+    ] = "speaker-folds"
+    """What one fold holds out for test; `given` reads the manifest's `split` column, `paper` is the paper's own scheme
+    for its corpora: a session of IEMOCAP, a speaker of FESC, a third of CaFE's actors."""
     folds: int = Field(4, ge=2)
     """`speaker-folds`: number of folds that the speakers of each language are dealt into."""
     groups: tuple[tuple[str, ...], ...] = ()

@@ -64,6 +64,16 @@ class Manifest:
             chosen &= np.isin(self.languages_N.astype(str), list(languages))
         return np.flatnonzero(chosen)
 
+    def said_in_train(self, rows: Rows) -> list[bool | None]:
+        """Whether the sentence of each of some rows is also said in train; None where the corpus does not tell.
+
+        Speakers are never shared, but sentences of acted corpora are: a result then says nothing about new ones.
+        """
+        columns = ("corpus", "language", "sentence")
+        texts = list(zip(*(self.table[name].to_pylist() for name in columns), strict=True))
+        train = {texts[row] for row in self.rows("train")}
+        return [None if texts[row][2] is None else texts[row] in train for row in rows]
+
     def seen(self, rows: Rows) -> Seen:
         """The speakers and recordings of some rows."""
         part = self.table.select(["speaker", "audio_sha256"]).take(rows)

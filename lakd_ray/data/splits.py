@@ -9,13 +9,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakd_ray.config import Corpus, Experiment
+from lakd_ray.config import Corpus, Experiment, Split
 from lakd_ray.errors import SplitError
 from lakd_ray.labels import SPLITS
 
@@ -23,6 +24,15 @@ Splits = npt.NDArray[np.str_]
 _Codes = npt.NDArray[np.int64]
 _LEFT_OUT, _TRAIN, _DEV, _TEST = range(4)
 _NAMES = np.array(["", *SPLITS])
+# The folds of Bijoy et al. 2025; CaFE's are those in common use.
+_PAPER: dict[str, dict[str, Any]] = {
+    "iemocap": {"scheme": "leave-one-session-out"},
+    "fesc": {"scheme": "leave-one-speaker-out"},
+    "cafe": {
+        "scheme": "speaker-groups",
+        "groups": (("01", "07", "08", "10"), ("02", "04", "09", "12"), ("03", "05", "06", "11")),
+    },
+}
 
 # A speaker or session, and the languages it occurs in.
 Units = dict[str, frozenset[str]]
@@ -39,7 +49,7 @@ def assign(manifest: pa.Table, config: Experiment, fold: int | None = None) -> S
     """
     rows = _Rows(manifest, config)
     split_N = np.full(manifest.num_rows, _LEFT_OUT, np.int8)
-    for corpus in config.corpora:
+    for corpus in map(_as_in_the_paper, config.corpora):
         at_N = rows.of(corpus)
         if corpus.split.scheme == "given":
             split_N[at_N] = _given(rows, corpus, at_N)
@@ -51,7 +61,20 @@ def assign(manifest: pa.Table, config: Experiment, fold: int | None = None) -> S
 def fold_count(manifest: pa.Table, config: Experiment) -> int:
     """Folds until every corpus has been tested whole: those of the corpus with most."""
     rows = _Rows(manifest, config)
-    return max(_folds(rows, corpus, rows.of(corpus)) for corpus in config.corpora)
+    return max(_folds(rows, corpus, rows.of(corpus)) for corpus in map(_as_in_the_paper, config.corpora))
+
+
+def _as_in_the_paper(corpus: Corpus) -> Corpus:
+    """The corpus with scheme `paper` spelt out."""
+    if corpus.split.scheme != "paper":
+        return corpus
+    if corpus.importer not in _PAPER:
+        raise SplitError(
+            f"corpus {corpus.name}: scheme `paper` is for the paper's corpora ({', '.join(_PAPER)}), and its importer "
+            f"is `{corpus.importer}`. Choose another scheme."
+        )
+    spelt_out = {**_PAPER[corpus.importer], "dev_speakers": corpus.split.dev_speakers}
+    return corpus.model_copy(update={"split": Split.model_validate(spelt_out)})
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def _table(
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
+        "sentence_in_train": manifest.said_in_train(rows[keep]),
         "fold": [config.fold] * count,
         "seed": [config.seed] * count,
         "paradigm": [paradigm] * count,

@@ -64,6 +64,7 @@ def cautions(config: Experiment, predictions: Sequence[Predictions]) -> list[str
     """What a reader must know before quoting a number, beside `synthetic`."""
     return [
         *_speakers(predictions),
+        *_sentences(predictions),
         *_absent(config, predictions),
         *_once(predictions),
         *_shared(config),
@@ -93,6 +94,22 @@ def _speakers(predictions: Sequence[Predictions]) -> list[str]:
         "a small difference means little."
     )
     return [f"Intervals are 95 % bootstraps over test speakers ({counts}).{warning if few else ''}"]
+
+
+def _sentences(predictions: Sequence[Predictions]) -> list[str]:
+    """Where test speakers say what was said in train."""
+    shared: dict[str, str] = {}
+    for one in predictions:
+        for language in np.unique(one.language_N).tolist():
+            said = one.said_N[one.language_N == language].tolist()
+            if any(said):
+                shared[language] = f"{language} {said.count(True)} of {len(said)}"
+    if not shared:
+        return []
+    return [
+        f"Test utterances whose sentence is also said in train, by others: {', '.join(shared.values())}. Speakers are "
+        "new there, words are not."
+    ]
 
 
 def _absent(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:

@@ -41,6 +41,8 @@ class Predictions:
     utterance_N: npt.NDArray[np.str_]
     language_N: npt.NDArray[np.str_]
     speaker_N: npt.NDArray[np.str_]
+    said_N: npt.NDArray[np.object_]
+    """Whether the sentence is said in train too: True, False or None."""
     labels_N: npt.NDArray[np.int64]
     probabilities_NC: npt.NDArray[np.float64]
 
@@ -57,6 +59,7 @@ class Predictions:
             utterance_N=self.utterance_N[keep_N],
             language_N=self.language_N[keep_N],
             speaker_N=self.speaker_N[keep_N],
+            said_N=self.said_N[keep_N],
             labels_N=self.labels_N[keep_N],
             probabilities_NC=self.probabilities_NC[keep_N],
         )
@@ -101,6 +104,7 @@ def _pool(members: Sequence[Predictions]) -> Predictions:
         utterance_N=np.concatenate([member.utterance_N for member in own]),
         language_N=np.concatenate([member.language_N for member in own]),
         speaker_N=np.concatenate([member.speaker_N for member in own]),
+        said_N=np.concatenate([member.said_N for member in own]),
         labels_N=np.concatenate([member.labels_N for member in own]),
         probabilities_NC=np.concatenate([member.probabilities_NC for member in own]),
     )
@@ -137,6 +141,7 @@ def _read(location: str, config: Experiment) -> Predictions:
         utterance_N=utterance_N,
         language_N=_strings(table, "language"),
         speaker_N=_strings(table, "speaker"),
+        said_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),
         labels_N=_labels(table, config.emotions, location),
         probabilities_NC=probabilities.flatten().to_numpy().reshape(-1, C).astype(np.float64),
     )

@@ -323,3 +323,50 @@ def test_a_million_rows_take_seconds() -> None:
     split_N = assign(manifest, config)
     check(manifest, split_N, config)
     assert 0.2 < (split_N == "test").mean() < 0.3
+
+
+FESC = ("TIRE", "TIPE", "JARA", "MIKO", "ANRO", "RIGR", "TUVA", "PEKO", "JAKA")
+
+
+def papers(importers: tuple[str, ...] = ("iemocap", "fesc", "cafe")) -> tuple[pa.Table, Experiment]:
+    """The paper's three corpora in small, each with its importer and scheme `paper`."""
+    iemocap = [
+        row("iemocap", "en", f"{session}{letter}", emotion, session=str(session))
+        for session in range(1, 6)
+        for letter in "FM"
+        for emotion in PAPER_EMOTIONS
+    ]
+    fesc = [row("fesc", "fi", speaker, emotion) for speaker in FESC for emotion in PAPER_EMOTIONS]
+    cafe = [row("cafe", "fr", f"{actor:02}", emotion) for actor in range(1, 13) for emotion in PAPER_EMOTIONS]
+    config = experiment(("en", "fi", "fr"), **{name: {"scheme": "paper"} for name in ("iemocap", "fesc", "cafe")})
+    named = [
+        corpus.model_copy(update={"importer": importer})
+        for corpus, importer in zip(config.corpora, importers, strict=True)
+    ]
+    return table(iemocap, fesc, cafe), config.model_copy(update={"corpora": tuple(named)})
+
+
+def test_paper_folds_hold_out_a_session_a_speaker_and_a_third_of_the_actors():
+    manifest, config = papers()
+    assert fold_count(manifest, config) == 9
+    speakers = np.array(manifest["speaker"].to_pylist())
+    tested: dict[str, list[frozenset[str]]] = {"iemocap": [], "fesc": [], "cafe": []}
+    for fold in range(9):
+        split_N = assign(manifest, config, fold)
+        check(manifest, split_N, config)
+        for name, folds in tested.items():
+            folds.append(frozenset(s for s in speakers[split_N == "test"].tolist() if s.startswith(f"{name}:")))
+    pairs = {frozenset({f"iemocap:{session}F", f"iemocap:{session}M"}) for session in range(1, 6)}
+    assert set(tested["iemocap"][:5]) == pairs
+    assert tested["iemocap"][5:] == tested["iemocap"][:4]
+    assert set(tested["fesc"]) == {frozenset({f"fesc:{speaker}"}) for speaker in FESC}
+    thirds = [("01", "07", "08", "10"), ("02", "04", "09", "12"), ("03", "05", "06", "11")]
+    assert tested["cafe"] == [frozenset(f"cafe:{actor}" for actor in third) for third in thirds] * 3
+
+
+def test_the_paper_says_nothing_of_other_corpora():
+    manifest, config = papers(("csv", "fesc", "cafe"))
+    with pytest.raises(
+        SplitError, match=r"corpus iemocap: scheme `paper` is for the paper's corpora .*its importer is"
+    ):
+        assign(manifest, config)

@@ -60,7 +60,8 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "corpus": "demo",
                         "language": language,
                         "speaker": f"demo:{language}-{speaker}",
-                        "sentence": None,
+                        "sentence": "s1",
+                        "sentence_in_train": number == 0,
                         "fold": config.fold,
                         "seed": config.seed,
                         "paradigm": paradigm,
@@ -201,6 +202,7 @@ def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     assert "emotion was made by rules on a synthesiser" in text
     assert "say nothing about human emotion" in text
     assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
+    assert "sentence is also said in train, by others: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
     assert "FT multilingual is the run teacher-all" in text
     assert all(note in text for note in content["notes"])
     assert "lam: 0.07692307692307693" in text  # the experiment file
@@ -344,8 +346,16 @@ def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) 
         (lambda t: pa.concat_tables([t, t]), "more than once"),
         (lambda t: t.slice(0, 0), "no rows"),
         (lambda t: t.drop_columns(["speaker"]), "not a table of predictions"),
-        (lambda t: t.set_column(10, "emotion", pa.array(["fear"] * len(t))), "found the labels"),
-        (lambda t: t.set_column(11, "probabilities", pa.array([[0.5, 0.5]] * len(t))), "expected 4 probabilities"),
+        (
+            lambda t: t.set_column(t.schema.get_field_index("emotion"), "emotion", pa.array(["fear"] * len(t))),
+            "found the labels",
+        ),
+        (
+            lambda t: t.set_column(
+                t.schema.get_field_index("probabilities"), "probabilities", pa.array([[0.5, 0.5]] * len(t))
+            ),
+            "expected 4 probabilities",
+        ),
     ],
 )
 def test_damaged_predictions_are_refused(change: Any, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Streaming takes as much memory for a large corpus as for a small one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_corpus_larger_than_the_object_store_streams_without_spilling(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(HERE / "bounded_worker.py"), str(tmp_path)],
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["complete"]
+    assert found["bytes"] > 5 * found["store"]
+    assert not found["spilled"], found["summary"]
+    assert found["grown"] < found["store"]
