@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from lakd_ray import storage
 from lakd_ray.audio import Samples, Wave, decode_flac, to_float
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Window
-from lakd_ray.errors import DataError, StorageError
+from lakd_ray.errors import DataError
 
 # Planned utterances in one execution of Ray Data: bounds the driver's memory, and makes its start-up cost negligible.
 _PLANNED_UTTERANCES = 1_000_000
@@ -124,13 +123,11 @@ def _read_row_groups(shards: tuple[str, ...], wanted: set[tuple[int, int]]) -> d
     """The audio column of some row groups."""
     found = {}
     for shard in sorted({shard for shard, _ in wanted}):
-        filesystem, path = storage.resolve(shards[shard])
-        try:
-            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-                for row_group in sorted(group for of, group in wanted if of == shard):
-                    found[shard, row_group] = file.read_row_group(row_group, columns=["audio"])["audio"]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"cannot read shard {shards[shard]}: {error}. Run `prepare` again.") from error
+        row_groups = sorted(group for of, group in wanted if of == shard)
+        for row_group, table in zip(
+            row_groups, storage.read_row_groups(shards[shard], row_groups, ["audio"]), strict=True
+        ):
+            found[shard, row_group] = table["audio"]
     return found
 
 
