@@ -71,4 +71,4 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
             server.until_ready()
             yield server
         finally:
-            server.stop()
+            server.kill()

@@ -77,21 +77,9 @@ class S3Server:
 
     def kill(self) -> None:
         """As a power cut would."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """Ask it to end, then kill it."""
-        self._end(signal.SIGTERM)
-        self._end(signal.SIGKILL)
-
-    def _end(self, ending: signal.Signals) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        os.killpg(self._process.pid, ending)
-        try:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(15)
-        except subprocess.TimeoutExpired:
-            assert ending != signal.SIGKILL, "the S3 server cannot be killed"
 
 
 def _free_ports(count: int) -> list[int]:

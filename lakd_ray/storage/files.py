@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfileobj as copy_stream
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -65,13 +65,15 @@ def _list_disk(folder: str) -> Iterator[FileInfo]:
 
 
 def _list_bucket(folder: str) -> Iterator[FileInfo]:
-    from botocore.exceptions import BotoCoreError  # as s3fs: only listings need it
+    from botocore.exceptions import BotoCoreError, NoCredentialsError  # as s3fs: only listings need it
 
     filesystem, path = lister(folder)
     below = path.strip("/") + "/"
     with explained("list", folder):
         try:
             found = filesystem.find(below, detail=True)
+        except NoCredentialsError as error:
+            raise PermissionError(str(error)) from error
         except BotoCoreError as error:
             raise OSError(str(error)) from error
     for key, info in found.items():
@@ -172,7 +174,7 @@ class _Output(io.RawIOBase):
 def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
     """Send a whole file. Closing the stream reports refused parts, and a refused part withholds the rest."""
     with source.open("rb") as content, filesystem.open_output_stream(path) as stream:
-        shutil.copyfileobj(content, stream, 1 << 20)
+        copy_stream(content, stream, 1 << 20)
     if filesystem.get_file_info(path).size != source.stat().st_size:
         filesystem.delete_file(path)
         raise OSError(f"{path} arrived with another size than was sent")

@@ -1,6 +1,9 @@
 """The same calls on a disk and in a bucket of a real S3 server."""
 
+import errno
+import os
 import resource
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -121,14 +124,47 @@ def small_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room(location, tmp_path):
+@pytest.mark.parametrize("write", [storage.write_bytes, lambda place, content: write_rows(place, content)])
+def test_no_room(location, tmp_path, write):
     file = storage.join(location, "file")
-    with small_disk(4_000_000), pytest.raises(StorageError, match="cannot write") as caught:
-        storage.write_bytes(file, bytes(8_000_000))
-    assert file in str(caught.value)
-    assert "File too large" in str(caught.value)
-    assert names(location) == []
+    storage.write_bytes(file, b"earlier")
+    with small_disk(4_000_000), pytest.raises(StorageError, match=r"cannot write .*needs at least \d\.\d MB, and .* free in"):
+        write(file, os.urandom(8_000_000))
+    assert names(location) == ["file"]
+    assert storage.read_bytes(file) == b"earlier"
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def write_rows(place: str, content: bytes) -> None:
+    storage.write_table(place, pa.table({"audio": [content]}))
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """A real one, of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        storage.write_bytes(f"{disk}/earlier", bytes(1_000_000))
+        with pytest.raises(StorageError) as caught:
+            storage.write_bytes(f"{disk}/large", bytes(1_500_000))
+        words = f"cannot write {disk}/large: No space left on device: the file needs at least 1.5 MB, and 1.1 MB are free"
+        assert words in str(caught.value)
+        assert [info.name for info in storage.list_files(str(disk))] == ["earlier"]
+        assert len(storage.read_bytes(f"{disk}/earlier")) == 1_000_000
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_errors_of_the_writer_stay_its_own(location):
+    with pytest.raises(FileNotFoundError, match="mine"), storage.writing(storage.join(location, "file")):
+        raise FileNotFoundError("mine")
+    with pytest.raises(OSError, match="No space") as caught, storage.writing(storage.join(location, "file")):
+        raise OSError(errno.ENOSPC, "No space elsewhere")
+    assert not isinstance(caught.value, StorageError)
+    assert names(location) == []
 
 
 def test_sealed_folder(location, folder):
