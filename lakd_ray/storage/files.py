@@ -77,7 +77,7 @@ def _list_bucket(folder: str) -> Iterator[FileInfo]:
         except BotoCoreError as error:
             raise OSError(str(error)) from error
     for key, info in found.items():
-        if key.startswith(below) and info["type"] == "file":
+        if key.startswith(below) and not key.endswith("/"):  # those are markers of folders, which pyarrow leaves
             changed = info["LastModified"]
             version = info.get("ETag", "").strip('"') or changed.isoformat()
             yield FileInfo(join(folder, key[len(below) :]), info["size"], version, changed.timestamp())
@@ -112,7 +112,9 @@ def writing(location: str) -> Iterator[io.RawIOBase]:
         StorageError: from the stream's own calls and at the block's end; the block's own errors pass as they are.
     """
     filesystem, path = resolve(location)
-    if is_remote(location):  # closing a stream into a bucket publishes what was written so far: only whole files are sent
+    if is_remote(
+        location
+    ):  # closing a stream into a bucket publishes what was written so far: only whole files are sent
         temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
     else:
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")

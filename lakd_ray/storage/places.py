@@ -1,7 +1,7 @@
 """Where files lie, how a bucket is reached, and what to tell when it is not.
 
-S3 is reached by pyarrow, which moves the bytes, and by s3fs, which lists: a listing by pyarrow has no versions. Both get
-the same credentials (the AWS_* environment or a profile), endpoint and retries.
+S3 is reached by pyarrow, which moves the bytes, and by s3fs, which lists: a listing by pyarrow has no versions. Both
+get the same credentials (the AWS_* environment or a profile), endpoint and retries.
 """
 
 import errno
@@ -18,9 +18,9 @@ import pyarrow.fs as pafs
 
 from lakd_ray.errors import StorageError
 
-# AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in all. It sits in the clients
-# and not around our calls, so that it also covers single parts of an upload, ranges of a shard and Ray's own files, and
-# knows which errors pass: a refused key is not tried again.
+# AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in all. It sits in the
+# clients and not around our calls, so that it covers single parts of an upload and single ranges of a shard, and knows
+# which errors pass: a refused key is not tried again.
 ATTEMPTS = 8
 _CONNECT_S, _REQUEST_S = 5, 60
 
@@ -180,7 +180,8 @@ def explain_full(error: OSError, folder: Path, written: int, needed: int) -> str
     if error.errno not in _FULL:
         return None
     free = size_text(free_bytes(folder) + written)
-    return f"{error.strerror}: the file needs at least {size_text(needed)}, and {free} are free in {folder}; make room there"
+    needs = size_text(needed)
+    return f"{error.strerror}: the file needs at least {needs}, and {free} are free in {folder}; make room there"
 
 
 def free_bytes(folder: str | Path) -> int:

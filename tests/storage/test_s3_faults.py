@@ -59,7 +59,9 @@ def test_nobody_there(s3, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         started = time.monotonic()
         for call in (storage.read_bytes, listed, CALLS[-1]):
-            with pytest.raises(StorageError, match=rf"{s3}/a: no answer from {endpoint} in 2 attempts.*AWS_ENDPOINT_URL"):
+            with pytest.raises(
+                StorageError, match=rf"{s3}/a: no answer from {endpoint} in 2 attempts.*AWS_ENDPOINT_URL"
+            ):
                 call(f"{s3}/a")
         assert time.monotonic() - started < 60
 
@@ -93,7 +95,8 @@ def test_no_bucket(s3, call):
 
 
 @pytest.mark.parametrize(
-    "name", ["with space", "plus+and&", "hash#and?", "100%25", unicodedata.normalize("NFC", "é"), "e\u0301", "日本 ö.wav"]
+    "name",
+    ["with space", "plus+and&", "hash#and?", "100%25", unicodedata.normalize("NFC", "é"), "e\u0301", "日本 ö.wav"],
 )
 def test_names(s3, name):
     location = storage.join(s3, "names", name, name)

@@ -124,19 +124,22 @@ def small_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("write", [storage.write_bytes, lambda place, content: write_rows(place, content)])
+def write_rows(place: str, content: bytes) -> None:
+    storage.write_table(place, pa.table({"audio": [content]}))
+
+
+@pytest.mark.parametrize("write", [storage.write_bytes, write_rows])
 def test_no_room(location, tmp_path, write):
     file = storage.join(location, "file")
     storage.write_bytes(file, b"earlier")
-    with small_disk(4_000_000), pytest.raises(StorageError, match=r"cannot write .*needs at least \d\.\d MB, and .* free in"):
+    with (
+        small_disk(4_000_000),
+        pytest.raises(StorageError, match=r"cannot write .*needs at least \d\.\d MB, and .* free in"),
+    ):
         write(file, os.urandom(8_000_000))
     assert names(location) == ["file"]
     assert storage.read_bytes(file) == b"earlier"
     assert list((tmp_path / "scratch").iterdir()) == []
-
-
-def write_rows(place: str, content: bytes) -> None:
-    storage.write_table(place, pa.table({"audio": [content]}))
 
 
 def test_a_disk_that_is_full(tmp_path):
@@ -150,7 +153,9 @@ def test_a_disk_that_is_full(tmp_path):
         storage.write_bytes(f"{disk}/earlier", bytes(1_000_000))
         with pytest.raises(StorageError) as caught:
             storage.write_bytes(f"{disk}/large", bytes(1_500_000))
-        words = f"cannot write {disk}/large: No space left on device: the file needs at least 1.5 MB, and 1.1 MB are free"
+        words = (
+            f"cannot write {disk}/large: No space left on device: the file needs at least 1.5 MB, and 1.1 MB are free"
+        )
         assert words in str(caught.value)
         assert [info.name for info in storage.list_files(str(disk))] == ["earlier"]
         assert len(storage.read_bytes(f"{disk}/earlier")) == 1_000_000
