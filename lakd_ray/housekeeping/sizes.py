@@ -80,9 +80,10 @@ class Weights:
 
 
 def weights(model: Model, config: Experiment, notes: list[str]) -> Weights:
-    """Sizes of a model's checkpoint and of the state to go on from."""
+    """Sizes of a model's checkpoint and of the state to go on from (as measured of DeepSpeed 0.19)."""
     everything, trained = parameters(model, notes)
-    module = everything * (2 if config.train.precision == "bf16" else 4)
+    beside = everything if config.train.zero_stage < 3 else everything - trained  # stage 3 has but its fp32 copy
+    module = beside * (2 if config.train.precision == "bf16" else 4)
     # Adam's two moments and, but for plain fp32, DeepSpeed's own fp32 copy of what is trained; divided among ranks
     copies = 2 if config.train.zero_stage == 0 and config.train.precision == "fp32" else 3
     return Weights(everything * 4 + _CARD_FILES, module + trained * 4 * copies + _CARD_FILES)

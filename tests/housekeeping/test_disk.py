@@ -117,6 +117,26 @@ def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
     assert taken < sizes.weights(tiny.config(), experiment(str(tmp_path)), []).checkpoint < taken + 2_000_000
 
 
+@pytest.mark.parametrize(
+    ("zero_stage", "precision", "per_parameter"),
+    [
+        (0, "fp32", 12),
+        (0, "bf16", 14),
+        (1, "fp32", 16),
+        (1, "bf16", 14),
+        (2, "fp32", 16),
+        (3, "fp32", 12),
+        (3, "bf16", 12),
+    ],
+)
+def test_the_state_to_go_on_from_is_as_measured(tmp_path, zero_stage, precision, per_parameter):
+    """Bytes that DeepSpeed 0.19 saved for each parameter of a model of 470,212."""
+    config = experiment(str(tmp_path), train={"zero_stage": zero_stage, "precision": precision})
+    everything, _ = sizes.parameters(tiny.config(), [])
+    found = sizes.weights(tiny.config(), config, [])
+    assert found.resume - found.checkpoint == everything * (per_parameter - 4)  # a checkpoint has 4 for each
+
+
 def test_an_unknown_model_is_assumed_and_told(tmp_path):
     notes: list[str] = []
     assert sizes.parameters(Model(pretrained="nobody/nothing"), notes)[0] > 90_000_000
