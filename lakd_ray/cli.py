@@ -1,6 +1,7 @@
 """The command line, and what the scripts in jobs/ call."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     study.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="seeds, default 42 43 44")
     _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
     commands.add_parser("corpora", help="list the corpora that can be imported")
+    disk = commands.add_parser("disk", help="what the experiment takes on its storage, now and when it is finished")
+    _add_experiment(disk)
+    disk.add_argument("--json", action="store_true", help="for machines")
+    gc = commands.add_parser("gc", help="delete what the experiment does not need any more")
+    _add_experiment(gc)
+    gc.add_argument("--yes", action="store_true", help="do not ask")
+    gc.add_argument("--dry-run", action="store_true", help="only list it")
     return _run(parser.parse_args(arguments))
 
 
@@ -61,20 +69,28 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        if options.command == "corpora":
-            _print_corpora()
-            return 0
-        config = load(options.experiment, options.overrides)
-        if options.command == "config":
-            print(describe(config), end="")
-            return 0
-        _run_stage(options, config)
+        return _dispatch(options)
     except LakdError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "corpora":
+        _print_corpora()
+        return 0
+    config = load(options.experiment, options.overrides)
+    if options.command == "gc":
+        return _collect(config, yes=options.yes, dry_run=options.dry_run)
+    if options.command == "config":
+        print(describe(config), end="")
+    elif options.command == "disk":
+        _print_usage(config, as_json=options.json)
+    else:
+        _run_stage(options, config)
     return 0
 
 
@@ -106,6 +122,31 @@ def _serve(config: Experiment) -> None:
             time.sleep(3600)
     finally:
         serving.stop()
+
+
+def _print_usage(config: Experiment, *, as_json: bool) -> None:
+    from lakd_ray.housekeeping import disk  # torch takes seconds to load
+
+    usage = disk.measure(config)
+    print(json.dumps(usage.to_json(), indent=1) if as_json else disk.table(usage))
+
+
+def _collect(config: Experiment, *, yes: bool, dry_run: bool) -> int:
+    from lakd_ray import storage
+    from lakd_ray.housekeeping import rubbish  # torch takes seconds to load
+
+    findings = rubbish.find(config)
+    print(rubbish.table(findings))
+    if dry_run or not findings.items:
+        return 0
+    if not yes and not sys.stdin.isatty():
+        print("nothing was deleted: add --yes, or run this in a terminal, where it asks", file=sys.stderr)
+        return 1
+    if not yes and input("Delete all of it? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing was deleted")
+        return 0
+    print(f"freed {storage.size_text(rubbish.delete(config, findings))}")
+    return 0
 
 
 def _print_corpora() -> None:

@@ -4,23 +4,14 @@ import gc
 import logging
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from lakd_ray import storage
-from lakd_ray.errors import StorageError
-
-BUCKET = "lakd-tests"
+from s3_server import BUCKET, S3Server
 
 
 @pytest.fixture(scope="session")
@@ -62,69 +53,22 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`s3://bucket/prefix` on a real S3 server of this machine, with the AWS_* environment that reaches it."""
-    folder = tmp_path_factory.mktemp("s3")
-    servers = ("master", "volume", "filer", "s3", "admin")
-    ports = _free_ports(2 * len(servers))
-    s3_port = ports[2 * servers.index("s3")]
-    options = [f"-{name}.port={ports[2 * index]}" for index, name in enumerate(servers)]
-    options += [f"-{name}.port.grpc={ports[2 * index + 1]}" for index, name in enumerate(servers)]
-    options += ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    options += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.autoCreateBucket=false", f"-bucket={BUCKET}"]
+    with running_s3(tmp_path_factory.mktemp("s3")):
+        yield f"s3://{BUCKET}/tests"
+
+
+@contextmanager
+def running_s3(folder: Path) -> Iterator[S3Server]:
+    """A server that is ready, and the environment that reaches it."""
+    server = S3Server(folder)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        patch.setenv("HOME", str(folder))
-        patch.setenv("AWS_ACCESS_KEY_ID", "lakd")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "lakdsecret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_port}")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        (folder / "data").mkdir()
-        with ExitStack() as stack:
-            log = stack.enter_context((folder / "weed.log").open("wb"))
-            server = subprocess.Popen(
-                [str(Path(sys.executable).with_name("weed")), "mini", f"-dir={folder / 'data'}", *options],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            stack.callback(storage._s3.cache_clear)
-            stack.callback(_end, server)
-            storage._s3.cache_clear()
-            _until_ready(server, s3_port, f"s3://{BUCKET}/ready", folder / "weed.log")
-            yield f"s3://{BUCKET}/tests"
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _until_ready(server: "subprocess.Popen[bytes]", port: int, probe: str, log: Path, seconds: float = 60) -> None:
-    """Wait until the port answers and the bucket takes a file."""
-    last: Exception | None = None
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        server.start()
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            storage.write_bytes(probe, b"ready")
-            return
-        except (OSError, StorageError) as error:
-            last = error
-            time.sleep(0.05)
-    raise AssertionError(f"the S3 server did not start: {last}\n{log.read_text(errors='replace')[-3000:]}")
-
-
-def _end(server: "subprocess.Popen[bytes]") -> None:
-    for ending, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-        if server.poll() is None:
-            os.killpg(server.pid, ending)
-            try:
-                server.wait(seconds)
-            except subprocess.TimeoutExpired:
-                continue
+            server.until_ready()
+            yield server
+        finally:
+            server.kill()

@@ -12,7 +12,7 @@ FLOORS = (
     ("audio", "models", "distill"),
     ("corpora", "data"),
     ("infer", "train"),
-    ("tune", "serve", "report"),
+    ("tune", "serve", "report", "housekeeping"),
     ("pipeline", "study", "session", "submit", "cli", "__main__"),
 )
 FLOOR = {"": 0} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}  # "" is lakd_ray itself

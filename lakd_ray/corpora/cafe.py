@@ -32,16 +32,15 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
     wanted = options.get("intensity", "both")
     if not isinstance(wanted, str) or wanted not in INTENSITIES:
         raise ConfigError(f"option `intensity` of importer `cafe` is {wanted!r}; expected {', '.join(INTENSITIES)}.")
-    files = [file for file in storage.list_files(root) if not file.rpartition("/")[2].startswith(".")]
-    recordings = {file: file.rpartition("/")[2][:-4] for file in files if file.lower().endswith(".wav")}
+    files = [info for info in storage.list_files(root) if not info.name.startswith(".")]
+    recordings = {info.location: info.name[:-4] for info in files if info.name.lower().endswith(".wav")}
     if not any(_NAME.fullmatch(name) for name in recordings.values()):
-        example = f", for instance {files[0]}" if files else ""
+        example = f", for instance {files[0].location}" if files else ""
         raise DataError(
             f"{root} is not CaFE: found {len(files)} files{example}. Expected recordings named AA-E-I-S.wav, for "
             "instance 01-C-2-1.wav: check the corpus's `root`."
         )
-    for file, name in recordings.items():
-        source = storage.join(root, file)
+    for source, name in recordings.items():
         parts = _NAME.fullmatch(name)
         if parts is None:
             reason = "is not named AA-E-I-S.wav (actor 01-12, emotion C D J N P S T, intensity 1-2, sentence 1-6)"

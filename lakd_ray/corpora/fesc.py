@@ -157,8 +157,8 @@ class _Recordings:
     def __init__(self, audio: str) -> None:
         self._found: dict[str, str] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in storage.list_files(audio):
-            self._by_name[_parts(file)[-1]].append(storage.join(audio, file))
+        for info in storage.list_files(audio):
+            self._by_name[_parts(info.location)[-1]].append(info.location)
 
     def __call__(self, path: str, utterance: str) -> str | None:
         """The path itself if it is there, else the one file whose path ends most like it.

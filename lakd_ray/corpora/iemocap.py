@@ -42,8 +42,9 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
     merge = options.get("merge_excited", False)
     if not isinstance(merge, bool):
         raise ConfigError(f"option `merge_excited` of importer `iemocap` is {merge!r}; expected true or false.")
-    files = [file for file in storage.list_files(root) if not _name(file).startswith(".")]  # the release has ._ files
-    recordings = [(_name(file)[:-4], file) for file in files if file.lower().endswith(".wav")]
+    found = [info for info in storage.list_files(root) if not info.name.startswith(".")]  # the release has ._ files
+    files = [info.location for info in found]
+    recordings = [(info.name[:-4], info.location) for info in found if info.name.lower().endswith(".wav")]
     utterances = {name: file for name, file in recordings if _UTTERANCE.fullmatch(name)}
     label_files = [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
     if not utterances or not label_files:
@@ -55,9 +56,8 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
     if len(utterances) != sum(1 for name, _ in recordings if _UTTERANCE.fullmatch(name)):
         twice = next(name for name, file in recordings if name in utterances and utterances[name] != file)
         raise DataError(f"{root} holds the utterance {twice} more than once; leave one copy of the release there.")
-    labels = _labels(root, label_files)
-    for name, file in utterances.items():
-        source = storage.join(root, file)
+    labels = _labels(label_files)
+    for name, source in utterances.items():
         code = labels.pop(name, None)
         if code is None:
             yield Problem(id=name, source=source, reason="has no label in EmoEvaluation")
@@ -67,15 +67,11 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
         yield Problem(id=name, source=root, reason="has a label in EmoEvaluation but no recording")
 
 
-def _name(file: str) -> str:
-    return file.rpartition("/")[2]
-
-
-def _labels(root: str, files: list[str]) -> dict[str, str]:
+def _labels(files: list[str]) -> dict[str, str]:
     """Code of each utterance; one that is labelled in two ways gets both, which is no code."""
     labels: dict[str, str] = {}
     for file in files:
-        text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
+        text = storage.read_bytes(file).decode("utf-8", errors="replace")
         for match in _LABEL.finditer(text):
             name, code = match["utterance"], match["code"]
             labels[name] = code if labels.get(name, code) == code else f"{labels[name]} and {code}"

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Window
-from lakd_ray.errors import DataError, StorageError
+from lakd_ray.errors import DataError
 
 # Planned utterances in one execution of Ray Data: bounds the driver's memory, and makes its start-up cost negligible.
 _PLANNED_UTTERANCES = 1_000_000
@@ -158,13 +157,10 @@ def _read_row_groups(source: Source, wanted: set[tuple[int, int]]) -> dict[tuple
     """The source's column of some row groups."""
     found = {}
     for index in sorted({index for index, _ in wanted}):
-        filesystem, path = storage.resolve(source.files[index])
-        try:
-            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-                for row_group in sorted(group for of, group in wanted if of == index):
-                    found[index, row_group] = file.read_row_group(row_group, columns=[source.column])[source.column]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise StorageError(f"cannot read shard {source.files[index]}: {error}. Run `prepare` again.") from error
+        groups = sorted(group for of, group in wanted if of == index)
+        tables = storage.read_row_groups(source.files[index], groups, [source.column])
+        for group, table in zip(groups, tables, strict=True):
+            found[index, group] = table[source.column]
     return found
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -60,6 +59,7 @@ class Encoder:
         if torch.cuda.is_available():
             self._network.to("cuda")
         self._manifest = manifest
+        self._row_group = config.audio.row_group_utterances
         self.folder = storage.join(config.stage_folder("prepare"), FOLDER, key(self._network))
 
     @property
@@ -75,13 +75,12 @@ class Encoder:
 
     def store(self, shard: int) -> None:
         """Compute and write the features of a shard, whole or not at all."""
-        filesystem, path = storage.resolve(self._manifest.shards[shard])
-        with pq.ParquetFile(path, filesystem=filesystem) as file:
-            size = file.metadata.row_group(0).num_rows
-            table = file.read(columns=["utterance", "audio"])
+        table = storage.read_table(self._manifest.shards[shard], columns=["utterance", "audio"])
         features = [self._features(content) for content in table["audio"].to_pylist()]
         columns = {"utterance": table["utterance"], "features": pa.array(features, type=pa.binary())}
-        storage.write_table(self.source.files[shard], pa.table(columns, schema=FEATURES), row_group_size=size)
+        storage.write_table(
+            self.source.files[shard], pa.table(columns, schema=FEATURES), row_group_size=self._row_group
+        )
 
     @torch.inference_mode()
     def _features(self, content: bytes) -> bytes:

@@ -73,14 +73,14 @@ def read(config: Experiment) -> list[Predictions]:
         DataError: a file is not what evaluation writes, or models were judged on different utterances.
     """
     folder = storage.join(config.stage_folder("evaluate"), "predictions")
-    names = [name for name in storage.list_files(folder) if name.endswith(".parquet")]
-    missing = {run.id for run in student_runs(config)} - {name.removesuffix(".parquet") for name in names}
+    files = [info for info in storage.list_files(folder) if info.name.endswith(".parquet")]
+    missing = {run.id for run in student_runs(config)} - {info.name.removesuffix(".parquet") for info in files}
     if missing:
         raise StageError(
             f"no predictions of {', '.join(sorted(missing))} in {folder}: "
             "run the stage `evaluate` of this experiment first"
         )
-    found = [_read(storage.join(folder, name), config) for name in names]
+    found = [_read(info.location, config) for info in files]
     _check_same_utterances(found)
     order = {run.id: place for place, run in enumerate([*teacher_runs(config), *student_runs(config)])}
     return sorted(found, key=lambda one: (one.is_student, one.setup, _rank(one.paradigm), order.get(one.model, 999)))

@@ -81,7 +81,7 @@ def manifest(prepared) -> Manifest:
 
 def shard_bytes(config: Experiment) -> dict[str, bytes]:
     folder = config.stage_folder("prepare")
-    return {name: storage.read_bytes(f"{folder}/{name}") for name in storage.list_files(folder)}
+    return {info.location: storage.read_bytes(info.location) for info in storage.list_files(folder)}
 
 
 def test_every_clip_is_in_a_shard(prepared, manifest):

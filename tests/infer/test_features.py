@@ -40,6 +40,7 @@ def content(folder: Path, checkpoint: str, **model: Any) -> dict[str, Any]:
         "languages": ["en"],
         "corpora": corpora,
         "batch": {"max_utterances": 4},
+        "audio": {"row_group_utterances": noise.ROW_GROUP},
     }
     return {**shape, "teacher": recipe, "student": recipe, "train": {"cached_features": True}}
 

@@ -64,7 +64,7 @@ def test_transformers_loads_it_alone(place):
 
 
 def test_nothing_in_it_is_a_pickle(place):
-    names = set(storage.list_files(place))
+    names = {info.name for info in storage.list_files(place)}
     assert names == {"config.json", "model.safetensors", "preprocessor_config.json", CARD, storage.SEAL}
 
 

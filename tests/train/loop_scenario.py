@@ -66,7 +66,15 @@ def _experiment(folder: Path, start: dict[str, Any], **train: Any) -> Experiment
     content = {"name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe}
     batch = {"padded_seconds": 2, "max_utterances": 2, "window_row_groups": 2}
     corpora = [{"name": "c", "root": str(folder)}]
-    return Experiment.model_validate(content | {"corpora": corpora, "batch": batch, "train": {"workers": 2, **train}})
+    return Experiment.model_validate(
+        content
+        | {
+            "audio": {"row_group_utterances": noise.ROW_GROUP},
+            "corpora": corpora,
+            "batch": batch,
+            "train": {"workers": 2, **train},
+        }
+    )
 
 
 def _train(

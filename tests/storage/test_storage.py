@@ -1,6 +1,9 @@
 """The same calls on a disk and in a bucket of a real S3 server."""
 
+import errno
+import os
 import resource
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -34,10 +37,15 @@ def folder(tmp_path: Path) -> Path:
     return source
 
 
+def names(location: str) -> list[str]:
+    """Files below a folder, relative to it."""
+    return [info.location.removeprefix(location + "/") for info in storage.list_files(location)]
+
+
 def test_files(location):
     file = storage.join(location, "a", "b.txt")
     assert not storage.exists(file)
-    assert storage.list_files(location) == []
+    assert names(location) == []
     assert storage.list_folders(location) == []
     storage.write_bytes(file, b"first")
     storage.write_bytes(file, b"second")
@@ -48,12 +56,12 @@ def test_files(location):
     assert storage.read_json(storage.join(location, "z/d.json")) == {"ä": [1, None]}
     assert storage.exists(file)
     assert storage.exists(location)
-    assert storage.list_files(location) == ["a/b.txt", "c.txt", "z/d.json"]
+    assert names(location) == ["a/b.txt", "c.txt", "z/d.json"]
     assert storage.list_folders(location) == ["a", "z"]
     storage.delete(file)
     assert not storage.exists(file)
     storage.delete(location)
-    assert storage.list_files(location) == []
+    assert names(location) == []
     storage.delete(location)
 
 
@@ -95,13 +103,13 @@ def test_writing_leaves_nothing_behind(location, tmp_path):
     with pytest.raises(KeyError), storage.writing(file) as stream:
         stream.write(b"half")
         raise KeyError
-    assert storage.list_files(location) == []
+    assert names(location) == []
     storage.write_bytes(file, b"whole")
     with pytest.raises(KeyError), storage.writing(file) as stream:
         stream.write(b"half")
         raise KeyError
     assert storage.read_bytes(file) == b"whole"
-    assert storage.list_files(location) == ["file"]
+    assert names(location) == ["file"]
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -116,14 +124,52 @@ def small_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_no_room(location, tmp_path):
+def write_rows(place: str, content: bytes) -> None:
+    storage.write_table(place, pa.table({"audio": [content]}))
+
+
+@pytest.mark.parametrize("write", [storage.write_bytes, write_rows])
+def test_no_room(location, tmp_path, write):
     file = storage.join(location, "file")
-    with small_disk(4_000_000), pytest.raises(StorageError, match="cannot write") as caught:
-        storage.write_bytes(file, bytes(8_000_000))
-    assert file in str(caught.value)
-    assert "File too large" in str(caught.value)
-    assert storage.list_files(location) == []
+    storage.write_bytes(file, b"earlier")
+    with (
+        small_disk(4_000_000),
+        pytest.raises(StorageError, match=r"cannot write .*needs at least \d\.\d MB, and .* free in"),
+    ):
+        write(file, os.urandom(8_000_000))
+    assert names(location) == ["file"]
+    assert storage.read_bytes(file) == b"earlier"
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """A real one, of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        storage.write_bytes(f"{disk}/earlier", bytes(1_000_000))
+        with pytest.raises(StorageError) as caught:
+            storage.write_bytes(f"{disk}/large", bytes(1_500_000))
+        words = (
+            f"cannot write {disk}/large: No space left on device: the file needs at least 1.5 MB, and 1.1 MB are free"
+        )
+        assert words in str(caught.value)
+        assert [info.name for info in storage.list_files(str(disk))] == ["earlier"]
+        assert len(storage.read_bytes(f"{disk}/earlier")) == 1_000_000
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_errors_of_the_writer_stay_its_own(location):
+    with pytest.raises(FileNotFoundError, match="mine"), storage.writing(storage.join(location, "file")):
+        raise FileNotFoundError("mine")
+    with pytest.raises(OSError, match="No space") as caught, storage.writing(storage.join(location, "file")):
+        raise OSError(errno.ENOSPC, "No space elsewhere")
+    assert not isinstance(caught.value, StorageError)
+    assert names(location) == []
 
 
 def test_sealed_folder(location, folder):
@@ -185,7 +231,8 @@ def test_no_bucket(s3):
         storage.write_bytes(absent, b"content")
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/a"):
         storage.read_bytes(absent)
-    assert storage.list_files("s3://no-such-bucket") == []
+    with pytest.raises(StorageError, match=r"the bucket no-such-bucket does not exist"):
+        names("s3://no-such-bucket/a")
 
 
 @pytest.mark.parametrize("key", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
@@ -193,13 +240,11 @@ def test_wrong_key(s3, key, monkeypatch):
     storage.write_bytes(f"{s3}/kept", b"content")
     with monkeypatch.context() as patch:
         patch.setenv(key, "wrong")
-        storage._s3.cache_clear()
-        for call in (storage.read_bytes, storage.exists, storage.list_files, storage.delete):
+        for call in (storage.read_bytes, storage.exists, names, storage.delete):
             with pytest.raises(StorageError, match=f"{s3}/kept.*AWS_") as caught:
                 call(f"{s3}/kept")
             assert "wrong" not in str(caught.value)
         with pytest.raises(StorageError, match=f"cannot write {s3}/new"):
             storage.write_bytes(f"{s3}/new", b"content")
-    storage._s3.cache_clear()
     assert storage.read_bytes(f"{s3}/kept") == b"content"
     assert not storage.exists(f"{s3}/new")

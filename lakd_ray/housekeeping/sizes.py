@@ -1,0 +1,121 @@
+"""Bytes of corpora, shards, models and logits before they exist."""
+
+import io
+from dataclasses import dataclass
+
+from lakd_ray import storage
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.config import Corpus, Experiment, Model
+from lakd_ray.data.manifest import MANIFEST_FILE
+from lakd_ray.errors import ConfigError
+
+_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au")
+_SAMPLED = 8  # recordings of a corpus that are opened
+_FLAC = 0.7  # of 16-bit samples; the demo corpus has 0.65
+_MANIFEST_ROW, _LOGITS_ROW = 400, 150  # bytes an utterance, names included
+_BASE_PARAMETERS = 94_600_000  # wav2vec2-base
+_CARD_FILES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Speech:
+    """An experiment's recordings."""
+
+    source: int
+    """Bytes of the corpora."""
+    utterances: int
+    shards: int
+    """Bytes of shards and manifest."""
+
+
+def speech(config: Experiment, notes: list[str]) -> Speech:
+    """The corpora as they lie there; the prepared data instead, once there is some."""
+    source = utterances = shards = 0
+    for corpus in config.corpora:
+        size, count, seconds = _corpus(corpus, config, notes)
+        source += size
+        utterances += count
+        shards += round(seconds * SAMPLE_RATE * 2 * _FLAC) + count * _MANIFEST_ROW
+    prepared = config.stage_folder("prepare")
+    manifest = storage.join(prepared, MANIFEST_FILE)
+    if storage.exists(manifest):
+        utterances = storage.read_table(manifest, columns=["utterance"]).num_rows
+        shards = sum(info.size for info in storage.list_files(prepared))
+    return Speech(source, utterances, shards)
+
+
+def _corpus(corpus: Corpus, config: Experiment, notes: list[str]) -> tuple[int, int, float]:
+    """Bytes, recordings and seconds of a corpus."""
+    root = corpus.root.replace("{storage}", config.storage.rstrip("/"))
+    folder = root.rpartition("/")[0] if root.endswith((".csv", ".jsonl")) else root
+    found = list(storage.list_files(folder))
+    recordings = [info for info in found if info.name.lower().endswith(_ENDINGS) and not info.name.startswith(".")]
+    if not recordings:
+        notes.append(f"corpus {corpus.name}: no recordings below {folder} yet, so its part is left out")
+        return 0, 0, 0.0
+    sampled = recordings[:: -(-len(recordings) // _SAMPLED)]
+    seconds = [_seconds(info.location) for info in sampled]
+    per_byte = sum(seconds) / max(1, sum(info.size for info in sampled))
+    total = sum(min(config.audio.max_seconds, info.size * per_byte) for info in recordings)
+    return sum(info.size for info in found), len(recordings), total
+
+
+def _seconds(location: str) -> float:
+    import soundfile
+
+    try:
+        return float(soundfile.info(io.BytesIO(storage.read_bytes(location))).duration)
+    except soundfile.LibsndfileError:  # the prepare stage will quarantine it
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's folders."""
+
+    checkpoint: int
+    """`best-NNNN/`: weights in fp32."""
+    resume: int
+    """`resume-NNNN/`, all ranks together."""
+
+
+def weights(model: Model, config: Experiment, notes: list[str]) -> Weights:
+    """Sizes of a model's checkpoint and of the state to go on from (as measured of DeepSpeed 0.19)."""
+    everything, trained = parameters(model, notes)
+    beside = everything if config.train.zero_stage < 3 else everything - trained  # stage 3 has but its fp32 copy
+    module = beside * (2 if config.train.precision == "bf16" else 4)
+    # Adam's two moments and, but for plain fp32, DeepSpeed's own fp32 copy of what is trained; divided among ranks
+    copies = 2 if config.train.zero_stage == 0 and config.train.precision == "fp32" else 3
+    return Weights(everything * 4 + _CARD_FILES, module + trained * 4 * copies + _CARD_FILES)
+
+
+def parameters(model: Model, notes: list[str]) -> tuple[int, int]:
+    """Numbers of all and of trained parameters, counted without allocating them.
+
+    Raises:
+        ConfigError: transformers refuses the architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
+
+    try:
+        if model.architecture is not None:
+            config = AutoConfig.for_model(**model.architecture)
+        else:
+            config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision, local_files_only=True)
+        with torch.device("meta"):
+            network = AutoModelForAudioClassification.from_config(config)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        if model.architecture is not None:
+            raise ConfigError(f"`model.architecture` is refused by transformers: {error}") from error
+        notes.append(f"{model.pretrained} is not on this machine: taken for as large as wav2vec2-base")
+        return _BASE_PARAMETERS, _BASE_PARAMETERS
+    if model.freeze_feature_encoder:
+        network.freeze_feature_encoder()
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
+
+
+def logits_row(config: Experiment) -> int:
+    """Bytes of one model's answer to one utterance."""
+    return _LOGITS_ROW + 4 * len(config.emotions)

@@ -1,0 +1,250 @@
+"""Single files: look, list, read, write, delete."""
+
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copyfileobj as copy_stream
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from lakd_ray.errors import StorageError
+from lakd_ray.storage.places import explain_full, explained, is_remote, join, lister, resolve
+
+
+@dataclass(frozen=True, order=True)
+class FileInfo:
+    """A file as a listing shows it."""
+
+    location: str
+    size: int
+    """Bytes."""
+    version: str
+    """Another one when the content is another: the time of change in nanoseconds on a disk, the ETag in a bucket."""
+    changed: float
+    """Seconds since 1970."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the location."""
+        return self.location.rpartition("/")[2]
+
+
+def exists(location: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = resolve(location)
+    with explained("look at", location):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def list_files(folder: str) -> Iterator[FileInfo]:
+    """All files below a folder, sorted by location, from one listing; none if there is no such folder.
+
+    Raises:
+        StorageError: the folder or the bucket cannot be read, or there is no such bucket.
+    """
+    yield from sorted(_list_bucket(folder) if is_remote(folder) else _list_disk(folder))
+
+
+def _list_disk(folder: str) -> Iterator[FileInfo]:
+    filesystem, path = resolve(folder)
+    with explained("list", folder):
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    for info in found:
+        if info.type == pafs.FileType.File:
+            location = join(folder, info.path[len(path) :])
+            yield FileInfo(location, info.size, str(info.mtime_ns), info.mtime_ns / 1e9)
+
+
+def _list_bucket(folder: str) -> Iterator[FileInfo]:
+    from botocore.exceptions import BotoCoreError, NoCredentialsError  # as s3fs: only listings need it
+
+    filesystem, path = lister(folder)
+    below = path.strip("/") + "/"
+    with explained("list", folder):
+        try:
+            found = filesystem.find(below, detail=True)
+        except NoCredentialsError as error:
+            raise PermissionError(str(error)) from error
+        except BotoCoreError as error:
+            raise OSError(str(error)) from error
+    for key, info in found.items():
+        if key.startswith(below) and not key.endswith("/"):  # those are markers of folders, which pyarrow leaves
+            changed = info["LastModified"]
+            version = info.get("ETag", "").strip('"') or changed.isoformat()
+            yield FileInfo(join(folder, key[len(below) :]), info["size"], version, changed.timestamp())
+
+
+def list_folders(location: str) -> list[str]:
+    """Names of the folders directly below one; empty if there is none."""
+    filesystem, path = resolve(location)
+    with explained("list", location):
+        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+
+def read_bytes(location: str) -> bytes:
+    """The content of a file."""
+    filesystem, path = resolve(location)
+    with explained("read", location), filesystem.open_input_file(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(location: str, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with writing(location) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def writing(location: str) -> Iterator[io.RawIOBase]:
+    """A stream whose content appears at `location` when the block ends without an error.
+
+    Raises:
+        StorageError: from the stream's own calls and at the block's end; the block's own errors pass as they are.
+    """
+    filesystem, path = resolve(location)
+    if is_remote(
+        location
+    ):  # closing a stream into a bucket publishes what was written so far: only whole files are sent
+        temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
+    else:
+        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")
+    with explained("write", location):
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        stream = _Output(temporary.open("wb"), temporary, location)
+    try:
+        yield stream
+        stream.close()
+        with explained("write", location):
+            if is_remote(location):
+                _upload(temporary, filesystem, path)
+            else:
+                os.replace(temporary, path)
+    finally:
+        stream.discard()
+
+
+class _Output(io.RawIOBase):
+    """A temporary file whose failures name the location that it is to become."""
+
+    def __init__(self, file: BinaryIO, temporary: Path, location: str) -> None:
+        self._file, self._temporary, self._location, self._written = file, temporary, location, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        size = memoryview(content).nbytes
+        with self._room(size):
+            self._file.write(content)
+        self._written += size
+        return size
+
+    def close(self) -> None:
+        with self._room(0):
+            self._file.close()
+        super().close()
+
+    def discard(self) -> None:
+        """Close, whatever the state, and leave nothing."""
+        with suppress(OSError):
+            self._file.close()
+        super().close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        with explained("write", self._location):
+            try:
+                yield
+            except OSError as error:
+                here = self._temporary.stat().st_size
+                if full := explain_full(error, self._temporary.parent, here, self._written + size):
+                    raise StorageError(f"cannot write {self._location}: {full}") from error
+                raise
+
+
+def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Send a whole file. Closing the stream reports refused parts, and a refused part withholds the rest."""
+    with source.open("rb") as content, filesystem.open_output_stream(path) as stream:
+        copy_stream(content, stream, 1 << 20)
+    if filesystem.get_file_info(path).size != source.stat().st_size:
+        filesystem.delete_file(path)
+        raise OSError(f"{path} arrived with another size than was sent")
+
+
+def read_json(location: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        StorageError: it is missing or not JSON.
+    """
+    content = read_bytes(location)
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise StorageError(f"{location} is not valid JSON ({error}): it is damaged, delete it and run again") from None
+
+
+def write_json(location: str, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_bytes(location, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as a table.
+
+    Raises:
+        StorageError: it is missing, damaged or cannot be read.
+    """
+    filesystem, path = resolve(location)
+    with _undamaged(location):
+        return pq.read_table(path, columns=columns, filesystem=filesystem)
+
+
+def read_row_groups(location: str, row_groups: Sequence[int], columns: list[str]) -> list[pa.Table]:
+    """Some row groups of a Parquet file, of which nothing else is read.
+
+    Raises:
+        StorageError: it is missing, damaged or cannot be read.
+    """
+    filesystem, path = resolve(location)
+    with _undamaged(location), pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+        return [file.read_row_group(number, columns=columns) for number in row_groups]
+
+
+@contextmanager
+def _undamaged(location: str) -> Iterator[None]:
+    with explained("read", location):
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise StorageError(
+                f"{location} is damaged: {error}. Delete it and run the stage that makes it again."
+            ) from error
+
+
+def write_table(location: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
+    """Write a Parquet file, whole or not at all."""
+    with writing(location) as stream:
+        pq.write_table(table, stream, row_group_size=row_group_size, compression="zstd")
+
+
+def delete(location: str) -> None:
+    """Remove a file or a folder with all it holds; nothing happens if there is none."""
+    filesystem, path = resolve(location)
+    with explained("delete", location):
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)

@@ -1,0 +1,201 @@
+"""Where files lie, how a bucket is reached, and what to tell when it is not.
+
+S3 is reached by pyarrow, which moves the bytes, and by s3fs, which lists: a listing by pyarrow has no versions. Both
+get the same credentials (the AWS_* environment or a profile), endpoint and retries.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow.fs as pafs
+
+from lakd_ray.errors import StorageError
+
+# AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in all. It sits in the
+# clients and not around our calls, so that it covers single parts of an upload and single ranges of a shard, and knows
+# which errors pass: a refused key is not tried again.
+ATTEMPTS = 8
+_CONNECT_S, _REQUEST_S = 5, 60
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN", "EXPIRED", "status 403")
+_UNREACHED = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not connect", "timed out")
+
+
+def is_remote(location: str) -> bool:
+    """Whether the location is in a bucket."""
+    return "://" in location
+
+
+def join(location: str, *parts: str) -> str:
+    """A location below another."""
+    return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def resolve(location: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a location and the path in it.
+
+    Raises:
+        StorageError: the scheme is not known.
+    """
+    if not is_remote(location):
+        return _local(), os.path.abspath(os.path.expanduser(location))
+    path = _in_bucket(location)
+    return _s3(_settings()), path
+
+
+def lister(location: str) -> tuple[Any, str]:
+    """The s3fs filesystem of a location in a bucket and the path in it.
+
+    Raises:
+        StorageError: the scheme is not known.
+    """
+    return _s3_lister(_settings()), _in_bucket(location)
+
+
+def _in_bucket(location: str) -> str:
+    scheme, _, path = location.partition("://")
+    if scheme != "s3" or not path.strip("/"):
+        raise StorageError(f"cannot use {location!r}: expected a path or s3://bucket/prefix")
+    return path
+
+
+Settings = tuple[tuple[str, str], ...]
+
+
+def _settings() -> Settings:
+    """What the environment says about S3: a client is made anew when it changes."""
+    names = sorted(name for name in os.environ if name.startswith("AWS_"))
+    return (*((name, os.environ[name]) for name in names), ("attempts", str(ATTEMPTS)))
+
+
+def _endpoint() -> str | None:
+    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+
+
+def _region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+@lru_cache(maxsize=1)
+def _local() -> pafs.FileSystem:
+    return pafs.LocalFileSystem()
+
+
+@lru_cache(maxsize=4)
+def _s3(_: Settings) -> pafs.FileSystem:
+    options: dict[str, Any] = {
+        "connect_timeout": _CONNECT_S,
+        "request_timeout": _REQUEST_S,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    }
+    if endpoint := _endpoint():
+        parsed = urlparse(endpoint)
+        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    if region := _region():
+        options["region"] = region
+    return pafs.S3FileSystem(**options)
+
+
+@lru_cache(maxsize=4)
+def _s3_lister(_: Settings) -> Any:
+    import s3fs  # takes a second, and only listings need it
+
+    endpoint = _endpoint()
+    filesystem = s3fs.S3FileSystem(
+        endpoint_url=endpoint,
+        client_kwargs={"region_name": _region()},
+        config_kwargs={
+            "connect_timeout": _CONNECT_S,
+            "read_timeout": _REQUEST_S,
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "s3": {"addressing_style": "path" if endpoint else "auto"},  # as pyarrow does
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    filesystem.retries = 1  # those of its own come on top of the client's
+    return filesystem
+
+
+@contextmanager
+def explained(action: str, location: str) -> Iterator[None]:
+    """Turn the filesystem's errors into one that says what to check."""
+    try:
+        yield
+    except OSError as error:
+        told = explain_remote if is_remote(location) else explain_local
+        raise StorageError(f"cannot {action} {location}: {told(error, location)}") from error
+
+
+def explain_local(error: OSError, location: str) -> str:
+    """What went wrong on a disk, and what to check."""
+    if isinstance(error, FileNotFoundError):
+        return f"it does not exist ({error})"
+    return f"{error}; check the path and its permissions"
+
+
+def explain_remote(error: OSError, location: str) -> str:
+    """What went wrong with a bucket, and what to check."""
+    bucket = _in_bucket(location).partition("/")[0]
+    if isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in str(error):
+        if _bucket_exists(bucket) is False:
+            return f"the bucket {bucket} does not exist: correct the name, or make it first"
+        return f"it does not exist ({error})"
+    if isinstance(error, PermissionError) or any(word in str(error) for word in _REFUSED):
+        return (
+            f"the server refuses the credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
+            f"AWS_SESSION_TOKEN if yours has one) or AWS_PROFILE, and check that they may use the bucket {bucket}"
+        )
+    where = _endpoint() or "Amazon S3"
+    if any(word in str(error) for word in _UNREACHED):
+        return f"no answer from {where} in {ATTEMPTS} attempts ({error}); check AWS_ENDPOINT_URL and the server"
+    return f"{error}; check the bucket's name, the AWS_* credentials and AWS_ENDPOINT_URL (now {where})"
+
+
+def _bucket_exists(bucket: str) -> bool | None:
+    """None if that cannot be told."""
+    try:
+        return bool(_s3(_settings()).get_file_info(bucket).type != pafs.FileType.NotFound)
+    except OSError:
+        return None
+
+
+def explain_full(error: OSError, folder: Path, written: int, needed: int) -> str | None:
+    """What to tell when a disk has no room for a file; None for other errors.
+
+    Args:
+        folder: where the file is written.
+        written: what it already takes there.
+        needed: bytes that it has at least.
+    """
+    if error.errno not in _FULL:
+        return None
+    free = size_text(free_bytes(folder) + written)
+    needs = size_text(needed)
+    return f"{error.strerror}: the file needs at least {needs}, and {free} are free in {folder}; make room there"
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Free bytes of the disk on which a local folder lies or will lie."""
+    place = Path(os.path.expanduser(folder)).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def size_text(size: float) -> str:
+    """A number of bytes for people, for instance `3.2 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
