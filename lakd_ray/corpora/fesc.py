@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
@@ -39,7 +39,7 @@ class _Entry:
 _Split = dict[str, _Entry | str]  # by id; a text says what is wrong with the entry
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the folder of the speakers' folders.
 
     Raises:
@@ -75,7 +75,9 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
                     yield Problem(id=name, source=where, reason=reason)
                 else:
                     yield Clip(id=name, source=source, emotion=labels[entry.code], language="fi", speaker=speaker)
-            elif entry.code != LEFT_OUT:
+            elif entry.code == LEFT_OUT:
+                yield LeftOut(f"label {LEFT_OUT}, which both public readers leave out")
+            else:
                 yield Problem(id=name, source=where, reason=f"has label {entry.code!r}, which `labels` does not name")
 
 
