@@ -77,7 +77,8 @@ def _saved(root: str, files: list[str]) -> list[_Part]:
                 f"{storage.join(root, file)} keeps a selection of rows apart from the rows, as old versions of "
                 "`datasets` did. Load the data set and save it again with a current one."
             )
-        split = folder.rpartition("/")[2] if folder else state.get("_split")
+        above, _, last = folder.rpartition("/")
+        split = last if f"{above}/dataset_dict.json".lstrip("/") in files else state.get("_split")
         given = canonical_split(split) if split else None
         parts += [_Part(f"{folder}/{entry['filename']}".lstrip("/"), given) for entry in state["_data_files"]]
     return parts

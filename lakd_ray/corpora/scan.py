@@ -148,7 +148,7 @@ def _length(source: str) -> float:
     try:
         with _opened(source) as file:
             return float(file.frames / file.samplerate)
-    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError):
+    except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError):
         return len(decode(recordings.read(source), where=source)) / SAMPLE_RATE
 
 
