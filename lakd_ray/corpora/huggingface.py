@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from lakd_ray import storage
 from lakd_ray.corpora import recordings, rows, table
 from lakd_ray.corpora.clip import Clip, Item, Problem, canonical_split
-from lakd_ray.corpora.rows import OPTIONAL, Columns
+from lakd_ray.corpora.rows import OPTIONAL, SECONDS, Columns
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import SPLITS
 
 OURS = ("emotion", "language", "speaker", *OPTIONAL)
+# Data sets have such columns with other meanings: ids that begin anew in each split, where a cut clip came from.
+ON_REQUEST = ("id", *SECONDS)
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -43,7 +45,7 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         ConfigError: an option has the wrong form.
         DataError: there is no such layout below `root`, or its tables lack a column.
     """
-    columns = Columns.of("huggingface", options, known=OURS)
+    columns = Columns.of("huggingface", options, known=OURS, on_request=ON_REQUEST)
     audio = options.get("audio")
     if not isinstance(audio, str | None):
         raise ConfigError(f"option `audio` of importer `huggingface` is {audio!r}; expected the name of a column.")
@@ -53,7 +55,7 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         for part in parts:
             yield from _table(root, part, columns, audio)
     elif found := [file for file in files if file.rpartition("/")[2] in METADATA]:
-        yield from _audiofolder(root, files, found, options)
+        yield from _audiofolder(root, files, found, columns, f"{audio}_file_name" if audio else "file_name")
     else:
         raise DataError(
             f"{root}: found {len(files)} files, but neither *.parquet, nor state.json with Arrow files, nor "
@@ -166,15 +168,13 @@ def _audio_column(location: str, features: Mapping[str, Any]) -> str:
     return found[0] if found else recordings.AUDIO_COLUMN
 
 
-def _audiofolder(root: str, files: list[str], found: list[str], options: Mapping[str, Any]) -> Iterator[Item]:
+def _audiofolder(root: str, files: list[str], found: list[str], columns: Columns, path: str) -> Iterator[Item]:
     """Recordings named by metadata files, each beside or above them."""
-    path = f"{options['audio']}_file_name" if "audio" in options else "file_name"
-    given = {key: value for key, value in options.items() if key != "audio"}
-    given["columns"] = {"path": path, **options.get("columns", {})}
+    columns = replace(columns, names={"path": path, **columns.names})
     named: set[str] = set()
     for metadata in found:
         above = metadata[: metadata.rfind("/") + 1]
-        for item in table.read(storage.join(root, metadata), given):
+        for item in table.clips(storage.join(root, metadata), columns):
             named.add(item.source if isinstance(item, Clip) else "")
             yield _placed(item, root, above) if isinstance(item, Clip) else item
     for file in files:

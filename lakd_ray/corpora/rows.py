@@ -31,9 +31,20 @@ class Columns:
 
     @classmethod
     def of(
-        cls, importer: str, options: Mapping[str, Any], *, known: tuple[str, ...] = (*REQUIRED, *OPTIONAL)
+        cls,
+        importer: str,
+        options: Mapping[str, Any],
+        *,
+        known: tuple[str, ...] = (*REQUIRED, *OPTIONAL),
+        on_request: tuple[str, ...] = (),
     ) -> "Columns":
         """From the options `columns` and `language`.
+
+        Args:
+            importer: its name, for errors.
+            options: all its options.
+            known: our columns.
+            on_request: those of them that are read only where `columns` names them.
 
         Raises:
             ConfigError: they have the wrong form, or `columns` names none of ours.
@@ -52,7 +63,8 @@ class Columns:
             raise ConfigError(
                 f"option `language` of importer `{importer}` is {language!r}; expected a code such as en."
             )
-        return cls({ours: columns.get(ours, ours) for ours in known}, frozenset(columns), language)
+        names = {ours: columns.get(ours, ours) for ours in known if ours in columns or ours not in on_request}
+        return cls(names, frozenset(columns), language)
 
     def check(self, location: str, found: list[str]) -> None:
         """Refuse a table that lacks a column.
@@ -136,23 +148,22 @@ def _texts(columns: Columns, row: Row) -> dict[str, str]:
 
 def _part(columns: Columns, cells: Cells) -> tuple[float | None, float | None]:
     """Start and end in seconds; a ValueError says what is wrong with them."""
-    found: list[float | None] = []
-    for theirs in (columns.names[ours] for ours in SECONDS if ours in columns.names):
-        value = cells.get(theirs)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            found.append(None)
-            continue
-        try:
-            seconds = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            seconds = math.nan
-        if not math.isfinite(seconds):
-            raise ValueError(f"{theirs} is {value!r}, expected seconds")
-        found.append(seconds)
-    start, end = found or (None, None)
+    start, end = (_seconds(name, cells.get(name)) for name in (columns.names.get(ours, "") for ours in SECONDS))
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise ValueError(f"is from {start} to {end} s, expected 0 <= start < end")
     return start, end
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {value!r}, expected seconds")
+    return seconds
 
 
 def _suffix(start: float | None, end: float | None) -> str:

@@ -27,10 +27,17 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
 
     Raises:
         ConfigError: an option has the wrong form.
-        DataError: there is no manifest, or it cannot be read, lacks a column, is empty or repeats an id.
+        DataError: there is no manifest, or it cannot be used, see `clips`.
     """
-    columns = Columns.of("csv", options)
-    location = _find(root)
+    yield from clips(_find(root), Columns.of("csv", options))
+
+
+def clips(location: str, columns: Columns) -> Iterator[Clip | Problem]:
+    """The rows of one CSV or JSONL file; recordings are looked for below its folder.
+
+    Raises:
+        DataError: it cannot be read, lacks a column, is empty or repeats an id.
+    """
     content, found = lines(location)
     columns.check(location, found)
     if not content:

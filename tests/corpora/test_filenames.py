@@ -86,9 +86,14 @@ def test_folder_names_may_be_in_any_bytes(tmp_path: Path) -> None:
 
 
 def test_what_options_do_not_want_is_counted(tmp_path: Path) -> None:
-    touch(tmp_path / "03-01-01-01-01-01-01.wav", tmp_path / "03-02-01-01-01-01-01.wav")
+    touch(
+        tmp_path / "03-01-01-01-01-01-01.wav",
+        tmp_path / "03-02-01-01-01-01-01.wav",
+        tmp_path / "01-01-01-01-01-01-01.mp4",
+    )
     clips, problems, left_out = read("ravdess", tmp_path)
-    assert (len(clips), problems, left_out) == (1, [], {"option channel: speech": 1})
+    assert (list(clips), problems) == (["03-01-01-01-01-01-01"], [])
+    assert left_out == {"option channel: speech": 1, "video; its sound is among the recordings": 1}
     assert len(read("ravdess", tmp_path, options={"channel": "both"})[0]) == 2
     with pytest.raises(ConfigError, match="'loud'; expected speech, song, both"):
         read("ravdess", tmp_path, options={"channel": "loud"})

@@ -157,13 +157,14 @@ def test_parquet_shards_that_are_missing_and_rows_without_labels(tmp_path: Path)
 def test_parquet_columns_and_language_by_option(tmp_path: Path) -> None:
     plain = table(2).replace_schema_metadata(None).rename_columns(["speech", "emotion", "speaker", "split", "id"])
     write_parquet(plain, tmp_path / "x.parquet")
-    clips, _ = read(tmp_path, columns={}, language="fi", audio="speech")
+    clips, _ = read(tmp_path, columns={"id": "id"}, language="fi", audio="speech")
     assert [(clip.id, clip.emotion, clip.language, clip.split) for clip in clips] == [
         ("t0", "0", "fi", "en"),  # numbers that nothing explains stay; the option `emotions` can name them
         ("t1", "1", "fi", "en"),
     ]
     assert clips[1].source.endswith("x.parquet#row=1&column=speech")
     assert lengths(clips) == [1, 2]
+    assert read(tmp_path, columns={}, language="fi", audio="speech")[0][0].id == "x.parquet#row=0&column=speech"
     with pytest.raises(DataError, match="lacks column audio; found speech, emotion"):
         read(tmp_path, columns={}, language="fi")
     with pytest.raises(DataError, match="lacks column label, lang, who, text"):
