@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakd_ray import storage
-from lakd_ray.errors import DataError
+from lakd_ray.errors import DataError, StorageError
 
 # Endings of files that are recordings, whether or not they can be decoded here.
 AUDIO = (
@@ -99,8 +99,10 @@ def read(source: str) -> bytes:
     location, column = found["location"], found["column"] or AUDIO_COLUMN
     try:
         value = _last.table(location, column).value(int(found["row"]))
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowInvalid, KeyError) as error:
         raise DataError(f"cannot read {source}: {error}") from None
+    except OSError as error:
+        raise StorageError(f"cannot read {source}: {error}; check that the file is there and whole") from error
     except IndexError:
         raise DataError(f"{location} has no row {found['row']}; read the corpus again") from None
     return _content(value, source, location)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, decode
 from lakd_ray.config import Corpus
-from lakd_ray.corpora import IMPORTERS, Clip, found, published, recordings
+from lakd_ray.corpora import Clip, found, layout_of, published, recordings
 from lakd_ray.errors import LakdError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
@@ -52,6 +52,7 @@ def scan(importer: str, root: str, options: Mapping[str, Any]) -> Scan:
         ConfigError: the importer or an option is not known.
         DataError: the corpus as a whole cannot be read, or has no clips.
     """
+    layout = layout_of(importer)
     corpus = Corpus(name="scan", importer=importer, root=root, options=dict(options))
     if importer in _READ_AS:
         corpus = Corpus(name="scan", importer=_READ_AS[importer], root=root)
@@ -69,7 +70,6 @@ def scan(importer: str, root: str, options: Mapping[str, Any]) -> Scan:
             first[clip.id] = clip.source
             clips.append(clip)
             total += seconds
-    layout = IMPORTERS[importer]
     notes = [f"{count} recordings left out: {reason}" for reason, count in sorted(everything.left_out.items())]
     if not set(layout.selects) & set(options):
         notes += published.differences(layout.published, clips)

@@ -231,5 +231,7 @@ def test_recordings_that_a_row_names_or_lacks(tmp_path: Path) -> None:
         recordings.read(source + "3")
     with pytest.raises(DataError, match="no column speech"):
         recordings.read(source + "0&column=speech")
+    with pytest.raises(StorageError, match="check that the file is there"):
+        recordings.read(f"{tmp_path}/absent.parquet#row=0")
     assert recordings.file_of(source + "0") == f"{tmp_path}/x.parquet"
     assert recordings.file_of(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"

@@ -387,6 +387,13 @@ def test_fesc_takes_paths_that_are_there(fesc: Path) -> None:
     assert by_id(read("fesc", fesc, options=options)[0])["TIRE_1"].source == str(real)
 
 
+def test_fesc_counts_what_it_leaves_out(fesc: Path) -> None:
+    touch(fesc.parent / "wav/TIRE/unheard.wav")
+    options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
+    found = corpora.found(Corpus(name="c", importer="fesc", root=str(fesc), options=options), storage_root="")
+    assert found.left_out == {"label 5, which both public readers leave out": 3, "no split file names it": 1}
+
+
 def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read("fesc", fesc)

@@ -79,6 +79,7 @@ def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[st
     [
         (["csv", "nowhere"], "no such folder"),
         (["cvs", "nowhere"], "did you mean `csv`"),
+        (["CSV", "nowhere"], "no importer `CSV`; known are csv"),
         (["cafe", "nowhere", "--set", "loud=1"], "has no option `loud`"),
         (["tess", "nowhere", "--set", "loud=1"], "has no option `loud`; it has none"),
         (["csv", "nowhere", "--set", "language"], "expected dotted.key=value"),
