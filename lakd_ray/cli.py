@@ -1,13 +1,14 @@
 """The command line, and what the scripts in jobs/ call."""
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from lakd_ray import __version__
-from lakd_ray.config import Experiment, describe, load
+from lakd_ray.config import Experiment, describe, load, values
 from lakd_ray.errors import LakdError
 
 _STAGES = {
@@ -35,7 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_experiment(study)
     study.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="seeds, default 42 43 44")
     _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
-    commands.add_parser("corpora", help="list the corpora that can be imported")
+    corpora = commands.add_parser("corpora", help="list the corpora that can be imported")
+    corpora.add_argument("name", nargs="?", help="show one whole, with its options")
+    scan = commands.add_parser("scan", help="tell what a corpus holds, without writing anything")
+    scan.add_argument("corpus", help="importer that reads it, see `lakd corpora`")
+    scan.add_argument("root", help="folder or manifest, here or in a bucket")
+    _add_overrides(scan, "option=value", "options of the importer; values are YAML")
+    scan.add_argument("--json", action="store_true", help="print JSON")
     disk = commands.add_parser("disk", help="what the experiment takes on its storage, now and when it is finished")
     _add_experiment(disk)
     disk.add_argument("--json", action="store_true", help="for machines")
@@ -56,15 +63,11 @@ def job(stage: str) -> None:
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help="experiment file, for instance jobs/experiments/demo.yaml")
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        dest="overrides",
-        metavar="dotted.key=value",
-        help="change fields of the experiment file; values are YAML",
-    )
+    _add_overrides(parser, "dotted.key=value", "change fields of the experiment file; values are YAML")
+
+
+def _add_overrides(parser: argparse.ArgumentParser, form: str, text: str) -> None:
+    parser.add_argument("--set", action="extend", nargs="+", default=[], dest="overrides", metavar=form, help=text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -80,7 +83,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "corpora":
-        _print_corpora()
+        _print_corpora(options.name)
+        return 0
+    if options.command == "scan":
+        _scan(options)
         return 0
     config = load(options.experiment, options.overrides)
     if options.command == "gc":
@@ -149,11 +155,23 @@ def _collect(config: Experiment, *, yes: bool, dry_run: bool) -> int:
     return 0
 
 
-def _print_corpora() -> None:
-    from lakd_ray.corpora import IMPORTERS  # only this command needs it
+def _print_corpora(name: str | None) -> None:
+    from lakd_ray.corpora import IMPORTERS, layout_of  # only this command needs it
 
-    for name, entry in IMPORTERS.items():
-        print(f"{name}\n  layout   {entry.layout}\n  licence  {entry.licence}\n  obtain   {entry.obtain}")
+    for each, entry in IMPORTERS.items() if name is None else [(name, layout_of(name))]:
+        print(f"{each}\n  layout   {entry.layout}\n  licence  {entry.licence}\n  obtain   {entry.obtain}")
+        for option, text in entry.options.items() if name else ():
+            print(f"  option   {option}: {text}")
+        if name and entry.published.get(""):
+            print(f"  holds    {entry.published['']} utterances")
+
+
+def _scan(options: argparse.Namespace) -> None:
+    """Tell what a corpus holds."""
+    from lakd_ray.corpora import scan  # soundfile is loaded where it is used
+
+    told = scan.scan(options.corpus, options.root, values(options.overrides))
+    print(json.dumps(dataclasses.asdict(told), indent=1, ensure_ascii=False) if options.json else scan.text(told))
 
 
 if __name__ == "__main__":

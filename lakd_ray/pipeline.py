@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
+from lakd_ray.corpora import recordings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.infer import evaluate
@@ -89,7 +90,7 @@ def _ask_about_test_clips(config: Experiment, endpoint: Client) -> tuple[int, in
         drawn = sorted(clips, key=lambda clip: str(clip["audio_sha256"]))
         first = {clip["emotion"]: clip for clip in reversed(drawn)}
         for clip in (first[emotion] for emotion in config.emotions if emotion in first):
-            answer = endpoint.emotion(storage.read_bytes(clip["source"]), language)
+            answer = endpoint.emotion(recordings.read(clip["source"]), language)
             right, asked = right + (answer.emotion == clip["emotion"]), asked + 1
             share = answer.probabilities[answer.emotion]
             print(f"  {clip['utterance']:<34} truth {clip['emotion']:<10} answer {answer.emotion:<10} ({share:.2f})")

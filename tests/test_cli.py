@@ -62,6 +62,20 @@ def test_corpora_lists_every_importer(capsys):
         assert layout.obtain in printed
 
 
+def test_corpora_shows_one_with_its_options(capsys):
+    assert main(["corpora", "ravdess"]) == 0
+    printed = capsys.readouterr().out
+    assert "option   channel: speech (default), song or both" in printed
+    assert "holds    1440 utterances" in printed
+    assert main(["corpora", "ravdes"]) == 2
+    assert "did you mean `ravdess`?" in capsys.readouterr().err
+
+
+def test_every_importer_is_in_the_guide():
+    guide = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    assert [name for name in IMPORTERS if f"`{name}`" not in guide] == []
+
+
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["prepare"], ["config", DEMO, "--sett", "a=1"]])
 def test_usage_errors(capsys, arguments):
     with pytest.raises(SystemExit) as caught:

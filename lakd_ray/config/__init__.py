@@ -1,6 +1,6 @@
 """The experiment file as typed, frozen configuration."""
 
-from lakd_ray.config.file import describe, dump, load
+from lakd_ray.config.file import describe, dump, load, values
 from lakd_ray.config.sections import (
     Audio,
     Batch,
@@ -48,4 +48,5 @@ __all__ = [
     "describe",
     "dump",
     "load",
+    "values",
 ]

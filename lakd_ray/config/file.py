@@ -44,6 +44,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return _absolute(config)
 
 
+def values(overrides: Sequence[str]) -> dict[str, Any]:
+    """`dotted.key=value` pairs as nested mappings; values are YAML.
+
+    Raises:
+        ConfigError: one is not of that form.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
 def _absolute(config: Experiment) -> Experiment:
     """The experiment with its relative paths resolved here: workers run in other folders.
 

@@ -5,83 +5,27 @@ what the rest of the project could not use. `IMPORTERS` says what can be read an
 """
 
 import difflib
-import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, replace
 
 from lakd_ray.config import Corpus
-from lakd_ray.corpora.clip import Clip, Importer, Problem
+from lakd_ray.corpora.clip import Clip, Importer, LeftOut, Problem
+from lakd_ray.corpora.layouts import IMPORTERS, Layout
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import check_emotion, check_language
 
-__all__ = ["IMPORTERS", "Clip", "Importer", "Layout", "Problem", "read"]
+__all__ = ["IMPORTERS", "Clip", "Found", "Importer", "Layout", "LeftOut", "Problem", "found", "layout_of", "read"]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A layout that can be read."""
+class Found:
+    """What an importer finds, as the corpus names it."""
 
-    module: str
-    """Where its `read` function is; imported when it is needed."""
-    layout: str
-    """What lies below `root`, in one line."""
-    licence: str
-    """On what terms the corpus may be used."""
-    obtain: str
-    """Where it comes from."""
-    options: Mapping[str, str] = field(default_factory=dict)
-    """Options of the importer and what they do."""
-
-    def importer(self) -> Importer:
-        """The function that reads the layout."""
-        return cast(Importer, importlib.import_module(self.module).read)
-
-
-IMPORTERS: dict[str, Layout] = {
-    "csv": Layout(
-        module="lakd_ray.corpora.table",
-        layout="manifest.csv or manifest.jsonl: path, emotion, language, speaker [, sentence, session, split, id]",
-        licence="that of your own recordings",
-        obtain="write one for any corpus; relative paths start at the manifest's folder",
-        options={"columns": "names of columns, ours: theirs", "language": "language of rows that name none"},
-    ),
-    "iemocap": Layout(
-        module="lakd_ray.corpora.iemocap",
-        layout="SessionN/sentences/wav/<dialog>/<utterance>.wav, SessionN/dialog/EmoEvaluation/<dialog>.txt",
-        licence="granted by its owner on request; not to be passed on",
-        obtain="request it at https://sail.usc.edu/iemocap/",
-        options={"merge_excited": "true: excitement counts as happiness (default false)"},
-    ),
-    "fesc": Layout(
-        module="lakd_ray.corpora.fesc",
-        layout="<SPEAKER>/{train,dev,test}.json: {id: {file_path, label}}, one folder per held-out speaker",
-        licence="granted by its owners on request",
-        obtain="not public; ask its owners for the recordings and the split files",
-        options={"labels": "required: code: emotion", "audio": "folder of the recordings (default: root)"},
-    ),
-    "cafe": Layout(
-        module="lakd_ray.corpora.cafe",
-        layout="AA-E-I-S.wav in any folders: actor, emotion, intensity, sentence",
-        licence="CC BY-NC-SA 4.0; see the copy you download",
-        obtain="https://zenodo.org/records/1478765",
-        options={"intensity": "both (default), strong or weak; neutral is always kept"},
-    ),
-    "espeak": Layout(
-        module="lakd_ray.corpora.demo",
-        layout="a local folder; the corpus is synthesised into it if there is none",
-        licence="synthesised here, yours; espeak-ng itself is GPL-3",
-        obtain="pip install 'lakd-ray[demo]'",
-        options={
-            "languages": "languages spoken",
-            "speakers": "speakers of each language",
-            "sentences": "sentences of each language",
-            "takes": "times each sentence is said with each emotion",
-            "seed": "draws the voices and the acting",
-        },
-    ),
-}
+    clips: list[Clip]
+    problems: list[Problem]
+    left_out: Counter[str]
+    """Recordings left out on purpose, by reason."""
 
 
 def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> tuple[list[Clip], list[Problem]]:
@@ -96,32 +40,61 @@ def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> tupl
         ConfigError: the importer or one of its options is not known.
         DataError: the corpus as a whole cannot be read, or holds an emotion or language that nothing explains.
     """
+    everything = found(corpus, storage_root=storage_root)
+    clips = _checked(_kept(_renamed(everything.clips, corpus), corpus), languages)
+    if not clips:
+        raise _nothing(corpus, everything.problems)
+    _refuse_duplicates(corpus, clips)
+    return sorted(clips, key=lambda clip: clip.id), sorted(
+        everything.problems, key=lambda problem: (problem.id, problem.source)
+    )
+
+
+def found(corpus: Corpus, *, storage_root: str) -> Found:
+    """What the importer finds, before anything is renamed, refused or sorted.
+
+    Raises:
+        ConfigError: the importer or one of its options is not known.
+        DataError: the corpus as a whole cannot be read, or has no clips.
+    """
     layout = _layout(corpus)
-    clips: list[Clip] = []
-    problems: list[Problem] = []
+    everything = Found([], [], Counter())
     for item in layout.importer()(corpus.root.replace("{storage}", storage_root.rstrip("/")), corpus.options):
         if isinstance(item, Clip):
-            clips.append(item)
+            everything.clips.append(item)
+        elif isinstance(item, Problem):
+            everything.problems.append(item)
         else:
-            problems.append(item)
-    clips = _checked(_kept(_renamed(clips, corpus), corpus), languages)
-    if not clips:
-        shown = "; ".join(f"{problem.source}: {problem.reason}" for problem in problems[:3])
-        raise DataError(
-            f"corpus {corpus.name} ({corpus.importer}, {corpus.root}) has no clips, and {len(problems)} problems"
-            f"{': ' + shown if shown else ''}. Expected {layout.layout}: check `root` and `options`."
+            everything.left_out[item.reason] += 1
+    if not everything.clips:
+        raise _nothing(corpus, everything.problems)
+    return everything
+
+
+def _nothing(corpus: Corpus, problems: Sequence[Problem]) -> DataError:
+    shown = "; ".join(f"{problem.source}: {problem.reason}" for problem in problems[:3])
+    return DataError(
+        f"corpus {corpus.name} ({corpus.importer}, {corpus.root}) has no clips, and {len(problems)} problems"
+        f"{': ' + shown if shown else ''}. Expected {IMPORTERS[corpus.importer].layout}: check `root` and `options`."
+    )
+
+
+def layout_of(importer: str) -> Layout:
+    """The layout that an importer reads.
+
+    Raises:
+        ConfigError: there is no such importer.
+    """
+    if importer not in IMPORTERS:
+        raise ConfigError(
+            f"no importer `{importer}`{_suggest(importer, IMPORTERS)} A corpus of another layout can be described in a "
+            "CSV manifest and read with `csv`."
         )
-    _refuse_duplicates(corpus, clips)
-    return sorted(clips, key=lambda clip: clip.id), sorted(problems, key=lambda found: (found.id, found.source))
+    return IMPORTERS[importer]
 
 
 def _layout(corpus: Corpus) -> Layout:
-    layout = IMPORTERS.get(corpus.importer)
-    if layout is None:
-        raise ConfigError(
-            f"corpus {corpus.name}: no importer `{corpus.importer}`{_suggest(corpus.importer, IMPORTERS)} "
-            "A corpus of another layout can be described in a CSV manifest and read with `csv`."
-        )
+    layout = layout_of(corpus.importer)
     for option in corpus.options:
         if option not in layout.options:
             raise ConfigError(
@@ -133,6 +106,8 @@ def _layout(corpus: Corpus) -> Layout:
 
 def _suggest(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
+    if not known:
+        return "; it has none."
     return (
         f"; did you mean `{close[0]}`? Known are {', '.join(known)}." if close else f"; known are {', '.join(known)}."
     )
@@ -140,12 +115,12 @@ def _suggest(name: str, known: Mapping[str, object]) -> str:
 
 def _renamed(clips: list[Clip], corpus: Corpus) -> list[Clip]:
     """Apply `emotions`. A name that never occurs is a slip that would leave its clips out unnoticed."""
-    found = {clip.emotion for clip in clips}
-    unused = sorted(set(corpus.emotions) - found)
+    occur = {clip.emotion for clip in clips}
+    unused = sorted(set(corpus.emotions) - occur)
     if clips and unused:
         raise DataError(
             f"corpus {corpus.name}: `emotions` renames {', '.join(unused)}, which never occurs; found "
-            f"{', '.join(sorted(found))}. Correct the name or take it out."
+            f"{', '.join(sorted(occur))}. Correct the name or take it out."
         )
     if not corpus.emotions:
         return clips
@@ -156,12 +131,12 @@ def _kept(clips: list[Clip], corpus: Corpus) -> list[Clip]:
     """Apply `only_languages`."""
     if corpus.only_languages is None:
         return clips
-    found = {clip.language for clip in clips}
-    absent = [language for language in corpus.only_languages if language not in found]
+    occur = {clip.language for clip in clips}
+    absent = [language for language in corpus.only_languages if language not in occur]
     if clips and absent:
         raise DataError(
             f"corpus {corpus.name}: `only_languages` names {', '.join(absent)}, which never occurs; found "
-            f"{', '.join(sorted(found))}. Take it out of `only_languages`."
+            f"{', '.join(sorted(occur))}. Take it out of `only_languages`."
         )
     return [clip for clip in clips if clip.language in corpus.only_languages]
 

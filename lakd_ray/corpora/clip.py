@@ -1,8 +1,10 @@
-"""What an importer yields: a clip with its labels, or a problem with a file or row."""
+"""What an importer yields: a clip with its labels, a problem with a file or row, or what it leaves out on purpose."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from lakd_ray.labels import KNOWN_EMOTIONS
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Clip:
     id: str
     """Unique within the corpus."""
     source: str
-    """Path or s3:// location of the recording."""
+    """Path or s3:// location of the recording; `#row=N` behind it is a row of a Parquet or Arrow file."""
     emotion: str
     """The corpus's own name or code, already spelt as a canonical emotion where the importer knows it."""
     language: str
@@ -24,6 +26,10 @@ class Clip:
     """Identifies what was said, where the corpus tells."""
     split: str | None = None
     """train, dev or test as given by the corpus."""
+    start: float | None = None
+    """Seconds at which the clip begins in the recording; its beginning if absent."""
+    end: float | None = None
+    """Seconds at which the clip ends in the recording; its end if absent."""
 
 
 @dataclass(frozen=True)
@@ -35,5 +41,29 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A recording that is in order and left out on purpose: it has no emotion, or an option does not want it."""
+
+    reason: str
+    """The same for all that are left out alike: they are counted by it."""
+
+
+Item = Clip | Problem | LeftOut
+
 # Reads a corpus folder or manifest. Raises DataError if the whole of it cannot be read.
-Importer = Callable[[str, Mapping[str, Any]], Iterator[Clip | Problem]]
+Importer = Callable[[str, Mapping[str, Any]], Iterator[Item]]
+
+_SPLITS = {"training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev"}
+_SPLITS |= {"testing": "test"}
+
+
+def canonical_emotion(name: str) -> str:
+    """A canonical emotion in lower case; any other name as it is."""
+    return name.lower() if name.lower() in KNOWN_EMOTIONS else name
+
+
+def canonical_split(name: str) -> str:
+    """train, dev or test under its usual other names; any other name as it is."""
+    plain = name.strip().lower()
+    return _SPLITS.get(plain, plain)

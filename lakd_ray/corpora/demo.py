@@ -6,13 +6,13 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora import espeak, table
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora.clip import Item
 from lakd_ray.errors import ConfigError
 
 _NUMBERS = ("speakers", "sentences", "takes", "seed")
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the demo corpus in a local folder, after making it if there is none.
 
     Raises:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora import recordings
+from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
@@ -39,7 +40,7 @@ class _Entry:
 _Split = dict[str, _Entry | str]  # by id; a text says what is wrong with the entry
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the folder of the speakers' folders.
 
     Raises:
@@ -68,15 +69,19 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
         for name, entry in split.items():
             if isinstance(entry, str):
                 yield Problem(id=name, source=where, reason=entry)
-            elif entry.code in labels:
-                source = find(entry.path, name)
+                continue
+            source = find(entry.path, name)
+            if entry.code in labels:
                 if source is None:
                     reason = f"there is no file {entry.path}, nor exactly one of that name below {audio}"
                     yield Problem(id=name, source=where, reason=reason)
                 else:
                     yield Clip(id=name, source=source, emotion=labels[entry.code], language="fi", speaker=speaker)
-            elif entry.code != LEFT_OUT:
+            elif entry.code == LEFT_OUT:
+                yield LeftOut(f"label {LEFT_OUT}, which both public readers leave out")
+            else:
                 yield Problem(id=name, source=where, reason=f"has label {entry.code!r}, which `labels` does not name")
+    yield from (LeftOut("no split file names it") for _ in find.others())
 
 
 def _mapping(given: Any) -> dict[str, str]:
@@ -157,8 +162,8 @@ class _Recordings:
     def __init__(self, audio: str) -> None:
         self._found: dict[str, str] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
-        for info in storage.list_files(audio):
-            self._by_name[_parts(info.location)[-1]].append(info.location)
+        for file in recordings.files(audio):
+            self._by_name[_parts(file)[-1]].append(storage.join(audio, file))
 
     def __call__(self, path: str, utterance: str) -> str | None:
         """The path itself if it is there, else the one file whose path ends most like it.
@@ -174,6 +179,11 @@ class _Recordings:
                 "option `audio` at a folder where they are."
             )
         return source
+
+    def others(self) -> list[str]:
+        """Recordings that were not asked for."""
+        files = (file for same in self._by_name.values() for file in same)
+        return [file for file in files if recordings.is_audio(file) and file not in self._found]
 
     def _find(self, path: str) -> str | None:
         if Path(path).is_absolute() and Path(path).is_file():

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora import recordings
+from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
 from lakd_ray.errors import ConfigError, DataError
 
 CODES = {
@@ -30,9 +31,10 @@ NO_AGREEMENT = "xxx"
 # The letter after the session tells whose motion was captured in the dialog; only the suffix tells who speaks.
 _UTTERANCE = re.compile(r"Ses(?P<session>\d\d)[FM]_\w+_(?P<gender>[FM])[^_]*")
 _LABEL = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>\S+)\t(?P<code>\w+)\t\[")
+_TEXT = re.compile(r"^(?P<utterance>\w+) \[[\d.]+-[\d.]+\]:(?P<text>.+)$", re.MULTILINE)
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the release folder, or any folder above it.
 
     Raises:
@@ -42,10 +44,9 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
     merge = options.get("merge_excited", False)
     if not isinstance(merge, bool):
         raise ConfigError(f"option `merge_excited` of importer `iemocap` is {merge!r}; expected true or false.")
-    found = [info for info in storage.list_files(root) if not info.name.startswith(".")]  # the release has ._ files
-    files = [info.location for info in found]
-    recordings = [(info.name[:-4], info.location) for info in found if info.name.lower().endswith(".wav")]
-    utterances = {name: file for name, file in recordings if _UTTERANCE.fullmatch(name)}
+    files = recordings.files(root)
+    spoken = [(_name(file), file) for file in files if recordings.is_audio(file)]
+    utterances = {name: file for name, file in spoken if _UTTERANCE.fullmatch(name)}
     label_files = [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
     if not utterances or not label_files:
         raise DataError(
@@ -53,32 +54,55 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
             f"{len(label_files)} label files. Expected SessionN/sentences/wav/<dialog>/<utterance>.wav and "
             "SessionN/dialog/EmoEvaluation/<dialog>.txt: check the corpus's `root`."
         )
-    if len(utterances) != sum(1 for name, _ in recordings if _UTTERANCE.fullmatch(name)):
-        twice = next(name for name, file in recordings if name in utterances and utterances[name] != file)
+    if len(utterances) != sum(1 for name, _ in spoken if _UTTERANCE.fullmatch(name)):
+        twice = next(name for name, file in spoken if name in utterances and utterances[name] != file)
         raise DataError(f"{root} holds the utterance {twice} more than once; leave one copy of the release there.")
-    labels = _labels(label_files)
-    for name, source in utterances.items():
-        code = labels.pop(name, None)
+    for name, file in spoken:
+        if name not in utterances and "dialog" not in file.split("/"):  # there lie the dialogs as a whole
+            yield Problem(id=name, source=storage.join(root, file), reason="is not named like an utterance")
+    labels = _labels(root, label_files)
+    texts = _texts(root, files)
+    for name, file in utterances.items():
+        source = storage.join(root, file)
+        code, _ = labels.pop(name, (None, ""))
         if code is None:
             yield Problem(id=name, source=source, reason="has no label in EmoEvaluation")
-        elif code != NO_AGREEMENT:
-            yield _clip(name, source, "hap" if merge and code == "exc" else code)
-    for name in labels:
-        yield Problem(id=name, source=root, reason="has a label in EmoEvaluation but no recording")
+        elif code == NO_AGREEMENT:
+            yield LeftOut(f"the annotators did not agree ({NO_AGREEMENT})")
+        else:
+            yield _clip(name, source, "hap" if merge and code == "exc" else code, texts.get(name))
+    for name, (_, file) in labels.items():
+        reason = "has a label in EmoEvaluation but no recording"
+        yield Problem(id=name, source=storage.join(root, file), reason=reason)
 
 
-def _labels(files: list[str]) -> dict[str, str]:
-    """Code of each utterance; one that is labelled in two ways gets both, which is no code."""
-    labels: dict[str, str] = {}
+def _name(file: str) -> str:
+    return file.rpartition("/")[2].rpartition(".")[0]
+
+
+def _labels(root: str, files: list[str]) -> dict[str, tuple[str, str]]:
+    """Code of each utterance and its file; one that is labelled in two ways gets both codes, which is no code."""
+    labels: dict[str, tuple[str, str]] = {}
     for file in files:
-        text = storage.read_bytes(file).decode("utf-8", errors="replace")
+        text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
         for match in _LABEL.finditer(text):
             name, code = match["utterance"], match["code"]
-            labels[name] = code if labels.get(name, code) == code else f"{labels[name]} and {code}"
+            other, _ = labels.get(name, (code, file))
+            labels[name] = (code if other == code else f"{other} and {code}", file)
     return labels
 
 
-def _clip(name: str, source: str, code: str) -> Clip | Problem:
+def _texts(root: str, files: list[str]) -> dict[str, str]:
+    """What was said, where the release's transcriptions are there."""
+    texts: dict[str, str] = {}
+    for file in files:
+        if file.endswith(".txt") and file.split("/")[-2:-1] == ["transcriptions"]:
+            text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
+            texts |= {match["utterance"]: match["text"].strip() for match in _TEXT.finditer(text)}
+    return texts
+
+
+def _clip(name: str, source: str, code: str, sentence: str | None) -> Clip | Problem:
     if code not in CODES:
         return Problem(id=name, source=source, reason=f"has label {code!r}, expected one of {', '.join(CODES)}")
     parts = _UTTERANCE.fullmatch(name)
@@ -91,4 +115,5 @@ def _clip(name: str, source: str, code: str) -> Clip | Problem:
         language="en",
         speaker=session + parts["gender"],
         session=session,
+        sentence=sentence,
     )

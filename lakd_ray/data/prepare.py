@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lakd_ray import corpora, records, storage
 from lakd_ray.audio import SAMPLE_RATE, Wave, decode, encode_flac, to_int16
 from lakd_ray.config import Audio, Corpus, Experiment, dump
+from lakd_ray.corpora import recordings
 from lakd_ray.corpora.clip import Clip, Problem
 from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS
 from lakd_ray.data.stream import quiet_and_ordered
@@ -123,7 +124,7 @@ def _write_shard(item: dict[str, Any], audio: dict[str, Any], folder: str) -> di
 
 
 def _read_clip(clip: Clip, limits: Audio) -> Wave:
-    wave_T = decode(storage.read_bytes(clip.source), where=clip.source, max_seconds=limits.max_seconds)
+    wave_T = decode(recordings.read(clip.source), where=clip.source, max_seconds=limits.max_seconds)
     if len(wave_T) < limits.min_seconds * SAMPLE_RATE:
         raise DataError(f"{len(wave_T) / SAMPLE_RATE:.3f} s long, shorter than audio.min_seconds={limits.min_seconds}")
     return wave_T

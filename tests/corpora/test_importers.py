@@ -105,8 +105,40 @@ def test_csv_rows_that_cannot_be_used_are_problems(folder: Path) -> None:
     assert [(problem.id, problem.reason) for problem in problems] == [
         ("line-4", "has 3 cells, expected 4"),
         ("wav/b.wav", "no value for emotion"),
-        ("wav/z.wav", "there is no file wav/z.wav"),
+        ("wav/z.wav", f"there is no file wav/z.wav, named in {folder}/manifest.csv line 5"),
     ]
+    assert problems[2].source == f"{folder}/wav/z.wav"
+
+
+def test_csv_rows_may_be_parts_of_recordings(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(
+        "path,emotion,language,speaker,start,end\nwav/a.wav,anger,en,s,0,1.25\nwav/a.wav,anger,en,s,1.25,\n"
+        "wav/a.wav,anger,en,s,,0.5\nwav/a.wav,anger,en,s,,\nwav/a.wav,anger,en,s,2,1\nwav/a.wav,anger,en,s,-1,1\n"
+        "wav/a.wav,anger,en,s,soon,\nwav/a.wav,anger,en,s,,nan\nwav/a.wav,anger,en,s,,0\n"
+    )
+    clips, problems = read("csv", folder)
+    assert [(clip.id, clip.start, clip.end) for clip in clips] == [
+        ("wav/a.wav", None, None),
+        ("wav/a.wav#-0.5", None, 0.5),
+        ("wav/a.wav#0-1.25", 0.0, 1.25),
+        ("wav/a.wav#1.25-", 1.25, None),
+    ]
+    assert {problem.id: problem.reason for problem in problems} == {
+        "line-6": "is from 2.0 to 1.0 s, expected 0 <= start < end",
+        "line-7": "is from -1.0 to 1.0 s, expected 0 <= start < end",
+        "line-8": "start is 'soon', expected seconds",
+        "line-9": "end is 'nan', expected seconds",
+        "line-10": "is from None to 0.0 s, expected 0 <= start < end",
+    }
+
+
+def test_jsonl_parts_are_numbers_and_repeated_ones_refused(folder: Path) -> None:
+    row = {"path": "wav/a.wav", "emotion": "anger", "language": "en", "speaker": "s", "start": 1.5, "end": 2}
+    (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    assert [(clip.start, clip.end) for clip in read("csv", folder)[0]] == [(1.5, 2.0)]
+    (folder / "manifest.jsonl").write_text(2 * (json.dumps(row) + "\n"))
+    with pytest.raises(DataError, match=r"id 'wav/a\.wav#1\.5-2' is in line 1 and again in line 2"):
+        read("csv", folder)
 
 
 @pytest.mark.parametrize(("on_disk", "in_manifest"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -136,7 +168,6 @@ def test_csv_finds_accented_files_in_either_unicode_form(folder: Path, on_disk: 
         ),
         ("path,emotion,language,speaker\n".encode("utf-16"), "is not UTF-8"),
         (b'path,emotion,language,speaker\nwav/a.wav,anger,en,"s\nwav/b.wav,anger,en,s\n', "is damaged in line 3"),
-        (b"path,emotion,language,speaker,start,end\na,b,c,d,0,1\n", "has column start, end: parts of recordings"),
         (
             HEADER.encode() + b"wav/a.wav,anger,en,s,,,,X\nwav/b.wav,anger,en,s,,,,X\n",
             "'X' is in line 2 and again in line 3",
@@ -212,7 +243,7 @@ def test_read_substitutes_storage(folder: Path) -> None:
 def test_read_refuses_an_unknown_importer() -> None:
     with pytest.raises(ConfigError, match="no importer `iemocpa`; did you mean `iemocap`"):
         read("iemocpa", "x")
-    with pytest.raises(ConfigError, match="known are csv, iemocap, fesc, cafe, espeak"):
+    with pytest.raises(ConfigError, match=r"known are csv, audiofolder, huggingface, iemocap, fesc, cafe, .*espeak"):
         read("zzz", "x")
 
 
@@ -273,6 +304,19 @@ def test_iemocap_merges_excited_on_request(iemocap: Path) -> None:
     assert Counter(clip.emotion for clip in clips) == {"happiness": 2, "neutral": 1, "anger": 1}
     with pytest.raises(ConfigError, match="'yes'; expected true or false"):
         read("iemocap", iemocap, options={"merge_excited": "yes"})
+
+
+def test_iemocap_tells_what_was_said_where_it_is_transcribed(iemocap: Path) -> None:
+    file = iemocap / "Session1/dialog/transcriptions/Ses01F_impro01.txt"
+    file.write_text("Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nF: (laughs)\n")
+    sentences = {clip.id[-4:]: clip.sentence for clip in read("iemocap", iemocap)[0]}
+    assert sentences == {"F000": "Excuse me.", "F001": None, "M000": None, "M002": None}
+
+
+def test_iemocap_names_recordings_that_are_no_utterances(iemocap: Path) -> None:
+    touch(iemocap / "Session1/sentences/wav/Ses01F_impro01/take 2.wav")
+    _, problems = read("iemocap", iemocap)
+    assert [(problem.id, problem.reason) for problem in problems] == [("take 2", "is not named like an utterance")]
 
 
 def test_iemocap_problems(iemocap: Path) -> None:
@@ -341,6 +385,13 @@ def test_fesc_takes_paths_that_are_there(fesc: Path) -> None:
     edit(fesc / "TIRE/test.json", TIRE_1={"file_path": str(real), "label": "1"})
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
     assert by_id(read("fesc", fesc, options=options)[0])["TIRE_1"].source == str(real)
+
+
+def test_fesc_counts_what_it_leaves_out(fesc: Path) -> None:
+    touch(fesc.parent / "wav/TIRE/unheard.wav")
+    options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
+    found = corpora.found(Corpus(name="c", importer="fesc", root=str(fesc), options=options), storage_root="")
+    assert found.left_out == {"label 5, which both public readers leave out": 3, "no split file names it": 1}
 
 
 def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:

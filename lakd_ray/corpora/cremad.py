@@ -1,0 +1,34 @@
+"""CREMA-D: American English, 91 actors, twelve sentences."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lakd_ray.corpora.clip import Item
+from lakd_ray.corpora.filenames import FileNames, Said
+
+CODES = {
+    "ANG": "anger",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happiness",
+    "NEU": "neutral",
+    "SAD": "sadness",
+}
+
+_NAMES = FileNames(
+    "CREMA-D",
+    re.compile(  # the release has one file whose level is X, not XX
+        r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<code>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX?)"
+    ),
+    "<actor>_<sentence>_<ANG, DIS, FEA, HAP, NEU or SAD>_<LO, MD, HI or XX>.wav, for instance 1001_DFA_ANG_XX.wav",
+)
+
+
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+    """Read every recording below a folder.
+
+    Raises:
+        DataError: no file name below `root` is one of CREMA-D's.
+    """
+    return _NAMES.read(root, lambda parts: Said(CODES[parts["code"]], "en", parts["actor"], parts["sentence"]))

@@ -1,0 +1,25 @@
+"""nEMO: Polish, nine actors, ninety sentences."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lakd_ray.corpora.clip import Item
+from lakd_ray.corpora.filenames import FileNames, Said
+
+_NAMES = FileNames(
+    "nEMO",
+    re.compile(
+        r"(?P<speaker>[A-Za-z0-9]+)_(?P<emotion>anger|fear|happiness|neutral|sadness|surprise)_(?P<sentence>\d+)"
+    ),
+    "<speaker>_<anger, fear, happiness, neutral, sadness or surprise>_<sentence>.wav, for instance SB0_anger_12.wav",
+)
+
+
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+    """Read every recording below a folder.
+
+    Raises:
+        DataError: no file name below `root` is one of nEMO's.
+    """
+    return _NAMES.read(root, lambda parts: Said(parts["emotion"], "pl", parts["speaker"], parts["sentence"]))

@@ -1,0 +1,48 @@
+"""RAVDESS: North American English, 24 actors, two sentences, spoken and sung."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lakd_ray.corpora.clip import Item, LeftOut
+from lakd_ray.corpora.filenames import FileNames, Parts, Said, choice
+
+CODES = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happiness",
+    "04": "sadness",
+    "05": "anger",
+    "06": "fear",
+    "07": "disgust",
+    "08": "surprise",
+}
+CHANNELS = {"speech": ("01",), "song": ("02",), "both": ("01", "02")}
+
+_NAMES = FileNames(
+    "RAVDESS",
+    re.compile(
+        r"(?P<modality>0[123])-(?P<channel>0[12])-(?P<code>0[1-8])-0[12]-(?P<sentence>0[12])-0[12]-(?P<actor>0[1-9]|1\d|2[0-4])"
+    ),
+    "MM-CC-EE-II-SS-RR-AA.wav (modality, channel, emotion 01-08, intensity, sentence, repetition, actor 01-24), for "
+    "instance 03-01-05-02-01-01-12.wav",
+)
+
+
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+    """Read every recording below a folder; song only on request.
+
+    Raises:
+        ConfigError: `channel` is not known.
+        DataError: no file name below `root` is one of RAVDESS's.
+    """
+    wanted = choice("ravdess", "channel", options.get("channel", "speech"), tuple(CHANNELS))
+
+    def understand(parts: Parts) -> Said | LeftOut:
+        if parts["modality"] != "03":
+            return LeftOut("video; its sound is among the recordings")
+        if parts["channel"] not in CHANNELS[wanted]:
+            return LeftOut(f"option channel: {wanted}")
+        return Said(CODES[parts["code"]], "en", parts["actor"], parts["sentence"])
+
+    return _NAMES.read(root, understand)

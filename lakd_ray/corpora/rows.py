@@ -1,0 +1,186 @@
+"""Rows with named columns become clips: what manifests and tables have in common."""
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lakd_ray import storage
+from lakd_ray.corpora.clip import Clip, Problem, canonical_emotion
+from lakd_ray.errors import ConfigError, DataError
+
+REQUIRED = ("path", "emotion", "language", "speaker")
+SECONDS = ("start", "end")
+OPTIONAL = ("sentence", "session", "split", "id", *SECONDS)
+
+Cells = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a manifest or table."""
+
+    names: Mapping[str, str]
+    """Theirs by ours."""
+    named: frozenset[str]
+    """Ours that the options name: their columns must be there."""
+    language: str | None
+    """Of rows that name none."""
+
+    @classmethod
+    def of(
+        cls,
+        importer: str,
+        options: Mapping[str, Any],
+        *,
+        known: tuple[str, ...] = (*REQUIRED, *OPTIONAL),
+        on_request: tuple[str, ...] = (),
+    ) -> "Columns":
+        """From the options `columns` and `language`.
+
+        Args:
+            importer: its name, for errors.
+            options: all its options.
+            known: our columns.
+            on_request: those of them that are read only where `columns` names them.
+
+        Raises:
+            ConfigError: they have the wrong form, or `columns` names none of ours.
+        """
+        columns, language = options.get("columns", {}), options.get("language")
+        if not isinstance(columns, Mapping) or not all(isinstance(theirs, str) for theirs in columns.values()):
+            raise ConfigError(
+                f"option `columns` of importer `{importer}` is {columns!r}; expected a mapping, ours: theirs."
+            )
+        if strange := [str(ours) for ours in columns if ours not in known]:
+            raise ConfigError(
+                f"option `columns` of importer `{importer}` names {', '.join(strange)}; it maps ours: theirs, and ours "
+                f"are {', '.join(known)}."
+            )
+        if language is not None and not isinstance(language, str):
+            raise ConfigError(
+                f"option `language` of importer `{importer}` is {language!r}; expected a code such as en."
+            )
+        names = {ours: columns.get(ours, ours) for ours in known if ours in columns or ours not in on_request}
+        return cls(names, frozenset(columns), language)
+
+    def check(self, location: str, found: list[str]) -> None:
+        """Refuse a table that lacks a column.
+
+        Raises:
+            DataError: it does.
+        """
+        wanted = {*REQUIRED, *self.named} & set(self.names)
+        if self.language is not None and "language" not in self.named:
+            wanted.discard("language")
+        if missing := [theirs for ours, theirs in self.names.items() if ours in wanted and theirs not in found]:
+            hint = " Its cells are separated by something else than commas." if len(found) == 1 else ""
+            raise DataError(
+                f"{location} lacks column {', '.join(missing)}; found {', '.join(found) or 'no columns'}.{hint} Rename "
+                "its columns, map them with the option `columns: {ours: theirs}`, or give one language for all with "
+                "the option `language`."
+            )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row and where it is."""
+
+    cells: Cells
+    name: str
+    """Stands for it where it has neither id nor path."""
+    where: str
+    """For people."""
+    folder: str
+    """Where its relative path starts."""
+    path: str | None = None
+    """Of a recording that is known to be there, instead of a column `path`."""
+
+
+def clip(columns: Columns, row: Row) -> Clip | Problem:
+    """A row as a clip, or why it is none."""
+    try:
+        values = _texts(columns, row)
+        start, end = _part(columns, row.cells)
+    except ValueError as error:
+        return Problem(id=row.name, source=row.where, reason=str(error))
+    path = row.path or values.get("path")
+    name = values.get("id") or (unicodedata.normalize("NFC", path) + _suffix(start, end) if path else row.name)
+    if missing := [columns.names[ours] for ours in REQUIRED if ours in columns.names and ours not in values]:
+        return Problem(id=name, source=row.where, reason=f"no value for {', '.join(missing)}")
+    assert path is not None  # it is required, or the row has one
+    source = storage.join(row.folder, path) if row.path else _locate(path, row.folder)
+    if source is None:
+        return Problem(
+            id=name, source=_below(row.folder, path), reason=f"there is no file {path}, named in {row.where}"
+        )
+    return Clip(
+        id=name,
+        source=source,
+        emotion=canonical_emotion(values["emotion"]),
+        language=values["language"].lower(),
+        speaker=values["speaker"],
+        session=values.get("session"),
+        sentence=values.get("sentence"),
+        split=values.get("split"),
+        start=start,
+        end=end,
+    )
+
+
+def _texts(columns: Columns, row: Row) -> dict[str, str]:
+    """The values that are given, by our names; a ValueError says which is no text."""
+    values: dict[str, str] = {}
+    for ours, theirs in columns.names.items():
+        value = row.cells.get(theirs)
+        if ours in SECONDS:
+            continue
+        if not isinstance(value, str | int | None) or isinstance(value, bool):
+            raise ValueError(f"{theirs} is {value!r}, expected text")
+        if value is not None and (plain := str(value).strip()):
+            values[ours] = plain if ours == "path" else unicodedata.normalize("NFC", plain)
+    if columns.language is not None:
+        values.setdefault("language", columns.language)
+    return values
+
+
+def _part(columns: Columns, cells: Cells) -> tuple[float | None, float | None]:
+    """Start and end in seconds; a ValueError says what is wrong with them."""
+    start, end = (_seconds(name, cells.get(name)) for name in (columns.names.get(ours, "") for ours in SECONDS))
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        raise ValueError(f"is from {start} to {end} s, expected 0 <= start < end")
+    return start, end
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is {value!r}, expected seconds")
+    return seconds
+
+
+def _suffix(start: float | None, end: float | None) -> str:
+    """Tells the parts of one recording apart."""
+    if start is None and end is None:
+        return ""
+    return "#" + "-".join("" if value is None else f"{value:.6f}".rstrip("0").rstrip(".") for value in (start, end))
+
+
+def _below(folder: str, path: str) -> str:
+    return path if storage.is_remote(path) or Path(path).is_absolute() else storage.join(folder, path)
+
+
+def _locate(path: str, folder: str) -> str | None:
+    """The recording's location; a local one may be spelt in another Unicode form on the disk than in the manifest."""
+    for spelt in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
+        location = _below(folder, spelt)
+        if storage.is_remote(location) or Path(storage.resolve(location)[1]).is_file():
+            return location
+    return None

@@ -1,0 +1,40 @@
+"""SUBESCO: Bangla, twenty actors, ten sentences, five takes of each."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lakd_ray.corpora.clip import Item
+from lakd_ray.corpora.filenames import FileNames, Said
+
+NAMES = {
+    "ANGRY": "anger",
+    "DISGUST": "disgust",
+    "FEAR": "fear",
+    "HAPPY": "happiness",
+    "NEUTRAL": "neutral",
+    "SAD": "sadness",
+    "SURPRISE": "surprise",
+}
+
+_NAMES = FileNames(
+    "SUBESCO",
+    re.compile(r"(?P<speaker>[FM]_\d\d)_\w+_S_(?P<sentence>\d+)_(?P<name>[A-Z]+)_\d+"),
+    "<F or M>_NN_<name>_S_<sentence>_<EMOTION>_<take>.wav, for instance F_02_MONIKA_S_1_NEUTRAL_5.wav",
+)
+
+
+def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+    """Read every recording below a folder.
+
+    Raises:
+        DataError: no file name below `root` is one of SUBESCO's.
+    """
+    return _NAMES.read(
+        root,
+        lambda parts: (
+            Said(NAMES[parts["name"]], "bn", parts["speaker"], str(int(parts["sentence"])))
+            if parts["name"] in NAMES
+            else f"has emotion {parts['name']}, expected one of {', '.join(NAMES)}"
+        ),
+    )

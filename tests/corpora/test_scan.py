@@ -1,0 +1,221 @@
+"""What `lakd scan` tells."""
+
+import json
+import os
+from collections import Counter
+from itertools import chain, repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from lakd_ray import storage
+from lakd_ray.cli import main
+from lakd_ray.corpora import IMPORTERS
+from lakd_ray.corpora.scan import scan, text
+from lakd_ray.errors import ConfigError, DataError
+
+# The published numbers of each session: anger, happiness, excitement, neutral, sadness.
+IEMOCAP = {
+    1: (229, 135, 143, 384, 194),
+    2: (137, 117, 210, 362, 197),
+    3: (240, 135, 151, 320, 305),
+    4: (327, 65, 238, 258, 143),
+    5: (170, 143, 299, 384, 245),
+}
+
+
+def write(file: Path, seconds: float = 0.1) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(file, np.zeros(round(seconds * 16_000), np.int16), 16_000)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Recordings of 1, 2 and 3 seconds, one that is no audio, one that is empty, and one that is missing."""
+    for seconds in (1, 2, 3):
+        write(tmp_path / f"{seconds}.wav", seconds)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF, but nothing that follows it")
+    write(tmp_path / "empty.wav", 0)
+    (tmp_path / "manifest.csv").write_text(
+        "path,emotion,language,speaker,session\n1.wav,anger,en,a,s1\n2.wav,anger,en,b,s1\n3.wav,joy,fi,b,\n"
+        "bad.wav,anger,en,a,\nempty.wav,anger,en,a,\nabsent.wav,anger,en,a,\n"
+    )
+    return tmp_path
+
+
+def test_scan_counts_rows_and_hours_and_names_problems(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    told = scan("csv", str(folder), {})
+    assert (told.rows, told.hours) == (3, round(6 / 3600, 4))
+    assert (told.by_language, told.by_emotion) == ({"en": 2, "fi": 1}, {"anger": 2, "joy": 1})
+    assert (told.by_speaker, told.by_session, told.by_split) == ({"a": 1, "b": 2}, {"s1": 2}, {})
+    reasons = {Path(problem["path"]).name: problem["reason"] for problem in told.problems}
+    assert sorted(reasons) == ["absent.wav", "bad.wav", "empty.wav"]
+    assert "cannot decode" in reasons["bad.wav"]
+    assert "no samples" in reasons["empty.wav"]
+    assert "there is no file absent.wav" in reasons["absent.wav"]
+    assert told.notes == ["emotion 'joy' (1 rows) is not one of ours: rename it with `emotions: {joy: ...}`"]
+    assert sorted(folder.rglob("*")) == before
+    assert text(told).startswith("3 rows, 0.00 h, 3 problems\nlanguage  en 2, fi 1\n")
+
+
+def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan", "csv", str(folder), "--json"]) == 0
+    told = capsys.readouterr()
+    content = json.loads(told.out)
+    assert {"rows", "hours", "by_language", "by_emotion", "by_speaker", "problems"} <= set(content)
+    assert all(set(problem) == {"path", "reason"} for problem in content["problems"])
+    assert "6/6" not in told.out  # progress goes to stderr
+    assert "scan:" in told.err
+    assert main(["scan", "csv", str(folder / "manifest.csv"), "--set", "columns.emotion=speaker", "language=de"]) == 0
+    assert "emotion   a 1, b 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["csv", "nowhere"], "no such folder"),
+        (["cvs", "nowhere"], "did you mean `csv`"),
+        (["CSV", "nowhere"], "no importer `CSV`; known are csv"),
+        (["cafe", "nowhere", "--set", "loud=1"], "has no option `loud`"),
+        (["tess", "nowhere", "--set", "loud=1"], "has no option `loud`; it has none"),
+        (["csv", "nowhere", "--set", "language"], "expected dotted.key=value"),
+        (["espeak", "nowhere"], "no such folder"),
+    ],
+)
+def test_scan_of_what_cannot_be_read(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["scan", *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert says in told.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scan_of_parts_of_recordings(folder: Path) -> None:
+    (folder / "manifest.csv").write_text(
+        "path,emotion,language,speaker,start,end\n3.wav,anger,en,a,,1\n3.wav,anger,en,a,1,2.5\n3.wav,anger,en,a,2.5,\n"
+        "3.wav,anger,en,a,2,9\n3.wav,anger,en,a,3,4\n1.wav,anger,en,a,,\n"
+    )
+    told = scan("csv", str(folder), {})
+    assert (told.rows, told.hours) == (5, round((1 + 1.5 + 0.5 + 1 + 1) / 3600, 4))
+    assert [problem["reason"] for problem in told.problems] == ["begins at 3.0 s of a recording of 3.000 s"]
+
+
+def test_a_header_that_promises_too_much_is_a_problem(folder: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16_000)
+    soundfile.write(folder / "2.flac", noise, 16_000)
+    content = bytearray((folder / "2.flac").read_bytes())
+    content[21:26] = bytes([(content[21] & 0xF0) | 0x0F, 255, 255, 255, 255])  # the number of samples in STREAMINFO
+    (folder / "2.wav").write_bytes(content)
+    content = bytearray((folder / "1.wav").read_bytes())
+    content[24:28] = (0).to_bytes(4, "little")  # a sampling rate of 0
+    (folder / "3.wav").write_bytes(content)
+    told = scan("csv", str(folder), {})
+    assert told.rows == 1
+    reasons = {Path(problem["path"]).name: problem["reason"] for problem in told.problems}
+    assert "3.wav" in reasons
+    assert reasons["2.wav"].startswith("claims to last 4294967 s in ")
+
+
+def test_copies_are_problems(tmp_path: Path) -> None:
+    for copy in ("wav", "copy/wav"):
+        write(tmp_path / copy / "03a01Wa.wav")
+    told = scan("emodb", str(tmp_path), {})
+    assert told.rows == 1
+    assert told.problems[0]["reason"].startswith("has the id 03a01Wa, as ")
+
+
+def test_scan_notes_what_a_copy_lacks(tmp_path: Path) -> None:
+    for actor in ("01", "02"):
+        write(tmp_path / f"{actor}-C-1-1.wav")
+    write(tmp_path / "01-C-2-1.wav")
+    notes = scan("cafe", str(tmp_path), {}).notes
+    assert "the corpus has 3 of the published 936 utterances" in notes
+    assert "emotion sadness has 0 of the published 144 utterances" in notes
+    assert scan("cafe", str(tmp_path), {"intensity": "weak"}).notes == ["1 recordings left out: option intensity: weak"]
+
+
+def test_published_numbers_add_up() -> None:
+    totals = {name: layout.published[""] for name, layout in IMPORTERS.items() if "" in layout.published}
+    assert totals == {
+        "cafe": 936,
+        "cremad": 7442,
+        "emodb": 535,
+        "emozionalmente": 6902,
+        "esd": 35_000,
+        "nemo": 4481,
+        "ravdess": 1440,
+        "savee": 480,
+        "shemo": 3000,
+        "subesco": 7000,
+        "tess": 2800,
+    }
+
+
+@pytest.fixture(scope="module")
+def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All labels of IEMOCAP's five sessions, with recordings that are one file."""
+    root = tmp_path_factory.mktemp("iemocap")
+    tiny = write(root / "tiny.dat.wav")
+    for session, counts in IEMOCAP.items():
+        codes = chain.from_iterable(
+            repeat(code, n) for code, n in zip(("ang", "hap", "exc", "neu", "sad"), counts, strict=True)
+        )
+        lines = []
+        wavs = root / f"Session{session}/sentences/wav/Ses{session:02}F_impro01"
+        wavs.mkdir(parents=True)
+        for number, code in enumerate(chain(codes, ["xxx"])):
+            name = f"Ses{session:02}F_impro01_{'FM'[number % 2]}{number:04}"
+            os.link(tiny, wavs / f"{name}.wav")
+            lines.append(f"[0.0 - 1.0]\t{name}\t{code}\t[2.5, 2.5, 2.5]\n")
+        labels = root / f"Session{session}/dialog/EmoEvaluation/Ses{session:02}F_impro01.txt"
+        labels.parent.mkdir(parents=True)
+        labels.write_text("".join(lines))
+    tiny.unlink()
+    return root
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_whole_of_iemocap(iemocap: Path, merged: bool) -> None:
+    told = scan("iemocap", str(iemocap), {"merge_excited": merged})
+    assert told.problems == []
+    assert told.notes == ["5 recordings left out: the annotators did not agree (xxx)"]
+    assert told.by_session == {"Ses01": 1085, "Ses02": 1023, "Ses03": 1151, "Ses04": 1031, "Ses05": 1241}
+    emotions = Counter(told.by_emotion)
+    assert sum(emotions[name] for name in ("anger", "happiness", "neutral", "sadness")) == (5531 if merged else 4490)
+    assert len(told.by_speaker) == 10
+
+
+def test_a_part_of_iemocap_is_noted(iemocap: Path) -> None:
+    for file in sorted((iemocap / "Session2/sentences/wav/Ses02F_impro01").iterdir())[:3]:
+        file.unlink()
+    told = scan("iemocap", str(iemocap), {})
+    assert (
+        "session Ses02, emotion anger or happiness or excitement or neutral or sadness has 1020 of the published 1023 "
+        in (" ".join(told.notes))
+    )
+    assert [problem["reason"] for problem in told.problems] == ["has a label in EmoEvaluation but no recording"] * 3
+
+
+def test_scan_in_a_bucket(s3: str, tmp_path: Path) -> None:
+    for name, seconds in (("01-C-1-1", 1.5), ("02-N-1-1", 0.5)):
+        content = write(tmp_path / f"{name}.wav", seconds).read_bytes()
+        storage.write_bytes(f"{s3}/scan/Colère/{name}.wav", content)
+    storage.write_bytes(f"{s3}/scan/Colère/03-C-1-1.wav", b"no audio")
+    told = scan("cafe", f"{s3}/scan", {})
+    assert (told.rows, told.hours) == (2, round(2 / 3600, 4))
+    assert [problem["path"] for problem in told.problems] == [f"{s3}/scan/Colère/03-C-1-1.wav"]
+
+
+def test_scan_refuses_unknown_importers() -> None:
+    with pytest.raises(ConfigError, match="known are csv"):
+        scan("zzz", "x", {})
+    with pytest.raises(DataError, match="is not TESS"):
+        scan("tess", "x", {})
