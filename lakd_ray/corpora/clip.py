@@ -24,6 +24,9 @@ class Clip:
     """Identifies what was said, where the corpus tells."""
     split: str | None = None
     """train, dev or test as given by the corpus."""
+    start: float | None = None
+    """Seconds; with `end`, the clip is a part of the recording."""
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Problem:
     id: str
     source: str
     reason: str
+    kind: str = "unlabelled"
+    """One of `lakd_ray.schema.KINDS`; `missing` where there is a label and no file."""
 
 
 # Reads a corpus folder or manifest. Raises DataError if the whole of it cannot be read.

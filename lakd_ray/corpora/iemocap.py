@@ -64,7 +64,7 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Clip | Problem]:
         elif code != NO_AGREEMENT:
             yield _clip(name, source, "hap" if merge and code == "exc" else code)
     for name in labels:
-        yield Problem(id=name, source=root, reason="has a label in EmoEvaluation but no recording")
+        yield Problem(id=name, source=root, reason="has a label in EmoEvaluation but no recording", kind="missing")
 
 
 def _name(file: str) -> str:

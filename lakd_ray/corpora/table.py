@@ -198,7 +198,7 @@ def _clip(manifest: _Manifest, line: int, cells: Cells | str) -> Clip | Problem:
         return Problem(id=name, source=where, reason=f"no value for {', '.join(missing)}")
     source = _locate(values["path"], manifest.folder)
     if source is None:
-        return Problem(id=name, source=where, reason=f"there is no file {values['path']}")
+        return Problem(id=name, source=where, reason=f"there is no file {values['path']}", kind="missing")
     emotion = values["emotion"]
     return Clip(
         id=name,
