@@ -8,6 +8,8 @@ was interrupted or has changed, a clip whose key (`lakd_ray.data.sources`) they 
 
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from lakd_ray import storage
@@ -95,7 +98,9 @@ def write(corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: Au
         for alone in (False, True):
             lost = [task for task in plan if task["clips"][0]["key"] not in known]
             if alone and lost:
-                bar.write(f"prepare: {len(lost)} tasks died while decoding; decoding their clips one by one")
+                bar.write(
+                    f"prepare: {len(lost)} tasks died while decoding; decoding their clips one by one", sys.stderr
+                )
             for outcomes in _execute(lost, folder, audio, alone=alone):
                 known |= outcomes
                 bar.update(len(outcomes))
@@ -129,7 +134,11 @@ def _execute(plan: list[dict[str, Any]], folder: str, audio: Audio, *, alone: bo
     try:
         source = ray.data.from_items([json.dumps(task) for task in plan], override_num_blocks=len(plan))
         task = partial(_write_shard, folder=folder, audio=dump(audio), alone=alone)
-        for result in source.map(task, num_cpus=1, max_retries=_DECODER_DEATHS).iter_rows():
+        with warnings.catch_warnings():
+            # Ray 2.60 calls this argument deprecated and has no other way to bound the retries
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            results = source.map(task, num_cpus=1, max_retries=_DECODER_DEATHS)
+        for result in results.iter_rows():
             if result["error"]:
                 raise StorageError(result["error"])
             yield json.loads(result["outcomes"])
