@@ -3,6 +3,7 @@
 LakdError
 ├── ConfigError        the experiment file or an override
 ├── DataError          a corpus, a clip, a manifest
+│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.schema.KINDS)
 │   ├── SplitError     train, dev and test cannot be made, or share something they must not
 │   └── HygieneError   a model has seen what it is about to be judged on
 ├── StorageError       a path or bucket that is missing, refused, full or half written
@@ -23,6 +24,14 @@ class ConfigError(LakdError):
 
 class DataError(LakdError):
     """A corpus, a clip or a manifest is not what it should be."""
+
+
+class ClipError(DataError):
+    """A recording cannot be used; `kind` is one of `lakd_ray.schema.KINDS`."""
+
+    def __init__(self, message: str, kind: str = "undecodable"):
+        super().__init__(message)
+        self.kind = kind
 
 
 class SplitError(DataError):

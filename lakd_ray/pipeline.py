@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from lakd_ray import storage
+from lakd_ray.audio import decode, encode_flac, to_int16
 from lakd_ray.config import Experiment
 from lakd_ray.corpora import recordings
 from lakd_ray.data import manifest as manifests
@@ -90,11 +92,20 @@ def _ask_about_test_clips(config: Experiment, endpoint: Client) -> tuple[int, in
         drawn = sorted(clips, key=lambda clip: str(clip["audio_sha256"]))
         first = {clip["emotion"]: clip for clip in reversed(drawn)}
         for clip in (first[emotion] for emotion in config.emotions if emotion in first):
-            answer = endpoint.emotion(recordings.read(clip["source"]), language)
+            answer = endpoint.emotion(_recording(clip), language)
             right, asked = right + (answer.emotion == clip["emotion"]), asked + 1
             share = answer.probabilities[answer.emotion]
             print(f"  {clip['utterance']:<34} truth {clip['emotion']:<10} answer {answer.emotion:<10} ({share:.2f})")
     return right, asked
+
+
+def _recording(clip: dict[str, Any]) -> bytes:
+    """A clip as it came from the corpus; of a longer recording, the part that is the clip."""
+    content = recordings.read(clip["source"])
+    if clip["start"] is None and clip["end"] is None:
+        return content
+    wave_T = decode(content, where=clip["source"], start=clip["start"], end=clip["end"])
+    return encode_flac(to_int16(wave_T))
 
 
 STAGES: dict[str, Callable[[Experiment], object]] = {

@@ -56,13 +56,13 @@ def start(folder: str, made_by: Mapping[str, Any]) -> None:
     _write(folder, made_by, finished=None, outputs=())
 
 
-def finish(folder: str, made_by: Mapping[str, Any], outputs: Sequence[str]) -> None:
-    """Declare the folder's outputs (names below it) whole."""
-    _write(folder, made_by, finished=datetime.now(UTC).isoformat(timespec="seconds"), outputs=outputs)
+def finish(folder: str, made_by: Mapping[str, Any], outputs: Sequence[str], **notes: Any) -> None:
+    """Declare the folder's outputs (names below it) whole; `notes` are kept in the record and never compared."""
+    _write(folder, made_by, datetime.now(UTC).isoformat(timespec="seconds"), outputs, **notes)
 
 
-def _write(folder: str, made_by: Mapping[str, Any], finished: str | None, outputs: Sequence[str]) -> None:
-    record = {"made_by": made_by, "finished": finished, "outputs": list(outputs), "versions": versions()}
+def _write(folder: str, made_by: Mapping[str, Any], finished: str | None, outputs: Sequence[str], **notes: Any) -> None:
+    record = {"made_by": made_by, "finished": finished, "outputs": list(outputs), "versions": versions(), **notes}
     storage.write_json(storage.join(folder, RECORD), record)
 
 

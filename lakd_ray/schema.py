@@ -1,7 +1,8 @@
-"""Columns of the tables by which stages meet.
+"""Columns of the tables by which stages meet, and the kinds of clips that none of them uses.
 
 MANIFEST     one row per utterance: what it is and where its audio lies in the shards (corpora -> data)
-SHARD        the audio itself, with enough beside it to stand alone
+SHARD        the audio itself. Labels are in the manifest alone: to correct one, no audio is touched
+QUARANTINE   one row per clip that cannot be used, and why
 FEATURES     cached output of a frozen feature encoder, a file for each shard with the same rows in the same row groups
 LOGITS       one row per utterance and model (inference -> training)
 PREDICTIONS  one row per test utterance and model (evaluation -> report)
@@ -20,7 +21,10 @@ MANIFEST = pa.schema(
         pa.field("emotion", pa.string(), nullable=False),  # canonical name
         pa.field("split", pa.string()),  # as given by the corpus
         pa.field("source", pa.string(), nullable=False),  # where the recording came from
+        pa.field("start", pa.float64()),  # seconds, where the clip is a part of it
+        pa.field("end", pa.float64()),
         pa.field("num_samples", pa.int32(), nullable=False),  # at 16 kHz
+        pa.field("cut", pa.bool_(), nullable=False),  # was longer than audio.max_seconds
         pa.field("audio_sha256", pa.string(), nullable=False),  # of the 16-bit samples at 16 kHz
         pa.field("shard", pa.string(), nullable=False),  # file name below shards/
         pa.field("row_group", pa.int32(), nullable=False),
@@ -30,17 +34,38 @@ MANIFEST = pa.schema(
 
 SHARD = pa.schema(
     [
-        *(MANIFEST.field(name) for name in ("utterance", "corpus", "language", "speaker", "session", "sentence")),
-        *(MANIFEST.field(name) for name in ("emotion", "split", "source", "num_samples", "audio_sha256")),
+        MANIFEST.field("utterance"),
+        pa.field("recording", pa.string(), nullable=False),  # what was read and how, see lakd_ray.data.sources
+        *(MANIFEST.field(name) for name in ("num_samples", "cut", "audio_sha256")),
         pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 kHz, mono, 16 bit
     ]
 )
+
+KINDS = {
+    "missing": "there is a label, and no file",
+    "unlabelled": "there is no label that can be used",
+    "unreadable": "the file is there and could not be read",
+    "needs-ffmpeg": "the container needs ffmpeg, which was not installed",
+    "undecodable": "not audio, or damaged",
+    "header": "the header claims an absurd rate or number of channels",
+    "truncated": "there is less audio than the file promises",
+    "outside": "the part is not in the recording",
+    "not-finite": "samples are not numbers, or infinite",
+    "empty": "no samples",
+    "short": "shorter than audio.min_seconds",
+    "long": "longer than audio.max_seconds, with audio.too_long: quarantine",
+    "silent": "never louder than audio.silence_dbfs",
+    "clipped": "more than audio.max_clipped of its samples are at full scale",
+    "duplicate": "the same audio as another clip",
+}
+TRANSIENT = frozenset({"unreadable", "needs-ffmpeg"})  # may go well another time: tried again by the next `prepare`
 
 QUARANTINE = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
         pa.field("corpus", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # one of KINDS
         pa.field("reason", pa.string(), nullable=False),
     ]
 )

@@ -1,14 +1,18 @@
 """The audio door: formats, rates, and what is refused."""
 
 import io
+import os
 import struct
+import subprocess
+from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, normalise, resample, to_float, to_int16
-from lakd_ray.errors import DataError
+from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, normalise, read, resample, to_float, to_int16
+from lakd_ray.errors import ClipError, DataError
 
 FORMATS = ("WAV", "FLAC", "OGG", "MP3")
 
@@ -168,3 +172,136 @@ def test_normalise():
     assert wave_T.mean() == pytest.approx(0, abs=1e-5)
     assert wave_T.std() == pytest.approx(1, abs=1e-5)
     np.testing.assert_array_equal(normalise(np.zeros(100, np.float32)), 0)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"])
+def test_wav_of_every_kind(subtype):
+    wave_T = decode(encode(sine(), subtype=subtype), where="a clip")
+    np.testing.assert_allclose(wave_T, sine(), atol=0.02)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize(
+    ("format", "subtype"), [*((name, None) for name in FORMATS), ("OGG", "OPUS"), ("WAV", "GSM610")]
+)
+def test_a_part_is_that_of_the_whole(format, subtype, rate):
+    rate = 48_000 if subtype == "OPUS" and rate == 44_100 else rate
+    random = np.random.default_rng(0)
+    content = encode(0.2 * random.standard_normal(3 * rate), rate, format, subtype)
+    part_T, whole_T = decode(content, where="a clip", start=1.25, end=2.0), decode(content, where="a clip")
+    assert len(part_T) == 12_000
+    np.testing.assert_allclose(part_T[50:-50], whole_T[20_050:31_950], atol=2 / 32768)
+
+
+def test_a_part_is_cut_at_the_limit_too():
+    content = encode(sine(3.0))
+    part = read(content, where="a clip", start=1.0, end=3.0, max_seconds=0.5)
+    assert (len(part.wave_T), part.cut) == (8_000, True)
+    assert not read(content, where="a clip", start=1.0, end=2.0, max_seconds=1.0).cut
+    assert len(decode(content, where="a clip", start=1.0)) == 32_000
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.5, 1.5), (1.0, 2.0), (5.0, 6.0), (1e9, 2e9)])
+def test_a_part_that_is_not_there(start, end):
+    for format in FORMATS:
+        with pytest.raises(ClipError, match=r"clip 7 lasts 1\.00 s, and the part") as caught:
+            decode(encode(sine(1.0), format=format), where="clip 7", start=start, end=end)
+        assert caught.value.kind == "outside"
+
+
+@pytest.mark.parametrize("format", ["WAV", "AIFF", "AU", "FLAC", "MP3"])
+def test_less_audio_than_promised(format):
+    content = encode(sine(2.0), format=format)
+    half = content[: len(content) // 2]
+    with pytest.raises(ClipError, match=r"clip 7 breaks off after .* truncated or damaged") as caught:
+        decode(half, where="clip 7")
+    assert caught.value.kind == "truncated"
+    assert len(decode(half, where="clip 7", end=0.5)) == 8_000  # the part that is asked for is there
+
+
+def test_an_opus_file_without_its_last_page():
+    content = encode(sine(2.0), format="OGG", subtype="OPUS")
+    with pytest.raises(ClipError) as caught:
+        decode(content[: int(0.9 * len(content))], where="clip 7")
+    assert caught.value.kind == "truncated"
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF])
+def test_sizes_of_streams_are_no_promise(size):
+    content = bytearray(encode(sine()))
+    place = content.index(b"data") + 4
+    content[place : place + 4] = struct.pack("<I", size)
+    np.testing.assert_allclose(decode(bytes(content), where="a clip"), sine(), atol=1e-4)
+
+
+def test_too_many_channels():
+    with pytest.raises(ClipError, match="200 channels") as caught:
+        decode(encode(np.zeros((10, 200))), where="clip 7")
+    assert caught.value.kind == "header"
+
+
+def test_clipping_is_measured_before_mixing():
+    loud = np.clip(3 * sine(), -1, 1)
+    assert read(encode(loud), where="a clip").clipped == pytest.approx(np.mean(np.abs(loud) >= 0.98), abs=1e-3)
+    assert read(encode(np.stack([loud, 0 * loud], axis=1)), where="a clip").clipped > 0.2
+    assert read(encode(sine()), where="a clip").clipped == 0
+
+
+@pytest.fixture
+def ffmpeg(tmp_path, monkeypatch) -> str:
+    """A real ffmpeg, first on the path."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    (tmp_path / "ffmpeg").symlink_to(program)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return program
+
+
+def in_container(program: str, folder: Path, ending: str) -> bytes:
+    (folder / "in.wav").write_bytes(encode(sine(2.0, 44_100), 44_100))
+    command = [program, "-nostdin", "-loglevel", "error", "-y", "-i", folder / "in.wav", folder / f"out.{ending}"]
+    subprocess.run(command, check=True, timeout=60)
+    return (folder / f"out.{ending}").read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["m4a", "webm", "wma", "aac"])
+def test_other_containers_by_ffmpeg(ffmpeg, tmp_path, ending):
+    content = in_container(ffmpeg, tmp_path, ending)
+    wave_T = decode(content, where="a clip")
+    assert len(wave_T) / SAMPLE_RATE == pytest.approx(2.0, abs=0.1)
+    assert pitch_of(wave_T) == pytest.approx(440, abs=2)
+    part_T = decode(content, where="a clip", start=0.5, end=1.25)
+    np.testing.assert_allclose(part_T[50:-50], wave_T[8_050:19_950], atol=2 / 32768)
+    cut = read(content, where="a clip", max_seconds=1.0)
+    assert (len(cut.wave_T), cut.cut) == (16_000, True)
+
+
+def test_what_ffmpeg_cannot_decode(ffmpeg, tmp_path):
+    content = in_container(ffmpeg, tmp_path, "m4a")
+    with pytest.raises(ClipError, match=r"clip 7 \(MP4 \(M4A\)\): ffmpeg says '[^/]*'") as caught:
+        decode(content[: len(content) // 2], where="clip 7")
+    assert caught.value.kind == "undecodable"
+
+
+def test_ffmpeg_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClipError, match=r"MP4 \(M4A\) needs ffmpeg, which is not installed") as caught:
+        decode(b"\0\0\0\x20ftypM4A " + bytes(100), where="clip 7")
+    assert caught.value.kind == "needs-ffmpeg"
+
+
+def test_ffmpeg_that_hangs_is_ended(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("lakd_ray.audio.ffmpeg._TIMEOUT_S", 0.2)
+    with pytest.raises(ClipError, match=r"not done with it after 0\.2 s"):
+        decode(b"#!AMR\n" + bytes(100), where="clip 7")
+
+
+@pytest.mark.parametrize(
+    "content", [b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile /etc/passwd"]
+)
+def test_playlists_are_not_opened(ffmpeg, content):
+    with pytest.raises(ClipError, match="expected WAV, FLAC, OGG or MP3"):
+        decode(content, where="clip 7")

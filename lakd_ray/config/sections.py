@@ -67,13 +67,21 @@ class Audio(Section):
     min_seconds: float = Field(0.1, gt=0)
     """Shorter clips are quarantined."""
     max_seconds: float = Field(20.0, gt=0)
-    """Longer clips are cut here (the paper cuts at 20 s)."""
+    """The longest clip (20 s in the paper)."""
+    too_long: Literal["cut", "quarantine"] = "cut"
+    """What happens to longer ones; the paper cuts them."""
+    silence_dbfs: float = Field(-70.0, ge=-96, le=0)
+    """Clips that never get louder are quarantined as silent. 16 bits end at -96."""
+    max_clipped: float = Field(0.2, ge=0, le=1)
+    """Clips with more of their samples at full scale are quarantined; overdriven speech is far below this."""
+    duplicates: Literal["quarantine", "keep"] = "quarantine"
+    """Clips with the same audio: keep one if they agree on emotion and speaker and none if they do not, or keep all."""
     max_quarantined: float = Field(0.01, ge=0, le=1)
-    """Share of a corpus's clips that may be unreadable before the stage fails."""
+    """Share of a corpus's clips that may be quarantined before the stage fails."""
     row_group_utterances: int = Field(64, ge=1)
     """Utterances in one Parquet row group, the unit that streaming reads."""
-    shard_utterances: int = Field(1024, ge=1)
-    """Utterances in one Parquet shard."""
+    shard_utterances: int = Field(256, ge=1)
+    """Utterances in one Parquet shard, the unit that one task prepares; an interrupted `prepare` loses no more."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -20,7 +20,7 @@ __all__ = ["IMPORTERS", "Clip", "Found", "Importer", "Layout", "LeftOut", "Probl
 
 @dataclass(frozen=True)
 class Found:
-    """What an importer finds, as the corpus names it."""
+    """What an importer finds."""
 
     clips: list[Clip]
     problems: list[Problem]
@@ -28,8 +28,8 @@ class Found:
     """Recordings left out on purpose, by reason."""
 
 
-def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> tuple[list[Clip], list[Problem]]:
-    """All usable clips of a corpus and all its problems, both sorted by id.
+def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> Found:
+    """All usable clips of a corpus and all its problems, both sorted by id, in the experiment's names.
 
     Args:
         corpus: where it lies, who reads it, what is renamed and kept.
@@ -45,13 +45,15 @@ def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> tupl
     if not clips:
         raise _nothing(corpus, everything.problems)
     _refuse_duplicates(corpus, clips)
-    return sorted(clips, key=lambda clip: clip.id), sorted(
-        everything.problems, key=lambda problem: (problem.id, problem.source)
+    return Found(
+        sorted(clips, key=lambda clip: clip.id),
+        sorted(everything.problems, key=lambda problem: (problem.id, problem.source)),
+        everything.left_out,
     )
 
 
 def found(corpus: Corpus, *, storage_root: str) -> Found:
-    """What the importer finds, before anything is renamed, refused or sorted.
+    """What the importer finds, as the corpus names it, before anything is renamed, refused or sorted.
 
     Raises:
         ConfigError: the importer or one of its options is not known.

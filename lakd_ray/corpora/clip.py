@@ -39,6 +39,8 @@ class Problem:
     id: str
     source: str
     reason: str
+    kind: str = "unlabelled"
+    """One of `lakd_ray.schema.KINDS`; `missing` where there is a label and no file."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
             if entry.code in labels:
                 if source is None:
                     reason = f"there is no file {entry.path}, nor exactly one of that name below {audio}"
-                    yield Problem(id=name, source=where, reason=reason)
+                    yield Problem(id=name, source=where, reason=reason, kind="missing")
                 else:
                     yield Clip(id=name, source=source, emotion=labels[entry.code], language="fi", speaker=speaker)
             elif entry.code == LEFT_OUT:

@@ -109,9 +109,8 @@ def _missing(root: str, files: list[str]) -> Iterator[Problem]:
     for (stem, count), there in promised.items():
         for number in sorted(set(range(count)) - there):
             name = f"{stem}-{number:05}-of-{count:05}.parquet"
-            yield Problem(
-                id=name, source=storage.join(root, name), reason=f"is missing; there are {len(there)} of {count}"
-            )
+            reason = f"is missing; there are {len(there)} of {count}"
+            yield Problem(id=name, source=storage.join(root, name), reason=reason, kind="missing")
 
 
 def _table(root: str, part: _Part, columns: Columns, audio: str | None) -> Iterator[Item]:

@@ -73,7 +73,7 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
             yield _clip(name, source, "hap" if merge and code == "exc" else code, texts.get(name))
     for name, (_, file) in labels.items():
         reason = "has a label in EmoEvaluation but no recording"
-        yield Problem(id=name, source=storage.join(root, file), reason=reason)
+        yield Problem(id=name, source=storage.join(root, file), reason=reason, kind="missing")
 
 
 def _name(file: str) -> str:

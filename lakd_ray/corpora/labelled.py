@@ -49,7 +49,8 @@ class Labelled:
                 yield Problem(id=plain, source=location, reason=labels)
             elif len(found) != 1:
                 places = f"{len(found)} recordings have its name: {', '.join(found)}" if found else "has no recording"
-                yield Problem(id=plain, source=storage.join(root, name), reason=f"has a label in {location}; {places}")
+                reason, kind = f"has a label in {location}; {places}", "unlabelled" if found else "missing"
+                yield Problem(id=plain, source=storage.join(root, name), reason=reason, kind=kind)
             else:
                 source = storage.join(root, found[0])
                 item = understand(plain, source, labels)

@@ -113,9 +113,8 @@ def clip(columns: Columns, row: Row) -> Clip | Problem:
     assert path is not None  # it is required, or the row has one
     source = storage.join(row.folder, path) if row.path else _locate(path, row.folder)
     if source is None:
-        return Problem(
-            id=name, source=_below(row.folder, path), reason=f"there is no file {path}, named in {row.where}"
-        )
+        reason = f"there is no file {path}, named in {row.where}"
+        return Problem(id=name, source=_below(row.folder, path), reason=reason, kind="missing")
     return Clip(
         id=name,
         source=source,

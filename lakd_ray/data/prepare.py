@@ -1,43 +1,45 @@
-"""The prepare stage: corpora in, validated manifest and 16 kHz mono FLAC in Parquet shards out, by Ray Data."""
+"""The prepare stage: corpora in, validated manifest and 16 kHz mono FLAC in Parquet shards out.
 
-import hashlib
+Run again, it compares the corpora with what is prepared: only clips that are new or changed are decoded, labels are
+taken over, and clips that are gone leave the manifest. Old shards stay, for runs that may be reading them.
+"""
+
 from collections import Counter
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from tqdm import tqdm
 
-from lakd_ray import corpora, records, storage
-from lakd_ray.audio import SAMPLE_RATE, Wave, decode, encode_flac, to_int16
-from lakd_ray.config import Audio, Corpus, Experiment, dump
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray import records, storage
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.config import Audio, Experiment, dump
+from lakd_ray.corpora.clip import Clip
+from lakd_ray.data import duplicates, shards, sources
 from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS
-from lakd_ray.data.stream import quiet_and_ordered
-from lakd_ray.errors import DataError, LakdError
-from lakd_ray.schema import MANIFEST, QUARANTINE, SHARD
+from lakd_ray.data.shards import Outcome
+from lakd_ray.data.sources import Found
+from lakd_ray.errors import DataError
+from lakd_ray.schema import MANIFEST, QUARANTINE, TRANSIENT
 
 QUARANTINE_FILE = "quarantine.parquet"
-_SHOWN = 5  # quarantined clips named in an error
+_SHOWN = 5  # clips named in a message
+
+Rows = list[dict[str, Any]]
 
 
 def made_by(config: Experiment) -> dict[str, Any]:
-    """What the stage's outputs depend on."""
-    sources = [{key: value for key, value in dump(corpus).items() if key != "split"} for corpus in config.corpora]
+    """What the stage's outputs depend on, besides what lies in the corpora."""
+    described = [{key: value for key, value in dump(corpus).items() if key != "split"} for corpus in config.corpora]
     return {
         "stage": "prepare",
         "storage": "{storage}",  # outputs may be moved; a root below them is named by placeholder
         "languages": list(config.languages),
-        "corpora": sources,
-        "audio": dump(config.audio),
+        "corpora": described,
+        "audio": {key: value for key, value in dump(config.audio).items() if key != "max_quarantined"},
     }
 
 
 def run(config: Experiment) -> str:
-    """Read every corpus, write shards and manifest, return the stage's folder. Skips what is done.
+    """Bring shards and manifest up to the corpora, return the stage's folder.
 
     Raises:
         DataError: a corpus cannot be read, or more clips than allowed were quarantined.
@@ -45,93 +47,98 @@ def run(config: Experiment) -> str:
     """
     folder = config.stage_folder("prepare")
     wanted = made_by(config)
-    if records.is_done(folder, wanted):
+    done = records.is_done(folder, wanted) and _shards_are_there(folder)
+    if done and (where := sources.unreachable(config)):
+        print(f"prepare: already done, {folder}; not compared with corpus {where}")
+        return folder
+    found = [sources.find(corpus, config) for corpus in config.corpora]
+    state = records.digest([corpus.digest for corpus in found])
+    if done and (records.read(folder) or {}).get("corpora") == state:
         print(f"prepare: already done, {folder}")
         return folder
-    found = [
-        (corpus, *corpora.read(corpus, languages=config.languages, storage_root=config.storage))
-        for corpus in config.corpora
-    ]
     records.start(folder, wanted)
-    rows: list[dict[str, Any]] = []
-    quarantine: list[dict[str, Any]] = []
-    for corpus, clips, problems in found:
-        accepted, refused = _write_corpus(config, corpus, clips, folder)
-        refused += [_refusal(corpus, problem) for problem in problems]
-        _check_share(corpus, accepted, refused, len(clips) + len(problems), config.audio)
-        rows += accepted
-        quarantine += refused
-    rows.sort(key=lambda row: str(row["utterance"]))
-    storage.write_table(storage.join(folder, MANIFEST_FILE), pa.Table.from_pylist(rows, schema=MANIFEST))
+    before = _ids(folder)
+    rows, quarantine = _prepare(found, folder, config.audio)
     storage.write_table(storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, schema=QUARANTINE))
-    shards = sorted({f"{SHARDS}/{row['shard']}" for row in rows})
-    records.finish(folder, wanted, [MANIFEST_FILE, QUARANTINE_FILE, *shards])
+    storage.write_table(storage.join(folder, MANIFEST_FILE), pa.Table.from_pylist(rows, schema=MANIFEST))
+    again = any(row["kind"] in TRANSIENT for row in quarantine)
+    records.finish(folder, wanted, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if again else state)
     print(_summary(rows, quarantine, folder))
+    if gone := sorted(before - {row["utterance"] for row in (*rows, *quarantine)}):
+        print(f"prepare: {len(gone)} clips are no longer in the corpora: {_some(gone)}")
     return folder
 
 
-def _write_corpus(
-    config: Experiment, corpus: Corpus, clips: list[Clip], folder: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Encode a corpus's clips into shards, one Ray Data block a shard; returns manifest and quarantine rows."""
-    plan = list(_plan_shards(corpus, clips, config.audio))
-    quiet_and_ordered()
-    source = ray.data.from_items(plan, override_num_blocks=len(plan))
-    encode = partial(_write_shard, audio=dump(config.audio), folder=storage.join(folder, SHARDS))
-    rows: list[dict[str, Any]] = []
-    quarantine: list[dict[str, Any]] = []
-    with tqdm(total=len(clips), desc=f"prepare {corpus.name}", unit="clip", mininterval=2) as bar:
-        for result in source.map(encode, num_cpus=1).iter_rows():
-            rows += result["rows"]
-            quarantine += result["quarantine"]
-            bar.update(len(result["rows"]) + len(result["quarantine"]))
-    return rows, quarantine
+def _shards_are_there(folder: str) -> bool:
+    there = {info.name for info in storage.list_files(storage.join(folder, SHARDS))}
+    named = storage.read_table(storage.join(folder, MANIFEST_FILE), columns=["shard"])["shard"]
+    return set(named.unique().to_pylist()) <= there
 
 
-def _plan_shards(corpus: Corpus, clips: list[Clip], audio: Audio) -> Iterator[dict[str, Any]]:
-    """Clips of one language, in an order that is random but fixed, cut into shards."""
-    for language in sorted({clip.language for clip in clips}):
-        chosen = sorted(
-            (clip for clip in clips if clip.language == language),
-            key=lambda clip: hashlib.sha256(f"{corpus.name}/{clip.id}".encode()).digest(),
-        )
-        for number, start in enumerate(range(0, len(chosen), audio.shard_utterances)):
-            part = chosen[start : start + audio.shard_utterances]
-            name = f"{corpus.name}-{language}-{number:05d}.parquet"
-            yield {"shard": name, "corpus": corpus.name, "clips": [vars(clip) for clip in part]}
+def _ids(folder: str) -> set[str]:
+    """Utterances that are prepared or quarantined so far."""
+    tables = [storage.join(folder, name) for name in (MANIFEST_FILE, QUARANTINE_FILE)]
+    return {
+        name
+        for location in tables
+        if storage.exists(location)
+        for name in storage.read_table(location, columns=["utterance"])["utterance"].to_pylist()
+    }
 
 
-def _write_shard(item: dict[str, Any], audio: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Decode, encode and write one shard (runs in a Ray Data task); returns its manifest and quarantine rows."""
-    limits = Audio.model_validate(audio)
-    rows: list[dict[str, Any]] = []
-    quarantine: list[dict[str, Any]] = []
-    for clip in (Clip(**entry) for entry in item["clips"]):
-        try:
-            wave_T = _read_clip(clip, limits)
-        except LakdError as error:
-            quarantine.append(_refusal(item["corpus"], Problem(clip.id, clip.source, str(error))))
-            continue
-        rows.append(_shard_row(item["corpus"], clip, wave_T))
-    if rows:
-        table = pa.Table.from_pylist(rows, schema=SHARD)
-        storage.write_table(storage.join(folder, item["shard"]), table, row_group_size=limits.row_group_utterances)
-    for index, row in enumerate(rows):
-        del row["audio"]
-        row["shard"] = item["shard"]
-        row["row_group"], row["row"] = divmod(index, limits.row_group_utterances)
-    return {"rows": rows, "quarantine": quarantine}
+def _prepare(found: list[Found], folder: str, audio: Audio) -> tuple[Rows, Rows]:
+    """Manifest and quarantine rows of all corpora, both sorted by utterance; decodes what the shards do not know."""
+    shard_folder = storage.join(folder, SHARDS)
+    known = shards.index(shard_folder, audio)
+    rows: Rows = []
+    quarantine: Rows = []
+    for corpus in found:
+        new = [(key, clip) for key, clip in zip(corpus.keys, corpus.clips, strict=True) if key not in known]
+        for reason, count in sorted(corpus.left_out.items()):
+            print(f"prepare: {corpus.corpus.name}: {count} recordings left out: {reason}")
+        if kept := len(corpus.clips) - len(new):
+            print(f"prepare: {corpus.corpus.name}: {kept} clips as they were, {len(new)} new or changed")
+        if new:
+            known |= shards.write(corpus.corpus.name, new, shard_folder, audio)
+        accepted, refused = _divide(corpus, known)
+        _check_share(corpus, accepted, refused, audio)
+        rows += accepted
+        quarantine += refused
+    if audio.duplicates == "quarantine":
+        rows, copies = duplicates.divide(rows)
+        quarantine += [_refusal(row["corpus"], row, "duplicate", reason) for row, reason in copies]
+        for corpus in found:
+            _check_share(corpus, _of(corpus, rows), _of(corpus, quarantine), audio)
+    return sorted(rows, key=_order), sorted(quarantine, key=_order)
 
 
-def _read_clip(clip: Clip, limits: Audio) -> Wave:
-    wave_T = decode(recordings.read(clip.source), where=clip.source, max_seconds=limits.max_seconds)
-    if len(wave_T) < limits.min_seconds * SAMPLE_RATE:
-        raise DataError(f"{len(wave_T) / SAMPLE_RATE:.3f} s long, shorter than audio.min_seconds={limits.min_seconds}")
-    return wave_T
+def _of(found: Found, rows: Rows) -> Rows:
+    return [row for row in rows if row["corpus"] == found.corpus.name]
 
 
-def _shard_row(corpus: str, clip: Clip, wave_T: Wave) -> dict[str, Any]:
-    samples_T = to_int16(wave_T)
+def _order(row: dict[str, Any]) -> tuple[str, str]:
+    return str(row["utterance"]), str(row["source"])
+
+
+def _divide(found: Found, known: dict[str, Outcome]) -> tuple[Rows, Rows]:
+    """A corpus's clips and problems as manifest and quarantine rows."""
+    name = found.corpus.name
+    accepted: Rows = []
+    refused: Rows = []
+    for key, clip in zip(found.keys, found.clips, strict=True):
+        outcome = known[key]
+        if "kind" in outcome:
+            row = {"utterance": f"{name}/{clip.id}", "source": clip.source}
+            refused.append(_refusal(name, row, outcome["kind"], outcome["reason"]))
+        else:
+            accepted.append(_labels(name, clip) | outcome)
+    for problem in found.problems:
+        row = {"utterance": f"{name}/{problem.id}", "source": problem.source}
+        refused.append(_refusal(name, row, problem.kind, problem.reason))
+    return accepted, refused
+
+
+def _labels(corpus: str, clip: Clip) -> dict[str, Any]:
     return {
         "utterance": f"{corpus}/{clip.id}",
         "corpus": corpus,
@@ -142,35 +149,51 @@ def _shard_row(corpus: str, clip: Clip, wave_T: Wave) -> dict[str, Any]:
         "emotion": clip.emotion,
         "split": clip.split,
         "source": clip.source,
-        "num_samples": len(samples_T),
-        "audio_sha256": hashlib.sha256(samples_T.tobytes()).hexdigest(),
-        "audio": encode_flac(samples_T),
+        "start": clip.start,
+        "end": clip.end,
     }
 
 
-def _refusal(corpus: Corpus | str, problem: Problem) -> dict[str, Any]:
-    name = corpus if isinstance(corpus, str) else corpus.name
-    return {"utterance": f"{name}/{problem.id}", "corpus": name, "source": problem.source, "reason": problem.reason}
+def _refusal(corpus: str, row: dict[str, Any], kind: str, reason: str) -> dict[str, Any]:
+    return {
+        "utterance": row["utterance"],
+        "corpus": corpus,
+        "source": row["source"],
+        "kind": kind,
+        "reason": reason,
+    }
 
 
-def _check_share(
-    corpus: Corpus, accepted: list[dict[str, Any]], refused: list[dict[str, Any]], found: int, audio: Audio
-) -> None:
+def _check_share(found: Found, accepted: Rows, refused: Rows, audio: Audio) -> None:
     """No clip may disappear, and not too many may be refused."""
-    if len(accepted) + len(refused) != found:
-        raise DataError(
-            f"{corpus.name}: {found} clips found, but {len(accepted)} accepted + {len(refused)} quarantined"
-        )
-    if not accepted or len(refused) > audio.max_quarantined * found:
+    name = found.corpus.name
+    if len(accepted) + len(refused) != found.count:
+        raise DataError(f"{name}: {found.count} clips found, but {len(accepted)} accepted + {len(refused)} quarantined")
+    if not accepted or len(refused) > audio.max_quarantined * found.count:
         shown = "\n  ".join(f"{row['source']}: {row['reason']}" for row in refused[:_SHOWN])
         raise DataError(
-            f"{corpus.name}: {len(refused)} of {found} clips cannot be used, more than audio.max_quarantined="
-            f"{audio.max_quarantined} allows. The first:\n  {shown}\nMend them, leave them out, or raise the limit."
+            f"{name}: {len(refused)} of {found.count} clips cannot be used ({_kinds(refused)}), more than "
+            f"audio.max_quarantined={audio.max_quarantined} allows. The first:\n  {shown}\n"
+            "Mend them, leave them out, or raise the limit."
         )
 
 
-def _summary(rows: list[dict[str, Any]], quarantine: list[dict[str, Any]], folder: str) -> str:
+def _kinds(quarantine: Rows) -> str:
+    counts = Counter(row["kind"] for row in quarantine)
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+
+
+def _summary(rows: Rows, quarantine: Rows, folder: str) -> str:
     languages = Counter(row["language"] for row in rows)
     hours = sum(row["num_samples"] for row in rows) / SAMPLE_RATE / 3600
     each = ", ".join(f"{language} {count}" for language, count in sorted(languages.items()))
-    return f"prepare: {len(rows)} utterances ({each}), {hours:.2f} h, {len(quarantine)} quarantined -> {folder}"
+    kinds = f" ({_kinds(quarantine)})" if quarantine else ""
+    cut = sum(row["cut"] for row in rows)
+    return (
+        f"prepare: {len(rows)} utterances ({each}), {hours:.2f} h, {cut} cut at audio.max_seconds, "
+        f"{len(quarantine)} quarantined{kinds} -> {folder}"
+    )

@@ -20,7 +20,8 @@ Read = tuple[list[Clip], list[Problem]]
 
 def read(importer: str, root: Path | str, languages: tuple[str, ...] = ("en", "fi", "fr"), **rest: Any) -> Read:
     corpus = Corpus(name="c", importer=importer, root=str(root), **rest)
-    return corpora.read(corpus, languages=languages, storage_root="unused")
+    found = corpora.read(corpus, languages=languages, storage_root="unused")
+    return found.clips, found.problems
 
 
 def touch(path: Path) -> Path:
@@ -236,7 +237,7 @@ def test_read_renames_emotions_and_keeps_languages(folder: Path) -> None:
 def test_read_substitutes_storage(folder: Path) -> None:
     (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
     corpus = Corpus(name="c", root="{storage}/" + folder.name)
-    clips, _ = corpora.read(corpus, languages=("en",), storage_root=f"{folder.parent}/")
+    clips = corpora.read(corpus, languages=("en",), storage_root=f"{folder.parent}/").clips
     assert clips[0].source == f"{folder}/wav/a.wav"
 
 

@@ -103,7 +103,6 @@ def test_shards_hold_the_audio_and_its_hash(manifest):
     for row, shard in zip(manifest.table.to_pylist(), manifest.shard_N, strict=True):
         stored = storage.read_table(manifest.shards[shard]).slice(3 * row["row_group"] + row["row"], 1).to_pylist()[0]
         assert stored["utterance"] == row["utterance"]
-        assert stored["emotion"] == row["emotion"]
         samples = decode_flac(stored["audio"])
         assert hashlib.sha256(samples.tobytes()).hexdigest() == row["audio_sha256"]
 
@@ -170,13 +169,15 @@ def test_unusable_clips_are_quarantined(tmp_path, capsys):
     folder = prepare.run(config)
     quarantine = {row["utterance"]: row for row in storage.read_table(f"{folder}/quarantine.parquet").to_pylist()}
     assert quarantine.keys() == {"c/en0-anger.wav", "c/fi0-anger.wav", "c/fi3-anger.flac"}
+    kinds = {name: row["kind"] for name, row in quarantine.items()}
+    assert kinds == {"c/en0-anger.wav": "undecodable", "c/fi0-anger.wav": "short", "c/fi3-anger.flac": "missing"}
     assert "cannot decode" in quarantine["c/en0-anger.wav"]["reason"]
     assert "0.010 s long, shorter than audio.min_seconds=0.1" in quarantine["c/fi0-anger.wav"]["reason"]
     assert "there is no file fi3-anger.flac" in quarantine["c/fi3-anger.flac"]["reason"]
     accepted = storage.read_table(f"{folder}/{MANIFEST_FILE}")
     assert accepted.num_rows + len(quarantine) == found
     assert not quarantine.keys() & set(accepted["utterance"].to_pylist())
-    assert "3 quarantined" in capsys.readouterr().out
+    assert "3 quarantined (missing 1, short 1, undecodable 1)" in capsys.readouterr().out
     manifest = manifests.load(config)
     check_stream(manifest, list(evaluation_epoch(manifest, manifest.rows("train"), config.batch).windows[0]))
 

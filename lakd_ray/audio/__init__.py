@@ -1,0 +1,34 @@
+"""The audio door: bytes of a recording in, 16 kHz mono float32 out, and FLAC for the shards.
+
+door     decode, read: any recording, with everything checked on the way in
+ffmpeg   containers that libsndfile does not read, through the program of that name
+samples  rates, 16-bit samples, FLAC
+"""
+
+from lakd_ray.audio.door import Recording, decode, read
+from lakd_ray.audio.samples import (
+    SAMPLE_RATE,
+    Samples,
+    Wave,
+    decode_flac,
+    encode_flac,
+    normalise,
+    resample,
+    to_float,
+    to_int16,
+)
+
+__all__ = [
+    "SAMPLE_RATE",
+    "Recording",
+    "Samples",
+    "Wave",
+    "decode",
+    "decode_flac",
+    "encode_flac",
+    "normalise",
+    "read",
+    "resample",
+    "to_float",
+    "to_int16",
+]

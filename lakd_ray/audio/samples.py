@@ -1,0 +1,51 @@
+"""Samples: other rates to 16 kHz, floats to 16 bits and back, and the FLAC that shards hold."""
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+SAMPLE_RATE = 16_000
+
+Wave = npt.NDArray[np.float32]
+Samples = npt.NDArray[np.int16]
+
+
+def resample(wave_T: Wave, rate: int) -> Wave:
+    """Resample to 16 kHz by torchaudio's windowed sinc."""
+    import torch  # seconds to load, and only recordings at other rates need it
+    from torchaudio.functional import resample as sinc
+
+    with torch.inference_mode():
+        resampled: Wave = sinc(torch.from_numpy(np.ascontiguousarray(wave_T)), rate, SAMPLE_RATE).numpy()
+    return resampled
+
+
+def to_int16(wave_T: Wave) -> Samples:
+    """Samples as 16-bit integers, clipped at full scale."""
+    return np.asarray(np.clip(np.rint(np.clip(wave_T, -1, 1) * 32768.0), -32768, 32767), dtype=np.int16)
+
+
+def to_float(samples_T: Samples) -> Wave:
+    """16-bit samples as floats in [-1, 1); the inverse of `to_int16`."""
+    return samples_T.astype(np.float32) / np.float32(32768)
+
+
+def encode_flac(samples_T: Samples) -> bytes:
+    """FLAC of 16-bit samples at 16 kHz."""
+    buffer: Any = io.BytesIO()
+    soundfile.write(buffer, samples_T, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return bytes(buffer.getvalue())
+
+
+def decode_flac(content: bytes) -> Samples:
+    """A shard's clip, shape [T]. Shards hold only what `encode_flac` wrote."""
+    samples_T, _ = soundfile.read(io.BytesIO(content), dtype="int16")
+    return np.asarray(samples_T, dtype=np.int16)
+
+
+def normalise(wave_T: Wave) -> Wave:
+    """Zero mean and unit variance over the utterance, as wav2vec2's feature extractor does."""
+    return np.asarray((wave_T - wave_T.mean()) / np.sqrt(wave_T.var() + 1e-7), dtype=np.float32)

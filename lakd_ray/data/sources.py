@@ -1,0 +1,126 @@
+"""What the corpora hold right now: clips with their labels, and for each a key of what its audio is made from.
+
+The key covers the utterance, the file's place below the corpus's root, its size and version, the part of it that is the
+clip, and the settings of the audio door. While a clip's key stays, its audio in the shards is good.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lakd_ray import corpora, records, storage
+from lakd_ray.config import Audio, Corpus, Experiment, dump
+from lakd_ray.corpora import recordings
+from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.errors import StorageError
+
+# Settings that decide what becomes of a clip's audio, each by itself.
+_DOOR = ("min_seconds", "max_seconds", "too_long", "silence_dbfs", "max_clipped")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A corpus as it is now.
+
+    Attributes:
+        clips: with labels.
+        keys: what each clip's audio is made from, in the order of `clips`.
+        problems: files and rows that are no clips.
+        left_out: recordings left out on purpose, by reason; not counted.
+    """
+
+    corpus: Corpus
+    clips: list[Clip]
+    keys: list[str]
+    problems: list[Problem]
+    left_out: Counter[str]
+
+    @property
+    def count(self) -> int:
+        """Everything found."""
+        return len(self.clips) + len(self.problems)
+
+    @property
+    def digest(self) -> str:
+        """Changes with any label, file or problem."""
+        labels = [list(vars(clip).values()) for clip in self.clips]
+        return records.digest([labels, self.keys, [list(vars(problem).values()) for problem in self.problems]])
+
+
+def find(corpus: Corpus, config: Experiment) -> Found:
+    """Read a corpus and list its files.
+
+    Raises:
+        ConfigError, DataError, StorageError: it cannot be read.
+    """
+    read = corpora.read(corpus, languages=config.languages, storage_root=config.storage)
+    root = root_of(corpus, config)
+    versions = _versions(root, {clip.source for clip in read.clips})
+    keys = [_key(clip, corpus, root, versions[clip.source], config.audio) for clip in read.clips]
+    return Found(corpus, read.clips, keys, read.problems, read.left_out)
+
+
+def root_of(corpus: Corpus, config: Experiment) -> str:
+    """The corpus's root with its placeholder filled in."""
+    return corpus.root.replace("{storage}", config.storage.rstrip("/"))
+
+
+def _key(clip: Clip, corpus: Corpus, root: str, version: str, audio: Audio) -> str:
+    door = {name: value for name, value in dump(audio).items() if name in _DOOR}
+    place = clip.source.removeprefix(root)  # a corpus may be moved
+    return records.digest([corpus.name, clip.id, clip.language, place, version, clip.start, clip.end, door])
+
+
+def _versions(root: str, sources: set[str]) -> dict[str, str]:
+    """Size and version of every source, from one listing for the root and one for each folder elsewhere.
+
+    A fragment (`x.parquet#row=17`) has the version of its file. A file that is not there has none, and is found
+    missing when it is read.
+    """
+    known: dict[str, str] = {}
+    for folder in sorted({_folder(root, recordings.file_of(source)) for source in sources}):
+        known |= _listed(folder)
+    files = {source: recordings.file_of(source) for source in sources}
+    return {source: known.get(_place(file)) or _version(file) for source, file in files.items()}
+
+
+def _listed(folder: str) -> dict[str, str]:
+    try:
+        return {_place(info.location): f"{info.size}-{info.version}" for info in storage.list_files(folder)}
+    except UnicodeDecodeError:
+        return {}  # Arrow lists no names in other encodings; those files are looked at one by one
+
+
+def _version(file: str) -> str:
+    """Of a file that no listing shows."""
+    if storage.is_remote(file):
+        return ""
+    try:
+        found = Path(recordings.local_path(file)).stat()
+    except OSError:
+        return ""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _folder(root: str, source: str) -> str:
+    folder = root if not root.endswith((".csv", ".jsonl")) else root.rpartition("/")[0] or "."
+    return folder if _place(source).startswith(_place(folder) + "/") else source.rpartition("/")[0]
+
+
+def _place(location: str) -> str:
+    """One spelling for each location."""
+    return storage.resolve(location)[1].rstrip("/") if location else ""
+
+
+def unreachable(config: Experiment) -> str | None:
+    """The first corpus root that cannot be reached, as a line for people; None if all can."""
+    for corpus in config.corpora:
+        root = root_of(corpus, config)
+        try:
+            if storage.exists(root):
+                continue
+            reason = "there is nothing"
+        except StorageError as error:
+            reason = str(error)
+        return f"{corpus.name} at {root}: {reason}"
+    return None

@@ -1,0 +1,178 @@
+"""Prepare run again: what is new is added, what is unchanged is not decoded, nothing disappears without a line."""
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from fuzz import spoilt
+from ray import cloudpickle
+from test_prepare_stream import experiment, write_corpus, write_manifest
+
+from lakd_ray import records, storage
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare, shards
+from lakd_ray.errors import DataError
+from lakd_ray.schema import KINDS
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+def table(config: Experiment, name: str) -> dict[str, dict[str, Any]]:
+    rows = storage.read_table(f"{config.stage_folder('prepare')}/{name}.parquet").to_pylist()
+    return {row["utterance"]: row for row in rows}
+
+
+def written(config: Experiment) -> dict[str, int]:
+    """When each shard was written."""
+    return {file.name: file.stat().st_mtime_ns for file in Path(config.stage_folder("prepare"), "shards").iterdir()}
+
+
+def edit(config: Experiment, change: Any) -> None:
+    file = Path(config.corpora[0].root, "manifest.csv")
+    file.write_text("\n".join(change(file.read_text().splitlines())) + "\n")
+
+
+@pytest.fixture
+def prepared(tmp_path) -> Experiment:
+    write_corpus(tmp_path / "corpus")
+    config = experiment(tmp_path, max_quarantined=0.1)
+    prepare.run(config)
+    return config
+
+
+def test_changes_one_after_the_other(prepared, capsys):
+    corpus, first, before = Path(prepared.corpora[0].root), table(prepared, "manifest"), written(prepared)
+    digest = manifests.load(prepared).digest
+
+    edit(prepared, lambda lines: [line.replace("en0-anger.wav,anger", "en0-anger.wav,sadness") for line in lines])
+    prepare.run(prepared)
+    assert written(prepared) == before  # a label is no reason to decode anything
+    assert table(prepared, "manifest")["c/en0-anger.wav"]["emotion"] == "sadness"
+    assert manifests.load(prepared).digest != digest
+
+    soundfile.write(corpus / "new.wav", 0.1 * np.random.default_rng(5).standard_normal(16_000), 16_000)
+    soundfile.write(corpus / "fi0-anger.wav", 0.1 * np.random.default_rng(6).standard_normal(8_000), 16_000)
+    gone = "en1-anger.wav"
+    edit(prepared, lambda lines: [*(line for line in lines if gone not in line), "new.wav,anger,en,en-0"])
+    capsys.readouterr()
+    prepare.run(prepared)
+    printed = capsys.readouterr().out
+    assert "30 clips as they were, 2 new or changed" in printed
+    assert "1 clips are no longer in the corpora: c/en1-anger.wav" in printed
+    now = table(prepared, "manifest")
+    assert first.keys() - now.keys() == {f"c/{gone}"} and now.keys() - first.keys() == {"c/new.wav"}
+    assert now["c/fi0-anger.wav"]["num_samples"] == 8_000
+    place = ("shard", "row_group", "row", "audio_sha256")
+    for name in first.keys() & now.keys() - {"c/fi0-anger.wav"}:
+        assert [now[name][column] for column in place] == [first[name][column] for column in place]
+    assert before.items() <= written(prepared).items()  # runs may be reading the old ones
+
+    prepare.run(prepared)
+    assert "already done" in capsys.readouterr().out
+    shutil.rmtree(corpus)
+    prepare.run(prepared)
+    assert "not compared with corpus c at" in capsys.readouterr().out
+    assert table(prepared, "manifest") == now
+
+
+def test_interrupted_it_goes_on(prepared):
+    folder, before, first = Path(prepared.stage_folder("prepare")), written(prepared), table(prepared, "manifest")
+    (folder / "manifest.parquet").unlink()
+    records.start(str(folder), prepare.made_by(prepared))
+    lost = min(before)
+    (folder / "shards" / lost).unlink()
+    prepare.run(prepared)
+    after = written(prepared)
+    assert {name for name in before if after.get(name) != before[name]} == {lost}
+    assert table(prepared, "manifest") == first
+
+
+def test_lost_and_damaged_shards(prepared, capsys):
+    shard_folder = Path(prepared.stage_folder("prepare"), "shards")
+    first, names = table(prepared, "manifest"), sorted(written(prepared))
+    assert shards.damaged(str(shard_folder)) == []
+    (shard_folder / names[0]).unlink()
+    content = bytearray((shard_folder / names[1]).read_bytes())
+    content[len(content) // 2] ^= 1
+    (shard_folder / names[1]).write_bytes(content)
+    assert shards.damaged(str(shard_folder)) == [names[1]]
+    (shard_folder / names[1]).write_bytes(b"PAR1")
+    prepare.run(prepared)
+    assert f"shard {names[1]} cannot be read" in capsys.readouterr().out
+    assert shards.damaged(str(shard_folder)) == []
+    assert table(prepared, "manifest") == first
+
+
+def test_copies_and_what_is_tried_again(prepared):
+    corpus = Path(prepared.corpora[0].root)
+    shutil.copy(corpus / "en0-anger.wav", corpus / "copy.wav")
+    (corpus / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(500))
+    edit(prepared, lambda lines: [*lines, "copy.wav,anger,en,en-0", "phone.m4a,anger,en,en-0"])
+    prepare.run(prepared)
+    refused = table(prepared, "quarantine")
+    assert refused["c/en0-anger.wav"]["kind"] == "duplicate"  # copy.wav comes first by id
+    assert "same audio as c/copy.wav, which is kept" in refused["c/en0-anger.wav"]["reason"]
+    assert refused["c/phone.m4a"]["kind"] in {"needs-ffmpeg", "undecodable"}
+    (corpus / "copy.wav").unlink()
+    edit(prepared, lambda lines: [line for line in lines if "copy.wav" not in line])
+    prepare.run(prepared)
+    assert "c/en0-anger.wav" in table(prepared, "manifest")
+
+
+def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any], alone: bool) -> dict[str, str]:
+    """What the task does, but one recording takes the process with it that decodes it (runs in a Ray worker)."""
+    from lakd_ray.data import alone as alones
+    from lakd_ray.data import quality, shards
+
+    def here(content: bytes, **arguments: Any) -> dict[str, Any]:
+        if "en2-sadness" in arguments["where"]:
+            signal.raise_signal(signal.SIGKILL)
+        return quality.admit(content, **arguments)
+
+    def there(self: Any, content: bytes, **arguments: Any) -> Any:
+        if "en2-sadness" in arguments["where"]:
+            return self.call(signal.raise_signal, signal.SIGKILL)
+        return self.call(quality.admit, content, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards._Here, "admit", staticmethod(here))
+        patch.setattr(alones.Alone, "admit", there)
+        return shards._write_shard(item, folder, audio, alone)
+
+
+def test_a_recording_that_kills_its_decoder(tmp_path, monkeypatch, capsys):
+    write_corpus(tmp_path / "corpus")
+    config = experiment(tmp_path, max_quarantined=0.1)
+    monkeypatch.setattr(shards, "_write_shard", write_shard_fatally)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        prepare.run(config)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert table(config, "quarantine").keys() == {"c/en2-sadness.flac"}
+    assert "kills the process" in table(config, "quarantine")["c/en2-sadness.flac"]["reason"]
+    assert "tasks died while decoding" in capsys.readouterr().err
+    assert len(table(config, "manifest")) == 31
+
+
+@pytest.mark.slow
+def test_a_corpus_of_spoilt_recordings(tmp_path):
+    rows = []
+    (tmp_path / "corpus").mkdir()
+    for name, content in spoilt(1000, seed=11):
+        (tmp_path / "corpus" / name).write_bytes(content)
+        rows.append((name, "anger", "en", "one"))
+    write_manifest(tmp_path / "corpus", rows)
+    config = experiment(tmp_path, max_quarantined=1.0, shard_utterances=100)
+    prepare.run(config)
+    accepted, refused = table(config, "manifest"), table(config, "quarantine")
+    assert len(accepted) + len(refused) == 1000 and not accepted.keys() & refused.keys()
+    assert {row["kind"] for row in refused.values()} <= KINDS.keys()
+    with pytest.raises(DataError, match=r"of 1000 clips cannot be used \(.*undecodable \d+"):
+        prepare.run(experiment(tmp_path, shard_utterances=100))
