@@ -52,7 +52,7 @@ def run(config: Experiment) -> str:
         print(f"prepare: already done, {folder}; not compared with corpus {where}")
         return folder
     found = [sources.find(corpus, config) for corpus in config.corpora]
-    state = records.digest([corpus.digest for corpus in found])
+    state = records.digest([*(corpus.digest for corpus in found), config.audio.max_quarantined])
     if done and (records.read(folder) or {}).get("corpora") == state:
         print(f"prepare: already done, {folder}")
         return folder
