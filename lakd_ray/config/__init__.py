@@ -1,27 +1,26 @@
 """The experiment file as typed, frozen configuration."""
 
+from lakd_ray.config.base import Section
 from lakd_ray.config.file import describe, dump, load, values
+from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
 from lakd_ray.config.sections import (
     Audio,
     Batch,
     Cluster,
     Corpus,
     Distill,
-    DistillLoss,
     Experiment,
     Model,
     Optim,
     Paradigm,
     Recipe,
     Search,
-    Section,
     Serve,
     Setup,
     Split,
     Stage,
     Train,
     Tune,
-    Weighting,
 )
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
     "Distill",
     "DistillLoss",
     "Experiment",
+    "LabelLoss",
     "Model",
     "Optim",
     "Paradigm",

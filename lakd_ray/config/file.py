@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from lakd_ray.config.sections import Experiment, Recipe, Section
+from lakd_ray.config.base import Section
+from lakd_ray.config.sections import Experiment, Recipe
 from lakd_ray.errors import ConfigError
 
 

@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from lakd_ray.config.base import Section
+from lakd_ray.config.losses import DistillLoss, LabelLoss
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -11,13 +13,6 @@ Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Paradigm = Literal["ft", "kd", "mtkd"]
 Setup = Literal["monolingual", "multilingual"]
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
-Weighting = Literal["uniform", "similarity", "similarity-centred", "language"]
-
-
-class Section(BaseModel):
-    """A part of the experiment file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Split(Section):
@@ -51,11 +46,11 @@ class Corpus(Section):
     """The reader of its layout; `lakd corpora` lists them."""
     root: str
     """Folder or manifest file. `{storage}` stands for the experiment's storage."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Options of the importer."""
     only_languages: tuple[Language, ...] | None = None
     """Keep only these languages of a corpus that has more."""
-    emotions: dict[str, str] = {}
+    emotions: dict[str, str] = Field({})
     """Rename the corpus's own emotion names: theirs -> ours."""
     split: Split = Split()
     """Folds."""
@@ -139,21 +134,8 @@ class Recipe(Section):
     """The network."""
     optim: Optim = Optim()
     """The optimizer."""
-
-
-class DistillLoss(Section):
-    """The distillation term: loss = (1 - lam) CE + lam sum_k w_k KL_k."""
-
-    temperature: float = Field(5.0, gt=0)
-    """Softens teacher and student probabilities."""
-    lam: float = Field(1 / 13, ge=0, le=1)
-    """Share of the distillation term. 1/13 balances as the paper's 0.25 does with its four times smaller KL."""
-    weighting: Weighting = "similarity"
-    """How the teachers are weighted for each utterance (mtkd only)."""
-    tau: float = Field(0.25, gt=0)
-    """Temperature of the softmax over teacher similarities."""
-    reference_compat: bool = False
-    """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
+    label_loss: LabelLoss = LabelLoss()
+    """The loss against the labels; a student's distillation term comes on top."""
 
 
 class Distill(Section):

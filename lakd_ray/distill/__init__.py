@@ -1,14 +1,20 @@
-"""Distillation losses and teacher weightings: pure functions of tensors."""
+"""Losses and teacher weightings: pure functions of tensors. docs/method.md has the formulas and where they are from."""
 
-from lakd_ray.distill.losses import DistillationLoss, UtteranceLosses, distillation_loss, utterance_losses
-from lakd_ray.distill.weightings import WEIGHTINGS, Languages, teacher_weights
+from lakd_ray.distill.attention import mixture_losses
+from lakd_ray.distill.hidden import hidden_state_losses
+from lakd_ray.distill.labels import class_weights, label_losses
+from lakd_ray.distill.losses import DistillationLoss, distillation_loss
+from lakd_ray.distill.weightings import WEIGHTINGS, Languages, WeightingInputs, teacher_weights
 
 __all__ = [
     "WEIGHTINGS",
     "DistillationLoss",
     "Languages",
-    "UtteranceLosses",
+    "WeightingInputs",
+    "class_weights",
     "distillation_loss",
+    "hidden_state_losses",
+    "label_losses",
+    "mixture_losses",
     "teacher_weights",
-    "utterance_losses",
 ]

@@ -15,75 +15,43 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakd_ray.distill.weightings import Languages, teacher_weights
+from lakd_ray.distill.labels import label_losses
+from lakd_ray.distill.weightings import Languages, WeightingInputs, teacher_weights
+
+# Added to a variance, so that equal logits, which have none, become zeros and not NaN.
+_NO_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """The parts of the loss, each a mean over the batch.
+    """The parts of the loss: of each utterance, for sums that are divided by a global count, and as means.
 
     Attributes:
-        total: what is minimised, scalar.
-        ce: cross-entropy, scalar.
-        kl: weighted sum of the teachers' divergences, scalar.
+        total_B: what is minimised, shape [B].
+        ce_B: loss against the labels, shape [B].
+        kl_B: weighted sum of the teachers' divergences, shape [B].
         weights_BK: the teachers' weights, detached; rows sum to one.
     """
-
-    total: Tensor
-    ce: Tensor
-    kl: Tensor
-    weights_BK: Tensor
-
-
-@dataclass(frozen=True)
-class UtteranceLosses:
-    """As `DistillationLoss`, one value per utterance: for sums that are divided by a global count."""
 
     total_B: Tensor
     ce_B: Tensor
     kl_B: Tensor
     weights_BK: Tensor
 
+    @property
+    def total(self) -> Tensor:
+        """Mean over the batch, scalar."""
+        return self.total_B.mean()
 
-def kl_divergence(student_logits_BC: Tensor, teacher_logits_BKC: Tensor, temperature: float) -> Tensor:
-    """KL(softmax(z_k / T) || softmax(z_s / T)) T^2 for every utterance and teacher, shape [B, K]."""
-    logq_BC = F.log_softmax(student_logits_BC / temperature, dim=-1)
-    logp_BKC = F.log_softmax(teacher_logits_BKC / temperature, dim=-1)
-    return (logp_BKC.exp() * (logp_BKC - logq_BC.unsqueeze(1))).sum(dim=-1) * temperature**2
+    @property
+    def ce(self) -> Tensor:
+        """Mean over the batch, scalar."""
+        return self.ce_B.mean()
 
-
-def utterance_losses(
-    student_logits_BC: Tensor,
-    teacher_logits_BKC: Tensor,
-    labels_B: Tensor,
-    *,
-    temperature: float,
-    lam: float,
-    weighting: str = "similarity",
-    tau: float = 0.25,
-    languages: Languages | None = None,
-    reference_compat: bool = False,
-) -> UtteranceLosses:
-    """The loss of each utterance; arguments as in `distillation_loss`.
-
-    Raises:
-        ValueError: shapes do not fit, a number is out of range, or the weighting needs languages and has none.
-    """
-    _check(student_logits_BC, teacher_logits_BKC, labels_B, temperature=temperature, lam=lam, tau=tau)
-    teacher_logits_BKC = teacher_logits_BKC.detach()
-    weights_BK = teacher_weights(
-        "similarity" if reference_compat else weighting,
-        student_logits_BC.detach(),
-        teacher_logits_BKC,
-        tau=tau,
-        languages=languages,
-        per_batch=reference_compat,
-    )
-    ce_B = F.cross_entropy(student_logits_BC, labels_B, reduction="none")
-    kl_B = (weights_BK * kl_divergence(student_logits_BC, teacher_logits_BKC, temperature)).sum(dim=-1)
-    if reference_compat:
-        kl_B = kl_B / student_logits_BC.shape[-1]
-    return UtteranceLosses((1 - lam) * ce_B + lam * kl_B, ce_B, kl_B, weights_BK)
+    @property
+    def kl(self) -> Tensor:
+        """Mean over the batch, scalar."""
+        return self.kl_B.mean()
 
 
 def distillation_loss(
@@ -97,8 +65,15 @@ def distillation_loss(
     tau: float = 0.25,
     languages: Languages | None = None,
     reference_compat: bool = False,
+    own_language: float = 0.8,
+    confidence: str = "label",
+    attention_scores_BK: Tensor | None = None,
+    standardise: bool = False,
+    label_weights_B: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> DistillationLoss:
-    """The whole of the method in one call.
+    """The whole of the method in one call. No gradient flows into the weights or the teachers.
 
     Args:
         student_logits_BC: student's logits, shape [B, C].
@@ -107,25 +82,68 @@ def distillation_loss(
         temperature: softens both distributions, > 0.
         lam: share of the distillation term, in [0, 1].
         weighting: a name in `lakd_ray.distill.WEIGHTINGS`.
-        tau: temperature of the softmax over teacher similarities, > 0.
+        tau: temperature of the softmax over the teachers' scores, > 0.
         languages: for weighting `language`, the utterances' and the teachers' languages.
         reference_compat: KL and weights exactly as the reference code computes them (ignores `weighting`).
+        own_language: for weighting `language`, the share of the teachers of the utterance's language, in [0, 1].
+        confidence: for weighting `confidence`, what it goes by: `label` or `entropy`.
+        attention_scores_BK: for weighting `attention`, the scores of a learned attention, shape [B, K].
+        standardise: compare logits of zero mean and unit variance over classes, see `standardised`.
+        label_weights_B, focal_gamma, label_smoothing: the loss against the labels, see `label_losses`.
 
     Raises:
-        ValueError: shapes do not fit, a number is out of range, or the weighting needs languages and has none.
+        ValueError: shapes do not fit, a number is out of range, settings exclude each other, or the weighting has not
+            what it needs.
     """
-    parts = utterance_losses(
-        student_logits_BC,
-        teacher_logits_BKC,
-        labels_B,
-        temperature=temperature,
-        lam=lam,
-        weighting=weighting,
-        tau=tau,
-        languages=languages,
-        reference_compat=reference_compat,
+    _check(student_logits_BC, teacher_logits_BKC, labels_B, temperature=temperature, lam=lam, tau=tau)
+    if reference_compat and standardise:
+        raise ValueError("the reference code does not standardise logits: set standardise or reference_compat to false")
+    teacher_logits_BKC = teacher_logits_BKC.detach()
+    weights_BK = teacher_weights(
+        weighting,
+        WeightingInputs(
+            student_logits_BC,
+            teacher_logits_BKC,
+            labels_B,
+            tau=tau,
+            languages=languages,
+            own_language=own_language,
+            confidence=confidence,
+            scores_BK=attention_scores_BK,
+        ),
+        per_batch=reference_compat,
     )
-    return DistillationLoss(parts.total_B.mean(), parts.ce_B.mean(), parts.kl_B.mean(), parts.weights_BK)
+    ce_B = label_losses(
+        student_logits_BC,
+        labels_B,
+        weights_B=label_weights_B,
+        focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing,
+    )
+    compared = (student_logits_BC, teacher_logits_BKC)
+    if standardise:
+        compared = (standardised(student_logits_BC), standardised(teacher_logits_BKC))
+    kl_B = (weights_BK * kl_divergence(*compared, temperature)).sum(dim=-1)
+    if reference_compat:
+        kl_B = kl_B / student_logits_BC.shape[-1]
+    return DistillationLoss((1 - lam) * ce_B + lam * kl_B, ce_B, kl_B, weights_BK)
+
+
+def kl_divergence(student_logits_BC: Tensor, teacher_logits_BKC: Tensor, temperature: float) -> Tensor:
+    """KL(softmax(z_k / T) || softmax(z_s / T)) T^2 for every utterance and teacher, shape [B, K]."""
+    logq_BC = F.log_softmax(student_logits_BC / temperature, dim=-1)
+    logp_BKC = F.log_softmax(teacher_logits_BKC / temperature, dim=-1)
+    return (logp_BKC.exp() * (logp_BKC - logq_BC.unsqueeze(1))).sum(dim=-1) * temperature**2
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits [..., C] less their mean over classes, over their standard deviation; same shape.
+
+    Logit standardisation of Sun et al. 2024 (arXiv 2403.01427): the student learns the teacher's order and proportions,
+    not the size of its logits. The deviation is that of the C logits (divided by C); their published code takes the
+    sample deviation (C - 1), which for four classes is as a temperature 1.15 times as high.
+    """
+    return F.layer_norm(logits, logits.shape[-1:], eps=_NO_VARIANCE)
 
 
 def _check(student: Tensor, teachers: Tensor, labels: Tensor, *, temperature: float, lam: float, tau: float) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, skip, training_epoch
 from lakd_ray.data.stream import AudioBatch, Source, stream
+from lakd_ray.distill import class_weights
 from lakd_ray.errors import SplitError
 from lakd_ray.models import pad
 from lakd_ray.runs import Run
@@ -40,6 +42,13 @@ class Feed:
     def dev_rows(self) -> Rows:
         """Rows its epoch is chosen on."""
         return self._rows("dev")
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """Weight of each class, by its utterances among all rows trained on, shape [C]; None if all are alike."""
+        balance = self.run.recipe.label_loss.class_balance
+        counts_C = np.bincount(self.manifest.labels_N[self.train_rows], minlength=len(self.run.emotions))
+        return class_weights(torch.from_numpy(counts_C), balance).float() if balance else None
 
     def _rows(self, split: str) -> Rows:
         rows = self.manifest.rows(split, self.run.languages)
@@ -88,13 +97,15 @@ class Feed:
         """A batch as the model wants it."""
         ready = arrived.signals if self.source else [normalise(wave_T) for wave_T in arrived.signals]
         inputs, lengths_B = pad([torch.from_numpy(signal) for signal in ready])
-        teachers = self.teacher_logits_NKC
+        labels_B = torch.from_numpy(self.manifest.labels_N[arrived.rows])
+        teachers, weights_C = self.teacher_logits_NKC, self.class_weights
         return Batch(
             inputs=inputs,
             lengths_B=lengths_B,
-            labels_B=torch.from_numpy(self.manifest.labels_N[arrived.rows]),
+            labels_B=labels_B,
             languages=[str(code) for code in self.manifest.languages_N[arrived.rows]],
             teacher_logits_BKC=None if teachers is None else teachers[torch.from_numpy(arrived.rows)],
+            label_weights_B=None if weights_C is None else weights_C[labels_B],
         )
 
     def seconds(self, epoch: Epoch) -> tuple[float, float]:

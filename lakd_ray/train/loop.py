@@ -119,7 +119,9 @@ class Trainer:
             if (arrived.split, arrived.epoch) != ("train", epoch):
                 raise DataError(f"expected a batch of epoch {epoch}, found {arrived.split} of epoch {arrived.epoch}")
             batch = batch.to(self.engine.device, self.engine.dtype)
-            parts = losses(self.engine.forward, batch, self.run.loss, self.teacher_languages)
+            parts = losses(
+                self.engine.forward, batch, self.run.loss, self.teacher_languages, self.run.recipe.label_loss
+            )
             self.engine.backward(parts.loss, counts[index // self.engine.accumulation])
             self.engine.step()
             self.sums += parts.detached()

@@ -8,12 +8,29 @@ import torch
 import torch.nn.functional as F
 
 from lakd_ray.config import Distill, DistillLoss
-from lakd_ray.distill import WEIGHTINGS, Languages, distillation_loss, teacher_weights, utterance_losses
-from lakd_ray.distill.losses import kl_divergence
+from lakd_ray.distill import WEIGHTINGS, Languages, WeightingInputs, distillation_loss, teacher_weights
+from lakd_ray.distill.losses import kl_divergence, standardised
 
 B, K, C = 6, 3, 4
 CODES = Languages(("en", "fi", "fr", "sv", "en", "fi"), ("en", "fi", "fr"))
-SETTINGS: dict[str, Any] = {"temperature": 5.0, "lam": 0.25, "tau": 0.25, "languages": CODES}
+SCORES = torch.from_numpy(np.random.default_rng(5).normal(size=(B, K)))
+SETTINGS: dict[str, Any] = {
+    "temperature": 5.0,
+    "lam": 0.25,
+    "tau": 0.25,
+    "languages": CODES,
+    "attention_scores_BK": SCORES,
+}
+OPTIONS: list[dict[str, Any]] = [
+    *({"weighting": name} for name in WEIGHTINGS),
+    {"weighting": "confidence", "confidence": "entropy"},
+    {"weighting": "language", "own_language": 0.5},
+    {"standardise": True},
+    {"focal_gamma": 2.0},
+    {"label_smoothing": 0.1},
+    {"label_weights_B": torch.from_numpy(np.random.default_rng(6).uniform(0.5, 2, B))},
+]
+IDS = [" ".join(str(value) for pair in options.items() for value in pair)[:40] for options in OPTIONS]
 
 
 @pytest.fixture
@@ -47,8 +64,9 @@ def terms(student: np.ndarray, teachers: np.ndarray, labels: np.ndarray, T: floa
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_by_hand(weighting, temperature, lam, arrays, tensors):
     ce, kl = terms(*arrays, temperature)
-    weights = teacher_weights(weighting, *tensors[:2], tau=0.25, languages=CODES).numpy()  # see test_weightings
-    found = utterance_losses(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
+    inputs = WeightingInputs(*tensors, languages=CODES, scores_BK=SCORES)
+    weights = teacher_weights(weighting, inputs).numpy()  # see test_weightings
+    found = distillation_loss(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
     np.testing.assert_allclose(found.ce_B, ce, rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.kl_B, (weights * kl).sum(axis=1), rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.total_B, (1 - lam) * ce + lam * (weights * kl).sum(axis=1), rtol=0, atol=1e-9)
@@ -75,18 +93,79 @@ def test_reference_compat_by_hand(weighting, arrays, tensors):
     np.testing.assert_allclose(found.weights_BK, np.tile(weights, (B, 1)), rtol=0, atol=1e-9)
 
 
-def test_the_batch_loss_is_the_mean_of_the_utterances(tensors):
-    whole, parts = distillation_loss(*tensors, **SETTINGS), utterance_losses(*tensors, **SETTINGS)
+def test_what_is_minimised_is_the_mean_of_the_utterances(tensors):
+    found = distillation_loss(*tensors, **SETTINGS)
     for name in ("total", "ce", "kl"):
-        torch.testing.assert_close(getattr(whole, name), getattr(parts, f"{name}_B").mean())
+        torch.testing.assert_close(getattr(found, name), getattr(found, f"{name}_B").sum() / B)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "language"])
-def test_gradcheck_where_weights_do_not_depend_on_logits(weighting, tensors):
+@pytest.mark.parametrize("options", OPTIONS, ids=IDS)
+def test_an_utterances_loss_does_not_depend_on_its_batch(options, tensors):
+    whole = distillation_loss(*tensors, **SETTINGS | options)
+    for i in range(B):
+        alone: dict[str, Any] = (
+            SETTINGS | options | {"languages": Languages(CODES.utterances[i : i + 1], CODES.teachers)}
+        )
+        for name, value in alone.items():
+            alone[name] = value[i : i + 1] if isinstance(value, torch.Tensor) else value
+        found = distillation_loss(*(tensor[i : i + 1] for tensor in tensors), **alone)
+        for name in ("total_B", "ce_B", "kl_B", "weights_BK"):
+            torch.testing.assert_close(getattr(found, name)[0], getattr(whole, name)[i], atol=1e-12, rtol=0)
+
+
+def test_only_the_reference_lets_batch_mates_in(tensors):
+    whole = distillation_loss(*tensors, **SETTINGS, reference_compat=True)
+    part = distillation_loss(*(tensor[:2] for tensor in tensors), **SETTINGS, reference_compat=True)
+    assert float((whole.total_B[:2] - part.total_B).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_standardised_by_hand(temperature, arrays, tensors):
+    student, teachers, labels = arrays
+    z = [(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).mean()) for row in student]
+    own = [[(row - row.mean()) / row.std() for row in rows] for rows in teachers]
+    _, kl = terms(np.array(z), np.array(own), labels, temperature)
+    found = distillation_loss(
+        *tensors, **SETTINGS | {"temperature": temperature}, weighting="uniform", standardise=True
+    )
+    np.testing.assert_allclose(found.kl_B, kl.mean(axis=1), rtol=0, atol=1e-9)
+    plain = distillation_loss(*tensors, **SETTINGS, standardise=False)
+    torch.testing.assert_close(found.ce_B, plain.ce_B)  # the labels see the logits as they are
+
+
+def test_standardised_logits_are_blind_to_size_and_shift(tensors):
+    student, teachers, labels = tensors
+    one, other = (
+        distillation_loss(z, scale * teachers + shift, labels, **SETTINGS, weighting="uniform", standardise=True)
+        for z, scale, shift in ((student, 1, 0), (student, 3, 7))
+    )
+    torch.testing.assert_close(one.kl_B, other.kl_B, atol=1e-9, rtol=0)
+
+
+def test_equal_logits_have_no_variance_and_finite_gradients(tensors):
+    student, teachers, labels = torch.full((B, C), 3.0), tensors[1].float(), tensors[2]
+    assert float(standardised(student).abs().max()) < 1e-3
+    student.requires_grad_()
+    loss = distillation_loss(student, teachers, labels, temperature=2.0, lam=0.5, standardise=True)
+    (gradient,) = torch.autograd.grad(loss.total, student)
+    assert torch.isfinite(loss.total) and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"weighting": name} for name in WEIGHTINGS if not name.startswith("similarity")),
+        {"weighting": "uniform", "standardise": True},
+        {"weighting": "uniform", "focal_gamma": 1.5},
+        {"weighting": "uniform", "label_smoothing": 0.1, "label_weights_B": torch.arange(1.0, B + 1).double()},
+    ],
+    ids=str,
+)
+def test_gradcheck_where_weights_do_not_depend_on_the_student(options, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: utterance_losses(z, teachers, labels, **SETTINGS, weighting=weighting).total_B, (student,)
+        lambda z: distillation_loss(z, teachers, labels, **SETTINGS | options).total_B, (student,)
     )
 
 
@@ -114,10 +193,18 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
     teachers.requires_grad_()
-    loss = distillation_loss(student, teachers, labels, **SETTINGS, weighting=weighting, reference_compat=compat)
+    scores = SCORES.clone().requires_grad_()
+    loss = distillation_loss(
+        student,
+        teachers,
+        labels,
+        **SETTINGS | {"attention_scores_BK": scores},
+        weighting=weighting,
+        reference_compat=compat,
+    )
     assert not loss.weights_BK.requires_grad
     loss.total.backward()
-    assert teachers.grad is None
+    assert teachers.grad is None and scores.grad is None
     assert student.grad.abs().min() > 0
 
 
@@ -125,9 +212,8 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
 def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
     student, teachers, labels = tensors
     languages = Languages(CODES.utterances, (None,))
-    found = distillation_loss(
-        student, teachers[:, :1], labels, **SETTINGS | {"languages": languages}, weighting=weighting
-    )
+    settings = SETTINGS | {"languages": languages, "attention_scores_BK": SCORES[:, :1]}
+    found = distillation_loss(student, teachers[:, :1], labels, **settings, weighting=weighting)
     soft, logq = F.softmax(teachers[:, 0] / 5, dim=1), F.log_softmax(student / 5, dim=1)
     kd = 25 * F.kl_div(logq, soft, reduction="batchmean")
     torch.testing.assert_close(found.total, 0.75 * F.cross_entropy(student, labels) + 0.25 * kd, atol=1e-12, rtol=0)
@@ -217,3 +303,5 @@ def test_wrong_values(change, tensors):
         distillation_loss(*tensors, **SETTINGS | change)
     with pytest.raises(ValueError, match="unknown weighting"):
         distillation_loss(*tensors, **SETTINGS, weighting="none")
+    with pytest.raises(ValueError, match="set standardise or reference_compat to false"):
+        distillation_loss(*tensors, **SETTINGS, standardise=True, reference_compat=True)

@@ -1,13 +1,19 @@
 """Teacher weights against the formulas written out in numpy."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from lakd_ray.distill import WEIGHTINGS, Languages, teacher_weights
+from lakd_ray.distill import WEIGHTINGS, Languages, WeightingInputs, teacher_weights
 
 B, K, C = 5, 3, 4
 CODES = Languages(("en", "fi", "fr", "sv", "en"), ("en", "fi", "fr"))
+LABELS = np.array([2, 0, 3, 1, 1])
+SCORES = np.random.default_rng(4).normal(size=(B, K))
+BY_LABEL = ("confidence", "top1", "rank")
 
 
 @pytest.fixture
@@ -16,9 +22,16 @@ def logits() -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(B, C)), 2 * random.normal(size=(B, K, C)) + 1
 
 
-def weights(name: str, student: np.ndarray, teachers: np.ndarray, tau: float = 0.25, **rest) -> np.ndarray:
-    rest.setdefault("languages", CODES)
-    return teacher_weights(name, torch.from_numpy(student), torch.from_numpy(teachers), tau=tau, **rest).numpy()
+def inputs(student: np.ndarray, teachers: np.ndarray, tau: float = 0.25, **rest: Any) -> WeightingInputs:
+    tensors = (torch.from_numpy(array) for array in (student, teachers, LABELS))
+    scores = torch.from_numpy(SCORES[:, : teachers.shape[1]])
+    return WeightingInputs(*tensors, **{"tau": tau, "languages": CODES, "scores_BK": scores} | rest)
+
+
+def weights(
+    name: str, student: np.ndarray, teachers: np.ndarray, tau: float = 0.25, *, per_batch: bool = False, **rest: Any
+) -> np.ndarray:
+    return teacher_weights(name, inputs(student, teachers, tau, **rest), per_batch=per_batch).numpy()
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -36,8 +49,18 @@ def expected(name: str, student: np.ndarray, teachers: np.ndarray, tau: float) -
         z, own = student[i], [teachers[i, k] for k in range(K)]
         if name == "similarity-centred":
             z, own = z - z.mean(), [teacher - teacher.mean() for teacher in own]
+        chances = [shares(list(teacher))[LABELS[i]] for teacher in own]
+        order = sorted(range(K), key=lambda k: -chances[k])
         if name == "uniform":
             rows.append(np.full(K, 1 / K))
+        elif name == "confidence":
+            rows.append(shares([chance / tau for chance in chances]))
+        elif name == "top1":
+            rows.append([float(k == order[0]) for k in range(K)])
+        elif name == "rank":
+            rows.append([[3 / 6, 2 / 6, 1 / 6][order.index(k)] for k in range(K)])
+        elif name == "attention":
+            rows.append(shares(list(SCORES[i])))
         elif name == "language":
             rows.append([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [1 / 3] * 3, [0.8, 0.1, 0.1]][i])
         else:
@@ -63,14 +86,14 @@ def test_one_set_of_weights_per_batch_from_the_mean_cosine(logits):
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_precision_follows_the_logits(name, logits):
-    student, teachers = (torch.from_numpy(array).float() for array in logits)
-    found = teacher_weights(name, student, teachers, tau=0.25, languages=CODES)
+    given = inputs(*(array.astype(np.float32) for array in logits), scores_BK=torch.from_numpy(SCORES).float())
+    found = teacher_weights(name, given)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected(name, *logits, 0.25), atol=1e-6)
 
 
 @pytest.mark.parametrize("per_batch", [False, True])
-@pytest.mark.parametrize("name", ["uniform", "similarity", "similarity-centred"])
+@pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name not in ("language", "attention")])
 def test_equal_teachers_have_equal_weights(name, per_batch, logits):
     student, teachers = logits
     found = weights(name, student, np.repeat(teachers[:, :1], K, axis=1), per_batch=per_batch)
@@ -121,6 +144,69 @@ def test_language_needs_to_know_all_languages(languages, logits):
         ValueError, match=r"needs the languages of 5 utterances and 3 teachers, found (None|\(\d, \d\))"
     ):
         weights("language", *logits, languages=languages)
+
+
+def test_own_language_is_a_setting(logits):
+    found = weights("language", *logits, own_language=0.5)
+    np.testing.assert_allclose(found[0], [0.5, 0.25, 0.25], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"expected own_language in \[0, 1\], found 1.5"):
+        weights("language", *logits, own_language=1.5)
+
+
+def test_confidence_by_entropy_by_hand(logits):
+    """Without the label: a teacher that is sure of anything counts, one that knows nothing has the lowest score, 0."""
+    student, teachers = logits
+    teachers = teachers.copy()
+    teachers[0, 0], teachers[0, 1] = 5.0, [0, 0, 50, 0]
+    rows = []
+    for i in range(B):
+        chances = [shares(list(teacher)) for teacher in teachers[i]]
+        entropies = [-sum(chance * np.log(chance) for chance in row) for row in chances]
+        rows.append(shares([(1 - entropy / np.log(C)) / 0.25 for entropy in entropies]))
+    found = weights("confidence", student, teachers, confidence="entropy")
+    np.testing.assert_allclose(found, rows, rtol=0, atol=1e-9)
+    assert found[0].argmax() == 1 and found[0].argmin() == 0
+    other = replace(inputs(student, teachers, confidence="entropy"), labels_B=torch.zeros(B, dtype=torch.long))
+    np.testing.assert_array_equal(found, teacher_weights("confidence", other))
+
+
+@pytest.mark.parametrize("name", BY_LABEL)
+def test_weightings_by_the_label_prefer_the_teacher_that_knows_it(name, logits):
+    student, teachers = logits
+    teachers = teachers.copy()
+    teachers[np.arange(B), 1, LABELS] += 30
+    assert (weights(name, student, teachers).argmax(axis=1) == 1).all()
+    wrong = replace(inputs(student, teachers), labels_B=torch.from_numpy((LABELS + 1) % C))
+    assert (teacher_weights(name, wrong).argmax(dim=1) != 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [("top1", [0.5, 0.5, 0]), ("rank", [2.5 / 6, 2.5 / 6, 1 / 6])], ids=["top1", "rank"]
+)
+def test_ties_are_shared(name, row, logits):
+    student, teachers = logits
+    teachers = np.repeat(teachers[:, :1], K, axis=1)
+    teachers[np.arange(B), 2, LABELS] -= 1
+    np.testing.assert_allclose(weights(name, student, teachers), [row] * B, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BY_LABEL)
+def test_certain_teachers_leave_the_weights_finite(name, logits):
+    student, teachers = logits
+    for kind in ("label", "entropy"):
+        found = weights(name, student, 1e6 * teachers, confidence=kind)
+        np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", [None, torch.zeros(B, K + 1)])
+def test_attention_needs_scores(scores, logits):
+    with pytest.raises(ValueError, match=r"needs the scores \[B, K\] = \(5, 3\) of a learned attention, found"):
+        weights("attention", *logits, scores_BK=scores)
+
+
+def test_unknown_kind_of_confidence(logits):
+    with pytest.raises(ValueError, match="expected confidence `label` or `entropy`, found 'margin'"):
+        weights("confidence", *logits, confidence="margin")
 
 
 def test_unknown_weighting(logits):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForAudioClassification, WhisperConfig, WhisperForAudioClassification
 
 from lakd_ray.audio import normalise
-from lakd_ray.distill import utterance_losses
+from lakd_ray.distill import distillation_loss
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, pad
 from lakd_ray.models.classifier import masked_group_norm
@@ -150,7 +150,7 @@ def golden(style: str) -> dict[str, list[Any]]:
     with torch.no_grad():
         logits_BC = model(wave_BT, lengths_B)
     teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])
-    parts = utterance_losses(logits_BC, teachers_BKC, torch.tensor([0, 2]), temperature=5.0, lam=0.25)
+    parts = distillation_loss(logits_BC, teachers_BKC, torch.tensor([0, 2]), temperature=5.0, lam=0.25)
     return {
         f"{style} {name}": [[round(number, 5) for number in row] for row in value.view(2, -1).tolist()]
         for name, value in (("logits", logits_BC), ("total", parts.total_B), ("ce", parts.ce_B), ("kl", parts.kl_B))

@@ -1,0 +1,63 @@
+"""The sections that say what is minimised; docs/method.md has the formulas."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lakd_ray.config.base import Section
+
+Weighting = Literal[
+    "uniform", "similarity", "similarity-centred", "language", "confidence", "top1", "rank", "attention"
+]
+
+
+class LabelLoss(Section):
+    """The loss against the labels: w (1 - p)^gamma (-log p), p the probability of the label."""
+
+    class_balance: float = Field(0.0, ge=0, le=1)
+    """b of the classes' weights (1 - b) / (1 - b^n), n the training utterances. 0: all alike; 1: by 1 / n."""
+    focal_gamma: float = Field(0.0, ge=0)
+    """gamma: how much less an utterance counts the better it is known; 2 in the source, 0 not at all."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the label's probability that is spread over all classes."""
+
+    @model_validator(mode="after")
+    def _defined(self) -> Self:
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("focal loss is not defined for smoothed labels: set focal_gamma or label_smoothing to 0")
+        return self
+
+
+class DistillLoss(Section):
+    """The distillation term: loss = (1 - lam) CE + lam sum_k w_k KL_k."""
+
+    temperature: float = Field(5.0, gt=0)
+    """Softens teacher and student probabilities."""
+    lam: float = Field(1 / 13, ge=0, le=1)
+    """Share of the distillation term. 1/13 balances as the paper's 0.25 does with its four times smaller KL."""
+    weighting: Weighting = "similarity"
+    """How the teachers are weighted for each utterance (mtkd only); docs/method.md explains each."""
+    tau: float = Field(0.25, gt=0)
+    """Temperature of the softmax over teachers (`similarity`, `similarity-centred` and `confidence`)."""
+    own_language: float = Field(0.8, ge=0, le=1)
+    """`language`: share of the teacher of the utterance's language."""
+    confidence: Literal["label", "entropy"] = "label"
+    """`confidence`: go by the probability that a teacher gives the label, or by how low its entropy is."""
+    standardise: bool = False
+    """Compare logits of zero mean and unit variance over classes; their size is then not distilled."""
+    reference_compat: bool = False
+    """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.weighting == "attention":
+            raise ValueError(
+                "weighting `attention` is learned by a language-aware student, and there is none yet; "
+                "`language` goes by the language without learning"
+            )
+        if self.reference_compat and (self.weighting != "similarity" or self.standardise):
+            raise ValueError(
+                "`reference_compat` is the reference code's own loss: leave weighting at similarity and standardise at "
+                "false, or set reference_compat: false"
+            )
+        return self

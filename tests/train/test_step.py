@@ -1,0 +1,113 @@
+"""What a training step sums: every option of the configuration reaches the loss, and shares add up to their union."""
+
+from typing import Any
+
+import noise
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lakd_ray.config import DistillLoss, Experiment, LabelLoss
+from lakd_ray.data.stream import AudioBatch
+from lakd_ray.runs import teacher_runs
+from lakd_ray.train.feed import Feed
+from lakd_ray.train.step import Batch, losses
+
+B, K, C = 7, 3, 4
+TEACHERS = ("en", "fi", None)
+RANDOM = np.random.default_rng(1)
+LOGITS = torch.from_numpy(2 * RANDOM.normal(size=(B, C))).float()
+WHOLE = Batch(
+    inputs=LOGITS,  # the model of these tests hands them on
+    lengths_B=torch.ones(B, dtype=torch.long),
+    labels_B=torch.from_numpy(RANDOM.integers(0, C, B)),
+    languages=["en", "fi", "fr", "en", "fi", "fr", "en"],
+    teacher_logits_BKC=torch.from_numpy(3 * RANDOM.normal(size=(B, K, C))).float(),
+    label_weights_B=torch.from_numpy(RANDOM.uniform(0.5, 2, B)).float(),
+)
+Settings = dict[str, Any]
+CHANGES: list[tuple[Settings, Settings, Settings]] = [  # distillation before, distillation after, labels after
+    *(
+        ({}, {"weighting": name}, {})
+        for name in ("uniform", "similarity-centred", "language", "confidence", "top1", "rank")
+    ),
+    ({"weighting": "language"}, {"weighting": "language", "own_language": 0.4}, {}),
+    ({"weighting": "confidence"}, {"weighting": "confidence", "confidence": "entropy"}, {}),
+    ({}, {"tau": 1.0}, {}),
+    ({}, {"temperature": 2.0}, {}),
+    ({}, {"lam": 0.5}, {}),
+    ({}, {"standardise": True}, {}),
+    ({}, {"reference_compat": True}, {}),
+    ({}, {}, {"class_balance": 1.0}),
+    ({}, {}, {"focal_gamma": 2.0}),
+    ({}, {}, {"label_smoothing": 0.1}),
+]
+ROWS = list(range(B))
+
+
+def forward(inputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return inputs
+
+
+def part(rows: list[int], *, weighted: bool = True) -> Batch:
+    assert WHOLE.teacher_logits_BKC is not None and WHOLE.label_weights_B is not None
+    return Batch(
+        WHOLE.inputs[rows],
+        WHOLE.lengths_B[rows],
+        WHOLE.labels_B[rows],
+        [WHOLE.languages[row] for row in rows],
+        WHOLE.teacher_logits_BKC[rows],
+        WHOLE.label_weights_B[rows] if weighted else None,
+    )
+
+
+def total(batch: Batch, distill: Settings | None, label: Settings) -> torch.Tensor:
+    loss = None if distill is None else DistillLoss(**distill)
+    return losses(forward, batch, loss, TEACHERS, LabelLoss(**label)).detached()
+
+
+@pytest.mark.parametrize(("before", "after", "label"), CHANGES, ids=str)
+def test_every_setting_takes_part_and_shares_add_up(before, after, label):
+    weighted = "class_balance" in label
+    whole = total(part(ROWS, weighted=weighted), after, label)
+    assert (whole - total(part(ROWS, weighted=False), before, {})).abs().max() > 1e-3, "the setting changes nothing"
+    if not after.get("reference_compat"):
+        shares = [total(part(rows, weighted=weighted), after, label) for rows in (ROWS[:2], ROWS[2:3], ROWS[3:])]
+        torch.testing.assert_close(torch.stack(shares).sum(dim=0), whole, atol=1e-5, rtol=0)
+
+
+def test_fine_tuning_is_cross_entropy_to_the_bit():
+    found = losses(forward, part(ROWS, weighted=False), None)
+    assert torch.equal(found.loss, F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))
+    assert not found.kl.any()
+
+
+@pytest.mark.parametrize("label", [{"class_balance": 0.9}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}], ids=str)
+def test_fine_tuning_and_students_have_the_same_loss_against_labels(label):
+    batch = part(ROWS, weighted="class_balance" in label)
+    loss, ce, _ = total(batch, None, label)
+    assert loss == ce == pytest.approx(float(total(batch, {"lam": 0.0}, label)[0]), abs=1e-5)
+    assert abs(ce - float(F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))) > 1e-3
+
+
+def test_class_balance_without_weights():
+    with pytest.raises(ValueError, match="needs the weights of the utterances' classes, found none"):
+        total(part([0, 1], weighted=False), None, {"class_balance": 1.0})
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_weights_of_classes_go_by_all_of_train_and_not_by_the_batch(balance, tmp_path):
+    recipe = {"model": {"pretrained": "some/model"}, "label_loss": {"class_balance": balance}}
+    content = {"name": "t", "languages": ["en"], "corpora": [{"name": "c", "root": "x"}]}
+    config = Experiment.model_validate(content | {"teacher": recipe, "student": recipe})
+    feed = Feed(teacher_runs(config)[0], config, noise.manifest(tmp_path, train=10, dev=4), None, rank=0, world=1)
+    rows = np.array([0, 4, 3])  # classes 0, 0 and 3; of the ten in train 3, 3, 2 and 2
+    batch = feed.tensors(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
+    assert batch.labels_B.tolist() == [0, 0, 3]
+    if balance:
+        assert batch.to(torch.device("cpu"), torch.float32).label_weights_B.tolist() == pytest.approx(
+            [10 / (4 * 3), 10 / (4 * 3), 10 / (4 * 2)]
+        )
+    else:
+        assert batch.label_weights_B is None
