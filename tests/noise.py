@@ -53,4 +53,6 @@ def _columns(count: int) -> dict[str, Any]:
         "emotion": [PAPER_EMOTIONS[row % len(PAPER_EMOTIONS)] for row in range(count)],
         "num_samples": _lengths(count),
         "audio_sha256": names["utterance"],
+        "recording": names["utterance"],
+        "cut": [False] * count,
     }

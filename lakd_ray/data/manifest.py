@@ -20,6 +20,7 @@ from lakd_ray.provenance import Seen
 Rows = npt.NDArray[np.int64]
 
 SHARDS = "shards"
+FEATURES = "features"
 MANIFEST_FILE = "manifest.parquet"
 
 

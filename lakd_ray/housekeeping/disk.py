@@ -80,7 +80,7 @@ def measure(config: Experiment) -> Usage:
     known = {run.id for run in teacher_runs(config)}
     predictions = _predictions(config, speech.utterances)
     stages: dict[Stage, tuple[str, int, int]] = {
-        "prepare": ("FLAC shards and manifest", speech.shards, speech.shards),
+        "prepare": _prepared(speech),
         "teachers": _teachers(config, teacher, speech.utterances),
         "distill": _training(config, student, [run for run in student_runs(config) if run.id not in known]),
         "tune": _search(config, student),
@@ -112,6 +112,11 @@ def _there(config: Experiment) -> dict[str, int]:
         stage = info.location[len(config.folder) + 1 :].partition("/")[0]
         found[stage] = found.get(stage, 0) + info.size
     return found
+
+
+def _prepared(speech: sizes.Speech) -> tuple[str, int, int]:
+    size = speech.shards + speech.features
+    return "FLAC shards and manifest" + (", cached features" if speech.features else ""), size, size
 
 
 def _teachers(config: Experiment, weights: sizes.Weights, utterances: int) -> tuple[str, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
-from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS
+from lakd_ray.data.manifest import FEATURES, MANIFEST_FILE, SHARDS
 from lakd_ray.errors import StorageError
 from lakd_ray.train.state import STATE
 
@@ -21,7 +21,7 @@ BUSY_S = 3600.0
 """Where a stage is unfinished and something was written within this time, it is taken to be running."""
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_KEPT = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,})/.+")  # what a run keeps of an epoch
+_KEPT = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+")  # what a run keeps of an epoch
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,15 @@ def _shards(tree: _Tree) -> Found:
     if not tree.finished("prepare") or f"prepare/{MANIFEST_FILE}" not in tree.files:
         return
     table = storage.read_table(storage.join(tree.folder, "prepare", MANIFEST_FILE), columns=["shard"])
-    used = {f"prepare/{SHARDS}/{shard}" for shard in table["shard"].unique().to_pylist()}
-    for name in sorted(name for name in tree.files if name.startswith(f"prepare/{SHARDS}/") and name not in used):
-        if not _TEMPORARY.fullmatch(name.rpartition("/")[2]):
+    used = set(table["shard"].unique().to_pylist())
+    for name in sorted(tree.files):
+        folder, _, shard = name.rpartition("/")
+        if shard in used or _TEMPORARY.fullmatch(shard):
+            continue
+        if folder == f"prepare/{SHARDS}":
             yield (name,), "no shard of the manifest's"
+        elif folder.startswith(f"prepare/{FEATURES}/"):
+            yield (name,), "features of a shard that the manifest does not name"
 
 
 def _logits(tree: _Tree) -> Found:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import Corpus, Experiment, Model
-from lakd_ray.data.manifest import MANIFEST_FILE
+from lakd_ray.data.manifest import FEATURES, MANIFEST_FILE
 from lakd_ray.errors import ConfigError
 
 _ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au")
 _SAMPLED = 8  # recordings of a corpus that are opened
 _FLAC = 0.7  # of 16-bit samples; the demo corpus has 0.65
 _MANIFEST_ROW, _LOGITS_ROW = 400, 150  # bytes an utterance, names included
+_FEATURES = 50 * 512 * 2  # bytes a second: frames, channels of wav2vec2, 16 bits
 _BASE_PARAMETERS = 94_600_000  # wav2vec2-base
 _CARD_FILES = 1_000_000
 
@@ -26,22 +27,26 @@ class Speech:
     utterances: int
     shards: int
     """Bytes of shards and manifest."""
+    features: int
+    """Bytes of cached features, if there are to be any."""
 
 
 def speech(config: Experiment, notes: list[str]) -> Speech:
     """The corpora as they lie there; the prepared data instead, once there is some."""
-    source = utterances = shards = 0
-    for corpus in config.corpora:
-        size, count, seconds = _corpus(corpus, config, notes)
-        source += size
-        utterances += count
-        shards += round(seconds * SAMPLE_RATE * 2 * _FLAC) + count * _MANIFEST_ROW
+    found = [_corpus(corpus, config, notes) for corpus in config.corpora]
+    source, utterances = sum(each[0] for each in found), sum(each[1] for each in found)
+    seconds = sum(each[2] for each in found)
+    shards = round(seconds * SAMPLE_RATE * 2 * _FLAC) + utterances * _MANIFEST_ROW
     prepared = config.stage_folder("prepare")
     manifest = storage.join(prepared, MANIFEST_FILE)
     if storage.exists(manifest):
-        utterances = storage.read_table(manifest, columns=["utterance"]).num_rows
-        shards = sum(info.size for info in storage.list_files(prepared))
-    return Speech(source, utterances, shards)
+        samples = storage.read_table(manifest, columns=["num_samples"])["num_samples"].to_numpy()
+        utterances, seconds = len(samples), float(samples.sum()) / SAMPLE_RATE
+        cached = storage.join(prepared, FEATURES) + "/"
+        shards = sum(info.size for info in storage.list_files(prepared) if not info.location.startswith(cached))
+    encoders = len({config.teacher.model.pretrained, config.student.model.pretrained})
+    features = round(seconds * _FEATURES) * encoders if config.train.cached_features else 0
+    return Speech(source, utterances, shards, features)
 
 
 def _corpus(corpus: Corpus, config: Experiment, notes: list[str]) -> tuple[int, int, float]:

@@ -92,7 +92,7 @@ def logits_here(
     windows = evaluation_epoch(manifest, rows, config.batch, world=world).windows[rank]
     answers: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
     answered: list[Rows] = [np.empty(0, dtype=np.int64)]
-    for batch in stream(manifest, windows):
+    for batch in stream(manifest, windows, readers=world):
         answered.append(batch.rows)
         for name, predictor in predictors.items():
             answers[name].append(predictor.logits(batch.signals))

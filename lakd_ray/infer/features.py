@@ -19,12 +19,11 @@ from tqdm import tqdm
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, normalise, to_float
 from lakd_ray.config import Experiment, Model
-from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.manifest import FEATURES, Manifest
 from lakd_ray.data.stream import Source
 from lakd_ray.models import EmotionClassifier, build
-from lakd_ray.schema import FEATURES
+from lakd_ray.schema import FEATURES as COLUMNS
 
-FOLDER = "features"
 _LAYOUT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
 
 
@@ -60,7 +59,7 @@ class Encoder:
             self._network.to("cuda")
         self._manifest = manifest
         self._row_group = config.audio.row_group_utterances
-        self.folder = storage.join(config.stage_folder("prepare"), FOLDER, key(self._network))
+        self.folder = storage.join(config.stage_folder("prepare"), FEATURES, key(self._network))
 
     @property
     def source(self) -> Source:
@@ -78,9 +77,7 @@ class Encoder:
         table = storage.read_table(self._manifest.shards[shard], columns=["utterance", "audio"])
         features = [self._features(content) for content in table["audio"].to_pylist()]
         columns = {"utterance": table["utterance"], "features": pa.array(features, type=pa.binary())}
-        storage.write_table(
-            self.source.files[shard], pa.table(columns, schema=FEATURES), row_group_size=self._row_group
-        )
+        storage.write_table(self.source.files[shard], pa.table(columns, schema=COLUMNS), row_group_size=self._row_group)
 
     @torch.inference_mode()
     def _features(self, content: bytes) -> bytes:

@@ -85,7 +85,9 @@ class Feed:
         Args:
             cursor: batches at the start of the first epoch that are left out, and not read.
         """
-        for arrived in stream(self.manifest, self._windows(first_epoch, cursor), source=self.source):
+        readers = max(self.world * self.config.train.side_by_side, self.config.tune.concurrent)
+        windows = self._windows(first_epoch, cursor)
+        for arrived in stream(self.manifest, windows, source=self.source, readers=readers):
             yield arrived, self.tensors(arrived)
 
     def _windows(self, first_epoch: int, cursor: int) -> Iterator[Window]:

@@ -33,7 +33,11 @@ def corpus(folder: Path) -> Manifest:
     for shard in range(SHARDS):
         names = [f"{shard}-{row}" for row in range(each)]
         columns = {field.name: [None] * each if field.nullable else names for field in SHARD}
-        columns |= {"num_samples": [len(times_T)] * each, "audio": [tones[row % len(tones)] for row in range(each)]}
+        columns |= {
+            "cut": [False] * each,
+            "num_samples": [len(times_T)] * each,
+            "audio": [tones[row % len(tones)] for row in range(each)],
+        }
         table = pa.table(columns, schema=SHARD)
         storage.write_table(str(folder / f"{shard}.parquet"), table, row_group_size=ROW_GROUP)
     rows = np.arange(CLIPS)

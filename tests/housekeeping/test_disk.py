@@ -67,7 +67,7 @@ def test_before_anything_is_there(root, corpus):
 
 def test_what_lies_there(root, corpus):
     config = experiment(root, stages=["prepare", "teachers"])
-    table = pa.table({"utterance": [str(number) for number in range(1000)]})
+    table = pa.table({"num_samples": [16_000] * 1000})
     storage.write_table(f"{config.folder}/prepare/manifest.parquet", table)
     storage.write_bytes(f"{config.folder}/prepare/shards/a.parquet", bytes(5_000_000))
     storage.write_bytes(f"{config.folder}/teachers/teacher-en/best-0001/model.safetensors", bytes(2_000))
@@ -86,6 +86,16 @@ def test_more_runs_take_more(tmp_path):
     assert many["tune"].finished == 2 * few["tune"].finished
     assert many["distill"].finished > few["distill"].finished
     assert few["teachers"].finished < few["teachers"].peak
+
+
+def test_cached_features_take_room(root, corpus):
+    frozen = {"model": {"pretrained": "not/here"}}
+    recipes = {"teacher": frozen, "student": frozen}
+    plain = parts(experiment(root, **recipes))["prepare"]
+    cached = parts(experiment(root, **recipes, train={"cached_features": True}))["prepare"]
+    assert cached.finished > 2 * plain.finished
+    assert "features" in cached.what
+    assert "features" not in plain.what
 
 
 def test_a_base_has_its_own(tmp_path):

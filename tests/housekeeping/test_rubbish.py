@@ -15,6 +15,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.housekeeping import rubbish
 
 PART = ".manifest.parquet.0123abcd.part"
+FEATURES = ("features/abc/a.parquet", "features/abc/old.parquet")
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -32,14 +33,20 @@ def config(root: str) -> Experiment:
     storage.write_table(
         f"{folder}/prepare/manifest.parquet", pa.table({"shard": ["a.parquet", "b.parquet", "a.parquet"]})
     )
-    for name in ("shards/a.parquet", "shards/b.parquet", "shards/old.parquet", PART):
+    for name in ("shards/a.parquet", "shards/b.parquet", "shards/old.parquet", *FEATURES, PART):
         write(f"{folder}/prepare/{name}")
     run(f"{folder}/teachers/teacher-en", best=2, left=("best-0001", "resume-0003"))
     run(f"{folder}/teachers/teacher-fi", best=1)
     seal = storage.read_json(f"{folder}/teachers/teacher-fi/best-0001/SEAL.json")
     logits(f"{folder}/teachers/logits/teacher-fi", seal)
     logits(f"{folder}/teachers/logits/teacher-en", {"model.safetensors": "another"})
-    run(f"{folder}/distill/mtkd-multilingual", best=1, resume=2, left=("resume-0003",), finished=False)
+    run(
+        f"{folder}/distill/mtkd-multilingual",
+        best=1,
+        resume=2,
+        left=("resume-0003", "resume-0001-00020"),
+        finished=False,
+    )
     records.finish(f"{folder}/tune", {}, [])
     storage.write_json(f"{folder}/tune/trials.json", [{"trial": "b"}, {"trial": "a"}, {"trial": "c"}])
     run(f"{folder}/tune/trials/a", best=1, resume=1, finished=False)
@@ -52,11 +59,13 @@ def config(root: str) -> Experiment:
 
 RUBBISH = {
     "prepare/shards/old.parquet",
+    "prepare/features/abc/old.parquet",
     f"prepare/{PART}",
     "teachers/teacher-en/best-0001",
     "teachers/teacher-en/resume-0003",
     "teachers/logits/teacher-en",
     "distill/mtkd-multilingual/resume-0003",
+    "distill/mtkd-multilingual/resume-0001-00020",
     "tune/trials/a/state.json tune/trials/a/best-0001 tune/trials/a/resume-0001",
     "tune/trials/c/state.json tune/trials/c/best-0002",
     "tune/ray",

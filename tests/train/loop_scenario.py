@@ -26,7 +26,7 @@ from lakd_ray.train.feed import Feed
 from lakd_ray.train.state import State
 
 TRAIN, DEV, EPOCHS = 30, 8, 2
-KILLS = ((None, 3), (None, 9), (2, 4), (2, 7))
+KILLS = ((None, 9), (2, 4))
 """(checkpoint_steps, steps after which the run is killed)."""
 
 
@@ -119,7 +119,9 @@ def _train(
     return rows
 
 
-def _read_here(manifest: Manifest, windows: Iterable[Window], source: Source | None) -> Iterator[AudioBatch]:
+def _read_here(
+    manifest: Manifest, windows: Iterable[Window], *, source: Source | None, **_: Any
+) -> Iterator[AudioBatch]:
     source = source or Source(manifest.shards)
     for window in windows:
         tables = streams.read_windows(streams.request(manifest, window), source)
