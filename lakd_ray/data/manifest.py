@@ -92,7 +92,7 @@ def load(config: Experiment) -> Manifest:
     table = storage.read_table(storage.join(folder, MANIFEST_FILE))
     splits_N = np.asarray(splits.assign(table, config, config.fold)).astype(str)
     splits.check(table, splits_N, config)
-    shard_names, shard_N = np.unique(np.asarray(table["shard"].to_pylist(), dtype=str), return_inverse=True)
+    shard_names, shard_N = _shards(table)
     index = {emotion: number for number, emotion in enumerate(config.emotions)}
     return Manifest(
         table=table,
@@ -100,11 +100,25 @@ def load(config: Experiment) -> Manifest:
         splits_N=splits_N,
         languages_N=np.asarray(table["language"].to_pylist(), dtype=object),
         samples_N=_integers(table, "num_samples"),
-        shards=tuple(storage.join(folder, SHARDS, str(name)) for name in shard_names),
-        shard_N=shard_N.astype(np.int64),
+        shards=tuple(storage.join(folder, SHARDS, name) for name in shard_names),
+        shard_N=shard_N,
         row_group_N=_integers(table, "row_group"),
         row_N=_integers(table, "row"),
     )
+
+
+def _shards(table: pa.Table) -> tuple[list[str], Rows]:
+    """Names of the shards and the number of each row's, in an order that is the audio's own.
+
+    A shard's name depends on when its recordings were written; the order of training must not.
+    """
+    first: dict[str, str] = {}
+    rows = list(zip(table["shard"].to_pylist(), table["audio_sha256"].to_pylist(), strict=True))
+    for shard, audio in rows:
+        first[shard] = min(audio, first.get(shard, audio))
+    names = sorted(first, key=lambda shard: (first[shard], shard))
+    number = {name: index for index, name in enumerate(names)}
+    return names, np.array([number[shard] for shard, _ in rows], dtype=np.int64)
 
 
 def _integers(table: pa.Table, column: str) -> npt.NDArray[np.int64]:

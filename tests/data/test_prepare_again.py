@@ -17,6 +17,7 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare, shards
+from lakd_ray.data.plan import training_epoch
 from lakd_ray.errors import DataError
 from lakd_ray.schema import KINDS
 
@@ -176,3 +177,16 @@ def test_a_corpus_of_spoilt_recordings(tmp_path):
     assert {row["kind"] for row in refused.values()} <= KINDS.keys()
     with pytest.raises(DataError, match=r"of 1000 clips cannot be used \(.*undecodable \d+"):
         prepare.run(experiment(tmp_path, shard_utterances=100))
+
+
+def test_the_order_of_training_does_not_depend_on_when_files_were_written(prepared, tmp_path):
+    other = tmp_path / "copy"
+    shutil.copytree(prepared.corpora[0].root, other / "corpus", copy_function=shutil.copyfile)
+    copy = experiment(other, max_quarantined=0.1)
+    prepare.run(copy)
+    one, two = manifests.load(prepared), manifests.load(copy)
+    assert set(written(prepared)) != set(written(copy)), "the copy's shards have the same names, so nothing is shown"
+    for name in ("shard_N", "row_group_N", "row_N", "samples_N"):
+        assert np.array_equal(getattr(one, name), getattr(two, name)), name
+    plans = [training_epoch(each, each.rows("train"), prepared.batch, seed=1, epoch=0, world=2) for each in (one, two)]
+    assert [batch.tolist() for batch in plans[0].batches(1)] == [batch.tolist() for batch in plans[1].batches(1)]

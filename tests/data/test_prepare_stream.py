@@ -14,6 +14,7 @@ from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, to_flo
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
+from lakd_ray.data import stream as streams
 from lakd_ray.data.manifest import MANIFEST_FILE, Manifest
 from lakd_ray.data.plan import Window, evaluation_epoch, skip, training_epoch
 from lakd_ray.data.stream import stream
@@ -139,6 +140,33 @@ def check_stream(manifest: Manifest, windows: list[Window]) -> int:
             # resampled in another process: a sum in another order may round to the next of the 16-bit steps
             assert np.abs(wave - expected).max() <= (0 if soundfile.info(sources[row]).samplerate == 16_000 else 2**-15)
     return len(planned)
+
+
+def test_executions_take_as_many_windows_as_fit(prepared, manifest):
+    epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
+    windows = list(epoch.windows[0])
+    assert len(windows) > 2
+    sizes = [2 * sum(int(manifest.samples_N[batch].sum()) for batch in window.batches) for window in windows]
+    source = streams.Source(manifest.shards)
+    for budget in (0, max(sizes), sum(sizes[:2]), sum(sizes)):
+        chunks = list(streams._chunks(manifest, windows, source, budget))
+        assert [window for chunk in chunks for window in chunk] == windows
+        for chunk in chunks:
+            taken = sum(sizes[windows.index(window)] for window in chunk)
+            assert taken <= budget or len(chunk) == 1
+    assert len(chunks) == 1
+    features = streams.Source(manifest.shards, channels=512)  # 3.2 times as many bytes as the audio
+    assert len(list(streams._chunks(manifest, windows, features, sum(sizes)))) > 1
+
+
+def test_the_order_does_not_depend_on_how_it_is_executed(prepared, manifest, monkeypatch):
+    monkeypatch.setattr(streams, "_budget", lambda readers: 0)
+    epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
+    assert check_stream(manifest, list(epoch.windows[0])[:4]) > 4
+
+
+def test_nothing_planned_is_nothing_read(manifest):
+    assert list(stream(manifest, [])) == []
 
 
 def test_stream_yields_the_plan(prepared, manifest):
