@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from s3_server import BUCKET, S3Server
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray reads it when imported, by any of the tests
+
 
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -23,7 +25,6 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="lakd-ray-")  # short: Ray's socket paths may not exceed 107 bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # ray.init writes a token there
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.delenv("RAY_ADDRESS", raising=False)
