@@ -7,11 +7,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, S3Server
+from s3_server import BUCKET, running_s3
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray reads it when imported, by any of the tests
 
@@ -56,20 +54,3 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`s3://bucket/prefix` on a real S3 server of this machine, with the AWS_* environment that reaches it."""
     with running_s3(tmp_path_factory.mktemp("s3")):
         yield f"s3://{BUCKET}/tests"
-
-
-@contextmanager
-def running_s3(folder: Path) -> Iterator[S3Server]:
-    """A server that is ready, and the environment that reaches it."""
-    server = S3Server(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        server.start()
-        try:
-            server.until_ready()
-            yield server
-        finally:
-            server.kill()

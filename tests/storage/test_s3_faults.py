@@ -14,8 +14,7 @@ from urllib.parse import urlparse
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import running_s3
-from s3_server import BUCKET, S3Server
+from s3_server import BUCKET, S3Server, running_s3
 
 from lakd_ray import storage
 from lakd_ray.errors import StorageError
