@@ -190,9 +190,7 @@ class Trainer:
             self._save_checkpoint(str(best), line)
         resume = f"resume-{epoch + 1:04d}"
         self._save_resume(resume)
-        self._publish(
-            states.State(epoch + 1, 0, resume, best, score if better else old.best_score, [*old.metrics, line])
-        )
+        self._publish(states.State(epoch + 1, resume, best, score if better else old.best_score, [*old.metrics, line]))
 
     def _keep_position(self, cursor: int) -> None:
         """Publish the state within an epoch."""

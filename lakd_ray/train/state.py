@@ -36,8 +36,6 @@ class State:
 
     epoch: int = 0
     """Epochs done."""
-    cursor: int = 0
-    """Batches of the next epoch that each rank has trained on already."""
     resume: str | None = None
     """Folder with the engine's state."""
     best: str | None = None
@@ -46,6 +44,8 @@ class State:
     """(dev UR, minus dev cross-entropy) of the best epoch: the loss breaks ties."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """One entry per epoch."""
+    cursor: int = 0
+    """Batches of the next epoch that each rank has trained on already."""
 
     def write(self, folder: str) -> None:
         """Make this the run's state."""

@@ -146,23 +146,26 @@ def test_executions_take_as_many_windows_as_fit(prepared, manifest):
     epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
     windows = list(epoch.windows[0])
     assert len(windows) > 2
-    sizes = [2 * sum(int(manifest.samples_N[batch].sum()) for batch in window.batches) for window in windows]
+    sizes = {
+        id(window): 2 * sum(int(manifest.samples_N[batch].sum()) for batch in window.batches) for window in windows
+    }
+    first, total = sum(list(sizes.values())[:2]), sum(sizes.values())
     source = streams.Source(manifest.shards)
-    for budget in (0, max(sizes), sum(sizes[:2]), sum(sizes)):
+    for budget in (0, max(sizes.values()), first, total):
         chunks = list(streams._chunks(manifest, windows, source, budget))
-        assert [window for chunk in chunks for window in chunk] == windows
+        assert [id(window) for chunk in chunks for window in chunk] == list(sizes)
         for chunk in chunks:
-            taken = sum(sizes[windows.index(window)] for window in chunk)
+            taken = sum(sizes[id(window)] for window in chunk)
             assert taken <= budget or len(chunk) == 1
     assert len(chunks) == 1
     features = streams.Source(manifest.shards, channels=512)  # 3.2 times as many bytes as the audio
-    assert len(list(streams._chunks(manifest, windows, features, sum(sizes)))) > 1
+    assert len(list(streams._chunks(manifest, windows, features, total))) > 1
 
 
 def test_the_order_does_not_depend_on_how_it_is_executed(prepared, manifest, monkeypatch):
     monkeypatch.setattr(streams, "_budget", lambda readers: 0)
     epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
-    assert check_stream(manifest, list(epoch.windows[0])[:4]) > 4
+    assert check_stream(manifest, list(epoch.windows[0])[:4]) == 4
 
 
 def test_nothing_planned_is_nothing_read(manifest):
