@@ -193,7 +193,7 @@ class Train(Section):
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
     max_failures: int = Field(2, ge=0)
-    """Times in a row that a lost worker group is started again without having finished an epoch."""
+    """Times in a row that a lost worker group is started again without having got on since."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait for a collective operation or for workers to start."""
 
