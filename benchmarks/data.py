@@ -7,7 +7,7 @@ The corpus is synthesised speech strung together to lengths like IEMOCAP's (log-
 each repeat. Ray is up before anything is timed; the stream's own start is part of its first row, not of the second.
 
     prepare      plain loop: soundfile reads, torchaudio resamples, soundfile encodes FLAC, one Parquet file
-    stream       plain loop: soundfile decodes the shards' FLAC entry by entry, to normalised floats
+    stream       plain loop: soundfile decodes the shards' FLAC entry by entry, to floats
                  DataLoader: torch's, workers as many as cores, soundfile in the dataset, random batches of 16, padded
 """
 
@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE, encode_flac, normalise, resample, to_int16
+from lakd_ray.audio import SAMPLE_RATE, encode_flac, resample, to_int16
 from lakd_ray.config import Experiment
 from lakd_ray.corpora import espeak
 from lakd_ray.data import manifest as manifests
@@ -88,7 +88,7 @@ def plain_stream(manifest: Manifest) -> float:
     for location in manifest.shards:
         for content in storage.read_table(location, columns=["audio"])["audio"]:
             wave_T, _ = soundfile.read(io.BytesIO(content.as_py()), dtype="float32")
-            samples += len(normalise(wave_T))
+            samples += len(wave_T)
     return samples / SAMPLE_RATE
 
 
@@ -104,7 +104,7 @@ class Files(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         wave_T, _ = soundfile.read(io.BytesIO(self._contents[index]), dtype="float32")
-        return torch.from_numpy(normalise(wave_T))
+        return torch.from_numpy(wave_T)
 
 
 def torch_loader(manifest: Manifest, workers: int) -> float:
@@ -124,7 +124,7 @@ def ray_stream(manifest: Manifest, config: Experiment, cores: int) -> tuple[floa
     for batch in stream(manifest, windows, cpus=cores):
         if batch.epoch == 1 and not audio[1]:
             begun = time.perf_counter()
-        pad([torch.from_numpy(normalise(wave_T)) for wave_T in batch.signals])
+        pad([torch.from_numpy(wave_T) for wave_T in batch.signals])
         audio[batch.epoch] += sum(map(len, batch.signals)) / SAMPLE_RATE
     return sum(audio), sum(audio[1:]), time.perf_counter() - begun
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, normalise, read, resample, to_float, to_int16
+from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, read, resample, to_float, to_int16
 from lakd_ray.errors import ClipError, DataError
 
 FORMATS = ("WAV", "FLAC", "OGG", "MP3")
@@ -164,14 +164,6 @@ def test_a_header_that_promises_hours_costs_nothing():
     except DataError:
         return
     assert len(wave_T) <= 1_600
-
-
-def test_normalise():
-    wave_T = normalise((3 * sine() + 0.2).astype(np.float32))
-    assert wave_T.dtype == np.float32
-    assert wave_T.mean() == pytest.approx(0, abs=1e-5)
-    assert wave_T.std() == pytest.approx(1, abs=1e-5)
-    np.testing.assert_array_equal(normalise(np.zeros(100, np.float32)), 0)
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"])

@@ -44,8 +44,3 @@ def decode_flac(content: bytes) -> Samples:
     """A shard's clip, shape [T]. Shards hold only what `encode_flac` wrote."""
     samples_T, _ = soundfile.read(io.BytesIO(content), dtype="int16")
     return np.asarray(samples_T, dtype=np.int16)
-
-
-def normalise(wave_T: Wave) -> Wave:
-    """Zero mean and unit variance over the utterance, as wav2vec2's feature extractor does."""
-    return np.asarray((wave_T - wave_T.mean()) / np.sqrt(wave_T.var() + 1e-7), dtype=np.float32)

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from lakd_ray import storage
-from lakd_ray.audio import decode_flac, normalise, to_float
+from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.config import Experiment, Model
 from lakd_ray.data.manifest import FEATURES, Manifest
 from lakd_ray.data.stream import Source
@@ -82,7 +82,7 @@ class Encoder:
     @torch.inference_mode()
     def _features(self, content: bytes) -> bytes:
         device = next(self._network.parameters()).device
-        wave_1T = torch.from_numpy(normalise(to_float(decode_flac(content)))).unsqueeze(0).to(device)
+        wave_1T = torch.from_numpy(to_float(decode_flac(content))).unsqueeze(0).to(device)
         features_1FH = self._network.features(wave_1T, torch.tensor([wave_1T.shape[1]], device=device))
         return np.ascontiguousarray(features_1FH[0].float().cpu().numpy().astype("<f2")).tobytes()
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lakd_ray.audio import Wave, normalise
+from lakd_ray.audio import Wave
 from lakd_ray.models import Card, EmotionClassifier, load, pad
 
 # Waves of similar length are run together up to this many padded seconds, so that little is spent on padding.
@@ -67,7 +67,7 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, waves: list[Wave]) -> npt.NDArray[np.float32]:
         device = next(self._model.parameters()).device
-        wave_BT, lengths_B = pad([torch.from_numpy(normalise(wave_T)) for wave_T in waves])
+        wave_BT, lengths_B = pad([torch.from_numpy(wave_T) for wave_T in waves])
         logits_BC: npt.NDArray[np.float32] = self._model(wave_BT.to(device), lengths_B.to(device)).float().cpu().numpy()
         return logits_BC
 

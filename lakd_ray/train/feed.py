@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lakd_ray.audio import normalise
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import Epoch, Window, evaluation_epoch, padded_seconds, skip, training_epoch
@@ -97,8 +96,7 @@ class Feed:
 
     def tensors(self, arrived: AudioBatch) -> Batch:
         """A batch as the model wants it."""
-        ready = arrived.signals if self.source else [normalise(wave_T) for wave_T in arrived.signals]
-        inputs, lengths_B = pad([torch.from_numpy(signal) for signal in ready])
+        inputs, lengths_B = pad([torch.from_numpy(signal) for signal in arrived.signals])
         labels_B = torch.from_numpy(self.manifest.labels_N[arrived.rows])
         teachers, weights_C = self.teacher_logits_NKC, self.class_weights
         return Batch(

@@ -32,14 +32,14 @@ class Batch:
     """Weight of each utterance's class in the loss against the labels, all one if absent."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
-        """The batch on a device, inputs in the model's precision."""
+        """The batch on a device; cached features in the model's precision, waves as they are: it normalises them."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         return replace(
             self,
-            inputs=self.inputs.to(device, dtype, non_blocking=True),
+            inputs=self.inputs.to(device, dtype if self.inputs.ndim == 3 else None, non_blocking=True),
             lengths_B=self.lengths_B.to(device, non_blocking=True),
             labels_B=self.labels_B.to(device, non_blocking=True),
             teacher_logits_BKC=moved(self.teacher_logits_BKC),

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from lakd_ray import storage
-from lakd_ray.audio import decode_flac, normalise, to_float
+from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.plan import evaluation_epoch
@@ -70,7 +70,7 @@ def test_logits_from_features_are_those_from_waves(experiment: Experiment, manif
     order = sorted(features)
     with torch.inference_mode():
         from_features = model(*pad([torch.from_numpy(features[row]) for row in order]))
-        from_waves = model(*pad([torch.from_numpy(normalise(waves[row])) for row in order]))
+        from_waves = model(*pad([torch.from_numpy(waves[row]) for row in order]))
     assert (from_features - from_waves).abs().max() < 0.02 * from_waves.abs().max()  # stored with 11 bits
     assert torch.cdist(from_features, from_waves).argmin(dim=1).tolist() == order, "not nearest to its own"
 
@@ -89,7 +89,7 @@ def test_features_lie_as_their_shard_does(experiment: Experiment, manifest: Mani
     for content_of, clip in zip(
         storage.read_table(location)["features"].to_pylist(), table["audio"].to_pylist(), strict=True
     ):
-        wave_1T = torch.from_numpy(normalise(to_float(decode_flac(clip)))).unsqueeze(0)
+        wave_1T = torch.from_numpy(to_float(decode_flac(clip))).unsqueeze(0)
         alone_1FH = model.features(wave_1T, torch.tensor([wave_1T.shape[1]]))
         found_FH = np.frombuffer(content_of, dtype=np.float16).reshape(-1, source.channels)
         np.testing.assert_allclose(found_FH, alone_1FH[0].detach().numpy(), atol=1e-2)

@@ -6,13 +6,17 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForAudioClassification, WhisperConfig, WhisperForAudioClassification
+from transformers import (
+    AutoModelForAudioClassification,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperForAudioClassification,
+)
 
-from lakd_ray.audio import normalise
 from lakd_ray.distill import distillation_loss
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, pad
-from lakd_ray.models.classifier import masked_group_norm
+from lakd_ray.models.backbones import masked_group_norm, normalised
 
 # wav2vec2-base has a group norm and normalises after each layer; -large and XLS-R have layer norms before each layer.
 STYLES: dict[str, dict[str, Any]] = {
@@ -36,7 +40,12 @@ def network(family: str, style: str) -> EmotionClassifier:
 
 def waves(lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [torch.from_numpy(normalise(torch.randn(length, generator=generator).numpy())) for length in lengths]
+    return [normalised_alone(torch.randn(length, generator=generator)) for length in lengths]
+
+
+def normalised_alone(wave_T: Tensor) -> Tensor:
+    """As transformers' networks want it."""
+    return normalised(wave_T[None], torch.tensor([len(wave_T)]))[0]
 
 
 @pytest.mark.parametrize(("family", "style"), BACKBONES)
@@ -100,6 +109,36 @@ def test_masked_group_norm_is_group_norm_of_each_utterances_own_steps(valid):
     assert torch.isfinite(found).all()
 
 
+def test_waves_are_normalised_as_by_transformers_feature_extractor():
+    clips = [3 * torch.randn(length, generator=torch.Generator().manual_seed(length)) + 0.2 for length in LENGTHS]
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    theirs = extractor([clip.numpy() for clip in clips], sampling_rate=16_000, padding=True, return_tensors="pt")
+    wave_BT, lengths_B = pad(clips)
+    wave_BT[1, LENGTHS[1] :] = 99
+    torch.testing.assert_close(normalised(wave_BT, lengths_B), theirs.input_values, atol=1e-5, rtol=0)
+    assert normalised(torch.zeros(1, 100), torch.tensor([100])).abs().max() == 0
+
+
+@torch.inference_mode()
+def test_an_answer_does_not_depend_on_loudness():
+    model, (clip, *_) = network("wav2vec2", "group"), waves()
+    torch.testing.assert_close(model(*pad([0.1 * clip])), model(*pad([clip])), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "style"), BACKBONES)
+@torch.inference_mode()
+def test_every_layer_is_what_transformers_gives_out(family, style):
+    model, (clip, *_) = network(family, style), waves()
+    features_BFH = model.features(*pad([clip]))
+    frames_B = model.frames(torch.tensor([len(clip)]))
+    found = model.backbone.hidden(features_BFH, frames_B, every_layer=True)
+    base = getattr(model.network, model.network.base_model_prefix)
+    theirs = base(clip[None], output_hidden_states=True)
+    assert len(found) == len(theirs.hidden_states) == model.backbone.layers + 1
+    for ours, expected in zip(found, [*theirs.hidden_states[:-1], theirs.last_hidden_state], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
 def test_masked_group_norm_needs_a_group_per_channel():
     with pytest.raises(ConfigError, match="expected a group per channel, found 2 for 8 channels"):
         masked_group_norm(torch.zeros(1, 8, 5), torch.tensor([5]), nn.GroupNorm(2, 8))
@@ -146,7 +185,7 @@ def golden(style: str) -> dict[str, list[Any]]:
     model = tiny.model(seed=42, **STYLES[style], **tiny.STILL)
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
-    wave_BT, lengths_B = pad([torch.from_numpy(normalise(clip.numpy())) for clip in clips])
+    wave_BT, lengths_B = pad([normalised_alone(clip) for clip in clips])
     with torch.no_grad():
         logits_BC = model(wave_BT, lengths_B)
     teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lakd_ray.audio import normalise
 from lakd_ray.config import DistillLoss, Optim, Train
 from lakd_ray.models import EmotionClassifier, pad
 from lakd_ray.train import state as states
@@ -34,7 +33,7 @@ def batch(step: int, chosen: Sequence[int] = range(UTTERANCES)) -> Batch:
     """Some of the utterances of a step."""
     random = np.random.default_rng(step)
     lengths = random.integers(2000, 6000, UTTERANCES)
-    waves = [torch.from_numpy(normalise(random.standard_normal(length).astype(np.float32))) for length in lengths]
+    waves = [torch.from_numpy(random.standard_normal(length).astype(np.float32)) for length in lengths]
     labels_B = torch.from_numpy(random.integers(0, 4, UTTERANCES))
     teachers_BKC = torch.from_numpy(3 * random.standard_normal((UTTERANCES, 3, 4)).astype(np.float32))
     index = list(chosen)
