@@ -29,7 +29,7 @@ serve: env
 	lakd serve $(DEMO) --set storage=$(STORAGE) serve.port=8000
 
 study: env
-	lakd study jobs/experiments/study.yaml --set storage=$(STORAGE)
+	lakd reproduce jobs/experiments/study.yaml --set storage=$(STORAGE)
 
 test: env
 	pytest -m "not slow and not gpu"

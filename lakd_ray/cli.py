@@ -20,6 +20,7 @@ _STAGES = {
     "report": "report.json and report.html",
     "serve": "serve the best student over HTTP until interrupted",
     "pipeline": "all of them in order",
+    "reproduce": "the whole grid: every fold, seed and variant, and one table over them",
 }
 
 
@@ -31,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"lakd-ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in _STAGES.items():
-        _add_experiment(commands.add_parser(stage, help=text, description=text))
-    study = commands.add_parser("study", help="the pipeline over several seeds, and a table over them")
-    _add_experiment(study)
-    study.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="seeds, default 42 43 44")
+        _add_stage(commands.add_parser(stage, help=text, description=text), stage)
     _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
     corpora = commands.add_parser("corpora", help="list the corpora that can be imported")
     corpora.add_argument("name", nargs="?", help="show one whole, with its options")
@@ -56,9 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def job(stage: str) -> None:
     """Entry point of the scripts in jobs/: `python jobs/X.py EXPERIMENT.yaml [--set dotted.key=value ...]`."""
     parser = argparse.ArgumentParser(description=_STAGES[stage])
-    _add_experiment(parser)
+    _add_stage(parser, stage)
     parser.set_defaults(command=stage)
     sys.exit(_run(parser.parse_args()))
+
+
+def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
+    _add_experiment(parser)
+    if stage == "reproduce":
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and what it costs, and do nothing")
+        parser.add_argument(
+            "--rate",
+            type=float,
+            metavar="R",
+            help="audio-seconds a second of one run, to reckon the cost with",
+        )
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -106,11 +116,14 @@ def message(error: LakdError) -> str:
 
 
 def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
-    from lakd_ray import pipeline, study  # Ray takes seconds to load, and `lakd config` needs none of it
+    from lakd_ray import pipeline, reproduce  # Ray takes seconds to load, and `lakd config` needs none of it
     from lakd_ray.session import session
 
+    if options.command == "reproduce" and options.dry_run:
+        reproduce.run(config, dry_run=True, rate=options.rate)
+        return
     stages: dict[str, Callable[[Experiment], object]] = {**pipeline.STAGES, "pipeline": pipeline.run, "serve": _serve}
-    stages["study"] = lambda config: study.run(config, options.seeds)
+    stages["reproduce"] = lambda config: reproduce.run(config, rate=options.rate)
     with session(config):
         stages[options.command](config)
 

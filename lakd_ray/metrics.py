@@ -99,15 +99,50 @@ def resample(
     _check(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
     if len(speakers) != len(labels_N):
         raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
-    names, speaker_N = np.unique(np.asarray(speakers, dtype=str), return_inverse=True)
-    S, C = len(names), probabilities_NC.shape[1]
+    names = sorted(set(speakers))
+    if len(names) < 2:
+        return None
+    confusion_SCC = confusions(probabilities_NC, labels_N, speakers, names)
+    times_DS = _times(np.random.default_rng(seed), len(names), draws)
+    return unweighted_recall(np.tensordot(times_DS, confusion_SCC, axes=1))
+
+
+def resample_seeds(confusion_ASCC: Integers, *, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats] | None:
+    """UR_D and WR_D, means over training seeds, over draws of speakers and of seeds; None with fewer than two speakers.
+
+    Both are drawn with replacement, so an interval says how results vary over people and over the luck of training.
+    The draws depend on the numbers of seeds and speakers alone: two models that were trained with the same seeds and
+    judged on the same speakers are resampled together, and the difference of their UR_D is a paired bootstrap.
+
+    Args:
+        confusion_ASCC: confusion matrices of A seeds and S speakers, see `confusions`.
+    """
+    A, S = confusion_ASCC.shape[:2]
     if S < 2:
         return None
-    confusion_SCC = np.zeros((S, C, C), dtype=np.int64)
+    random = np.random.default_rng(seed)
+    times_DS, times_DA = _times(random, S, draws), _times(random, A, draws)
+    drawn_DACC = np.einsum("ds,ascp->dacp", times_DS, confusion_ASCC)
+    WR_DA = drawn_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / drawn_DACC.sum(axis=(-2, -1))
+    UR_D, WR_D = ((times_DA * each).sum(axis=1) / A for each in (unweighted_recall(drawn_DACC), WR_DA))
+    return UR_D, WR_D
+
+
+def confusions(
+    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], names: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    """A confusion matrix for each of the named speakers, shape [S, C, C]."""
+    C = probabilities_NC.shape[1]
+    place = {name: number for number, name in enumerate(names)}
+    speaker_N = np.array([place[speaker] for speaker in speakers], dtype=np.int64)
+    confusion_SCC = np.zeros((len(names), C, C), dtype=np.int64)
     np.add.at(confusion_SCC, (speaker_N, labels_N, probabilities_NC.argmax(axis=1)), 1)
-    # drawing S speakers with replacement is drawing how often each of them comes
-    times_DS = np.random.default_rng(seed).multinomial(S, np.full(S, 1 / S), size=draws)
-    return unweighted_recall(np.tensordot(times_DS, confusion_SCC, axes=1))
+    return confusion_SCC
+
+
+def _times(random: np.random.Generator, count: int, draws: int) -> npt.NDArray[np.int64]:
+    """Drawing with replacement is drawing how often each comes, shape [draws, count]."""
+    return random.multinomial(count, np.full(count, 1 / count), size=draws)
 
 
 def percentiles(values_D: Floats) -> tuple[float, float]:

@@ -1,8 +1,14 @@
 """Which training runs an experiment consists of, where they lie, and which depend on which.
 
 A run trains one network once: a paradigm, the languages it sees, a fold and a seed. Teachers are runs of paradigm ft.
+Runs are named by what they are, so that one that several folds or students need is one run:
+
+    teacher-en-f0-s42                  language, fold, seed
+    teacher-en-f0-s42-without-1of3     the same on two thirds of its training speakers, to be asked about the others
+    mtkd-multilingual-half-f0-s42      paradigm, set-up or language, variant, fold, seed
 """
 
+import math
 from typing import Any
 
 from lakd_ray import storage
@@ -10,7 +16,14 @@ from lakd_ray.config import DistillLoss, Experiment, Paradigm, Recipe, Section, 
 
 Languages = tuple[str, ...]
 
-ALL_LANGUAGES_TEACHER = "teacher-all"
+ALL_LANGUAGES = "all"
+
+
+class Part(Section):
+    """One of several parts of a run's training speakers."""
+
+    number: int
+    of: int
 
 
 class Run(Section):
@@ -34,67 +47,134 @@ class Run(Section):
     """Seeds weights, dropout and the order of the data."""
     recipe: Recipe
     """Network and optimizer."""
+    variant: str | None = None
+    """Whose settings a student has."""
+    without: Part | None = None
+    """Training speakers that it is not trained on."""
     loss: DistillLoss | None = None
     """Distillation loss; none for ft."""
     teachers: tuple[str, ...] = ()
     """Ids of the runs whose logits it learns from, in the order of the teacher axis."""
+    teacher_languages: tuple[str | None, ...] = ()
+    """Language of each teacher, None for one of several languages."""
 
     def folder(self, config: Experiment) -> str:
         """Where the run's outputs lie."""
         return storage.join(config.stage_folder(self.stage), self.id)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Ids of the runs that must be trained before, those of cross-fitting included."""
+        parts = self.loss.parts if self.loss else 0
+        return self.teachers + tuple(_id_without(name, part) for name in self.teachers for part in _parts(parts))
+
+    @property
+    def training(self) -> str:
+        """What the run does, whatever it is called."""
+        content: dict[str, Any] = dump(self)
+        return str({key: value for key, value in content.items() if key not in ("id", "stage", "variant")})
+
 
 def teacher_runs(config: Experiment) -> list[Run]:
     """One teacher per language, and the multilingual one if kd is among the paradigms."""
-    runs = [
-        _run(config, id=f"teacher-{code}", stage="teachers", paradigm="ft", setup="monolingual", languages=(code,))
-        for code in config.languages
-    ]
+    runs = [_teacher(config, code, (code,)) for code in config.languages]
     if "kd" in config.distill.paradigms:
-        shape: dict[str, Any] = {"paradigm": "ft", "setup": "multilingual", "languages": config.languages}
-        runs.append(_run(config, id=ALL_LANGUAGES_TEACHER, stage="teachers", **shape))
+        runs.append(_teacher(config, ALL_LANGUAGES, config.languages))
     return runs
+
+
+def cross_fitted_runs(config: Experiment) -> list[Run]:
+    """Teachers on parts of their speakers, where a student's loss asks for them."""
+    teachers = {run.id: run for run in teacher_runs(config)}
+    found: dict[str, Run] = {}
+    for student in student_runs(config):
+        for name in student.teachers:
+            for part in _parts(student.loss.parts if student.loss else 0):
+                run = teachers[name].model_copy(update={"id": _id_without(name, part), "without": part})
+                found.setdefault(run.id, run)
+    return list(found.values())
 
 
 def student_runs(config: Experiment) -> list[Run]:
     """Every student. An ft student that is trained exactly as a teacher is that teacher's run, not another one."""
-    trained = {_training(run): run for run in teacher_runs(config)}
+    trained = {run.training: run for run in teacher_runs(config)}
     students = []
     for setup in config.distill.setups:
         groups = [config.languages] if setup == "multilingual" else [(language,) for language in config.languages]
         for paradigm in config.distill.paradigms:
             for languages in groups:
-                suffix = "multilingual" if setup == "multilingual" else languages[0]
-                shape: dict[str, Any] = {"paradigm": paradigm, "setup": setup, "languages": languages}
-                run = _run(config, id=f"{paradigm}-{suffix}", stage="distill", **shape)
-                students.append(trained.get(_training(run), run))
+                run = _student(config, paradigm, setup, languages)
+                students.append(trained.get(run.training, run))
     return students
 
 
-def _run(config: Experiment, *, id: str, stage: str, paradigm: Paradigm, setup: Setup, languages: Languages) -> Run:
-    recipe = config.teacher if stage == "teachers" else config.student
-    loss = {"ft": None, "kd": config.distill.kd, "mtkd": config.distill.mtkd}[paradigm]
-    teachers: tuple[str, ...] = {
-        "ft": (),
-        "kd": (ALL_LANGUAGES_TEACHER,),
-        "mtkd": tuple(f"teacher-{language}" for language in config.languages),
-    }[paradigm]
+def training_runs(config: Experiment) -> list[Run]:
+    """All runs, each once, teachers before the students that need them."""
+    runs = [*teacher_runs(config), *cross_fitted_runs(config), *student_runs(config)]
+    return list({run.id: run for run in runs}.values())
+
+
+def predictions_folder(config: Experiment) -> str:
+    """Where evaluation writes what was predicted in this fold with this seed."""
+    return storage.join(config.stage_folder("evaluate"), "predictions", config.cell)
+
+
+def _teacher(config: Experiment, name: str, languages: Languages) -> Run:
+    fold = _fold(config, languages)
     return Run(
-        id=id,
-        stage=stage,
+        id=f"teacher-{name}-f{fold}-s{config.seed}",
+        stage="teachers",
+        paradigm="ft",
+        setup="multilingual" if name == ALL_LANGUAGES else "monolingual",
+        languages=languages,
+        emotions=config.emotions,
+        fold=fold,
+        seed=config.seed,
+        recipe=config.teacher,
+    )
+
+
+def _student(config: Experiment, paradigm: Paradigm, setup: Setup, languages: Languages) -> Run:
+    loss: dict[str, DistillLoss] = {"kd": config.distill.kd, "mtkd": config.distill.mtkd}
+    teachers = {
+        "ft": [],
+        "kd": [run for run in teacher_runs(config) if run.setup == "multilingual"],
+        "mtkd": [run for run in teacher_runs(config) if run.setup == "monolingual"],
+    }[paradigm]
+    taught = {code for teacher in teachers for code in teacher.languages}
+    fold = _fold(config, tuple(sorted({*languages, *taught})))
+    sees = "multilingual" if setup == "multilingual" else languages[0]
+    names = [paradigm, sees, config.variant, f"f{fold}", f"s{config.seed}"]
+    return Run(
+        id="-".join(filter(None, names)),
+        stage="distill",
         paradigm=paradigm,
         setup=setup,
         languages=languages,
         emotions=config.emotions,
-        fold=config.fold,
+        fold=fold,
         seed=config.seed,
-        recipe=recipe,
-        loss=loss,
-        teachers=teachers,
+        recipe=config.student,
+        variant=config.variant,
+        loss=loss.get(paradigm),
+        teachers=tuple(run.id for run in teachers),
+        teacher_languages=tuple(run.languages[0] if len(run.languages) == 1 else None for run in teachers),
     )
 
 
-def _training(run: Run) -> str:
-    """What the run does, whatever it is called."""
-    content: dict[str, Any] = dump(run)
-    return str({key: value for key, value in content.items() if key not in ("id", "stage")})
+def _fold(config: Experiment, languages: Languages) -> int:
+    """The first fold with the same division of these languages: those of smaller corpora come round again."""
+    speaking = [
+        corpus for corpus in config.corpora if not corpus.only_languages or set(corpus.only_languages) & set(languages)
+    ]
+    counts = [corpus.split.count(corpus.importer) for corpus in speaking]
+    known = [count for count in counts if count]
+    return config.fold % math.lcm(*known) if len(known) == len(counts) else config.fold
+
+
+def _parts(count: int) -> list[Part]:
+    return [Part(number=number, of=count) for number in range(count)]
+
+
+def _id_without(teacher: str, part: Part) -> str:
+    return f"{teacher}-without-{part.number + 1}of{part.of}"

@@ -80,6 +80,7 @@ FEATURES = pa.schema(
 LOGITS = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
+        MANIFEST.field("audio_sha256"),
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("logits", pa.list_(pa.float32()), nullable=False),  # one per class, in the experiment's order
     ]
@@ -97,6 +98,7 @@ PREDICTIONS = pa.schema(
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("paradigm", pa.string(), nullable=False),  # teacher, ft, kd, mtkd
         pa.field("setup", pa.string(), nullable=False),  # monolingual, multilingual
+        pa.field("variant", pa.string()),  # whose settings a student has
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class

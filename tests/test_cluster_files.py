@@ -8,14 +8,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from lakd_ray import cli, storage
-from lakd_ray.config import describe, load
+from lakd_ray.config import DistillLoss, Weighting, describe, load, variant_of
 from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.tune.trial import PAPER
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -123,12 +124,18 @@ def test_the_paper_fold_is_the_papers():
     assert config.distill.mtkd.lam == pytest.approx(defaults.mtkd.lam)
 
 
-def test_the_losses_in_the_papers_comment_are_accepted():
-    lines = re.findall(r"^  #   (kd|mtkd): (\{.*\})$", read("jobs/experiments/paper-fold.yaml"), re.MULTILINE)
-    assert [name for name, _ in lines] == ["kd", "mtkd"]
-    config = load(ROOT / "jobs/experiments/paper-fold.yaml", [f"distill.{name}={loss}" for name, loss in lines])
-    assert (config.distill.kd.lam, config.distill.mtkd.lam) == (0.75, 0.25)
-    assert config.distill.kd.reference_compat and config.distill.mtkd.reference_compat
+def test_the_papers_grid_is_the_papers():
+    config, fold = (load(ROOT / f"jobs/experiments/{name}.yaml") for name in ("paper", "paper-fold"))
+    assert config.corpora == fold.corpora and config.teacher == fold.teacher and config.student == fold.student
+    assert config.distill == fold.distill and set(config.distill.setups) == {"monolingual", "multilingual"}
+    assert config.grid.folds is None and len(config.grid.seeds) == 3
+    assert config.train.workers * config.batch.max_utterances * config.train.accumulation == 16
+    assert config.batch.padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
+    reference = variant_of(config, "reference").distill
+    assert reference.kd == DistillLoss(temperature=5, lam=0.75, reference_compat=True)
+    assert reference.mtkd == PAPER
+    varied = {variant_of(config, name).distill.mtkd.weighting for name in config.grid.variants}
+    assert varied == {*get_args(Weighting)} - {"attention"}
 
 
 def test_the_kubernetes_job_has_room_for_its_experiment():

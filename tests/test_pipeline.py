@@ -14,6 +14,7 @@ import pytest
 from lakd_ray import storage
 from lakd_ray.config import load
 from lakd_ray.data import manifest as manifests
+from lakd_ray.runs import predictions_folder
 from lakd_ray.train.state import State
 
 pytestmark = pytest.mark.ray
@@ -44,6 +45,7 @@ teacher: &recipe
       classifier_proj_size: 32
   optim: {{epochs: 2, lr: 0.001}}
 student: *recipe
+distill: {{mtkd: {{weighting: confidence, cross_fit: 2}}}}
 train: {{workers: 2}}
 tune: {{trials: 2, concurrent: 2, epochs: 1, grace: 1}}
 serve: {{port: 0}}
@@ -88,8 +90,14 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
 
     assert len(manifest.table) == 2 * 8 * 2 * 4
     test_rows = manifest.rows("test")
-    for run in ("teacher-en", "teacher-fi", "teacher-all", "kd-multilingual", "mtkd-multilingual"):
-        table = storage.read_table(f"{config.stage_folder('evaluate')}/predictions/{run}.parquet")
+    for run in (
+        "teacher-en-f0-s42",
+        "teacher-fi-f0-s42",
+        "teacher-all-f0-s42",
+        "kd-multilingual-f0-s42",
+        "mtkd-multilingual-f0-s42",
+    ):
+        table = storage.read_table(f"{predictions_folder(config)}/{run}.parquet")
         assert sorted(table["utterance"].to_pylist()) == sorted(manifest.ids[row] for row in test_rows)
     results = storage.read_json(f"{config.stage_folder('report')}/report.json")["results"]
     assert {(row["paradigm"], row["language"]) for row in results} >= {
@@ -104,7 +112,10 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
         environment, "pipeline", str(experiment), "--set", "stages=[prepare, teachers, distill, tune, evaluate]"
     )
     assert again.count("already done") == 4
-    assert "already done, teacher-en, teacher-fi, teacher-all, kd-multilingual, mtkd-multilingual" in again
+    assert (
+        "already done, teacher-en-f0-s42, teacher-fi-f0-s42, teacher-all-f0-s42, teacher-en-f0-s42-without-1of2"
+        in again
+    )
 
 
 @pytest.fixture
@@ -129,18 +140,20 @@ def test_killed_half_way_it_goes_on(
 ) -> None:
     teachers = Path(load(experiment).stage_folder("teachers"))
     deadline = time.monotonic() + 400
-    while not (teachers / "teacher-fi" / "state.json").exists():
+    while not (teachers / "teacher-fi-f0-s42" / "state.json").exists():
         assert started.poll() is None, "the pipeline ended before it could be killed"
         assert time.monotonic() < deadline, "the second teacher did not finish an epoch in time"
         time.sleep(0.05)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait(timeout=30)
-    first_record = (teachers / "teacher-en" / "record.json").read_text()
+    first_record = (teachers / "teacher-en-f0-s42" / "record.json").read_text()
 
     lakd(environment, "pipeline", str(experiment), "--set", "stages=[prepare, teachers, distill, evaluate, report]")
 
-    assert (teachers / "teacher-en" / "record.json").read_text() == first_record, "a finished teacher was trained again"
-    for name in ("teacher-en", "teacher-fi", "teacher-all"):
+    assert (teachers / "teacher-en-f0-s42" / "record.json").read_text() == first_record, (
+        "a finished teacher was trained again"
+    )
+    for name in ("teacher-en-f0-s42", "teacher-fi-f0-s42", "teacher-all-f0-s42"):
         lines = (teachers / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
         assert State.read(str(teachers / name)).resume is None

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lakd_ray.config import Experiment, dump
-from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
 
 LANGUAGES = ("en", "fi", "fr")
 
@@ -30,42 +30,44 @@ def experiment(*, same_recipe: bool = True, base: str | None = None, **distill: 
 def test_teachers():
     runs = teacher_runs(experiment())
     assert [(run.id, run.languages, run.setup) for run in runs] == [
-        ("teacher-en", ("en",), "monolingual"),
-        ("teacher-fi", ("fi",), "monolingual"),
-        ("teacher-fr", ("fr",), "monolingual"),
-        ("teacher-all", LANGUAGES, "multilingual"),
+        ("teacher-en-f2-s5", ("en",), "monolingual"),
+        ("teacher-fi-f2-s5", ("fi",), "monolingual"),
+        ("teacher-fr-f2-s5", ("fr",), "monolingual"),
+        ("teacher-all-f2-s5", LANGUAGES, "multilingual"),
     ]
     for run in runs:
         assert (run.stage, run.paradigm, run.loss, run.teachers) == ("teachers", "ft", None, ())
         assert (run.fold, run.seed) == (2, 5)
-    assert [run.id for run in teacher_runs(experiment(paradigms=["ft", "mtkd"]))] == [f"teacher-{c}" for c in LANGUAGES]
+    assert [run.id for run in teacher_runs(experiment(paradigms=["ft", "mtkd"]))] == [
+        f"teacher-{c}-f2-s5" for c in LANGUAGES
+    ]
 
 
 def test_students_of_another_recipe():
     config = experiment(same_recipe=False, setups=["monolingual", "multilingual"])
     runs = {run.id: run for run in student_runs(config)}
     assert list(runs) == [
-        *(f"{paradigm}-{code}" for paradigm in ("ft", "kd", "mtkd") for code in LANGUAGES),
-        *(f"{paradigm}-multilingual" for paradigm in ("ft", "kd", "mtkd")),
+        *(f"{paradigm}-{code}-f2-s5" for paradigm in ("ft", "kd", "mtkd") for code in LANGUAGES),
+        *(f"{paradigm}-multilingual-f2-s5" for paradigm in ("ft", "kd", "mtkd")),
     ]
     assert {run.stage for run in runs.values()} == {"distill"}
     assert all(run.recipe == config.student for run in runs.values())
-    assert runs["kd-fi"].languages == ("fi",)
-    assert runs["kd-fi"].teachers == ("teacher-all",)
-    assert runs["kd-fi"].loss == config.distill.kd
-    assert runs["mtkd-multilingual"].languages == LANGUAGES
-    assert runs["mtkd-multilingual"].teachers == ("teacher-en", "teacher-fi", "teacher-fr")
-    assert runs["mtkd-multilingual"].loss == config.distill.mtkd
-    assert runs["ft-en"].loss is None
+    assert runs["kd-fi-f2-s5"].languages == ("fi",)
+    assert runs["kd-fi-f2-s5"].teachers == ("teacher-all-f2-s5",)
+    assert runs["kd-fi-f2-s5"].loss == config.distill.kd
+    assert runs["mtkd-multilingual-f2-s5"].languages == LANGUAGES
+    assert runs["mtkd-multilingual-f2-s5"].teachers == ("teacher-en-f2-s5", "teacher-fi-f2-s5", "teacher-fr-f2-s5")
+    assert runs["mtkd-multilingual-f2-s5"].loss == config.distill.mtkd
+    assert runs["ft-en-f2-s5"].loss is None
 
 
 def test_students_trained_as_teachers_are_not_trained_again():
     config = experiment(setups=["monolingual", "multilingual"])
     students = student_runs(config)
     assert [run for run in students if run.paradigm == "ft"] == teacher_runs(config)
-    assert [run.id for run in students if run.stage == "distill"][:1] == ["kd-en"]
+    assert [run.id for run in students if run.stage == "distill"][:1] == ["kd-en-f2-s5"]
     alone = experiment(paradigms=["ft", "mtkd"])  # no multilingual teacher is trained without kd
-    assert [run.id for run in student_runs(alone)] == ["ft-multilingual", "mtkd-multilingual"]
+    assert [run.id for run in student_runs(alone)] == ["ft-multilingual-f2-s5", "mtkd-multilingual-f2-s5"]
 
 
 @pytest.mark.parametrize("same_recipe", [True, False])
@@ -82,5 +84,53 @@ def test_teachers_of_students_exist(same_recipe):
 def test_folders():
     config = experiment(base="shared")
     teacher, student = teacher_runs(config)[0], student_runs(config)[-1]
-    assert teacher.folder(config) == "/outputs/shared/teachers/teacher-en"
-    assert student.folder(config) == "/outputs/t/distill/mtkd-multilingual"
+    assert teacher.folder(config) == "/outputs/shared/teachers/teacher-en-f2-s5"
+    assert student.folder(config) == "/outputs/t/distill/mtkd-multilingual-f2-s5"
+
+
+def paper(fold: int, **distill: Any) -> Experiment:
+    """Corpora with five, nine and three folds."""
+    corpora = [
+        {"name": name, "importer": name, "root": "x", "only_languages": [code], "split": {"scheme": "paper"}}
+        for name, code in (("iemocap", "en"), ("fesc", "fi"), ("cafe", "fr"))
+    ]
+    return Experiment.model_validate(dump(experiment(**distill)) | {"fold": fold, "corpora": corpora})
+
+
+def test_what_a_fold_repeats_is_one_run():
+    assert [run.id for run in teacher_runs(paper(7))] == [
+        "teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5", "teacher-all-f7-s5",
+    ]  # fmt: skip
+    students = {run.id: run for run in student_runs(paper(7, setups=["monolingual", "multilingual"]))}
+    assert "mtkd-en-f7-s5" in students  # its teachers of other languages are this fold's
+    assert students["mtkd-en-f7-s5"].teachers == ("teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5")
+    of_all = {run.id for fold in range(9) for run in teacher_runs(paper(fold))}
+    assert len(of_all) == 5 + 9 + 3 + 9
+
+
+def test_folds_that_only_the_data_tell_are_not_taken_for_each_other():
+    content = dump(experiment())
+    content["corpora"][0]["split"]["scheme"] = "leave-one-speaker-out"
+    runs = [teacher_runs(Experiment.model_validate(content | {"fold": fold}))[0].id for fold in (0, 4, 8)]
+    assert len(set(runs)) == 3
+
+
+def test_cross_fitted_teachers():
+    config = experiment(paradigms=["mtkd"], mtkd={"weighting": "confidence"})
+    parts = [f"teacher-en-f2-s5-without-{number}of3" for number in (1, 2, 3)]
+    runs = {run.id: run for run in cross_fitted_runs(config)}
+    assert list(runs)[:3] == parts and len(runs) == 9
+    assert runs[parts[1]].without is not None and runs[parts[1]].without.number == 1
+    (student,) = student_runs(config)
+    assert student.teachers == tuple(run.id for run in teacher_runs(config))
+    assert set(student.needs) == {*student.teachers, *runs}
+    order = [run.id for run in training_runs(config)]
+    assert all(order.index(need) < order.index(student.id) for need in student.needs)
+    assert cross_fitted_runs(experiment(mtkd={"weighting": "confidence", "cross_fit": 0})) == []
+    assert cross_fitted_runs(experiment()) == []
+
+
+def test_a_variant_is_in_the_names_of_students_alone():
+    config = experiment(paradigms=["mtkd"]).model_copy(update={"variant": "half"})
+    assert [run.id for run in student_runs(config)] == ["mtkd-multilingual-half-f2-s5"]
+    assert teacher_runs(config) == teacher_runs(experiment(paradigms=["mtkd"]))

@@ -1,7 +1,8 @@
 """The experiment file as typed, frozen configuration."""
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.file import describe, dump, load, values
+from lakd_ray.config.file import describe, dump, load, values, variant_of
+from lakd_ray.config.grid import Grid
 from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
 from lakd_ray.config.sections import (
     Audio,
@@ -31,6 +32,7 @@ __all__ = [
     "Distill",
     "DistillLoss",
     "Experiment",
+    "Grid",
     "LabelLoss",
     "Model",
     "Optim",
@@ -49,4 +51,5 @@ __all__ = [
     "dump",
     "load",
     "values",
+    "variant_of",
 ]

@@ -42,7 +42,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         config = Experiment.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{file}: {_explain(error)}") from None
+    for name in config.grid.variants:
+        variant_of(config, name)
     return _absolute(config)
+
+
+def variant_of(config: Experiment, name: str) -> Experiment:
+    """The experiment with one of its grid's variants as its students' settings.
+
+    Raises:
+        ConfigError: the variant's keys or values are refused.
+    """
+    tree = dump(config)
+    for key, value in tree.pop("grid")["variants"][name].items():
+        _set(tree, key, value, f"grid.variants.{name}: {key}")
+    try:
+        return Experiment.model_validate(tree | {"variant": name})
+    except ValidationError as error:
+        raise ConfigError(f"grid.variants.{name}: {_explain(error)}") from None
 
 
 def values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -135,27 +152,31 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    _set(tree, key, value, f"override {override!r}")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for parent in parents:
         if isinstance(node, list):
-            node = _item(node, parent, override)
+            node = _item(node, parent, where)
         else:
             if node.get(parent) is None:
                 node[parent] = {}
             node = node[parent]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"override {override!r}: {parent!r} is a value, not a section")
+            raise ConfigError(f"{where}: {parent!r} is a value, not a section")
     if isinstance(node, list):
-        _item(node, last, override)
+        _item(node, last, where)
         node[int(last)] = value
     else:
         node[last] = value
 
 
-def _item(node: list[Any], index: str, override: str) -> Any:
+def _item(node: list[Any], index: str, where: str) -> Any:
     if not index.isdecimal() or int(index) >= len(node):
-        raise ConfigError(f"override {override!r}: expected a number below {len(node)} in place of {index!r}")
+        raise ConfigError(f"{where}: expected a number below {len(node)} in place of {index!r}")
     return node[int(index)]
 
 

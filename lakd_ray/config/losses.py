@@ -10,6 +10,9 @@ Weighting = Literal[
     "uniform", "similarity", "similarity-centred", "language", "confidence", "top1", "rank", "attention"
 ]
 
+# They would find that a teacher is surest of what it has memorised.
+_TRUSTING = ("confidence", "top1", "rank", "attention")
+
 
 class LabelLoss(Section):
     """The loss against the labels: w (1 - p)^gamma (-log p), p the probability of the label."""
@@ -45,6 +48,9 @@ class DistillLoss(Section):
     """`confidence`: go by the probability that a teacher gives the label, or by how low its entropy is."""
     standardise: bool = False
     """Compare logits of zero mean and unit variance over classes; their size is then not distilled."""
+    cross_fit: int | None = Field(None, ge=0)
+    """Parts of a teacher's training speakers, each asked of a teacher trained on the others. 0: the teacher that was
+    trained on all is asked; null: 3 for weightings that go by certainty, by the label or are learned, else 0."""
     reference_compat: bool = False
     """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
 
@@ -55,9 +61,18 @@ class DistillLoss(Section):
                 "weighting `attention` is learned by a language-aware student, and there is none yet; "
                 "`language` goes by the language without learning"
             )
+        if self.cross_fit == 1:
+            raise ValueError("`cross_fit: 1` leaves no speaker to train on: give 2 or more, or 0 for none")
         if self.reference_compat and (self.weighting != "similarity" or self.standardise):
             raise ValueError(
                 "`reference_compat` is the reference code's own loss: leave weighting at similarity and standardise at "
                 "false, or set reference_compat: false"
             )
         return self
+
+    @property
+    def parts(self) -> int:
+        """Parts of cross-fitting, 0 for none."""
+        if self.cross_fit is None:
+            return 3 if self.weighting in _TRUSTING else 0
+        return self.cross_fit

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lakd_ray.config.base import Section
+from lakd_ray.config.grid import Grid, Name
 from lakd_ray.config.losses import DistillLoss, LabelLoss
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Paradigm = Literal["ft", "kd", "mtkd"]
 Setup = Literal["monolingual", "multilingual"]
+PAPER_FOLDS = {"iemocap": 5, "fesc": 9, "cafe": 3}  # sessions, speakers, groups of actors
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
 
 
@@ -29,6 +30,11 @@ class Split(Section):
     """`speaker-groups`: the test speakers of each fold, named as in the corpus."""
     dev_speakers: int = Field(2, ge=1)
     """Training speakers set aside for dev in each language (not with `given`)."""
+
+    def count(self, importer: str) -> int | None:
+        """Number of folds; None where only the data tell."""
+        known = {"given": 1, "speaker-groups": len(self.groups), "speaker-folds": self.folds}
+        return PAPER_FOLDS.get(importer) if self.scheme == "paper" else known.get(self.scheme)
 
     @model_validator(mode="after")
     def _groups_match_scheme(self) -> Self:
@@ -285,6 +291,8 @@ class Experiment(Section):
     """Seeds weights, dropout and the order of the data."""
     fold: int = Field(0, ge=0)
     """Which fold is test; each corpus takes it modulo its own number of folds."""
+    variant: Name | None = None
+    """Names these settings of the students where the experiment has several; part of their runs' names."""
     corpora: tuple[Corpus, ...] = Field(min_length=1)
     """The data."""
     audio: Audio = Audio()
@@ -299,6 +307,8 @@ class Experiment(Section):
     """Batches."""
     train: Train = Train()
     """Workers and engine."""
+    grid: Grid = Grid()
+    """Folds, seeds and variants that are compared."""
     tune: Tune = Tune()
     """The search."""
     serve: Serve = Serve()
@@ -342,6 +352,11 @@ class Experiment(Section):
     def folder(self) -> str:
         """Where the experiment's outputs lie."""
         return f"{self.storage.rstrip('/')}/{self.name}"
+
+    @property
+    def cell(self) -> str:
+        """Short name of this fold and seed."""
+        return f"f{self.fold}-s{self.seed}"
 
     def stage_folder(self, stage: str) -> str:
         """Where a stage's outputs lie: prepared data and teachers may be another experiment's."""

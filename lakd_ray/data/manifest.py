@@ -65,6 +65,10 @@ class Manifest:
             chosen &= np.isin(self.languages_N.astype(str), list(languages))
         return np.flatnonzero(chosen)
 
+    def parts(self, rows: Rows, count: int) -> Rows:
+        """Which of so many parts each of some rows falls in, shape [len(rows)]; a speaker's rows are in one part."""
+        return splits.parts(self.table, rows, count)
+
     def said_in_train(self, rows: Rows) -> list[bool | None]:
         """Whether the sentence of each of some rows is also said in train; None where the corpus does not tell.
 

@@ -7,7 +7,7 @@ language of a corpus has its share in every fold. Draws are orders by SHA-256: s
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,7 @@ def assign(manifest: pa.Table, config: Experiment, fold: int | None = None) -> S
     """
     rows = _Rows(manifest, config)
     split_N = np.full(manifest.num_rows, _LEFT_OUT, np.int8)
-    for corpus in map(_as_in_the_paper, config.corpora):
-        at_N = rows.of(corpus)
+    for corpus, at_N in _corpora(rows, config):
         if corpus.split.scheme == "given":
             split_N[at_N] = _given(rows, corpus, at_N)
         else:
@@ -61,7 +60,42 @@ def assign(manifest: pa.Table, config: Experiment, fold: int | None = None) -> S
 def fold_count(manifest: pa.Table, config: Experiment) -> int:
     """Folds until every corpus has been tested whole: those of the corpus with most."""
     rows = _Rows(manifest, config)
-    return max(_folds(rows, corpus, rows.of(corpus)) for corpus in map(_as_in_the_paper, config.corpora))
+    return max(_folds(rows, corpus, at_N) for corpus, at_N in _corpora(rows, config))
+
+
+def parts(manifest: pa.Table, rows: _Codes, count: int) -> _Codes:
+    """Which of `count` parts each of some rows falls in, the speakers of each language dealt out evenly.
+
+    Raises:
+        SplitError: a language has fewer speakers than there are to be parts.
+    """
+    table = manifest.select(["speaker", "language"]).take(rows)
+    speakers, languages = (np.asarray(table[name].to_pylist(), dtype=str) for name in ("speaker", "language"))
+    dealt: dict[str, int] = {}  # who speaks two languages is in one part
+    for language in np.unique(languages):
+        found = by_hash(np.unique(speakers[languages == language]).tolist(), "part")
+        if len(found) < count:
+            raise SplitError(
+                f"language {language} has {len(found)} training speakers ({listed(found)}), too few for {count} parts. "
+                "Lower `cross_fit` of the distillation loss."
+            )
+        for number, speaker in enumerate(found):
+            dealt.setdefault(speaker, number % count)
+    return np.array([dealt[speaker] for speaker in speakers], np.int64)
+
+
+def _corpora(rows: "_Rows", config: Experiment) -> Iterator[tuple[Corpus, npt.NDArray[np.intp]]]:
+    """Corpora, scheme `paper` spelt out, and their rows."""
+    for corpus in config.corpora:
+        spelt_out = _as_in_the_paper(corpus)
+        at_N = rows.of(corpus)
+        expected, found = corpus.split.count(corpus.importer), _folds(rows, spelt_out, at_N)
+        if expected not in (None, found):
+            raise SplitError(
+                f"corpus {corpus.name} can be divided into {found} folds, but the paper has {expected}: some of it is "
+                f"missing. Complete it, or choose scheme `{spelt_out.split.scheme}`, which takes what is there."
+            )
+        yield spelt_out, at_N
 
 
 def _as_in_the_paper(corpus: Corpus) -> Corpus:
@@ -167,14 +201,9 @@ def _dealt(rows: _Rows, corpus: Corpus, at_N: npt.NDArray[np.intp], fold: int) -
 
 def _folds(rows: _Rows, corpus: Corpus, at_N: npt.NDArray[np.intp]) -> int:
     """How many folds a corpus has."""
-    scheme = corpus.split.scheme
-    if scheme == "given":
-        return 1
-    if scheme == "speaker-groups":
-        return len(corpus.split.groups)
-    if scheme == "speaker-folds":
-        return corpus.split.folds
-    sessions = scheme == "leave-one-session-out"
+    if known := corpus.split.count(corpus.importer):
+        return known
+    sessions = corpus.split.scheme == "leave-one-session-out"
     units = _sessions(rows, corpus, at_N) if sessions else rows.units(at_N, "speaker")
     return max(len(group) for group in _groups(units))
 

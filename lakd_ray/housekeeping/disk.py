@@ -10,7 +10,7 @@ from typing import Any
 from lakd_ray import storage
 from lakd_ray.config import Experiment, Stage
 from lakd_ray.housekeeping import sizes
-from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs
 
 _SMALL = 1_000_000  # records, metrics and pictures of a stage
 
@@ -120,7 +120,7 @@ def _prepared(speech: sizes.Speech) -> tuple[str, int, int]:
 
 
 def _teachers(config: Experiment, weights: sizes.Weights, utterances: int) -> tuple[str, int, int]:
-    what, finished, peak = _training(config, weights, teacher_runs(config))
+    what, finished, peak = _training(config, weights, [*teacher_runs(config), *cross_fitted_runs(config)])
     names = {name for run in student_runs(config) for name in run.teachers}
     logits = len(names) * utterances * sizes.logits_row(config)
     return f"{what}, logits of {len(names)}", finished + logits, peak + logits

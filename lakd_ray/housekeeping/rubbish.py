@@ -22,6 +22,7 @@ BUSY_S = 3600.0
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _KEPT = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+")  # what a run keeps of an epoch
+_LOGITS = re.compile(r"(?P<place>teachers/logits/(?P<teacher>[^/]+)/(?P<key>[^/]+))/[^/]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,15 @@ def _shards(tree: _Tree) -> Found:
 
 def _logits(tree: _Tree) -> Found:
     """Logits of another checkpoint than the finished teacher's."""
-    for place, record in sorted(tree.records.items()):
-        teacher = place.removeprefix("teachers/logits/")
-        if teacher == place or not tree.finished(f"teachers/{teacher}") or "checkpoint" not in record["made_by"]:
+    found = {match["place"]: match for name in tree.files if (match := _LOGITS.fullmatch(name))}
+    for place, match in sorted(found.items()):
+        teacher = f"teachers/{match['teacher']}"
+        if not tree.finished(teacher):
             continue
-        state = tree.json(f"teachers/{teacher}/{STATE}")
+        state = tree.json(f"{teacher}/{STATE}")
         try:
-            seal = tree.json(f"teachers/{teacher}/{state['best']}/{storage.SEAL}")
+            seal = tree.json(f"{teacher}/{state['best']}/{storage.SEAL}")
         except StorageError:  # a teacher without its checkpoint has to be looked after first
             continue
-        if record["made_by"]["checkpoint"] not in (seal, records.digest(seal)):
-            yield (place,), f"logits of another {teacher} than the one there now"
+        if match["key"] != records.digest(seal):
+            yield (place,), f"logits of another {match['teacher']} than the one there now"

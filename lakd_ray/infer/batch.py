@@ -4,7 +4,6 @@ The audio is read and decoded once for all models; each actor holds them all.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +11,12 @@ import pyarrow as pa
 import ray.data
 from tqdm import tqdm
 
-from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import evaluation_epoch
 from lakd_ray.data.stream import Source, dataset, stream, unpack
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
-from lakd_ray.schema import LOGITS
 
 
 class _Scorer:
@@ -100,47 +97,3 @@ def logits_here(
     order = np.argsort(rows)
     places = order[np.searchsorted(rows[order], np.concatenate(answered))]
     return places, {name: np.concatenate([empty_RC, *parts]) for name, parts in answers.items()}
-
-
-def not_stored(checkpoints: Mapping[str, str], folder: str, made_by: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The models whose logits are not stored yet.
-
-    Args:
-        made_by: what each model's logits depend on.
-
-    Raises:
-        StageError: logits are stored that something else made.
-    """
-    return {
-        name: location
-        for name, location in checkpoints.items()
-        if not records.is_done(storage.join(folder, name), made_by[name])
-    }
-
-
-def store(
-    found: Mapping[str, npt.NDArray[np.float32]],
-    manifest: Manifest,
-    rows: Rows,
-    folder: str,
-    made_by: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Write each model's logits on the rows, shape [len(rows), C]."""
-    utterances = manifest.table["utterance"].take(rows)
-    for name, array_RC in found.items():
-        columns: dict[str, Any] = {"utterance": utterances, "model": [name] * len(rows), "logits": list(array_RC)}
-        place = storage.join(folder, name)
-        records.start(place, made_by[name])
-        storage.write_table(storage.join(place, "logits.parquet"), pa.table(columns, schema=LOGITS))
-        records.finish(place, made_by[name], ["logits.parquet"])
-
-
-def read_logits(manifest: Manifest, folder: str, names: tuple[str, ...], classes: int) -> npt.NDArray[np.float32]:
-    """Stored logits of several models aligned with the manifest, shape [N, K, C]; NaN where there are none."""
-    position = {utterance: row for row, utterance in enumerate(manifest.ids)}
-    logits_NKC = np.full((len(position), len(names), classes), np.nan, dtype=np.float32)
-    for index, name in enumerate(names):
-        table = storage.read_table(storage.join(folder, name, "logits.parquet"))
-        rows = [position[utterance] for utterance in table["utterance"].to_pylist()]
-        logits_NKC[rows, index] = np.asarray(table["logits"].to_pylist(), dtype=np.float32)
-    return logits_NKC

@@ -1,5 +1,6 @@
 """The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,19 @@ from lakd_ray.infer.batch import logits
 from lakd_ray.infer.predictor import softmax
 from lakd_ray.models.checkpoint import read_card_at
 from lakd_ray.provenance import Seen
-from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.runs import Run, predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
 
 
-def run(config: Experiment) -> str:
+def run(config: Experiment, variants: Sequence[Experiment] = (), without: Collection[str] = ()) -> str:
     """Ask every teacher and student about the test rows; models that were asked already are skipped.
 
     Teachers answer in every language, monolingual students in their own.
+
+    Args:
+        variants: the experiment with other settings of its students, in the same fold and with the same seed.
+        without: runs that are not to be asked, because they failed.
 
     Returns:
         The folder of the predictions.
@@ -33,10 +38,11 @@ def run(config: Experiment) -> str:
         HygieneError: a model has seen a test speaker.
         DataError: the number of predictions is not the manifest's.
     """
-    folder = storage.join(config.stage_folder("evaluate"), "predictions")
+    folder = predictions_folder(config)
     manifest = manifests.load(config)
     rows = manifest.rows("test")
-    runs = {run.id: run for run in (*teacher_runs(config), *student_runs(config))}
+    students = {run.id: run for each in (config, *variants) for run in student_runs(each) if run.id not in without}
+    runs = {run.id: run for run in teacher_runs(config) if run.id not in without} | students
     checkpoints = {name: best_checkpoint(run, config) for name, run in runs.items()}
     made_by = {name: _made_by(manifest, rows, location) for name, location in checkpoints.items()}
     for name, location in checkpoints.items():
@@ -45,7 +51,6 @@ def run(config: Experiment) -> str:
     if not missing:
         print(f"evaluate: already done, {folder}")
         return folder
-    students = {run.id for run in student_runs(config)}
     for name, logits_RC in logits(config, manifest, rows, missing, title="evaluate").items():
         paradigm = runs[name].paradigm if name in students else "teacher"
         table = _table(config, manifest, rows, logits_RC, runs[name], paradigm)
@@ -95,6 +100,7 @@ def _table(
         "seed": [config.seed] * count,
         "paradigm": [paradigm] * count,
         "setup": [run.setup] * count,
+        "variant": [run.variant] * count,
         "model": [run.id] * count,
         "probabilities": list(softmax(logits_RC[keep])),
     }

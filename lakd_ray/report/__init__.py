@@ -1,5 +1,7 @@
 """The report: what evaluation found, as JSON for machines and one HTML page for people."""
 
+from typing import Any
+
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.report import curves, findings, page, predictions
@@ -35,6 +37,7 @@ def run(config: Experiment) -> str:
     html = page.render(
         page.Content(
             config=config,
+            scope=f"Fold {config.fold}, seed {config.seed}",
             findings=said,
             warnings=warnings,
             notes=notes,
@@ -47,20 +50,19 @@ def run(config: Experiment) -> str:
 
     made_by = {"stage": "report", "inputs": inputs}
     records.start(folder, made_by)
-    report = {
-        "experiment": config.name,
-        "corpora": [
-            {
-                "name": corpus.name,
-                "importer": corpus.importer,
-                "synthetic": corpus.importer == findings.SYNTHETIC,
-            }
-            for corpus in config.corpora
-        ],
-        "notes": [*warnings, *said, *notes],
-        "results": rows,
-    }
+    report = describe(config) | {"notes": [*warnings, *said, *notes], "results": rows}
     storage.write_json(storage.join(folder, JSON), report)
     storage.write_bytes(storage.join(folder, HTML), html.encode())
     records.finish(folder, made_by, [JSON, HTML])
     return storage.join(folder, HTML)
+
+
+def describe(config: Experiment) -> dict[str, Any]:
+    """What a report is about, as plain JSON types."""
+    return {
+        "experiment": config.name,
+        "corpora": [
+            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.importer == findings.SYNTHETIC}
+            for corpus in config.corpora
+        ],
+    }

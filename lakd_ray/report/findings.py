@@ -22,8 +22,9 @@ def best(rows: Sequence[Row]) -> str:
     top = max(pooled, key=lambda row: row["UR"])
     bounds = top["UR_interval"]
     interval = f" (95 % interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
+    name = title(top["paradigm"], top["setup"], top["variant"])
     return (
-        f"Best student: {title(top['paradigm'], top['setup'])}, with UR {percent(top['UR'])} %{interval} "
+        f"Best student: {name}, with UR {percent(top['UR'])} %{interval} "
         f"and WR {percent(top['WR'])} % over all languages."
     )
 

@@ -22,6 +22,8 @@ class Content:
     """All that the page says."""
 
     config: Experiment
+    scope: str
+    """Which folds and seeds."""
     findings: Sequence[str]
     warnings: Sequence[str]
     """Cautions about the data themselves; they stand at the top."""

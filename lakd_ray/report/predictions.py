@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import DataError, StageError
-from lakd_ray.runs import student_runs, teacher_runs
+from lakd_ray.runs import predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import PREDICTIONS
 
 TEACHER = "teacher"
 _PARADIGMS = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT = ("model", "paradigm", "setup", "fold", "seed")
+_CONSTANT = ("model", "paradigm", "setup", "variant", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Predictions:
     model: str
     paradigm: str
     setup: str
+    variant: str | None
     fold: int
     seed: int
     learned: tuple[str, ...]
@@ -53,16 +54,21 @@ class Predictions:
 
     def only(self, languages: Sequence[str]) -> "Predictions":
         """The part in some languages."""
-        keep_N = np.isin(self.language_N, list(languages))
-        return replace(
-            self,
-            utterance_N=self.utterance_N[keep_N],
-            language_N=self.language_N[keep_N],
-            speaker_N=self.speaker_N[keep_N],
-            said_N=self.said_N[keep_N],
-            labels_N=self.labels_N[keep_N],
-            probabilities_NC=self.probabilities_NC[keep_N],
-        )
+        return self.at(np.flatnonzero(np.isin(self.language_N, list(languages))))
+
+    def at(self, places: npt.NDArray[np.integer[Any]]) -> "Predictions":
+        """Some of the utterances, in this order."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[places] for name in _ARRAYS}
+        return replace(self, **arrays)
+
+
+_ARRAYS = ("utterance_N", "language_N", "speaker_N", "said_N", "labels_N", "probabilities_NC")
+
+
+def joined(members: Sequence[Predictions]) -> Predictions:
+    """Several predictions as one that is otherwise like the first."""
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in members]) for name in _ARRAYS}
+    return replace(members[0], **arrays)
 
 
 def read(config: Experiment) -> list[Predictions]:
@@ -72,7 +78,7 @@ def read(config: Experiment) -> list[Predictions]:
         StageError: evaluation has not run, or a student's predictions are missing.
         DataError: a file is not what evaluation writes, or models were judged on different utterances.
     """
-    folder = storage.join(config.stage_folder("evaluate"), "predictions")
+    folder = predictions_folder(config)
     files = [info for info in storage.list_files(folder) if info.name.endswith(".parquet")]
     missing = {run.id for run in student_runs(config)} - {info.name.removesuffix(".parquet") for info in files}
     if missing:
@@ -80,10 +86,12 @@ def read(config: Experiment) -> list[Predictions]:
             f"no predictions of {', '.join(sorted(missing))} in {folder}: "
             "run the stage `evaluate` of this experiment first"
         )
-    found = [_read(info.location, config) for info in files]
+    known = [*teacher_runs(config), *student_runs(config)]
+    order = {run.id: place for place, run in enumerate(known)}
+    wanted = [info for info in files if info.name.removesuffix(".parquet") in order]
+    found = [read_one(info.location, config) for info in wanted]
     _check_same_utterances(found)
-    order = {run.id: place for place, run in enumerate([*teacher_runs(config), *student_runs(config)])}
-    return sorted(found, key=lambda one: (one.is_student, one.setup, _rank(one.paradigm), order.get(one.model, 999)))
+    return sorted(found, key=lambda one: (one.is_student, one.setup, _rank(one.paradigm), order[one.model]))
 
 
 def compared(predictions: Sequence[Predictions]) -> list[Predictions]:
@@ -92,21 +100,16 @@ def compared(predictions: Sequence[Predictions]) -> list[Predictions]:
     for student in predictions:
         if student.is_student:
             groups.setdefault((student.paradigm, student.setup), []).append(student)
-    return [members[0] if len(members) == 1 else _pool(members) for members in groups.values()]
+    return [members[0] if len(members) == 1 else pool(members) for members in groups.values()]
 
 
-def _pool(members: Sequence[Predictions]) -> Predictions:
+def pool(members: Sequence[Predictions]) -> Predictions:
+    """Several models, each in the languages that it has learned, as one; their utterances must differ."""
     own = [member.only(member.learned) if member.learned else member for member in members]
     pooled = replace(
-        own[0],
+        joined(own),
         model=", ".join(member.model for member in own),
         learned=tuple(language for member in own for language in member.learned),
-        utterance_N=np.concatenate([member.utterance_N for member in own]),
-        language_N=np.concatenate([member.language_N for member in own]),
-        speaker_N=np.concatenate([member.speaker_N for member in own]),
-        said_N=np.concatenate([member.said_N for member in own]),
-        labels_N=np.concatenate([member.labels_N for member in own]),
-        probabilities_NC=np.concatenate([member.probabilities_NC for member in own]),
     )
     _check_unique(pooled.utterance_N, pooled.model)
     return pooled
@@ -116,7 +119,12 @@ def _rank(paradigm: str) -> int:
     return _PARADIGMS.index(paradigm) if paradigm in _PARADIGMS else len(_PARADIGMS)
 
 
-def _read(location: str, config: Experiment) -> Predictions:
+def read_one(location: str, config: Experiment) -> Predictions:
+    """One file of predictions.
+
+    Raises:
+        DataError: it is not what evaluation writes.
+    """
     content = storage.read_bytes(location)
     try:
         table = pq.read_table(BytesIO(content)).select(PREDICTIONS.names).cast(PREDICTIONS)

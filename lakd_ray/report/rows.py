@@ -14,10 +14,13 @@ class Row(TypedDict):
 
     paradigm: str
     setup: str
+    variant: str | None
     model: str
     language: str
-    fold: int
-    seed: int
+    fold: int | None
+    """None: all folds pooled, each utterance once."""
+    seed: int | None
+    """None: the mean over all seeds."""
     n: int
     UR: float
     UR_interval: list[float] | None
@@ -52,6 +55,7 @@ def _row(one: Predictions, language: str, emotions: Sequence[str]) -> Row:
     return Row(
         paradigm=one.paradigm,
         setup=one.setup,
+        variant=one.variant,
         model=one.model,
         language=language,
         fold=one.fold,
@@ -67,9 +71,10 @@ def _row(one: Predictions, language: str, emotions: Sequence[str]) -> Row:
     )
 
 
-def title(paradigm: str, setup: str) -> str:
-    """`MTKD multilingual`."""
-    return f"{'Teacher' if paradigm == TEACHER else paradigm.upper()} {setup}"
+def title(paradigm: str, setup: str, variant: str | None = None) -> str:
+    """`MTKD multilingual`, or `MTKD multilingual, half` of a variant."""
+    kind = "Teacher" if paradigm == TEACHER else paradigm.upper()
+    return f"{kind} {setup}" + (f", {variant}" if variant else "")
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
@@ -78,7 +83,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     for row in rows:
         key = (row["paradigm"], row["model"])
         if key not in lines:
-            name = title(row["paradigm"], row["setup"])
+            name = title(row["paradigm"], row["setup"], row["variant"])
             lines[key] = Line(name, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row
     return list(lines.values())

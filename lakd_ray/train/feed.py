@@ -35,7 +35,8 @@ class Feed:
     @cached_property
     def train_rows(self) -> Rows:
         """Rows the run is trained on."""
-        return self._rows("train")
+        rows, without = self._rows("train"), self.run.without
+        return rows[self.manifest.parts(rows, without.of) != without.number] if without else rows
 
     @cached_property
     def dev_rows(self) -> Rows:

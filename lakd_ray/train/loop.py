@@ -88,7 +88,6 @@ class Trainer:
         self.provenance = Provenance(feed.manifest.seen(feed.train_rows), feed.manifest.seen(feed.dev_rows)).inherit(
             parents
         )
-        self.teacher_languages = [name.removeprefix("teacher-") for name in feed.run.teachers]
         states.seed_generators(feed.run.seed, feed.rank)
         self.sums = self._zeros()
         self.state = states.State.read(folder)
@@ -120,7 +119,7 @@ class Trainer:
                 raise DataError(f"expected a batch of epoch {epoch}, found {arrived.split} of epoch {arrived.epoch}")
             batch = batch.to(self.engine.device, self.engine.dtype)
             parts = losses(
-                self.engine.forward, batch, self.run.loss, self.teacher_languages, self.run.recipe.label_loss
+                self.engine.forward, batch, self.run.loss, self.run.teacher_languages, self.run.recipe.label_loss
             )
             self.engine.backward(parts.loss, counts[index // self.engine.accumulation])
             self.engine.step()

@@ -1,27 +1,30 @@
 """Training stages: hand runs to Ray Train worker groups, watch them, and come back when all are done.
 
-Starting a worker group costs tens of seconds (processes and imports), so one group trains several runs one after the
-other; independent runs also go side by side when `train.side_by_side` allows.
+Starting a worker group costs tens of seconds (processes and imports), so a group trains one run after the other, taking
+from a queue what can be trained next; `train.side_by_side` groups do so at the same time.
 """
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
+import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lakd_ray import records, storage
-from lakd_ray.config import Experiment, dump
+from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import LakdError, ResourceError, StorageError, TrainingError
-from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
 from lakd_ray.train import teaching
+from lakd_ray.train.queue import Event, Queue
 from lakd_ray.train.state import State
-from lakd_ray.train.watch import watching
+from lakd_ray.train.watch import following, show
+from lakd_ray.train.worker import Task, work
 
 
 def teachers(config: Experiment) -> list[str]:
@@ -30,7 +33,7 @@ def teachers(config: Experiment) -> list[str]:
     Returns:
         The runs' folders.
     """
-    return _stage(config, teacher_runs(config), "teachers")
+    return _stage(config, [*teacher_runs(config), *cross_fitted_runs(config)], "teachers")
 
 
 def distill(config: Experiment) -> list[str]:
@@ -43,12 +46,13 @@ def distill(config: Experiment) -> list[str]:
         StageError: a teacher is not trained.
         HygieneError: a teacher has seen what the student will be judged on.
     """
-    return _stage(config, student_runs(config), "distill")
+    known = {run.id for run in teacher_runs(config)}
+    return _stage(config, [run for run in student_runs(config) if run.id not in known], "distill")
 
 
 def teachers_and_students(config: Experiment) -> list[str]:
     """Both stages by the same worker groups, which saves starting them twice."""
-    return _stage(config, [*teacher_runs(config), *student_runs(config)], "train")
+    return _stage(config, training_runs(config), "train")
 
 
 def _stage(config: Experiment, runs: Sequence[Run], name: str) -> list[str]:
@@ -56,69 +60,92 @@ def _stage(config: Experiment, runs: Sequence[Run], name: str) -> list[str]:
     for run in student_runs(config) if name != "teachers" else ():
         if run.id in known:
             print(f"{name}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
-    runs = list({run.id: run for run in runs if name != "distill" or run.id not in known}.values())
-    train_runs(config, runs, name=name)
+    train_tasks([Task(config, run) for run in runs], name=name)
     return [run.folder(config) for run in runs]
 
 
-def train_runs(config: Experiment, runs: Sequence[Run], *, name: str) -> None:
-    """Train those of the runs that are not done; teachers stand before the students that need them.
+def train_tasks(
+    tasks: Sequence[Task], *, name: str, keep_going: bool = False, tell: Callable[[Event], None] = show
+) -> None:
+    """Train those of the runs that are not done. All are of one experiment, perhaps of several of its cells.
+
+    Args:
+        keep_going: leave a run that fails, and those that need it, and go on with the others.
+        tell: called with everything that happens, see `lakd_ray.train.queue`.
 
     Raises:
         StageError: a run's folder was made by another configuration, or a teacher is not trained.
         ResourceError: the cluster cannot hold one worker group.
-        TrainingError: a run failed and its retries are used up.
+        TrainingError: a run failed and its retries are used up (not with `keep_going`).
     """
-    manifest = manifests.load(config)
-    todo: list[Run] = []
-    for run in runs:
-        waits = {other.id for other in todo} & set(run.teachers)
-        if waits or not _done(config, teaching.job(config, manifest, run)):
-            todo.append(run)
-    if len(todo) < len(runs):
-        print(f"{name}: already done, {', '.join(run.id for run in runs if run not in todo)}")
+    todo = _not_done(tasks)
+    if len(todo) < len(tasks):
+        done = [task.run.id for task in tasks if task.run.id not in todo]
+        shown = ", ".join(done[:8]) + (f" and {len(done) - 8} more" if len(done) > 8 else "")
+        print(f"{name}: already done, {shown}")
     if not todo:
         return
+    config = tasks[0].config
     _check_resources(config)
+    needs = {run: [other for other in task.run.needs if other in todo] for run, task in todo.items()}
+    queue: Any = ray.remote(num_cpus=0)(Queue).remote(needs)
     groups = min(config.train.side_by_side, len(todo))
-    with watching([run.folder(config) for run in todo]):
-        if groups == 1:
-            _fit(config, todo, name)
-            return
-        fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-        planned = {run.id for run in todo}
-        first = [run for run in todo if not planned & set(run.teachers)]
-        for level in (first, [run for run in todo if run not in first]):
-            shares = [level[group::groups] for group in range(groups)]
-            ray.get([fit.remote(config, share, f"{name}-{group}") for group, share in enumerate(shares) if share])
+    with following(lambda: ray.get(queue.news.remote()), tell):
+        try:
+            if groups == 1:
+                _fit(queue, list(todo.values()), name, keep_going)
+                return
+            fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+            ray.get([fit.remote(queue, list(todo.values()), f"{name}-{group}", keep_going) for group in range(groups)])
+        except BaseException:
+            queue.close.remote()  # other groups end after the run that they are at
+            raise
 
 
-def _done(config: Experiment, job: teaching.Job) -> bool:
-    return records.is_done(job.run.folder(config), job.made_by)
+def _not_done(tasks: Sequence[Task]) -> dict[str, Task]:
+    """Runs that are still to be trained, by id."""
+    todo: dict[str, Task] = {}
+    loaded: dict[int, Manifest] = {}
+    for task in tasks:
+        config, run = task.config, task.run
+        if config.fold not in loaded:
+            loaded = {config.fold: manifests.load(config)}
+        waits = bool(todo.keys() & set(run.needs))
+        if waits or not records.is_done(run.folder(config), teaching.job(config, loaded[config.fold], run).made_by):
+            todo.setdefault(run.id, task)
+    return todo
 
 
-def _fit(config: Experiment, runs: Sequence[Run], name: str) -> None:
-    """Train some runs in turn, by one worker group after another if groups are lost.
+def _fit(queue: Any, tasks: Sequence[Task], name: str, keep_going: bool) -> None:
+    """Train runs from the queue, by one worker group after another if groups are lost.
 
     Ray Train would try again by itself, but it would do so after any error: a mistake of the user's would be made anew,
     at a minute each, before it is told.
     """
-    failures, reached = 0, _progress(config, runs)
+    by_id = {task.run.id: task for task in tasks}
+    failures: dict[str | None, int] = {}
+    reached: dict[str | None, tuple[int, int]] = {}
     while True:
         try:
-            _trainer(config, runs, name).fit()
+            _trainer(queue, tasks, name).fit()
             return
         except ray.train.TrainingFailedError as error:
             causes = _causes(error)
-            for cause in causes.values():
-                if isinstance(cause, LakdError) and not isinstance(cause, StorageError):
-                    raise cause from error
             told = "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
-            before, reached = reached, _progress(config, runs)
-            failures = 1 if reached != before else failures + 1
-            if failures > config.train.max_failures:
-                raise TrainingError(f"training failed {failures} times without getting on: {told}") from error
-            print(f"{name}: a worker was lost, going on from the last saved state ({told[:200]})", flush=True)
+            run = ray.get(queue.give_back.remote(name))
+            mistake = next((cause for cause in causes.values() if _is_mistake(cause)), None)
+            now = _progress(by_id[run]) if run in by_id else (0, 0)
+            failures[run] = failures.get(run, 0) + 1 if now == reached.get(run, now) else 1
+            reached[run] = now
+            if mistake is None and failures[run] <= tasks[0].config.train.max_failures:
+                ray.get(queue.tell.remote({"event": "lost", "run": run or name, "reason": told}))
+                continue
+            told = str(mistake) if mistake else f"training failed {failures[run]} times without getting on: {told}"
+            if run is None or not keep_going:
+                raise mistake or TrainingError(told) from error
+            ray.get(queue.give_up.remote(run, told))
+            if not ray.get(queue.left.remote()):
+                return
 
 
 def _causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
@@ -127,19 +154,25 @@ def _causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
     return {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
 
 
-def _progress(config: Experiment, runs: Sequence[Run]) -> list[tuple[int, int]]:
-    """Epochs and batches that each run has finished and saved."""
-    states = [State.read(run.folder(config)) for run in runs]
-    return [(state.epoch, state.cursor) for state in states]
+def _is_mistake(cause: BaseException) -> bool:
+    """Whether trying again would end the same way. Storage may be back."""
+    return isinstance(cause, LakdError) and not isinstance(cause, StorageError)
 
 
-def _trainer(config: Experiment, runs: Sequence[Run], name: str) -> TorchTrainer:
+def _progress(task: Task) -> tuple[int, int]:
+    """Epochs and batches that a run has finished and saved."""
+    state = State.read(task.run.folder(task.config))
+    return state.epoch, state.cursor
+
+
+def _trainer(queue: Any, tasks: Sequence[Task], name: str) -> TorchTrainer:
+    config = tasks[0].config
     train = config.train
     filesystem, path = storage.resolve(storage.join(config.folder, "ray"))
     limits: Any = {"max_failures": 0, "controller_failure_limit": 0}
     return TorchTrainer(
-        worker,
-        train_loop_config={"experiment": dump(config), "runs": [dump(run) for run in runs]},
+        work,
+        train_loop_config={"queue": queue, "group": name, "tasks": [task.dump() for task in tasks]},
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpu,
@@ -153,47 +186,6 @@ def _trainer(config: Experiment, runs: Sequence[Run], name: str) -> TorchTrainer
             failure_config=FailureConfig(**limits),
         ),
     )
-
-
-def worker(config: dict[str, Any]) -> None:
-    """What every Ray Train worker does: train the runs one after the other."""
-    import torch  # only workers need these
-
-    from lakd_ray.infer.batch import read_logits
-    from lakd_ray.train.feed import Feed
-    from lakd_ray.train.loop import train
-    from lakd_ray.train.together import Group
-
-    experiment = Experiment.model_validate(config["experiment"])
-    torch.set_num_threads(experiment.train.cpus_per_worker)
-    context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size())
-    manifest = manifests.load(experiment)
-    runs = [Run.model_validate(entry) for entry in config["runs"]]
-    for index, run in enumerate(runs):
-        job = group.agreed(partial(teaching.job, experiment, manifest, run))
-        if group.agreed(partial(_done, experiment, job)):
-            continue
-        logits = None
-        if run.teachers:
-            compute = partial(group.logits, experiment, manifest)
-            teaching.store_logits(experiment, manifest, _taught(runs[index:]), compute, group.agreed)
-            group.wait()
-            array_NKC = read_logits(manifest, teaching.logits_folder(experiment), run.teachers, len(run.emotions))
-            logits = torch.from_numpy(array_NKC)
-        source = group.features(experiment, manifest, run.recipe.model)
-        feed = Feed(run, experiment, manifest, logits, group.rank, group.world, source)
-        train(feed, run.folder(experiment), job.made_by, list(job.parents), _report)
-
-
-def _taught(left: Sequence[Run]) -> list[Run]:
-    """Those of the runs that are left whose teachers are trained; they share one pass over the audio."""
-    waiting = {run.id for run in left}
-    return [run for run in left if not waiting & set(run.teachers)]
-
-
-def _report(line: dict[str, Any]) -> None:
-    ray.train.report({key: value for key, value in line.items() if isinstance(value, int | float | str)})
 
 
 def _check_resources(config: Experiment) -> None:

@@ -71,7 +71,7 @@ def made_by(run: Run, config: Experiment, inputs: dict[str, str]) -> dict[str, A
     train = dump(config.train)
     shaping = ("workers", "zero_stage", "precision", "accumulation", "cpus_per_worker", "gpu", "cached_features")
     return {
-        "run": {key: value for key, value in dump(run).items() if key not in ("id", "stage")},
+        "run": {key: value for key, value in dump(run).items() if key not in ("id", "stage", "variant")},
         "batch": dump(config.batch),
         "train": {key: train[key] for key in shaping},
         "splits": {corpus.name: dump(corpus.split) for corpus in config.corpora},

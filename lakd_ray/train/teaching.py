@@ -1,4 +1,7 @@
-"""What a run needs besides its own settings: the digests of its inputs, and its teachers' record and logits."""
+"""What a run needs besides its own settings: the digests of its inputs, and its teachers' record and logits.
+
+Shape suffixes: N utterances of the manifest, K teachers, C classes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +13,16 @@ import numpy.typing as npt
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.errors import StageError
+from lakd_ray.infer import kept
 from lakd_ray.models.checkpoint import CARD, read_card_at
 from lakd_ray.provenance import Provenance
-from lakd_ray.runs import Run, teacher_runs
+from lakd_ray.runs import Run, cross_fitted_runs, teacher_runs
 from lakd_ray.train import state as states
 
-Compute = Callable[[Rows, Mapping[str, str]], Mapping[str, npt.NDArray[np.float32]]]
-Agree = Callable[[Callable[[], dict[str, str]]], dict[str, str]]
+Logits = npt.NDArray[np.float32]
+Compute = Callable[[Rows, Mapping[str, str]], Mapping[str, Logits]]
+Agree = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,16 @@ class Job:
     parents: tuple[Provenance, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Training rows that a teacher is asked about, for one place of a run's teacher axis."""
+
+    teacher: int
+    model: str
+    """Id of the run that is asked."""
+    rows: Rows
+
+
 def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
     """Look a run's inputs up; its teachers must be trained.
 
@@ -37,19 +53,40 @@ def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
         StageError: a teacher is not trained.
         HygieneError: a teacher, or that checkpoint, has seen what the run will be judged on.
     """
-    checkpoints = _checkpoints(config, [run])
-    ancestors = {**checkpoints, **_initial_checkpoint(run)}
+    checkpoints = _checkpoints(config, run.needs)
+    initial = _initial_checkpoint(run)
     judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
     parents = []
-    for name, location in ancestors.items():
+    for name, location in {**checkpoints, **initial}.items():
         parents.append(read_card_at(location).provenance)
         parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
-    inputs: dict[str, str] = {
-        name: records.digest(_logits_made_by(manifest, location)) for name, location in checkpoints.items()
-    }
-    for name, location in _initial_checkpoint(run).items():
-        inputs[name] = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
-    return Job(run, states.made_by(run, config, {"manifest": manifest.digest, **inputs}), tuple(parents))
+    train = manifest.table.select(["utterance", "audio_sha256"]).take(manifest.rows("train", run.languages))
+    inputs = {"manifest": manifest.digest}
+    inputs |= {name: kept.key_of(location) for name, location in {**checkpoints, **initial}.items()}
+    if checkpoints:
+        inputs["asked about"] = records.digest(train.to_pydict())
+    return Job(run, states.made_by(run, config, inputs), tuple(parents))
+
+
+def questions(config: Experiment, manifest: Manifest, run: Run) -> list[Question]:
+    """Whom a run asks about which of its training rows: every teacher about each of them once.
+
+    With cross-fitting a teacher is not asked about what it was trained on; one that was trained without it is.
+    """
+    by_id = {teacher.id: teacher for teacher in (*teacher_runs(config), *cross_fitted_runs(config))}
+    every = manifest.rows("train", run.languages)
+    parts = run.loss.parts if run.loss else 0
+    found = []
+    for index, name in enumerate(run.teachers):
+        own = manifest.rows("train", by_id[name].languages) if parts else every[:0]
+        part_of = manifest.parts(own, parts) if parts else own
+        found.append(Question(index, name, np.setdiff1d(every, own)))
+        found += [
+            Question(index, asked.id, np.intersect1d(every, own[part_of == asked.without.number]))
+            for asked in (by_id[other] for other in run.needs)
+            if asked.without and asked.languages == by_id[name].languages
+        ]
+    return [question for question in found if len(question.rows)]
 
 
 def store_logits(
@@ -59,34 +96,67 @@ def store_logits(
     compute: Compute,
     agree: Agree = lambda decide: decide(),
 ) -> None:
-    """Have the logits of these runs' teachers on the training rows computed and stored, where they are not yet.
+    """Have the teachers' logits that these runs need computed and kept, where they are not yet.
 
     Args:
         compute: (rows, checkpoints) -> logits [len(rows), C] of each; nothing on ranks that are not to write them.
         agree: makes all ranks of a worker group go by what the first finds.
 
     Raises:
-        StageError: a teacher is not trained, or logits of another teacher are stored under its name.
+        StageError: a teacher is not trained.
     """
-    from lakd_ray.infer import batch  # needs Ray Data; looking a job up does not
+    for rows, checkpoints in agree(lambda: _missing(config, manifest, runs)):
+        for name, logits_RC in compute(rows, checkpoints).items():
+            kept.write(_folder(config, name, checkpoints[name]), name, manifest, rows, logits_RC)
 
-    checkpoints = _checkpoints(config, runs)
-    folder, rows = logits_folder(config), manifest.rows("train")
-    made_by = {name: _logits_made_by(manifest, location) for name, location in checkpoints.items()}
-    missing = agree(lambda: batch.not_stored(checkpoints, folder, made_by))
-    if missing:
-        batch.store(compute(rows, missing), manifest, rows, folder, made_by)
+
+def teacher_logits(config: Experiment, manifest: Manifest, run: Run) -> Logits:
+    """Kept logits of a run's teachers, shape [N, K, C]; NaN on rows that it is not trained on.
+
+    Raises:
+        StageError: some are not there.
+    """
+    classes = len(run.emotions)
+    checkpoints = _checkpoints(config, run.needs)
+    logits_NKC = np.full((len(manifest.table), len(run.teachers), classes), np.nan, dtype=np.float32)
+    for question in questions(config, manifest, run):
+        folder = _folder(config, question.model, checkpoints[question.model])
+        answers_RC = kept.read(folder, manifest, classes)[question.rows]
+        if missing := int(np.isnan(answers_RC).any(axis=1).sum()):
+            raise StageError(f"{run.id}: {missing} of {len(answers_RC)} logits of {question.model} are not in {folder}")
+        logits_NKC[question.rows, question.teacher] = answers_RC
+    return logits_NKC
 
 
 def logits_folder(config: Experiment) -> str:
-    """Where teachers' logits are stored."""
+    """Where teachers' logits are kept."""
     return storage.join(config.stage_folder("teachers"), "logits")
 
 
-def _checkpoints(config: Experiment, runs: Sequence[Run]) -> dict[str, str]:
-    """Checkpoint of every teacher of these runs, in the order of the runs' teacher axes."""
-    known = {run.id: run for run in teacher_runs(config)}
-    names = dict.fromkeys(name for run in runs for name in run.teachers)
+def _folder(config: Experiment, model: str, checkpoint: str) -> str:
+    return storage.join(logits_folder(config), model, kept.key_of(checkpoint))
+
+
+def _missing(config: Experiment, manifest: Manifest, runs: Sequence[Run]) -> list[tuple[Rows, dict[str, str]]]:
+    """Rows that are still to be asked about, and the checkpoints that are to be asked; one pass over the audio each."""
+    wanted: dict[str, list[Rows]] = {}
+    for run in runs:
+        for question in questions(config, manifest, run):
+            wanted.setdefault(question.model, []).append(question.rows)
+    checkpoints = _checkpoints(config, list(wanted))
+    passes: dict[bytes, tuple[Rows, dict[str, str]]] = {}
+    for model, parts in wanted.items():
+        rows = np.unique(np.concatenate(parts))
+        known_NC = kept.read(_folder(config, model, checkpoints[model]), manifest, len(config.emotions))
+        rows = rows[np.isnan(known_NC[rows]).any(axis=1)]
+        if len(rows):
+            passes.setdefault(rows.tobytes(), (rows, {}))[1][model] = checkpoints[model]
+    return list(passes.values())
+
+
+def _checkpoints(config: Experiment, names: Sequence[str]) -> dict[str, str]:
+    """Checkpoint of each of these teachers."""
+    known = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
     return {name: states.best_checkpoint(known[name], config) for name in names}
 
 
@@ -94,12 +164,3 @@ def _initial_checkpoint(run: Run) -> dict[str, str]:
     """The checkpoint that the run starts from, if it has a card that says what it has seen."""
     location = run.recipe.model.pretrained
     return {location: location} if location and storage.exists(storage.join(location, CARD)) else {}
-
-
-def _logits_made_by(manifest: Manifest, checkpoint: str) -> Mapping[str, Any]:
-    rows = manifest.rows("train")
-    return {
-        "checkpoint": storage.read_json(storage.join(checkpoint, storage.SEAL)),
-        "utterances": records.digest(manifest.table["utterance"].take(rows).to_pylist()),
-        "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
-    }

@@ -1,29 +1,24 @@
-"""Prints a line for every epoch of some runs while they train, read from their metrics files."""
+"""What people see while runs train: a line for every epoch, and one whenever something happens to a run."""
 
-import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lakd_ray import storage
-from lakd_ray.errors import StorageError
-from lakd_ray.train.state import METRICS
+from lakd_ray.train.queue import Event
 
-_LOCAL_SECONDS = 0.5
-_REMOTE_SECONDS = 5.0
+_PAUSE_S = 0.5
 
 
 @contextmanager
-def watching(folders: Sequence[str]) -> Iterator[None]:
-    """Print new epochs of the runs in these folders until the block ends."""
-    shown = {folder: len(_read(folder)) for folder in folders}
+def following(news: Callable[[], Sequence[Event]], tell: Callable[[Event], None]) -> Iterator[None]:
+    """Pass news on, in order, until the block ends."""
     stop = threading.Event()
-    pause = _REMOTE_SECONDS if any(map(storage.is_remote, folders)) else _LOCAL_SECONDS
 
     def follow() -> None:
-        while not stop.wait(pause):
-            show(shown)
+        while not stop.wait(_PAUSE_S):
+            for event in news():
+                tell(event)
 
     thread = threading.Thread(target=follow, name="watch", daemon=True)
     thread.start()
@@ -32,39 +27,35 @@ def watching(folders: Sequence[str]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        show(shown)
+        for event in news():
+            tell(event)
 
 
-def show(shown: dict[str, int]) -> None:
-    """Print the lines that have come since, and count them as shown."""
-    for folder, known in shown.items():
-        lines = _read(folder)
-        for line in lines[known:]:
-            print(format_line(line), flush=True)
-        shown[folder] = max(known, len(lines))
+def show(event: Event) -> None:
+    """Print what people want to see of an event."""
+    if event["event"] == "epoch":
+        print(format_line(event["line"]), flush=True)
+    elif event["event"] == "lost":
+        print(
+            f"{event['run']}: a worker was lost, going on from the last saved state ({event['reason'][:200]})",
+            flush=True,
+        )
+    elif event["event"] == "failed":
+        print(f"{event['run']}: FAILED, {event['reason']}", flush=True)
 
 
 def format_line(line: dict[str, Any]) -> str:
     """One epoch for people."""
     recall = " ".join(f"{code} {value:.2f}" for code, value in line["dev_recall"].items())
     return (
-        f"{line['run']:<20} epoch {line['epoch']:>2}/{line['epochs']}  loss {line['loss']:.3f}  "
+        f"{line['run']:<26} epoch {line['epoch']:>2}/{line['epochs']}  loss {line['loss']:.3f}  "
         f"dev UR {line['dev_UR']:.3f} ({recall})  {line['audio_seconds_per_second']:.0f} audio-s/s  "
         f"{clock(line['seconds_left'])} left"
     )
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds."""
+    """Hours, if there are any, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
-def _read(folder: str) -> list[dict[str, Any]]:
-    location = storage.join(folder, METRICS)
-    try:
-        if not storage.exists(location):
-            return []
-        return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
-    except StorageError:
-        return []  # replaced while being read; the next look finds it
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

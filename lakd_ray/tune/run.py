@@ -45,7 +45,8 @@ def run(config: Experiment) -> str:
         print(f"tune: already done, {folder}")
         return folder
     records.start(folder, made_by)
-    teaching.store_logits(config, manifest, [student], partial(logits, config, manifest, title="teacher logits"))
+    trained = [student, student.model_copy(update={"loss": PAPER})]
+    teaching.store_logits(config, manifest, trained, partial(logits, config, manifest, title="teacher logits"))
     started = time.perf_counter()
     tuner = _tuner(config, job, cached(config, manifest, student.recipe.model), folder)
     trials = _outcomes(tuner.fit())

@@ -9,7 +9,7 @@ from ray import tune
 
 from lakd_ray.config import DistillLoss, Experiment
 from lakd_ray.data.stream import Source
-from lakd_ray.train.teaching import Job, logits_folder
+from lakd_ray.train.teaching import Job, teacher_logits
 
 # The paper's loss. The search's first trial.
 PAPER = DistillLoss(temperature=5.0, lam=0.25, tau=0.25, weighting="similarity", reference_compat=True)
@@ -35,7 +35,6 @@ def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Jo
     import torch  # only trials need it
 
     from lakd_ray.data import manifest as manifests
-    from lakd_ray.infer.batch import read_logits
     from lakd_ray.train.feed import Feed
     from lakd_ray.train.loop import train
 
@@ -45,7 +44,7 @@ def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Jo
     torch.set_num_threads(config.train.cpus_per_worker)
     _alone()
     manifest = manifests.load(config)
-    logits = torch.from_numpy(read_logits(manifest, logits_folder(config), run.teachers, len(run.emotions)))
+    logits = torch.from_numpy(teacher_logits(config, manifest, run))
     feed = Feed(run, config, manifest, logits, rank=0, world=1, source=source)
     made_by = {**job.made_by, "run": {**job.made_by["run"], "loss": run.loss and run.loss.model_dump()}}
     best = 0.0

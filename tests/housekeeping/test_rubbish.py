@@ -38,8 +38,9 @@ def config(root: str) -> Experiment:
     run(f"{folder}/teachers/teacher-en", best=2, left=("best-0001", "resume-0003"))
     run(f"{folder}/teachers/teacher-fi", best=1)
     seal = storage.read_json(f"{folder}/teachers/teacher-fi/best-0001/SEAL.json")
-    logits(f"{folder}/teachers/logits/teacher-fi", seal)
-    logits(f"{folder}/teachers/logits/teacher-en", {"model.safetensors": "another"})
+    write(f"{folder}/teachers/logits/teacher-fi/{records.digest(seal)}/a.parquet")
+    write(f"{folder}/teachers/logits/teacher-en/another/a.parquet")
+    write(f"{folder}/teachers/logits/teacher-en/another/b.parquet")
     run(
         f"{folder}/distill/mtkd-multilingual",
         best=1,
@@ -63,7 +64,7 @@ RUBBISH = {
     f"prepare/{PART}",
     "teachers/teacher-en/best-0001",
     "teachers/teacher-en/resume-0003",
-    "teachers/logits/teacher-en",
+    "teachers/logits/teacher-en/another",
     "distill/mtkd-multilingual/resume-0003",
     "distill/mtkd-multilingual/resume-0001-00020",
     "tune/trials/a/state.json tune/trials/a/best-0001 tune/trials/a/resume-0001",
@@ -102,11 +103,6 @@ def run(
     state = {"best": named[0], "resume": named[1] if resume else None}
     storage.write_json(f"{folder}/state.json", state)
     write(f"{folder}/metrics.jsonl")
-
-
-def logits(folder: str, seal: Any) -> None:
-    write(f"{folder}/logits.parquet")
-    records.finish(folder, {"checkpoint": seal}, ["logits.parquet"])
 
 
 def everything(root: str) -> dict[str, int]:
@@ -160,7 +156,7 @@ def test_reasons(config, monkeypatch):
     lines = rubbish.table(rubbish.find(config)).splitlines()
     assert any("distill/mtkd-multilingual/resume-0003: never finished" in line for line in lines)
     assert any("5.0 kB  teachers/teacher-en/resume-0003" in line for line in lines)
-    assert any("teachers/logits/teacher-en: logits of another teacher-en" in line for line in lines)
+    assert any("teachers/logits/teacher-en/another: logits of another teacher-en" in line for line in lines)
     assert lines[-1].endswith(f"in all, in {config.folder}")
 
 

@@ -17,7 +17,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import curves, findings, predictions
 from lakd_ray.report.rows import rows_of
-from lakd_ray.runs import Run, student_runs, teacher_runs
+from lakd_ray.runs import Run, predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import PREDICTIONS
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
@@ -65,6 +65,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "fold": config.fold,
                         "seed": config.seed,
                         "paradigm": paradigm,
+                        "variant": run.variant,
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
@@ -79,7 +80,7 @@ def hash_of(text: str) -> int:
 
 
 def location(config: Experiment, run_id: str) -> str:
-    return storage.join(config.folder, "evaluate", "predictions", f"{run_id}.parquet")
+    return storage.join(predictions_folder(config), f"{run_id}.parquet")
 
 
 def evaluate(config: Experiment, strength: dict[str, float] = STRENGTH, speakers: int = 3, utterances: int = 2) -> None:
@@ -142,12 +143,12 @@ def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) ->
     assert content["corpora"] == [{"name": "demo", "importer": "espeak", "synthetic": True}]
     found = [(row["paradigm"], row["setup"], row["model"], row["language"]) for row in content["results"]]
     models = [
-        ("teacher", "monolingual", "teacher-en"),
-        ("teacher", "monolingual", "teacher-fi"),
-        ("teacher", "monolingual", "teacher-fr"),
-        ("ft", "multilingual", "teacher-all"),  # trained exactly as the ft student would be
-        ("kd", "multilingual", "kd-multilingual"),
-        ("mtkd", "multilingual", "mtkd-multilingual"),
+        ("teacher", "monolingual", "teacher-en-f0-s42"),
+        ("teacher", "monolingual", "teacher-fi-f0-s42"),
+        ("teacher", "monolingual", "teacher-fr-f0-s42"),
+        ("ft", "multilingual", "teacher-all-f0-s42"),  # trained exactly as the ft student would be
+        ("kd", "multilingual", "kd-multilingual-f0-s42"),
+        ("mtkd", "multilingual", "mtkd-multilingual-f0-s42"),
     ]
     assert found == [(*model, language) for model in models for language in ("en", "fi", "fr", "all")]
 
@@ -157,7 +158,7 @@ def test_rows_have_exactly_the_agreed_keys_and_plain_values(plain: Any) -> None:
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "recall", "confusion", "model"),
+            *("UR_interval", "recall", "confusion", "model", "variant"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]
@@ -168,13 +169,13 @@ def test_rows_have_exactly_the_agreed_keys_and_plain_values(plain: Any) -> None:
 
 def test_a_row_can_be_recomputed_from_the_file(plain: Any) -> None:
     config, content, _ = plain
-    rows = storage.read_table(location(config, "kd-multilingual")).to_pylist()
+    rows = storage.read_table(location(config, "kd-multilingual-f0-s42")).to_pylist()
     rows = [row for row in rows if row["language"] == "fi"]
     recall = {}
     for emotion in config.emotions:
         answers = [config.emotions[np.argmax(row["probabilities"])] for row in rows if row["emotion"] == emotion]
         recall[emotion] = answers.count(emotion) / len(answers)
-    (found,) = [r for r in content["results"] if r["model"] == "kd-multilingual" and r["language"] == "fi"]
+    (found,) = [r for r in content["results"] if r["model"] == "kd-multilingual-f0-s42" and r["language"] == "fi"]
     assert found["recall"] == pytest.approx(recall)
     assert found["UR"] == pytest.approx(sum(recall.values()) / 4)
 
@@ -203,7 +204,7 @@ def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     assert "say nothing about human emotion" in text
     assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
     assert "sentence is also said in train, by others: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
-    assert "FT multilingual is the run teacher-all" in text
+    assert "FT multilingual is the run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
     assert "lam: 0.07692307692307693" in text  # the experiment file
     assert f"lakd-ray {records.versions()['lakd-ray']}" in text
@@ -211,10 +212,10 @@ def test_page_says_what_a_reader_must_know(plain: Any) -> None:
 
 def test_headline_table_is_in_percent(plain: Any) -> None:
     _, content, html = plain
-    (row,) = [r for r in content["results"] if r["model"] == "mtkd-multilingual" and r["language"] == "all"]
+    (row,) = [r for r in content["results"] if r["model"] == "mtkd-multilingual-f0-s42" and r["language"] == "all"]
     low, high = row["UR_interval"]
     cells = f"{100 * row['UR']:.1f} {100 * low:.1f}–{100 * high:.1f} {100 * row['WR']:.1f}"  # noqa: RUF001  # a range
-    assert f"MTKD multilingual mtkd-multilingual {cells}" in text_of(html)
+    assert f"MTKD multilingual mtkd-multilingual-f0-s42 {cells}" in text_of(html)
 
 
 def test_summary_is_an_aligned_table(plain: Any) -> None:
@@ -235,7 +236,7 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
     assert before is not None
     assert records.is_done(folder, before["made_by"])
     assert before["made_by"]["stage"] == "report"
-    assert set(before["made_by"]["inputs"]) == {"teacher-en", "mtkd-multilingual"}
+    assert set(before["made_by"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
     evaluate(config, STRENGTH | {"mtkd": 0.0})
     report.run(config)
     after = records.read(folder)
@@ -243,7 +244,7 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
     changed = {
         model for model, digest in after["made_by"]["inputs"].items() if digest != before["made_by"]["inputs"][model]
     }
-    assert changed == {"mtkd-multilingual"}
+    assert changed == {"mtkd-multilingual-f0-s42"}
 
 
 @pytest.mark.parametrize(
@@ -270,8 +271,8 @@ def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> No
     evaluate(config)
     content, html = made(config)
     assert [(row["model"], row["language"]) for row in content["results"] if row["paradigm"] == "mtkd"] == [
-        *(("mtkd-en", "en"), ("mtkd-en", "all")),
-        *(("mtkd-fi", "fi"), ("mtkd-fi", "all")),
+        *(("mtkd-en-f0-s42", "en"), ("mtkd-en-f0-s42", "all")),
+        *(("mtkd-fi-f0-s42", "fi"), ("mtkd-fi-f0-s42", "all")),
     ]
     right, total = 0, 0
     for row in content["results"]:
@@ -279,7 +280,7 @@ def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> No
             right, total = right + np.trace(row["confusion"]), total + row["n"]
     # every emotion is equally frequent, so pooled UR is accuracy
     assert f"Best student: MTKD monolingual, with UR {100 * right / total:.1f} %" in content["notes"][1]
-    assert "MTKD monolingual mtkd-en, mtkd-fi" in text_of(html)
+    assert "MTKD monolingual mtkd-en-f0-s42, mtkd-fi-f0-s42" in text_of(html)
 
 
 def test_people_who_spoke_are_not_called_synthetic(tmp_path: Path) -> None:
@@ -295,7 +296,7 @@ def test_people_who_spoke_are_not_called_synthetic(tmp_path: Path) -> None:
 def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config, speakers=1)
-    for name in ("teacher-en", "teacher-all", "kd-multilingual", "mtkd-multilingual"):
+    for name in ("teacher-en-f0-s42", "teacher-all-f0-s42", "kd-multilingual-f0-s42", "mtkd-multilingual-f0-s42"):
         answers = storage.read_table(location(config, name))
         storage.write_table(location(config, name), answers.filter(pc.not_equal(answers["emotion"], "anger")))
     content, html = made(config)
@@ -327,15 +328,15 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
 
 def test_missing_predictions_name_the_stage_to_run(tmp_path: Path) -> None:
     config = experiment(str(tmp_path))
-    with pytest.raises(StageError, match=r"no predictions of kd-multilingual, .*run the stage `evaluate`"):
+    with pytest.raises(StageError, match=r"no predictions of kd-multilingual-f0-s42, .*run the stage `evaluate`"):
         report.run(config)
 
 
 def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config)
-    answers = storage.read_table(location(config, "mtkd-multilingual"))
-    storage.write_table(location(config, "mtkd-multilingual"), answers.slice(1))
+    answers = storage.read_table(location(config, "mtkd-multilingual-f0-s42"))
+    storage.write_table(location(config, "mtkd-multilingual-f0-s42"), answers.slice(1))
     with pytest.raises(DataError, match="different test utterances in en"):
         report.run(config)
 
@@ -361,7 +362,7 @@ def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) 
 def test_damaged_predictions_are_refused(change: Any, message: str, tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config)
-    where = location(config, "kd-multilingual")
+    where = location(config, "kd-multilingual-f0-s42")
     storage.write_table(where, change(storage.read_table(where)))
     with pytest.raises(DataError, match=message):
         report.run(config)

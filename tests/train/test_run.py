@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -12,7 +14,11 @@ from lakd_ray.config import Experiment, Model, Recipe
 from lakd_ray.errors import StorageError, TrainingError
 from lakd_ray.runs import Run, teacher_runs
 from lakd_ray.train import run as training
+from lakd_ray.train.queue import Queue
 from lakd_ray.train.state import State
+from lakd_ray.train.worker import Task
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 LOST = RuntimeError("the actor died")
 
@@ -40,17 +46,27 @@ def run_of(experiment: Experiment) -> Run:
     return teacher_runs(experiment)[0]
 
 
+@pytest.fixture
+def queue(run_of: Run) -> Any:
+    return ray.remote(num_cpus=0)(Queue).remote({run_of.id: [], "other": [], "needs it": [run_of.id]})
+
+
+def events(queue: Any) -> list[tuple[str, str]]:
+    return [(event["event"], event["run"]) for event in ray.get(queue.news.remote())]
+
+
 Script = Callable[[Iterator[Exception | int | None]], list[str]]
 
 
 @pytest.fixture
-def attempts(experiment: Experiment, run_of: Run, monkeypatch: pytest.MonkeyPatch) -> Script:
+def attempts(experiment: Experiment, run_of: Run, queue: Any, monkeypatch: pytest.MonkeyPatch) -> Script:
     """Each attempt finishes some epochs (a number) and is then lost, raises (an error), or succeeds (None)."""
     made: list[str] = []
 
     def play(script: Iterator[Exception | int | None]) -> list[str]:
         class Trainer:
             def fit(self) -> None:
+                ray.get(queue.take.remote("teachers"))
                 step = next(script)
                 made.append(repr(step))
                 if isinstance(step, int):
@@ -66,37 +82,46 @@ def attempts(experiment: Experiment, run_of: Run, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_lost_worker_is_replaced_and_says_so(
-    experiment: Experiment, run_of: Run, attempts: Script, capsys: pytest.CaptureFixture[str]
+    experiment: Experiment, run_of: Run, queue: Any, attempts: Script
 ) -> None:
     made = attempts(iter([failed(LOST), None]))
-    training._fit(experiment, [run_of], "teachers")
+    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
     assert len(made) == 2
-    assert "a worker was lost, going on from the last saved state" in capsys.readouterr().out
+    assert events(queue)[:3] == [("started", run_of.id), ("lost", run_of.id), ("started", run_of.id)]
 
 
-def test_it_gives_up_where_nothing_gets_on(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+def test_it_gives_up_where_nothing_gets_on(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([failed(LOST)] * 9))
     with pytest.raises(TrainingError, match=r"3 times without getting on: .*the actor died"):
-        training._fit(experiment, [run_of], "teachers")
+        training._fit(queue, [Task(experiment, run_of)], "teachers", False)
     assert len(made) == 3
 
 
 def test_a_machine_that_is_taken_away_every_hour_does_not_end_the_run(
-    experiment: Experiment, run_of: Run, attempts: Script
+    experiment: Experiment, run_of: Run, queue: Any, attempts: Script
 ) -> None:
     made = attempts(iter([1, 1, 1, 1, 1, None]))
-    training._fit(experiment, [run_of], "teachers")
+    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
     assert len(made) == 6
 
 
-def test_a_mistake_is_told_at_once(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+def test_a_mistake_is_told_at_once(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([told(TrainingError("the loss is nan")), None]))
     with pytest.raises(TrainingError, match=r"^the loss is nan$"):
-        training._fit(experiment, [run_of], "teachers")
+        training._fit(queue, [Task(experiment, run_of)], "teachers", False)
     assert len(made) == 1
 
 
-def test_storage_may_be_back_the_next_time(experiment: Experiment, run_of: Run, attempts: Script) -> None:
+def test_storage_may_be_back_the_next_time(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([told(StorageError("the bucket does not answer")), None]))
-    training._fit(experiment, [run_of], "teachers")
+    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
     assert len(made) == 2
+
+
+def test_the_others_go_on_where_one_fails(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
+    made = attempts(iter([told(TrainingError("the loss is nan")), None]))
+    training._fit(queue, [Task(experiment, run_of)], "teachers", True)
+    assert len(made) == 2
+    assert events(queue) == [
+        ("started", run_of.id), ("failed", run_of.id), ("failed", "needs it"), ("started", "other"),
+    ]  # fmt: skip

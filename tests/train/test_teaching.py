@@ -1,19 +1,24 @@
-"""What a run inherits from the checkpoint it starts from."""
+"""What a run inherits from the checkpoint it starts from, and whom it asks about which utterance."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from lakd_ray import records, storage
 from lakd_ray.config import Experiment, Model, Recipe
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.errors import HygieneError
+from lakd_ray.errors import HygieneError, SplitError, StageError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import Card, build, save
 from lakd_ray.provenance import Provenance, Seen
-from lakd_ray.runs import teacher_runs
+from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
 from lakd_ray.train import teaching
+from lakd_ray.train.state import State
 
 SPEAKERS = ["demo:train", "demo:dev", "demo:test"]
 ARCHITECTURE = {
@@ -69,3 +74,129 @@ def test_what_the_start_has_heard_is_inherited(tmp_path: Path) -> None:
     job = teaching.job(config, manifest(), teacher_runs(config)[0])
     assert Provenance().inherit(job.parents).trained_on.speakers == {"other:someone"}
     assert str(tmp_path / "earlier") in job.made_by["inputs"]
+
+
+LANGUAGES = ("en", "fi")
+
+
+def polyglot() -> Manifest:
+    """Six training speakers of each language with two utterances each, one speaker each for dev and test."""
+    speakers = [f"{code}-{number}" for code in LANGUAGES for number in range(8) for _ in range(2)]
+    count = len(speakers)
+    languages = [name[:2] for name in speakers]
+    splits = [{6: "dev", 7: "test"}.get(int(name[3:]), "train") for name in speakers]
+    names = [f"u{row}" for row in range(count)]
+    columns = {"utterance": names, "audio_sha256": names, "emotion": ["anger"] * count}
+    zeros_N = np.zeros(count, dtype=np.int64)
+    return Manifest(
+        table=pa.table({**columns, "language": languages, "speaker": speakers}),
+        labels_N=zeros_N,
+        splits_N=np.array(splits),
+        languages_N=np.array(languages, dtype=object),
+        samples_N=zeros_N + 16_000,
+        shards=("shard",),
+        shard_N=zeros_N,
+        row_group_N=zeros_N,
+        row_N=np.arange(count),
+    )
+
+
+def distilling(tmp_path: Path, **distill: Any) -> Experiment:
+    recipe = Recipe(model=Model(architecture=ARCHITECTURE, freeze_feature_encoder=False))
+    content = {"name": "x", "storage": str(tmp_path), "languages": LANGUAGES, "distill": distill}
+    corpora = ({"name": "c", "root": "nowhere"},)
+    return Experiment.model_validate({**content, "corpora": corpora, "teacher": recipe, "student": recipe})
+
+
+def heard(manifest: Manifest, run: Run) -> set[int]:
+    """Rows that a teacher is trained on."""
+    rows = manifest.rows("train", run.languages)
+    if run.without:
+        rows = rows[manifest.parts(rows, run.without.of) != run.without.number]
+    return set(rows.tolist())
+
+
+@pytest.mark.parametrize("setup", ["monolingual", "multilingual"])
+@pytest.mark.parametrize("paradigm", ["kd", "mtkd"])
+def test_cross_fitted_teachers_are_asked_about_what_they_have_not_heard(tmp_path, paradigm, setup) -> None:
+    config = distilling(tmp_path, paradigms=[paradigm], setups=[setup], **{paradigm: {"cross_fit": 3}})
+    data = polyglot()
+    asked = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
+    for run in student_runs(config):
+        questions = teaching.questions(config, data, run)
+        for place in range(len(run.teachers)):
+            rows = np.concatenate([question.rows for question in questions if question.teacher == place])
+            assert sorted(rows) == data.rows("train", run.languages).tolist()
+        for question in questions:
+            assert not heard(data, asked[question.model]) & set(question.rows.tolist())
+
+
+def test_without_cross_fitting_every_teacher_is_asked_about_everything(tmp_path) -> None:
+    config, data = distilling(tmp_path, paradigms=["mtkd"]), polyglot()
+    questions = teaching.questions(config, data, student_runs(config)[0])
+    assert [question.rows.tolist() for question in questions] == [data.rows("train").tolist()] * 2
+
+
+def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
+    config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
+    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 parts"):
+        teaching.questions(config, polyglot(), student_runs(config)[0])
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Experiment:
+    """Teachers that are trained, as far as their folders tell."""
+    config = distilling(tmp_path, paradigms=["kd", "mtkd"], mtkd={"weighting": "confidence", "cross_fit": 2})
+    for run in training_runs(config):
+        if run.stage == "teachers":
+            (tmp_path / "one").mkdir(exist_ok=True)
+            (tmp_path / "one" / "weights").write_text(run.id)
+            storage.publish_folder(tmp_path / "one", storage.join(run.folder(config), "best-0001"))
+            State(1, None, "best-0001").write(run.folder(config))
+            records.finish(run.folder(config), {}, [])
+    return config
+
+
+def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None:
+    data, passes = polyglot(), []
+
+    def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+        passes.append((len(rows), sorted(checkpoints)))
+        return {
+            name: np.stack([rows, *[np.full(len(rows), number)] * 3], axis=1).astype(np.float32)
+            for number, name in enumerate(checkpoints)
+        }
+
+    students = student_runs(trained)
+    kd, mtkd = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
+    teaching.store_logits(trained, data, [kd], compute)
+    assert passes == [(24, ["teacher-all-f0-s42"])]
+    teaching.store_logits(trained, data, [kd, mtkd], compute)
+    asked = [(count, name) for count, names in passes[1:] for name in names]
+    assert sum(count for count, _ in asked) == 2 * 24  # two teachers about every row
+    assert {name for _, name in asked} == set(mtkd.needs)
+    before = len(passes)
+    teaching.store_logits(trained, data, [kd, mtkd], compute)
+    assert len(passes) == before
+    found_NKC = teaching.teacher_logits(trained, data, mtkd)
+    train = data.rows("train")
+    assert found_NKC.shape == (32, 2, 4)
+    assert (found_NKC[train, :, 0] == train[:, None]).all()
+    assert np.isnan(found_NKC[data.rows("test")]).all()
+
+
+def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained: Experiment, tmp_path: Path) -> None:
+    data = polyglot()
+    (kd, *_) = [run for run in student_runs(trained) if run.paradigm == "kd"]
+
+    def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+        return {name: np.zeros((len(rows), 4), dtype=np.float32) for name in checkpoints}
+
+    teaching.store_logits(trained, data, [kd], compute)
+    others = data.table.set_column(1, "audio_sha256", pa.array([f"{row}" for row in range(32)]))
+    with pytest.raises(StageError, match="24 of 24 logits of teacher-all-f0-s42 are not in"):
+        teaching.teacher_logits(trained, replace(data, table=others), kd)
+    (tmp_path / "one" / "weights").write_text("trained anew")
+    storage.publish_folder(tmp_path / "one", storage.join(teacher_runs(trained)[-1].folder(trained), "best-0001"))
+    with pytest.raises(StageError, match="24 of 24"):
+        teaching.teacher_logits(trained, data, kd)

@@ -1,0 +1,9 @@
+"""The whole grid of an experiment: every fold, seed and variant, each run once, and one table over them.
+
+python jobs/reproduce.py jobs/experiments/NAME.yaml [--dry-run] [--rate R] [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("reproduce")

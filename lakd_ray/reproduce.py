@@ -1,0 +1,259 @@
+"""The whole grid of an experiment: every fold, seed and variant as one job that goes on where it was interrupted.
+
+Runs that several cells need are trained once; worker groups take runs from one queue; a run that fails is left, and the
+others go on. What happened to which run stands in `<storage>/<experiment>/reproduce/ledger.jsonl`.
+"""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from lakd_ray import storage
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.config import Experiment, variant_of
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare, splits
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.errors import StageError, TrainingError
+from lakd_ray.infer import evaluate
+from lakd_ray.runs import Run, teacher_runs, training_runs
+from lakd_ray.train.run import train_tasks
+from lakd_ray.train.state import State
+from lakd_ray.train.watch import clock, format_line
+from lakd_ray.train.worker import Task
+
+LEDGER = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run, and what it costs."""
+
+    cells: tuple[Experiment, ...]
+    """The experiment with each fold, seed and variant."""
+    tasks: tuple[Task, ...]
+    """Every run once, teachers before the students that need them."""
+    seconds: dict[str, float]
+    """Audio that each run is trained on, all epochs, in seconds."""
+    together: int
+    """Runs that there were if nothing was shared."""
+    asked: float
+    """Audio that teachers are asked about, once, in seconds."""
+    in_every_step: float
+    """The same if teachers were asked in every step."""
+
+
+def run(config: Experiment, *, dry_run: bool = False, rate: float | None = None) -> str | None:
+    """Prepare, train what is not trained, evaluate and report.
+
+    Args:
+        dry_run: print the plan and its cost, and do nothing.
+        rate: audio-seconds a second that one worker group trains, for the cost; measured by finished runs if None.
+
+    Returns:
+        Where the report lies; None for a dry run.
+
+    Raises:
+        TrainingError: runs failed; what could be done without them is done.
+    """
+    if not dry_run:
+        prepare.run(config)
+    plan = plan_of(config)
+    print(describe(config, plan, rate), flush=True)
+    if dry_run:
+        return None
+    ledger = Ledger(config, plan)
+    train_tasks(plan.tasks, name="reproduce", keep_going=True, tell=ledger.tell)
+    ledger.settle()
+    for _, group in itertools.groupby(plan.cells, key=lambda cell: cell.cell):
+        first, *variants = group
+        evaluate.run(first, variants, ledger.failed)
+    return _report(config, plan, ledger)
+
+
+def plan_of(config: Experiment) -> Plan:
+    """Cells and runs; the data must be prepared.
+
+    Raises:
+        StageError: they are not.
+        SplitError: a fold cannot be made.
+    """
+    if not storage.exists(storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE)):
+        raise StageError(
+            f"nothing is prepared in {config.stage_folder('prepare')}: folds and hours are counted from the prepared "
+            "data. Run `lakd prepare` with this experiment first."
+        )
+    cells, tasks = [], {}
+    seconds: dict[str, float] = {}
+    together, asked, in_every_step = 0, 0.0, 0.0
+    variants = [config.model_copy(update={"grid": config.grid.model_copy(update={"variants": {}})})]
+    variants += [variant_of(config, name) for name in config.grid.variants]
+    loaded: dict[int, Manifest] = {}
+    for seed, fold in itertools.product(config.grid.seeds, _folds(config)):
+        for variant in variants:
+            cell = variant.model_copy(update={"fold": fold, "seed": seed})
+            if fold not in loaded:
+                loaded[fold] = manifests.load(cell)
+            cells.append(cell)
+            runs = training_runs(cell)
+            together += len([each for each in runs if each.stage == "distill" or variant is variants[0]])
+            for each in runs:
+                once = _train_seconds(loaded[fold], each)
+                if each.id not in tasks:
+                    tasks[each.id] = Task(cell, each)
+                    seconds[each.id] = once * each.recipe.optim.epochs
+                    in_every_step += seconds[each.id] * len(each.teachers)
+        asked += _asked_seconds(loaded[fold], cells[-1])
+    return Plan(tuple(cells), tuple(tasks.values()), seconds, together, asked, in_every_step)
+
+
+def _folds(config: Experiment) -> tuple[int, ...]:
+    if config.grid.folds is not None:
+        return config.grid.folds
+    table = storage.read_table(storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE))
+    return tuple(range(splits.fold_count(table, config)))
+
+
+def _train_seconds(manifest: Manifest, run: Run) -> float:
+    rows = manifest.rows("train", run.languages)
+    share = 1.0 if run.without is None else 1 - 1 / run.without.of
+    return share * float(manifest.samples_N[rows].sum()) / SAMPLE_RATE
+
+
+def _asked_seconds(manifest: Manifest, cell: Experiment) -> float:
+    return len(teacher_runs(cell)) * float(manifest.samples_N[manifest.rows("train")].sum()) / SAMPLE_RATE
+
+
+def describe(config: Experiment, plan: Plan, rate: float | None) -> str:
+    """The plan for people."""
+    kinds = {
+        "teachers": [task for task in plan.tasks if task.run.stage == "teachers" and task.run.without is None],
+        "teachers for cross-fitting": [task for task in plan.tasks if task.run.without is not None],
+        "students": [task for task in plan.tasks if task.run.stage == "distill"],
+    }
+    done = {task.run.id for task in plan.tasks if task.finished}
+    folds, seeds = (len({getattr(cell, name) for cell in plan.cells}) for name in ("fold", "seed"))
+    variants = len({cell.variant for cell in plan.cells})
+    lines = [
+        f"plan: {folds} folds x {seeds} seeds x {variants} settings of the students = {len(plan.cells)} cells, "
+        f"{len(plan.tasks)} runs (not {plan.together}: what cells have in common is trained once)",
+        f"  {'':<28}{'runs':>6}{'done':>6}{'audio-hours':>14}{'left':>10}",
+    ]
+    for kind, tasks in kinds.items():
+        hours = [sum(plan.seconds[task.run.id] for task in some) / 3600 for some in (tasks, _left(tasks, done))]
+        finished = len(tasks) - len(_left(tasks, done))
+        lines.append(f"  {kind:<28}{len(tasks):>6}{finished:>6}{hours[0]:>14.1f}{hours[1]:>10.1f}")
+    lines.append(
+        f"  teachers are asked about at most {plan.asked / 3600:.1f} audio-hours once, not about "
+        f"{plan.in_every_step / 3600:.1f} in every step"
+    )
+    left = sum(plan.seconds[task.run.id] for task in _left(plan.tasks, done))
+    return "\n".join([*lines, "  " + _cost(config, plan, left, rate)])
+
+
+def _left(tasks: Any, done: set[str]) -> list[Task]:
+    return [task for task in tasks if task.run.id not in done]
+
+
+def _cost(config: Experiment, plan: Plan, left: float, rate: float | None) -> str:
+    """Hours of devices that the rest takes."""
+    unit, devices = ("GPU", config.train.workers) if config.train.gpu else ("CPU", config.train.workers)
+    where = "as given"
+    if rate is None:
+        rate = _measured(plan)
+        where = "the median of the finished runs' epochs"
+    if rate is None:
+        return f"{unit}-hours: not known before a run is finished; give --rate AUDIO_SECONDS_PER_SECOND of one run"
+    hours = left / rate / 3600
+    return (
+        f"left: {hours * devices:.1f} {unit}-hours, {hours / config.train.side_by_side:.1f} hours with "
+        f"{config.train.side_by_side} runs side by side, at {rate:.0f} audio-seconds a second for one run ({where}); "
+        "evaluation and start-up come on top"
+    )
+
+
+def _measured(plan: Plan) -> float | None:
+    speeds = [
+        line["audio_seconds_per_second"]
+        for task in plan.tasks
+        if task.finished
+        for line in State.read(task.run.folder(task.config)).metrics
+    ]
+    return float(np.median(speeds)) if speeds else None
+
+
+@dataclass
+class Ledger:
+    """What happened to every run, kept over restarts, and the progress that people see."""
+
+    config: Experiment
+    plan: Plan
+    failed: dict[str, str] = field(default_factory=dict)
+    """Runs that failed for good this time, and why."""
+    _entries: list[dict[str, Any]] = field(default_factory=list)
+    _trained: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self._location = storage.join(self.config.stage_folder("reproduce"), LEDGER)
+        if storage.exists(self._location):
+            self._entries = [json.loads(line) for line in storage.read_bytes(self._location).splitlines()]
+        self.settle()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Print an event; keep it, unless it is but an epoch."""
+        if event["event"] == "epoch":
+            self._trained += event["line"]["audio_seconds"]
+            print(format_line(event["line"]), flush=True)
+            return
+        if event["event"] == "failed":
+            self.failed[event["run"]] = event["reason"]
+        self._write(event)
+        reason = f" ({event['reason'][:200]})" if "reason" in event else ""
+        print(f"[{self._progress()}] {event['run']} {event['event']}{reason}", flush=True)
+
+    def settle(self) -> None:
+        """Enter runs that finished when nobody could write it down."""
+        entered = self._finished()
+        for task in self.plan.tasks:
+            if task.run.id not in entered and task.finished:
+                self._write({"event": "finished", "run": task.run.id, "noticed": "later"})
+
+    def _finished(self) -> set[str]:
+        return {entry["run"] for entry in self._entries if entry["event"] == "finished"}
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if event["event"] == "finished" and event["run"] in self._finished():
+            return
+        self._entries.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
+        storage.write_bytes(self._location, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+
+    def _progress(self) -> str:
+        done, elapsed = self._finished(), time.perf_counter() - self._started
+        left = sum(
+            self.plan.seconds[task.run.id] for task in self.plan.tasks if task.run.id not in done | set(self.failed)
+        )
+        shown = f"{len(done)}/{len(self.plan.tasks)} runs, {len(self.failed)} failed"
+        return f"{shown}, {clock(left * elapsed / self._trained)} left" if self._trained else shown
+
+
+def _report(config: Experiment, plan: Plan, ledger: Ledger) -> str:
+    from lakd_ray.report import grid, summary  # matplotlib takes seconds to load
+
+    location = grid.run(config, plan.cells, sorted(ledger.failed))
+    content = storage.read_json(storage.join(config.stage_folder("report"), "report.json"))
+    print(f"\n{summary(content['pooled'])}\n\n{grid.recalls(content['pooled'], config.emotions)}\n")
+    for note in content["notes"]:
+        print(f"note: {note}")
+    print(f"report: {location}")
+    if ledger.failed:
+        raise TrainingError(
+            f"{len(ledger.failed)} of {len(plan.tasks)} runs failed; the report is without them, and the same command "
+            "tries them again:\n  " + "\n  ".join(f"{run}: {reason}" for run, reason in ledger.failed.items())
+        )
+    return location
