@@ -17,6 +17,8 @@ from lakd_ray.config import DistillLoss, Experiment, Paradigm, Recipe, Section, 
 Languages = tuple[str, ...]
 
 ALL_LANGUAGES = "all"
+LANGUAGES_FOLDER = "languages"
+"""Below the predictions: what language-aware students answer when their language is told, heard, hidden or mistaken."""
 
 
 class Part(Section):

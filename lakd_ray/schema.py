@@ -5,6 +5,7 @@ SHARD        the audio itself. Labels are in the manifest alone: to correct one,
 QUARANTINE   one row per clip that cannot be used, and why
 FEATURES     cached output of a frozen feature encoder, a file for each shard with the same rows in the same row groups
 LOGITS       one row per utterance and model (inference -> training)
+LANGUAGES    one row per test utterance and way of telling a language-aware student its language (evaluation -> report)
 PREDICTIONS  one row per test utterance and model (evaluation -> report)
 """
 
@@ -100,6 +101,18 @@ PREDICTIONS = pa.schema(
         pa.field("setup", pa.string(), nullable=False),  # monolingual, multilingual
         pa.field("variant", pa.string()),  # whose settings a student has
         pa.field("model", pa.string(), nullable=False),  # run id
+        pa.field("emotion", pa.string(), nullable=False),  # the label
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
+    ]
+)
+
+LANGUAGES = pa.schema(
+    [
+        pa.field("utterance", pa.string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),  # run id
+        pa.field("condition", pa.string(), nullable=False),  # given, identified, unknown, wrong
+        pa.field("heard", pa.string(), nullable=False),  # the language that it heard
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]

@@ -66,7 +66,7 @@ def test_shipped_network(file, part):
         return
     network = build(model, experiment.emotions, seed=0)
     with torch.inference_mode():
-        logits = network.eval()(torch.randn(2, 8000), torch.tensor([8000, 5000]))
+        logits = network.eval()(torch.randn(2, 8000), torch.tensor([8000, 5000])).logits_BC
     assert logits.shape == (2, len(experiment.emotions))
     assert torch.isfinite(logits).all()
     assert all(weight.requires_grad for weight in network.parameters())
@@ -138,7 +138,9 @@ def test_unknown_key(small, override, expected):
         ("emotions=[anger, joy]", ("`emotions`", "found ['anger', 'joy']")),
         ("emotions=[anger]", ("`emotions`", "two or more")),
         ("distill.mtkd.weighting=best", ("`distill.mtkd.weighting`", "'rank'", "found 'best'")),
-        ("distill.mtkd.weighting=attention", ("`distill.mtkd`", "language-aware student", "there is none yet")),
+        ("distill.mtkd.weighting=attention", ("language-aware student", "student.model.language_aware: {}")),
+        ("teacher.model.language_aware={}", ("for students",)),
+        ("student.model={architecture: {model_type: wav2vec2}, layers: 2}", ("`student.model`", "give `architecture`")),
         ("distill.mtkd={weighting: rank, reference_compat: true}", ("`distill.mtkd`", "weighting at similarity")),
         ("distill.kd={standardise: true, reference_compat: true}", ("`distill.kd`", "standardise at false")),
         ("distill.mtkd.own_language=1.2", ("`distill.mtkd.own_language`", "less than or equal to 1")),

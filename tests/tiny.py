@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lakd_ray.config import Model
+from lakd_ray.config import LanguageAware, Model
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import Card, EmotionClassifier, build, save
 from lakd_ray.provenance import Provenance, Seen
@@ -27,13 +27,22 @@ STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_t
 """Without dropout and SpecAugment: a training step is then a function of its batch."""
 
 
-def config(**changes: Any) -> Model:
-    return Model(architecture=ARCHITECTURE | changes, freeze_feature_encoder=False)
+def config(*, aware: LanguageAware | None = None, **changes: Any) -> Model:
+    return Model(architecture=ARCHITECTURE | changes, freeze_feature_encoder=False, language_aware=aware)
 
 
 def model(seed: int = 0, **changes: Any) -> EmotionClassifier:
     """From a random start, in training mode."""
     return build(config(**changes), PAPER_EMOTIONS, seed=seed)
+
+
+AWARE = LanguageAware(embedding_size=8, attention_size=8, projection_size=16)
+LANGUAGES = ("en", "fi", "fr")
+
+
+def aware(seed: int = 0, *, teachers: int = 3, **changes: Any) -> EmotionClassifier:
+    """A language-aware student of three languages, from a random start, in training mode."""
+    return build(config(aware=AWARE, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, teachers=teachers)
 
 
 def card(languages: tuple[str, ...] = ("en", "de")) -> Card:

@@ -46,6 +46,10 @@ class DistillLoss(Section):
     """`language`: share of the teacher of the utterance's language."""
     confidence: Literal["label", "entropy"] = "label"
     """`confidence`: go by the probability that a teacher gives the label, or by how low its entropy is."""
+    attention: float = Field(1.0, gt=0)
+    """`attention`: weight of the loss that the weights are learned by, which shapes nothing else."""
+    entropy: float = Field(0.1, ge=0)
+    """`attention`: beta, how much the weights are kept from collapsing onto one teacher."""
     standardise: bool = False
     """Compare logits of zero mean and unit variance over classes; their size is then not distilled."""
     cross_fit: int | None = Field(None, ge=0)
@@ -56,11 +60,6 @@ class DistillLoss(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.weighting == "attention":
-            raise ValueError(
-                "weighting `attention` is learned by a language-aware student, and there is none yet; "
-                "`language` goes by the language without learning"
-            )
         if self.cross_fit == 1:
             raise ValueError("`cross_fit: 1` leaves no speaker to train on: give 2 or more, or 0 for none")
         if self.reference_compat and (self.weighting != "similarity" or self.standardise):

@@ -91,6 +91,21 @@ class Audio(Section):
         return self
 
 
+class LanguageAware(Section):
+    """The head of a language-aware student; docs/method.md has its formulas."""
+
+    embedding_size: int = Field(64, ge=1)
+    """Numbers that stand for a language."""
+    attention_size: int = Field(64, ge=1)
+    """Size of queries and keys."""
+    projection_size: int = Field(256, ge=1)
+    """Size between the utterance's vector and the logits."""
+    unknown_share: float = Field(0.2, ge=0, lt=1)
+    """Share of the training utterances whose language is hidden, so that it may be unknown later."""
+    identify: float = Field(0.1, gt=0)
+    """Weight of the loss of language identification, which shapes its own head alone."""
+
+
 class Model(Section):
     """A speech encoder with a classification head."""
 
@@ -102,6 +117,12 @@ class Model(Section):
     """For a random start: a transformers configuration, `model_type` included."""
     freeze_feature_encoder: bool = True
     """Leave the convolutional feature encoder as it is, as the paper does."""
+    freeze_encoder: bool = False
+    """Leave the whole encoder as it is, its dropout off, and train the head alone: a probe."""
+    layers: int | None = Field(None, ge=1)
+    """Keep so many transformer layers of `pretrained`, spread evenly from its first to its last; null: all."""
+    language_aware: LanguageAware | None = None
+    """Give it a head that goes by the language, for students; null: transformers' plain head."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -109,8 +130,12 @@ class Model(Section):
             raise ValueError("give either `pretrained` or `architecture`, not both and not neither")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("`architecture` needs `model_type`, for instance wav2vec2")
-        if self.architecture is not None and self.freeze_feature_encoder:
-            raise ValueError("a randomly started feature encoder must be trained: set freeze_feature_encoder: false")
+        if self.architecture is not None and self.layers is not None:
+            raise ValueError("`layers` chooses among those of `pretrained`: give `architecture` fewer instead")
+        if self.architecture is not None and (self.freeze_feature_encoder or self.freeze_encoder):
+            raise ValueError(
+                "a randomly started encoder must be trained: set freeze_feature_encoder: false, freeze_encoder: false"
+            )
         return self
 
 
@@ -345,6 +370,24 @@ class Experiment(Section):
             raise ValueError(
                 f"`train.cached_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "
                 "trained and changes it: set model.freeze_feature_encoder: true, or train.cached_features: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _language_aware_where_it_can_be(self) -> Self:
+        if self.teacher.model.language_aware is not None:
+            raise ValueError(
+                "`teacher.model.language_aware` is for students: a teacher has the plain head, set it to null"
+            )
+        if self.distill.mtkd.weighting == "attention" and self.student.model.language_aware is None:
+            raise ValueError(
+                "weighting `attention` is learned by a language-aware student: set student.model.language_aware: {}, "
+                "or take another weighting, such as `language`, which goes by the language without learning"
+            )
+        if self.train.cached_features and self.student.model.freeze_encoder and self.student.model.language_aware:
+            raise ValueError(
+                "a language-aware student looks at every layer's frames, which are not cached: set "
+                "train.cached_features: false, or student.model.freeze_encoder: false"
             )
         return self
 

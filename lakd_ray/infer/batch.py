@@ -3,7 +3,9 @@
 The audio is read and decoded once for all models; each actor holds them all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +20,68 @@ from lakd_ray.data.stream import Source, dataset, stream, unpack
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
 
+Condition = Literal["given", "identified", "unknown", "wrong"]
+"""What a language-aware student is told about an utterance's language: the truth, nothing and it is to hear it, that it
+is none that it knows, or another one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that is asked, and how."""
+
+    checkpoint: str
+    condition: Condition = "given"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said about R rows."""
+
+    logits_RC: npt.NDArray[np.float32]
+    heard_R: npt.NDArray[np.int64]
+    """Position of the language that it heard among those it knows; -1 from models that do not listen for it."""
+
 
 class _Scorer:
     """Holds models in a Ray Data actor."""
 
-    def __init__(self, checkpoints: dict[str, str], source: Source, threads: int) -> None:
-        self._source = source
-        self._predictors = {name: Predictor.load(location, threads=threads) for name, location in checkpoints.items()}
+    def __init__(self, asked: dict[str, Asked], source: Source, threads: int, codes: list[str]) -> None:
+        self._source, self._asked, self._codes = source, asked, codes
+        places = {one.checkpoint for one in asked.values()}
+        self._predictors = {place: Predictor.load(place, threads=threads) for place in places}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         waves = unpack(table, self._source)
-        columns = {
-            name: pa.array([predictor.logits(waves).reshape(-1)], type=pa.list_(pa.float32()))
-            for name, predictor in self._predictors.items()
-        }
+        codes = [self._codes[row] for row in table["rows"][0].as_py()]
+        columns = {}
+        for name, one in self._asked.items():
+            predictor = self._predictors[one.checkpoint]
+            logits_BC, languages_BL = predictor.answer(waves, told(codes, one.condition, predictor.hears))
+            heard_B = np.full(len(waves), -1) if languages_BL is None else languages_BL.argmax(axis=1)
+            columns[name] = pa.array([logits_BC.reshape(-1)], type=pa.list_(pa.float32()))
+            columns[f"heard {name}"] = pa.array([heard_B], type=pa.list_(pa.int64()))
         return pa.table({"rows": table["rows"], **columns})
 
 
+def told(codes: Sequence[str], condition: Condition, languages: Sequence[str]) -> list[str | None]:
+    """What a student of some languages is told about utterances in these."""
+    if condition == "identified":
+        return [None] * len(codes)
+    if condition == "unknown":
+        return [""] * len(codes)
+    if condition == "wrong":
+        known = list(languages)
+        return [known[(known.index(code) + 1) % len(known)] if code in known else known[0] for code in codes]
+    return list(codes)
+
+
 def logits(
-    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], *, title: str
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Logits of some rows by each model, shape [len(rows), C], in the order of `rows`.
+    config: Experiment, manifest: Manifest, rows: Rows, asked: Mapping[str, Asked], *, title: str
+) -> dict[str, Answers]:
+    """What each model says about some rows, in the order of `rows`.
 
     Args:
-        checkpoints: model name -> checkpoint folder.
+        asked: by name; one model may be asked in several ways.
         title: shown beside the progress bar.
 
     Raises:
@@ -52,9 +92,10 @@ def logits(
     scored = dataset(manifest, windows, source).map_batches(
         _Scorer,
         fn_constructor_kwargs={
-            "checkpoints": dict(checkpoints),
+            "asked": dict(asked),
             "source": source,
             "threads": config.train.cpus_per_worker,
+            "codes": [str(code) for code in manifest.languages_N],
         },
         batch_size=1,
         batch_format="pyarrow",
@@ -63,16 +104,22 @@ def logits(
         num_gpus=1 if config.train.gpu else 0,
     )
     position = {int(row): index for index, row in enumerate(rows)}
-    found = {name: np.full((len(rows), len(config.emotions)), np.nan, dtype=np.float32) for name in checkpoints}
+    shape = (len(rows), len(config.emotions))
+    found = {
+        name: Answers(np.full(shape, np.nan, dtype=np.float32), np.full(len(rows), -1, dtype=np.int64))
+        for name in asked
+    }
     count = 0
     with tqdm(total=len(rows), desc=title, unit="utt", mininterval=2) as bar:
         for table in scored.iter_batches(batch_size=1, batch_format="pyarrow"):
             places = [position[row] for row in table["rows"][0].as_py()]
-            for name, array_RC in found.items():
-                array_RC[places] = np.asarray(table[name][0].as_py(), dtype=np.float32).reshape(len(places), -1)
+            for name, answers in found.items():
+                flat = np.asarray(table[name][0].as_py(), dtype=np.float32)
+                answers.logits_RC[places] = flat.reshape(len(places), -1)
+                answers.heard_R[places] = table[f"heard {name}"][0].as_py()
             count += len(places)
             bar.update(len(places))
-    if count != len(rows) or any(np.isnan(array_RC).any() for array_RC in found.values()):
+    if count != len(rows) or any(np.isnan(answers.logits_RC).any() for answers in found.values()):
         raise DataError(f"{title}: {len(rows)} utterances were asked for, {count} came back or have no finite logits")
     return found
 

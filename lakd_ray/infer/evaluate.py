@@ -1,6 +1,6 @@
 """The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.errors import DataError
-from lakd_ray.infer.batch import logits
+from lakd_ray.infer.batch import Answers, Asked, Condition, logits
 from lakd_ray.infer.predictor import softmax
 from lakd_ray.models.checkpoint import read_card_at
 from lakd_ray.provenance import Seen
-from lakd_ray.runs import Run, predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import PREDICTIONS
+from lakd_ray.runs import LANGUAGES_FOLDER, Run, predictions_folder, student_runs, teacher_runs
+from lakd_ray.schema import LANGUAGES, PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
+
+_CONDITIONS: tuple[Condition, ...] = ("identified", "unknown", "wrong")  # beside "given", which counts as its answer
 
 
 def run(config: Experiment, variants: Sequence[Experiment] = (), without: Collection[str] = ()) -> str:
@@ -51,12 +53,26 @@ def run(config: Experiment, variants: Sequence[Experiment] = (), without: Collec
     if not missing:
         print(f"evaluate: already done, {folder}")
         return folder
-    for name, logits_RC in logits(config, manifest, rows, missing, title="evaluate").items():
+    asked = {name: Asked(location) for name, location in missing.items()}
+    told = {
+        name: [condition for condition in _CONDITIONS if runs[name].recipe.model.language_aware] for name in missing
+    }
+    others = {f"{name} {way}": Asked(missing[name], way) for name, ways in told.items() for way in ways}
+    answers = logits(config, manifest, rows, asked | others, title="evaluate")
+    for name in missing:
+        logits_RC = answers[name].logits_RC
         paradigm = runs[name].paradigm if name in students else "teacher"
         table = _table(config, manifest, rows, logits_RC, runs[name], paradigm)
         place = storage.join(folder, f"{name}.parquet")
         storage.write_table(place, table)
         _check_count(place, len(table))
+        if told[name]:
+            ways: dict[str, Answers] = {way: answers[f"{name} {way}"] for way in told[name]}
+            ways["given"] = answers[name]
+            storage.write_table(
+                storage.join(folder, LANGUAGES_FOLDER, f"{name}.parquet"),
+                _languages(config, manifest, rows, name, ways),
+            )
         records.start(_record(folder, name), made_by[name])
         records.finish(_record(folder, name), made_by[name], [])
     print(f"evaluate: {len(rows)} test utterances by {', '.join(missing)} -> {folder}")
@@ -105,6 +121,22 @@ def _table(
         "probabilities": list(softmax(logits_RC[keep])),
     }
     return pa.table({name: columns[name] for name in PREDICTIONS.names}, schema=PREDICTIONS)
+
+
+def _languages(config: Experiment, manifest: Manifest, rows: Rows, name: str, ways: Mapping[str, Answers]) -> pa.Table:
+    """A language-aware student's answers by what it was told, see `lakd_ray.schema.LANGUAGES`."""
+    part = manifest.table.select(["utterance", "language", "emotion"]).take(rows)
+    tables = []
+    for way, answers in ways.items():
+        columns: dict[str, Any] = {
+            **{column: part[column] for column in part.column_names},
+            "model": [name] * len(rows),
+            "condition": [way] * len(rows),
+            "heard": [config.languages[place] for place in answers.heard_R],
+            "probabilities": list(softmax(answers.logits_RC)),
+        }
+        tables.append(pa.table({column: columns[column] for column in LANGUAGES.names}, schema=LANGUAGES))
+    return pa.concat_tables(tables)
 
 
 def _check_count(place: str, expected: int) -> None:

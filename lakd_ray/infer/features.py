@@ -1,9 +1,10 @@
-"""Cached features: what a frozen feature encoder makes of each utterance, computed once and stored beside the audio.
+"""Cached features: what the frozen part of a network makes of each utterance, computed once, stored beside the audio.
 
     <prepare folder>/features/<key>/<shard>.parquet     the rows of that shard, in the same row groups
 
-The encoder sees each utterance alone, so no padding is in what is stored. The key is a hash of the encoder's weights
-and layout: models that start from the same frozen encoder share its features, teachers and students alike, whatever
+That part is the convolutional feature encoder or, of a network whose whole encoder is frozen, the encoder and the mean
+over frames. It sees each utterance alone, so no padding is in what is stored. The key is a hash of its weights and
+layout: models that start from the same frozen encoder share its features, teachers and students alike, whatever
 the fold. Valid for unchanged waves only; SpecAugment masks what comes after and goes together with them.
 """
 
@@ -65,7 +66,7 @@ class Encoder:
     def source(self) -> Source:
         """The features as a source to stream from."""
         names = [location.rpartition("/")[2] for location in self._manifest.shards]
-        channels = int(self._network.network.config.conv_dim[-1])
+        channels = self._network.channels
         return Source(tuple(storage.join(self.folder, name) for name in names), channels)
 
     def missing(self) -> list[int]:
@@ -90,9 +91,10 @@ class Encoder:
 def key(network: EmotionClassifier) -> str:
     """Identifies a feature encoder: the same weights in the same layout make the same features."""
     content = hashlib.sha256()
-    config = network.network.config.to_dict()
-    content.update(json.dumps({name: config.get(name) for name in _LAYOUT}).encode())
-    for name, weight in sorted(network.feature_encoder.state_dict().items()):
+    config = network.backbone.config.to_dict()
+    names = sorted(config) if network.frozen else _LAYOUT
+    content.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
+    for name, weight in sorted(network.first_step.state_dict().items()):
         content.update(name.encode())
         content.update(weight.float().cpu().numpy().tobytes())
     return content.hexdigest()[:16]

@@ -1,6 +1,6 @@
 """A trained model that answers: the one path from waves to logits that evaluation, bulk inference and serving share.
 
-Shape suffixes: B utterances, T samples, C classes.
+Shape suffixes: B utterances, T samples, C classes, L languages.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 
 from lakd_ray.audio import Wave
-from lakd_ray.models import Card, EmotionClassifier, load, pad
+from lakd_ray.models import Card, EmotionClassifier, Outputs, load, pad
 
 # Waves of similar length are run together up to this many padded seconds, so that little is spent on padding.
 _BATCH_SAMPLES = 60 * 16_000
+
+Languages = Sequence[str | None] | None
 
 
 class Predictor:
@@ -22,6 +24,7 @@ class Predictor:
     Attributes:
         emotions: classes in the order of the logits.
         languages: languages it was trained on.
+        hears: languages that it knows apart, if it is a language-aware student.
         model_id: names the checkpoint in answers and tables.
     """
 
@@ -30,6 +33,7 @@ class Predictor:
         self.card = card
         self.emotions = card.emotions
         self.languages = card.languages
+        self.hears = model.languages
         self.model_id = card.model_id
 
     @classmethod
@@ -50,26 +54,44 @@ class Predictor:
             predictor._model.to("cuda")
         return predictor
 
-    def logits(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
-        """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others."""
+    def logits(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
+        """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others.
+
+        Args:
+            languages: for a language-aware student, each wave's language; where it is None, what the student hears.
+                A language that it has not learned is unknown to it.
+        """
+        return self.answer(waves, languages)[0]
+
+    def answer(
+        self, waves: Sequence[Wave], languages: Languages = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""
         logits_BC = np.empty((len(waves), len(self.emotions)), dtype=np.float32)
+        heard = self.hears
+        languages_BL = np.empty((len(waves), len(heard)), dtype=np.float32)
+        codes = languages if languages is not None else [None] * len(waves)
         order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
         while order:
             fits = max(1, _BATCH_SAMPLES // max(1, len(waves[order[0]])))
             chosen, order = order[:fits], order[fits:]
-            logits_BC[chosen] = self._forward([waves[index] for index in chosen])
-        return logits_BC
+            outputs = self._forward([waves[index] for index in chosen], [codes[index] for index in chosen])
+            logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
+            if outputs.language_logits_BL is not None:
+                languages_BL[chosen] = outputs.language_logits_BL.float().cpu().numpy()
+        return logits_BC, languages_BL if heard else None
 
-    def probabilities(self, waves: Sequence[Wave]) -> npt.NDArray[np.float32]:
+    def probabilities(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
         """Class probabilities of 16 kHz mono waves, shape [B, C]."""
-        return softmax(self.logits(waves))
+        return softmax(self.logits(waves, languages))
 
     @torch.inference_mode()
-    def _forward(self, waves: list[Wave]) -> npt.NDArray[np.float32]:
+    def _forward(self, waves: list[Wave], codes: list[str | None]) -> Outputs:
         device = next(self._model.parameters()).device
         wave_BT, lengths_B = pad([torch.from_numpy(wave_T) for wave_T in waves])
-        logits_BC: npt.NDArray[np.float32] = self._model(wave_BT.to(device), lengths_B.to(device)).float().cpu().numpy()
-        return logits_BC
+        languages_B = self._model.language_ids(codes).to(device)
+        outputs: Outputs = self._model(wave_BT.to(device), lengths_B.to(device), languages_B)
+        return outputs
 
 
 def softmax(logits_BC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,65 +1,117 @@
-"""A transformers speech encoder with its classification head, run so that an utterance's answer is its own.
+"""A transformers speech encoder with a classification head, run so that an utterance's answer is its own.
 
 Weights and configuration stay transformers' own, unchanged; see `lakd_ray.models.backbones` for what differs.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size, C classes.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from lakd_ray.models.backbones import backbone_of, own_frames
+from lakd_ray.models.backbones import backbone_of
+from lakd_ray.models.frames import own_frames
+from lakd_ray.models.outputs import IDENTIFY, Outputs
 
 
 class EmotionClassifier(nn.Module):
-    """Logits from waves, in two steps so that the feature encoder's output can be reused.
+    """An answer from waves, in two steps so that what the first one makes can be kept.
+
+    The first step is the feature encoder; of a network whose encoder is frozen it is the whole encoder and the mean
+    over frames, one vector for each utterance.
 
     Args:
-        network: a transformers `...ForSequenceClassification` of one of `lakd_ray.models.backbones.FAMILIES`.
+        network: a transformers `...ForSequenceClassification` of one of `lakd_ray.models.backbones.FAMILIES`, or a
+            language-aware student.
+        frozen: the encoder is not trained: it stays in eval mode and gets no gradient.
 
     Raises:
         ConfigError: the network is of another family.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, *, frozen: bool = False) -> None:
         super().__init__()
         self.network = network
-        self.backbone = backbone_of(network)
+        self.languages: tuple[str, ...] = tuple(getattr(network.config, "languages", ()))
+        """Languages that the head knows apart; none if it does not look at them."""
+        self.backbone = backbone_of(network.encoder if self.languages else network)
+        self.frozen = frozen
+        if frozen:
+            self.backbone.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but for a frozen encoder: its dropout and SpecAugment stay off."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.encoder.eval()
+        return self
 
     @property
-    def feature_encoder(self) -> nn.Module:
+    def first_step(self) -> nn.Module:
         """What `features` is computed by."""
-        return self.backbone.feature_encoder
+        return self.backbone.encoder if self._pools_first else self.backbone.feature_encoder
+
+    @property
+    def channels(self) -> int:
+        """H, of what `features` makes."""
+        return self.backbone.size if self._pools_first else self.backbone.channels
+
+    @property
+    def _pools_first(self) -> bool:
+        # The plain head is linear up to its mean over frames, so the mean may as well come first.
+        return self.frozen and not self.languages
+
+    def language_ids(self, codes: Sequence[str | None]) -> Tensor:
+        """What `forward` takes for languages, shape [B]. None is to be identified, one not learned is UNKNOWN."""
+        known = {code: place for place, code in enumerate(self.languages)}
+        return torch.tensor([IDENTIFY if code is None else known.get(code, len(known)) for code in codes])
 
     def frames(self, lengths_B: Tensor) -> Tensor:
-        """Number of frames that the feature encoder makes of so many samples, shape [B]."""
-        return self.backbone.frames(lengths_B)
+        """Number of frames that `features` makes of so many samples, shape [B]."""
+        return torch.ones_like(lengths_B) if self._pools_first else self.backbone.frames(lengths_B)
 
     def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """The feature encoder, shape [B, F, H]; frames beyond an utterance's own are meaningless."""
-        return self.backbone.features(wave_BT, lengths_B)
+        """The first step, shape [B, F, H]; frames beyond an utterance's own are meaningless."""
+        if not self._pools_first:
+            return self.backbone.features(wave_BT, lengths_B)
+        frames_B = self.backbone.frames(lengths_B)
+        with torch.no_grad():
+            (hidden_BFD,) = self.backbone.hidden(self.backbone.features(wave_BT, lengths_B), frames_B)
+        return self._mean(hidden_BFD, frames_B).unsqueeze(1)
 
-    def classify(self, features_BFH: Tensor, frames_B: Tensor) -> Tensor:
-        """Transformer, mean over the utterance's frames, and head: logits, shape [B, C]."""
+    def classify(self, features_BFH: Tensor, frames_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+        """The second step: transformer and head; the plain head takes the mean over frames."""
+        if self._pools_first:
+            return Outputs(self.network.classifier(self.network.projector(features_BFH[:, 0])))
+        if self.languages:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                hidden = self.backbone.hidden(features_BFH, frames_B, every_layer=True)
+            outputs: Outputs = self.network.head(hidden, frames_B, languages_B)
+            return outputs
         (hidden_BFD,) = self.backbone.hidden(features_BFH, frames_B)
-        mask_BF1 = own_frames(hidden_BFD.shape[1], frames_B).unsqueeze(-1)
-        pooled_BD = (self.network.projector(hidden_BFD) * mask_BF1).sum(dim=1) / frames_B.unsqueeze(1)
-        logits_BC: Tensor = self.network.classifier(pooled_BD)
-        return logits_BC
+        return Outputs(self.network.classifier(self._mean(self.network.projector(hidden_BFD), frames_B)))
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
-        """Logits, shape [B, C].
+    def _mean(self, hidden_BFD: Tensor, frames_B: Tensor) -> Tensor:
+        """Over the frames that transformers' head takes, shape [B, D]."""
+        if not self.backbone.pools_own:
+            return hidden_BFD.mean(dim=1)
+        own_BF1 = own_frames(hidden_BFD.shape[1], frames_B).unsqueeze(-1)
+        return (hidden_BFD * own_BF1).sum(dim=1) / frames_B.unsqueeze(1)
+
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+        """Answer.
 
         Args:
             inputs: waves [B, T], 16 kHz, in [-1, 1], whatever lies beyond their lengths; or what `features` makes of
                 them, [B, F, H].
             lengths_B: each utterance's number of samples, or of frames.
+            languages_B: see `language_ids`; all are to be identified if None. A plain head does not look at it.
         """
         if inputs.ndim == 3:
-            return self.classify(inputs, lengths_B)
-        return self.classify(self.features(inputs, lengths_B), self.frames(lengths_B))
+            return self.classify(inputs, lengths_B, languages_B)
+        return self.classify(self.features(inputs, lengths_B), self.frames(lengths_B), languages_B)
 
 
 def pad(signals: list[Tensor]) -> tuple[Tensor, Tensor]:

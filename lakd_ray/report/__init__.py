@@ -5,6 +5,7 @@ from typing import Any
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.report import curves, findings, page, predictions
+from lakd_ray.report import languages as languages_told
 from lakd_ray.report.rows import Row, rows_of, summary
 from lakd_ray.runs import student_runs, teacher_runs
 
@@ -32,7 +33,9 @@ def run(config: Experiment) -> str:
     compared = [row for one in students for row in rows_of(one, languages, emotions)]
 
     said = [findings.best(compared), *findings.comparisons(students, emotions)]
-    warnings, notes = findings.synthetic(config), findings.cautions(config, found)
+    aware = languages_told.rows(config)
+    warnings = findings.synthetic(config)
+    notes = [*languages_told.sentences(config, aware), *findings.cautions(config, found)]
     inputs = {one.model: one.digest for one in found}
     html = page.render(
         page.Content(
@@ -50,7 +53,7 @@ def run(config: Experiment) -> str:
 
     made_by = {"stage": "report", "inputs": inputs}
     records.start(folder, made_by)
-    report = describe(config) | {"notes": [*warnings, *said, *notes], "results": rows}
+    report = describe(config) | {"notes": [*warnings, *said, *notes], "results": rows, "languages": aware}
     storage.write_json(storage.join(folder, JSON), report)
     storage.write_bytes(storage.join(folder, HTML), html.encode())
     records.finish(folder, made_by, [JSON, HTML])

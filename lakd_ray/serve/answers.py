@@ -17,11 +17,24 @@ class Answer(Message):
     probabilities: dict[str, float]
     """Every emotion the model knows, in the order of its logits; they sum to 1."""
     language: str | None
-    """The language as it was given with the request; null if none was, for nothing identifies it yet."""
+    """The language as it was given with the request, or as a language-aware student heard it; else null."""
+    language_probability: float | None = None
+    """How sure the student is of the language that it heard; null if it was given, or nothing listens for it."""
     duration_s: float
     """Length of the recording as decoded."""
     model: str
     """The checkpoint that answered."""
+
+
+class Prediction(Message):
+    """What the model says of one recording."""
+
+    probabilities: tuple[float, ...]
+    """In the order of the card's emotions."""
+    language: str | None = None
+    """What a language-aware student heard."""
+    language_probability: float | None = None
+    """How sure it is of that."""
 
 
 class ModelCard(Message):

@@ -7,7 +7,6 @@
 Every refusal is JSON {"error": ...}. Bad input is the client's fault (4xx), never a 500.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
@@ -20,7 +19,7 @@ from lakd_ray.audio import SAMPLE_RATE, Wave, decode
 from lakd_ray.config import Serve
 from lakd_ray.errors import DataError
 from lakd_ray.serve import upload
-from lakd_ray.serve.answers import Answer, ModelCard, Problem
+from lakd_ray.serve.answers import Answer, ModelCard, Prediction, Problem
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 MIN_SECONDS = 0.1  # less than a few frames of any encoder
@@ -49,8 +48,8 @@ class Model(Protocol):
     async def card(self) -> ModelCard:
         """What it is."""
 
-    async def probabilities(self, wave_T: Wave) -> Sequence[float]:
-        """The probability of each emotion, in the card's order."""
+    async def predict(self, wave_T: Wave, language: str | None) -> Prediction:
+        """What it says of a recording in a language; None if that is not known."""
 
 
 def create_app(model: Model, limits: Serve) -> FastAPI:
@@ -71,12 +70,13 @@ def create_app(model: Model, limits: Serve) -> FastAPI:
             raise RequestError(422, f"unknown language {language[:20]!r}: this model has {known}; or leave it out")
         content = await upload.read(request, limit_bytes)
         wave_T = await run_in_threadpool(_decode, content, limits.max_seconds)
-        given = [float(value) for value in await model.probabilities(wave_T)]
-        probabilities = dict(zip(card.emotions, given, strict=True))
+        said = await model.predict(wave_T, language)
+        probabilities = dict(zip(card.emotions, said.probabilities, strict=True))
         return Answer(
             emotion=max(probabilities, key=probabilities.__getitem__),
             probabilities=probabilities,
-            language=language,
+            language=language or said.language,
+            language_probability=None if language else said.language_probability,
             duration_s=len(wave_T) / SAMPLE_RATE,
             model=card.model,
         )

@@ -12,7 +12,6 @@
 Legend: B recordings, T samples, C emotions.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Section, Serve, dump
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.serve.answers import ModelCard
+from lakd_ray.serve.answers import ModelCard, Prediction
 from lakd_ray.serve.api import create_app
 from lakd_ray.serve.upload import RequestError
 
@@ -64,16 +63,23 @@ class ModelReplica:
         card = ModelCard(model=model.model_id, emotions=model.emotions, languages=model.languages)
         return card.model_dump()
 
-    async def __call__(self, wave_T: Wave) -> list[float]:
-        """Probabilities of one recording, shape [C]."""
-        return await self._predict(wave_T)
+    async def __call__(self, wave_T: Wave, language: str | None) -> dict[str, Any]:
+        """The values of a `Prediction` of one recording."""
+        return await self._predict((wave_T, language))
 
     # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together in
     # the next batch. In a thread they would not, for `serve.batch` closes a batch every few milliseconds, busy or not.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _predict(self, waves: list[Wave]) -> list[list[float]]:
-        rows_BC: list[list[float]] = self._predictor.probabilities(waves).tolist()
-        return rows_BC
+    async def _predict(self, asked: list[tuple[Wave, str | None]]) -> list[dict[str, Any]]:
+        from lakd_ray.infer.predictor import softmax  # as above
+
+        waves, languages = zip(*asked, strict=True)
+        logits_BC, languages_BL = self._predictor.answer(waves, languages)
+        said: list[dict[str, Any]] = [{"probabilities": row} for row in softmax(logits_BC).tolist()]
+        for one, heard_L in zip(said, [] if languages_BL is None else softmax(languages_BL), strict=False):
+            place = int(heard_L.argmax())
+            one |= {"language": self._predictor.hears[place], "language_probability": float(heard_L[place])}
+        return said
 
 
 class Ingress:
@@ -101,9 +107,9 @@ class RemoteModel:
             self._card = ModelCard.model_validate(await self._reach(self._replica.describe.remote()))
         return self._card
 
-    async def probabilities(self, wave_T: Wave) -> Sequence[float]:
-        """The probability of each emotion."""
-        return list(await self._reach(self._replica.remote(wave_T)))
+    async def predict(self, wave_T: Wave, language: str | None) -> Prediction:
+        """What it says of a recording."""
+        return Prediction.model_validate(await self._reach(self._replica.remote(wave_T, language)))
 
     async def _reach(self, response: Any) -> Any:
         try:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lakd_ray.config import Optim, Train
-from lakd_ray.models import EmotionClassifier
+from lakd_ray.models import EmotionClassifier, Outputs
 
 _TAG = "state"
 
@@ -58,10 +58,10 @@ class Engine:
         """The rate of the next step."""
         return float(self._engine.get_lr()[0])
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor) -> Tensor:
-        """The model's logits."""
-        logits_BC: Tensor = self._engine(inputs, lengths_B)
-        return logits_BC
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+        """The model's answer."""
+        outputs: Outputs = self._engine(inputs, lengths_B, languages_B)
+        return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
         """Backpropagate a sum over this rank's micro-batch.

@@ -100,11 +100,14 @@ class Feed:
         inputs, lengths_B = pad([torch.from_numpy(signal) for signal in arrived.signals])
         labels_B = torch.from_numpy(self.manifest.labels_N[arrived.rows])
         teachers, weights_C = self.teacher_logits_NKC, self.class_weights
+        codes = [str(code) for code in self.manifest.languages_N[arrived.rows]]
+        aware = self.run.recipe.model.language_aware is not None
         return Batch(
             inputs=inputs,
             lengths_B=lengths_B,
             labels_B=labels_B,
-            languages=[str(code) for code in self.manifest.languages_N[arrived.rows]],
+            languages=codes,
+            languages_B=torch.tensor([self.config.languages.index(code) for code in codes]) if aware else None,
             teacher_logits_BKC=None if teachers is None else teachers[torch.from_numpy(arrived.rows)],
             label_weights_B=None if weights_C is None else weights_C[labels_B],
         )

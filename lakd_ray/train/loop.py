@@ -27,7 +27,7 @@ from lakd_ray.provenance import Provenance
 from lakd_ray.train import state as states
 from lakd_ray.train.engine import Engine
 from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import losses
+from lakd_ray.train.step import PARTS, Objective, losses
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -82,7 +82,18 @@ class Trainer:
     def __init__(self, feed: Feed, folder: str, parents: list[Provenance]) -> None:
         self.feed, self.folder, self.run = feed, folder, feed.run
         recipe = feed.run.recipe
-        model = build(recipe.model, feed.run.emotions, seed=feed.run.seed)
+        attended = feed.run.loss is not None and feed.run.loss.weighting == "attention"
+        model = build(
+            recipe.model,
+            feed.run.emotions,
+            seed=feed.run.seed,
+            languages=feed.config.languages,
+            teachers=len(feed.run.teachers) if attended else 0,
+        )
+        aware = recipe.model.language_aware
+        self.objective = Objective(
+            feed.run.loss, feed.run.teacher_languages, recipe.label_loss, aware.identify if aware else 0.0
+        )
         steps = feed.steps_per_epoch * recipe.optim.epochs
         self.engine = Engine(model, recipe.optim, feed.config.train, steps=steps)
         self.provenance = Provenance(feed.manifest.seen(feed.train_rows), feed.manifest.seen(feed.dev_rows)).inherit(
@@ -108,7 +119,7 @@ class Trainer:
             report(line)
 
     def _train_epoch(self, epoch: int, batches: Any) -> Tensor:
-        """What is left of a pass over the training rows; returns its means of [loss, ce, kl] over all ranks."""
+        """What is left of a pass over the training rows; returns the means of its `PARTS` over all ranks."""
         plan = self.feed.epoch(epoch)
         counts = plan.step_counts(self.engine.accumulation)
         every = (self.feed.config.train.checkpoint_steps or len(counts)) * self.engine.accumulation
@@ -118,9 +129,7 @@ class Trainer:
             if (arrived.split, arrived.epoch) != ("train", epoch):
                 raise DataError(f"expected a batch of epoch {epoch}, found {arrived.split} of epoch {arrived.epoch}")
             batch = batch.to(self.engine.device, self.engine.dtype)
-            parts = losses(
-                self.engine.forward, batch, self.run.loss, self.run.teacher_languages, self.run.recipe.label_loss
-            )
+            parts = losses(self.engine.forward, batch, self.objective)
             self.engine.backward(parts.loss, counts[index // self.engine.accumulation])
             self.engine.step()
             self.sums += parts.detached()
@@ -136,7 +145,7 @@ class Trainer:
         return means
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(3, dtype=torch.float64, device=self.engine.device)
+        return torch.zeros(len(PARTS), dtype=torch.float64, device=self.engine.device)
 
     def _evaluate(self, batches: Any) -> dict[str, Any]:
         """Scores on dev, every row counted once."""
@@ -146,7 +155,8 @@ class Trainer:
                 arrived, batch = next(batches)
                 batch = batch.to(self.engine.device, self.engine.dtype)
                 rows.append(arrived.rows)
-                logits.append(self.engine.forward(batch.inputs, batch.lengths_B).float().cpu().numpy())
+                outputs = self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
+                logits.append(outputs.logits_BC.float().cpu().numpy())
         gathered: list[Any] = [None] * self.feed.world
         dist.all_gather_object(gathered, (rows, logits))
         rows_N = np.concatenate([part for of_rank in gathered for part in of_rank[0]])
@@ -161,14 +171,14 @@ class Trainer:
         """An epoch's entry in the metrics file; speed is that of the part that was trained in one go."""
         padded, audio = self.feed.seconds(skip(self.feed.epoch(epoch), skipped))
         left = self.run.recipe.optim.epochs - epoch - 1
-        loss, ce, kl = means.tolist()
+        parts = dict(zip(PARTS, means.tolist(), strict=True))
+        if self.run.recipe.model.language_aware is None:
+            del parts["language"], parts["attention"]
         return {
             "run": self.run.id,
             "epoch": epoch + 1,
             "epochs": self.run.recipe.optim.epochs,
-            "loss": loss,
-            "ce": ce,
-            "kl": kl,
+            **parts,
             "lr": self.engine.learning_rate,
             **dev,
             "seconds": seconds,

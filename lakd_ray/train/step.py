@@ -1,6 +1,7 @@
 """One forward pass and its loss, for any paradigm. No Ray, no DeepSpeed: runs wherever torch does.
 
-Shape suffixes: B utterances, T samples, F frames, H channels of the feature encoder, K teachers, C classes.
+Shape suffixes: B utterances, T samples, F frames, H channels of the feature encoder, K teachers, C classes,
+L languages.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakd_ray.config import DistillLoss, LabelLoss
-from lakd_ray.distill import Languages, distillation_loss, label_losses
+from lakd_ray.distill import Languages, distillation_loss, label_losses, mixture_losses
+from lakd_ray.models import Outputs
 
-Forward = Callable[[Tensor, Tensor], Tensor]  # (inputs, lengths_B) -> logits_BC
+Forward = Callable[[Tensor, Tensor, Tensor | None], Outputs]  # (inputs, lengths_B, languages_B) -> outputs
 PLAIN = LabelLoss()
 
 
@@ -28,6 +30,8 @@ class Batch:
     labels_B: Tensor
     languages: Sequence[str]
     teacher_logits_BKC: Tensor | None = None
+    languages_B: Tensor | None = None
+    """Positions of the languages, for a language-aware student."""
     label_weights_B: Tensor | None = None
     """Weight of each utterance's class in the loss against the labels, all one if absent."""
 
@@ -43,8 +47,12 @@ class Batch:
             lengths_B=self.lengths_B.to(device, non_blocking=True),
             labels_B=self.labels_B.to(device, non_blocking=True),
             teacher_logits_BKC=moved(self.teacher_logits_BKC),
+            languages_B=moved(self.languages_B),
             label_weights_B=moved(self.label_weights_B),
         )
+
+
+PARTS = ("loss", "ce", "kl", "language", "attention")
 
 
 @dataclass(frozen=True)
@@ -52,38 +60,66 @@ class Sums:
     """Sums over a batch's utterances; divide by a count of utterances to get means. Stay on the device."""
 
     loss: Tensor
+    """What is minimised."""
     ce: Tensor
     kl: Tensor
+    language: Tensor
+    """Cross-entropy of language identification, unweighted."""
+    attention: Tensor
+    """Objective of the learned weights, unweighted."""
 
     def detached(self) -> Tensor:
-        """[loss, ce, kl] without gradient, shape [3]."""
-        return torch.stack([self.loss.detach(), self.ce.detach(), self.kl.detach()]).double()
+        """`PARTS` without gradient, shape [5]."""
+        return torch.stack([getattr(self, name).detach() for name in PARTS]).double()
 
 
-def losses(
-    forward: Forward,
-    batch: Batch,
-    loss: DistillLoss | None,
-    teacher_languages: Sequence[str | None] = (),
-    label: LabelLoss = PLAIN,
-) -> Sums:
-    """The paradigm's loss, summed over the batch: against the labels alone without `loss`, distillation with it.
+@dataclass(frozen=True)
+class Objective:
+    """What a run minimises.
 
-    Args:
+    Attributes:
+        loss: distillation; None against the labels alone.
         teacher_languages: language of each teacher, None for a multilingual one; K of them.
         label: the loss against the labels; the weights of classes come with the batch, as they go by all of train.
+        identify: weight of language identification, for a language-aware student.
+    """
+
+    loss: DistillLoss | None = None
+    teacher_languages: Sequence[str | None] = ()
+    label: LabelLoss = PLAIN
+    identify: float = 0.0
+
+
+def losses(forward: Forward, batch: Batch, objective: Objective) -> Sums:
+    """The objective, summed over the batch.
 
     Raises:
         ValueError: distillation without teacher logits, logits of the wrong shape, or class balance without weights.
     """
+    label = objective.label
     if label.class_balance and batch.label_weights_B is None:
         raise ValueError(
             f"class balance {label.class_balance} needs the weights of the utterances' classes, found none"
         )
-    logits_BC = forward(batch.inputs, batch.lengths_B).float()
+    outputs = forward(batch.inputs, batch.lengths_B, batch.languages_B)
+    logits_BC = outputs.logits_BC.float()
+    total, ce, kl = _of_paradigm(logits_BC, outputs.teacher_scores_BK, batch, objective)
+    language = _identification(outputs.language_logits_BL, batch)
+    attention = _attention(outputs.teacher_scores_BK, batch, objective.loss)
+    total = total + objective.identify * language
+    if objective.loss is not None:
+        total = total + objective.loss.attention * attention
+    return Sums(total, ce, kl, language, attention)
+
+
+def _of_paradigm(
+    logits_BC: Tensor, scores_BK: Tensor | None, batch: Batch, objective: Objective
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(total, ce, kl), each summed over the batch."""
+    loss, label = objective.loss, objective.label
     if loss is None:
         ce = _against_labels(logits_BC, batch, label)
-        return Sums(ce, ce, torch.zeros_like(ce))
+        return ce, ce, torch.zeros_like(ce)
     if batch.teacher_logits_BKC is None:
         raise ValueError("distillation needs teacher logits [B, K, C], found none")
     parts = distillation_loss(
@@ -94,16 +130,29 @@ def losses(
         lam=loss.lam,
         weighting=loss.weighting,
         tau=loss.tau,
-        languages=Languages(batch.languages, teacher_languages),
+        languages=Languages(batch.languages, objective.teacher_languages),
         reference_compat=loss.reference_compat,
         own_language=loss.own_language,
         confidence=loss.confidence,
+        attention_scores_BK=None if scores_BK is None else scores_BK.float(),
         standardise=loss.standardise,
         label_weights_B=batch.label_weights_B,
         focal_gamma=label.focal_gamma,
         label_smoothing=label.label_smoothing,
     )
-    return Sums(parts.total_B.sum(), parts.ce_B.sum(), parts.kl_B.sum())
+    return parts.total_B.sum(), parts.ce_B.sum(), parts.kl_B.sum()
+
+
+def _identification(language_logits_BL: Tensor | None, batch: Batch) -> Tensor:
+    if language_logits_BL is None or batch.languages_B is None:
+        return torch.zeros((), device=batch.labels_B.device)
+    return F.cross_entropy(language_logits_BL.float(), batch.languages_B, reduction="sum")
+
+
+def _attention(scores_BK: Tensor | None, batch: Batch, loss: DistillLoss | None) -> Tensor:
+    if scores_BK is None or loss is None or batch.teacher_logits_BKC is None:
+        return torch.zeros((), device=batch.labels_B.device)
+    return mixture_losses(scores_BK.float(), batch.teacher_logits_BKC, batch.labels_B, beta=loss.entropy).sum()
 
 
 def _against_labels(logits_BC: Tensor, batch: Batch, label: LabelLoss) -> Tensor:

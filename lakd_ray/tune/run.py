@@ -1,6 +1,7 @@
 """The tune stage: searches temperature, lam and tau of the mtkd student by its recall on dev."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,9 +16,10 @@ from lakd_ray import records, storage
 from lakd_ray.config import DistillLoss, Experiment, dump
 from lakd_ray.config import Search as Range
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.stream import Source
 from lakd_ray.errors import ConfigError, TrainingError
-from lakd_ray.infer.batch import logits
+from lakd_ray.infer.batch import Asked, logits
 from lakd_ray.infer.features import cached
 from lakd_ray.runs import Run, student_runs
 from lakd_ray.train import teaching
@@ -46,7 +48,7 @@ def run(config: Experiment) -> str:
         return folder
     records.start(folder, made_by)
     trained = [student, student.model_copy(update={"loss": PAPER})]
-    teaching.store_logits(config, manifest, trained, partial(logits, config, manifest, title="teacher logits"))
+    teaching.store_logits(config, manifest, trained, partial(_ask, config, manifest))
     started = time.perf_counter()
     tuner = _tuner(config, job, cached(config, manifest, student.recipe.model), folder)
     trials = _outcomes(tuner.fit())
@@ -63,6 +65,14 @@ def run(config: Experiment) -> str:
         + f" -> {storage.join(folder, BEST)}"
     )
     return folder
+
+
+def _ask(
+    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str]
+) -> dict[str, teaching.Logits]:
+    asked = {name: Asked(location) for name, location in checkpoints.items()}
+    answers = logits(config, manifest, rows, asked, title="teacher logits")
+    return {name: found.logits_RC for name, found in answers.items()}
 
 
 def _student(config: Experiment) -> Run:

@@ -138,7 +138,7 @@ def text_of(html: str) -> str:
 
 def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) -> None:
     _, content, _ = plain
-    assert set(content) == {"experiment", "corpora", "notes", "results"}
+    assert set(content) == {"experiment", "corpora", "notes", "results", "languages"}
     assert content["experiment"] == "fake"
     assert content["corpora"] == [{"name": "demo", "importer": "espeak", "synthetic": True}]
     found = [(row["paradigm"], row["setup"], row["model"], row["language"]) for row in content["results"]]

@@ -1,7 +1,7 @@
 """The HTTP API in front of a stand-in model: what it answers, and that bad input is never a 500."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import httpx
@@ -10,7 +10,7 @@ import pytest
 
 from lakd_ray.audio import Wave
 from lakd_ray.config import Serve
-from lakd_ray.serve.answers import Answer, ModelCard
+from lakd_ray.serve.answers import Answer, ModelCard, Prediction
 from lakd_ray.serve.api import create_app
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
@@ -22,18 +22,18 @@ AUDIO = {"Content-Type": "audio/wav"}
 class StandIn:
     """A model that remembers what it heard."""
 
-    def __init__(self, fault: Exception | None = None):
+    def __init__(self, fault: Exception | None = None, **listens: Any):
         self.heard: list[Wave] = []
-        self.fault = fault
+        self.fault, self.listens = fault, listens
 
     async def card(self) -> ModelCard:
         return CARD
 
-    async def probabilities(self, wave_T: Wave) -> Sequence[float]:
+    async def predict(self, wave_T: Wave, language: str | None) -> Prediction:
         if self.fault:
             raise self.fault
         self.heard.append(wave_T)
-        return [0.1, 0.2, 0.6, 0.1]
+        return Prediction(probabilities=(0.1, 0.2, 0.6, 0.1), **self.listens)
 
 
 def ask(model: StandIn, method: str = "POST", path: str = "/v1/emotion", **request: Any) -> httpx.Response:
@@ -43,6 +43,14 @@ def ask(model: StandIn, method: str = "POST", path: str = "/v1/emotion", **reque
             return await client.request(method, path, **request)
 
     return asyncio.run(send())
+
+
+def test_the_language_that_a_student_hears_is_told_unless_one_was_given(recording):
+    model = StandIn(language="de", language_probability=0.75)
+    heard = ask(model, content=recording(1.0), headers=AUDIO).json()
+    assert (heard["language"], heard["language_probability"]) == ("de", 0.75)
+    given = ask(model, path="/v1/emotion?language=en", content=recording(1.0), headers=AUDIO).json()
+    assert (given["language"], given["language_probability"]) == ("en", None)
 
 
 def refused(response: httpx.Response, status: int, *words: str) -> None:

@@ -20,7 +20,7 @@ from lakd_ray.config import DistillLoss, Optim, Train
 from lakd_ray.models import EmotionClassifier, pad
 from lakd_ray.train import state as states
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.step import Batch, losses
+from lakd_ray.train.step import Batch, Objective, losses
 
 STEPS = 10
 UTTERANCES = 6  # in each step
@@ -48,7 +48,7 @@ def steps(engine: Engine, shares: Sequence[Sequence[int]], numbers: Sequence[int
     for number in numbers:
         total = torch.zeros(3, dtype=torch.float64)
         for share in shares:
-            parts = losses(engine.forward, batch(number, share), LOSS, TEACHERS)
+            parts = losses(engine.forward, batch(number, share), Objective(LOSS, TEACHERS))
             engine.backward(parts.loss, UTTERANCES)
             engine.step()
             total += parts.detached()
@@ -71,7 +71,7 @@ def run(shares: Sequence[Sequence[int]], **train: Any) -> dict[str, Any]:
     found += steps(engine, shares, range(5, STEPS))
     with engine.evaluating():
         probe = batch(99)
-        logits_BC = engine.forward(probe.inputs, probe.lengths_B).clone()
+        logits_BC = engine.forward(probe.inputs, probe.lengths_B).logits_BC.clone()
     result = {"losses": found, "middle": middle, "end": _weights(engine), "rates": rates, "logits": logits_BC}
     engine.close()
     return result

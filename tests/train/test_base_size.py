@@ -13,7 +13,7 @@ from lakd_ray.config import DistillLoss, Model, Optim, Train
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import build, pad
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.step import Batch, losses
+from lakd_ray.train.step import Batch, Objective, losses
 
 dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", rank=0, world_size=1)
 model = build(Model(architecture={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
@@ -23,7 +23,7 @@ engine = Engine(model, Optim(lr=1e-4, warmup=0.0), Train(workers=1, zero_stage=1
 before = model.network.classifier.weight.detach().clone()
 wave_BT, lengths_B = pad([torch.randn(32_000), torch.randn(24_000)])
 batch = Batch(wave_BT, lengths_B, torch.tensor([0, 3]), ["en", "fi"], torch.randn(2, 3, 4))
-parts = losses(engine.forward, batch, DistillLoss(), ["en", "fi", "fr"])
+parts = losses(engine.forward, batch, Objective(DistillLoss(), ["en", "fi", "fr"]))
 engine.backward(parts.loss, 2)
 engine.step()
 assert torch.isfinite(parts.loss), parts

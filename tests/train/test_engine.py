@@ -9,7 +9,7 @@ from engine_worker import LOSS, OPTIM, STEPS, TEACHERS, UTTERANCES, batch
 
 from lakd_ray.config import Optim
 from lakd_ray.train.engine import parameter_groups, schedule
-from lakd_ray.train.step import losses
+from lakd_ray.train.step import Objective, losses
 
 # Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.
 NOISE = "k_proj.bias"
@@ -24,7 +24,7 @@ def plain() -> dict[str, Any]:
     result: dict[str, Any] = {"losses": []}
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss = losses(model, batch(step), LOSS, TEACHERS).loss / UTTERANCES
+        loss = losses(model, batch(step), Objective(LOSS, TEACHERS)).loss / UTTERANCES
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
         assert norm > OPTIM.clip or step > 0  # clipping takes part

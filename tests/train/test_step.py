@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from lakd_ray.config import DistillLoss, Experiment, LabelLoss
 from lakd_ray.data.stream import AudioBatch
+from lakd_ray.models import Outputs
 from lakd_ray.runs import teacher_runs
 from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import Batch, losses
+from lakd_ray.train.step import Batch, Objective, losses
 
 B, K, C = 7, 3, 4
 TEACHERS = ("en", "fi", None)
@@ -46,8 +47,8 @@ CHANGES: list[tuple[Settings, Settings, Settings]] = [  # distillation before, d
 ROWS = list(range(B))
 
 
-def forward(inputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    return inputs
+def forward(inputs: torch.Tensor, *_: torch.Tensor | None) -> Outputs:
+    return Outputs(inputs)
 
 
 def part(rows: list[int], *, weighted: bool = True) -> Batch:
@@ -58,13 +59,13 @@ def part(rows: list[int], *, weighted: bool = True) -> Batch:
         WHOLE.labels_B[rows],
         [WHOLE.languages[row] for row in rows],
         WHOLE.teacher_logits_BKC[rows],
-        WHOLE.label_weights_B[rows] if weighted else None,
+        label_weights_B=WHOLE.label_weights_B[rows] if weighted else None,
     )
 
 
 def total(batch: Batch, distill: Settings | None, label: Settings) -> torch.Tensor:
     loss = None if distill is None else DistillLoss(**distill)
-    return losses(forward, batch, loss, TEACHERS, LabelLoss(**label)).detached()
+    return losses(forward, batch, Objective(loss, TEACHERS, LabelLoss(**label))).detached()
 
 
 @pytest.mark.parametrize(("before", "after", "label"), CHANGES, ids=str)
@@ -78,7 +79,7 @@ def test_every_setting_takes_part_and_shares_add_up(before, after, label):
 
 
 def test_fine_tuning_is_cross_entropy_to_the_bit():
-    found = losses(forward, part(ROWS, weighted=False), None)
+    found = losses(forward, part(ROWS, weighted=False), Objective())
     assert torch.equal(found.loss, F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))
     assert not found.kl.any()
 
@@ -86,7 +87,7 @@ def test_fine_tuning_is_cross_entropy_to_the_bit():
 @pytest.mark.parametrize("label", [{"class_balance": 0.9}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}], ids=str)
 def test_fine_tuning_and_students_have_the_same_loss_against_labels(label):
     batch = part(ROWS, weighted="class_balance" in label)
-    loss, ce, _ = total(batch, None, label)
+    loss, ce, *_ = total(batch, None, label)
     assert loss == ce == pytest.approx(float(total(batch, {"lam": 0.0}, label)[0]), abs=1e-5)
     assert abs(ce - float(F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))) > 1e-3
 

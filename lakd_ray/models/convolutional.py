@@ -1,0 +1,115 @@
+"""wav2vec2 and its relatives as backbones: a convolutional feature encoder, then a transformer with an attention mask.
+
+transformers lets padding leak: the group norm of the first convolution averages over padded frames. Here its statistics
+are taken over each utterance's own frames and the transformer gets an attention mask, so what comes out does not depend
+on what else is in the batch. Weights and configuration stay transformers' own, unchanged.
+
+Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lakd_ray.errors import ConfigError
+from lakd_ray.models.frames import inputs_of, own_frames
+
+
+class ConvolutionalBackbone:
+    """See `lakd_ray.models.backbones.Backbone`.
+
+    Args:
+        network: transformers' model, with or without a head.
+    """
+
+    pools_own = True
+
+    def __init__(self, network: Any) -> None:
+        base = self._base = getattr(network, network.base_model_prefix, network)
+        self.config = base.config
+        self.size = int(base.config.hidden_size)
+        self.layers = int(base.config.num_hidden_layers)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """All of it but the head."""
+        encoder: nn.Module = self._base
+        return encoder
+
+    @property
+    def channels(self) -> int:
+        """H, of what `features` makes."""
+        return int(self.config.conv_dim[-1])
+
+    @property
+    def transformer_layers(self) -> nn.ModuleList:
+        """In order."""
+        layers: nn.ModuleList = self._base.encoder.layers
+        return layers
+
+    @property
+    def feature_encoder(self) -> nn.Module:
+        """The convolutional part."""
+        encoder: nn.Module = self._base.feature_extractor
+        return encoder
+
+    def frames(self, lengths_B: Tensor) -> Tensor:
+        """One frame for 20 ms."""
+        frames_B: Tensor = self._base._get_feat_extract_output_lengths(lengths_B)
+        return frames_B.long()
+
+    def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """Zero mean and unit variance for each utterance, then the convolutions."""
+        weight = next(self.feature_encoder.parameters())
+        hidden_BHT = normalised(wave_BT.float(), lengths_B).to(weight.dtype).unsqueeze(1)
+        config = self.config
+        valid_B = lengths_B
+        for layer, kernel, stride in zip(
+            self._base.feature_extractor.conv_layers, config.conv_kernel, config.conv_stride, strict=True
+        ):
+            valid_B = (valid_B - kernel) // stride + 1
+            norm = getattr(layer, "layer_norm", None)
+            if isinstance(norm, nn.GroupNorm):
+                hidden_BHT = layer.activation(masked_group_norm(layer.conv(hidden_BHT), valid_B, norm))
+            else:
+                hidden_BHT = layer(hidden_BHT)
+        return hidden_BHT.transpose(1, 2)
+
+    def hidden(self, features_BFH: Tensor, frames_B: Tensor, *, every_layer: bool = False) -> list[Tensor]:
+        """Projection, SpecAugment (in training), transformer."""
+        mask_BF = own_frames(features_BFH.shape[1], frames_B)
+        projected = self._base.feature_projection(features_BFH)
+        hidden_BFD = projected[0] if isinstance(projected, tuple) else projected
+        if hidden_BFD.shape[1] >= self.config.mask_time_length:  # transformers raises where a mask does not fit
+            hidden_BFD = self._base._mask_hidden_states(hidden_BFD, attention_mask=mask_BF)
+        with inputs_of(self._base.encoder.layers if every_layer else []) as before:
+            last_BFD = self._base.encoder(hidden_BFD, attention_mask=mask_BF).last_hidden_state
+        return [*before, last_BFD]
+
+
+def normalised(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """Zero mean and unit variance over each utterance's own samples, zeros beyond, as wav2vec2's feature extractor."""
+    own_BT = own_frames(wave_BT.shape[1], lengths_B)
+    count_B1 = lengths_B.unsqueeze(1)
+    mean_B1 = wave_BT.masked_fill(~own_BT, 0).sum(dim=1, keepdim=True) / count_B1
+    centred_BT = (wave_BT - mean_B1).masked_fill(~own_BT, 0)
+    variance_B1 = centred_BT.square().sum(dim=1, keepdim=True) / count_B1
+    return centred_BT * torch.rsqrt(variance_B1 + 1e-7)
+
+
+def masked_group_norm(hidden_BHT: Tensor, valid_B: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Group norm with one group a channel, its statistics over each utterance's first `valid_B` steps.
+
+    Raises:
+        ConfigError: the layer groups several channels.
+    """
+    if norm.num_groups != norm.num_channels:
+        raise ConfigError(f"expected a group per channel, found {norm.num_groups} for {norm.num_channels} channels")
+    mask_B1T = own_frames(hidden_BHT.shape[-1], valid_B).unsqueeze(1).to(hidden_BHT.dtype)
+    count_B11 = valid_B.view(-1, 1, 1).to(hidden_BHT.dtype)
+    mean_BH1 = (hidden_BHT * mask_B1T).sum(dim=-1, keepdim=True) / count_B11
+    centred_BHT = (hidden_BHT - mean_BH1) * mask_B1T
+    variance_BH1 = centred_BHT.square().sum(dim=-1, keepdim=True) / count_B11
+    scale_BH1 = norm.weight.view(1, -1, 1) * torch.rsqrt(variance_BH1 + norm.eps)
+    return centred_BHT * scale_BH1 + norm.bias.view(1, -1, 1)

@@ -1,0 +1,195 @@
+"""The language-aware student: what it looks at, in time and over layers, goes by the language of the utterance.
+
+    h_l          hidden states of layer l = 0 .. L (0: what the transformer is given), normalised over channels
+    e            the language's embedding, one more for UNKNOWN
+    p_l          sum_f a_lf h_lf      a_l = softmax_f((K h_lf) . (Q e) / sqrt(A))      frames, each layer by itself
+    u            sum_l b_l p_l        b = softmax_l(M e + m)                            layers
+    logits       W2 gelu(W1 u)
+    scores_k     (S [stop(u); e]) . t_k / sqrt(A)                                       teachers, t_k learned
+    languages    V2 gelu(V1 stop(mean of h over frames and layers))                     identification
+
+stop: no gradient flows back. The scores are trained by their own objective (`lakd_ray.distill.mixture_losses`), which
+would otherwise make the student easy to place instead of right; identification reads what is there and shapes nothing,
+for an encoder that separates languages better need not hear emotions better.
+
+The whole is an ordinary transformers model: importing this module registers it, and then
+`AutoModelForAudioClassification.from_pretrained` loads it. Its own `forward` takes waves as transformers' feature
+extractor makes them, `language_ids` as positions in `config.languages`.
+
+Shape suffixes: B utterances, T samples, F frames, D hidden size, E embedding, A attention, P projection, C classes,
+L languages, K teachers.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lakd_ray.models.backbones import backbone_of
+from lakd_ray.models.frames import own_frames
+from lakd_ray.models.outputs import IDENTIFY, LANGUAGE_AWARE, Outputs
+
+
+class LanguageAwareConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is half typed
+    """A backbone's configuration and what the head adds to it."""
+
+    model_type = LANGUAGE_AWARE
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        languages: Sequence[str] = (),
+        teachers: int = 0,
+        embedding_size: int = 64,
+        attention_size: int = 64,
+        projection_size: int = 256,
+        unknown_share: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        self.backbone = backbone or {}
+        self.languages = list(languages)
+        self.teachers = teachers
+        self.embedding_size = embedding_size
+        self.attention_size = attention_size
+        self.projection_size = projection_size
+        self.unknown_share = unknown_share
+        super().__init__(**kwargs)
+
+
+class LanguageAwareHead(nn.Module):
+    """From hidden states of every layer to logits."""
+
+    def __init__(self, config: LanguageAwareConfig, size: int, layers: int) -> None:
+        super().__init__()
+        languages, E, A, P = len(config.languages), config.embedding_size, config.attention_size, config.projection_size
+        self.unknown_share = config.unknown_share
+        self.language = nn.Embedding(languages + 1, E)  # the last one is UNKNOWN
+        self.frame_query, self.frame_key = nn.Linear(E, A), nn.Linear(size, A)
+        self.layer_scores = nn.Linear(E, layers + 1)
+        self.projector, self.classifier = nn.Linear(size, P), nn.Linear(P, config.num_labels)
+        self.identifier = nn.Sequential(nn.Linear(size, P), nn.GELU(), nn.Linear(P, languages))
+        self.teacher_query = nn.Linear(size + E, A) if config.teachers else None
+        self.teacher_keys = nn.Embedding(config.teachers, A) if config.teachers else None
+
+    def forward(self, hidden: Sequence[Tensor], frames_B: Tensor, languages_B: Tensor | None) -> Outputs:
+        """Answer.
+
+        Args:
+            hidden: the transformer's input and the output of each layer, [B, F, D] each.
+            frames_B: each utterance's number of frames.
+            languages_B: the language's position, one beyond the last for UNKNOWN, `IDENTIFY` to go by what the
+                identifier says; None for that everywhere.
+        """
+        hidden_BLFD = torch.stack([F.layer_norm(each_BFD, each_BFD.shape[-1:]) for each_BFD in hidden], dim=1)
+        own_BF = own_frames(hidden_BLFD.shape[2], frames_B)
+        hidden_BLFD = hidden_BLFD.masked_fill(~own_BF[:, None, :, None], 0)
+        mean_BD = hidden_BLFD.mean(dim=1).sum(dim=1) / frames_B.unsqueeze(1)
+        language_logits_BL = self.identifier(mean_BD.detach())
+        embedding_BE = self.language(self._known(languages_B, language_logits_BL))
+        pooled_BLD = self._over_frames(hidden_BLFD, own_BF, embedding_BE)
+        share_BL = F.softmax(self.layer_scores(embedding_BE), dim=-1)
+        utterance_BD = (share_BL.unsqueeze(-1) * pooled_BLD).sum(dim=1)
+        logits_BC = self.classifier(F.gelu(self.projector(utterance_BD)))
+        return Outputs(logits_BC, language_logits_BL, self._teachers(utterance_BD.detach(), embedding_BE))
+
+    def _known(self, languages_B: Tensor | None, language_logits_BL: Tensor) -> Tensor:
+        """The language that each utterance is answered as; in training some are UNKNOWN, so that one may be."""
+        found_B = language_logits_BL.argmax(dim=-1)
+        known_B = found_B if languages_B is None else torch.where(languages_B == IDENTIFY, found_B, languages_B)
+        if not self.training:
+            return known_B
+        dropped_B = torch.rand(len(known_B), device=known_B.device) < self.unknown_share
+        return known_B.masked_fill(dropped_B, self.language.num_embeddings - 1)
+
+    def _over_frames(self, hidden_BLFD: Tensor, own_BF: Tensor, embedding_BE: Tensor) -> Tensor:
+        query_BA, key_BLFA = self.frame_query(embedding_BE), self.frame_key(hidden_BLFD)
+        scores_BLF = torch.einsum("ba,blfa->blf", query_BA, key_BLFA) / math.sqrt(query_BA.shape[-1])
+        share_BLF = F.softmax(scores_BLF.masked_fill(~own_BF.unsqueeze(1), float("-inf")), dim=-1)
+        return torch.einsum("blf,blfd->bld", share_BLF, hidden_BLFD)
+
+    def _teachers(self, utterance_BD: Tensor, embedding_BE: Tensor) -> Tensor | None:
+        if self.teacher_query is None or self.teacher_keys is None:
+            return None
+        query_BA = self.teacher_query(torch.cat([utterance_BD, embedding_BE], dim=-1))
+        scores_BK: Tensor = query_BA @ self.teacher_keys.weight.T / math.sqrt(query_BA.shape[-1])
+        return scores_BK
+
+
+class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # as above
+    """A backbone with the language-aware head, as a transformers model."""
+
+    config_class = LanguageAwareConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_values"
+
+    def __init__(self, config: LanguageAwareConfig) -> None:
+        super().__init__(config)
+        self.encoder = _encoder(AutoConfig.for_model(**config.backbone))
+        backbone = backbone_of(self.encoder)
+        self.head = LanguageAwareHead(config, backbone.size, backbone.layers)
+        self.post_init()
+
+    def freeze_feature_encoder(self) -> None:
+        """Leave the convolutional feature encoder as it is."""
+        for parameter in backbone_of(self.encoder).feature_encoder.parameters():
+            parameter.requires_grad = False
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        language_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """As transformers' own heads are called.
+
+        Args:
+            input_values: waves, [B, T].
+            attention_mask: ones where there is audio, [B, T]; all of it if absent.
+            language_ids: see `LanguageAwareHead.forward`; identified if absent.
+            labels: class indices, [B], for the loss.
+        """
+        lengths_B = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
+        if attention_mask is not None:
+            lengths_B = attention_mask.sum(dim=-1)
+        backbone = backbone_of(self.encoder)
+        frames_B = backbone.frames(lengths_B)
+        hidden = backbone.hidden(backbone.features(input_values, lengths_B), frames_B, every_layer=True)
+        logits_BC = self.head(hidden, frames_B, language_ids).logits_BC
+        loss = None if labels is None else F.cross_entropy(logits_BC, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits_BC)
+
+
+def _encoder(config: Any) -> Any:
+    """transformers' model without a head; of Whisper without its decoder."""
+    return WhisperEncoder(config) if config.model_type == "whisper" else AutoModel.from_config(config)
+
+
+def language_aware(network: Any, *, languages: Sequence[str], teachers: int, **sizes: Any) -> PreTrainedModel:
+    """A transformers network's encoder, weights and all, with a fresh language-aware head.
+
+    Args:
+        network: with a plain head, whose classes are taken over.
+        languages: those that are told apart.
+        teachers: number of teachers that attention is to weigh; 0 for none.
+        sizes: other fields of `LanguageAwareConfig`.
+    """
+    encoder: Any = backbone_of(network).encoder
+    labels = {name: getattr(network.config, name) for name in ("id2label", "label2id")}
+    config = LanguageAwareConfig(
+        backbone=encoder.config.to_dict(), languages=languages, teachers=teachers, **sizes, **labels
+    )
+    aware = LanguageAwareForAudioClassification(config)
+    aware.encoder = encoder
+    return aware
+
+
+AutoConfig.register(LanguageAwareConfig.model_type, LanguageAwareConfig)
+AutoModelForAudioClassification.register(LanguageAwareConfig, LanguageAwareForAudioClassification)

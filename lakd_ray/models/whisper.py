@@ -1,0 +1,90 @@
+"""Whisper's encoder as a backbone: a log-mel spectrogram, two convolutions, a transformer over 30 s whatever the clip.
+
+A clip is padded with silence to the length that the encoder was made for, and cut there; so an answer does not depend
+on the batch, and a short clip costs as much as a long one. transformers' plain head takes the mean over all positions,
+silence included, and so does ours: a checkpoint must mean the same to both.
+
+Shape suffixes: B utterances, T samples, M mel channels, S spectrogram frames (10 ms), F positions (20 ms), D hidden
+size.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.models.frames import inputs_of
+
+_WINDOW, _HOP = 400, 160  # samples
+
+
+class WhisperBackbone:
+    """See `lakd_ray.models.backbones.Backbone`. Its features are spectrograms: what is frozen comes after them.
+
+    Args:
+        network: transformers' WhisperForAudioClassification, or a WhisperEncoder.
+    """
+
+    pools_own = False
+
+    def __init__(self, network: Any) -> None:
+        base = self._base = getattr(network, "encoder", network)
+        self.config = base.config
+        self.size = int(base.config.d_model)
+        self.layers = int(base.config.encoder_layers)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """All of it but the head."""
+        encoder: nn.Module = self._base
+        return encoder
+
+    @property
+    def channels(self) -> int:
+        """M, of the spectrogram."""
+        return int(self.config.num_mel_bins)
+
+    @property
+    def transformer_layers(self) -> nn.ModuleList:
+        """In order."""
+        layers: nn.ModuleList = self._base.layers
+        return layers
+
+    @property
+    def feature_encoder(self) -> nn.Module:
+        """The convolutions."""
+        return nn.ModuleList([self._base.conv1, self._base.conv2])
+
+    def frames(self, lengths_B: Tensor) -> Tensor:
+        """One position for 20 ms of the clip, those of the padding left out."""
+        own_B = -(-lengths_B // (2 * _HOP))
+        return own_B.clamp(min=1, max=self.config.max_source_positions).long()
+
+    def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+        """The spectrogram as transformers' WhisperFeatureExtractor makes it, shape [B, S, M]."""
+        samples = 2 * self.config.max_source_positions * _HOP
+        own_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
+        wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0)[:, :samples], (0, max(0, samples - wave_BT.shape[1])))
+        window = torch.hann_window(_WINDOW, device=wave_BT.device)
+        spectrum = torch.stft(wave_BT, _WINDOW, _HOP, window=window, return_complex=True)
+        power = spectrum[..., :-1].abs() ** 2
+        log_BMS = (self._filters.to(wave_BT.device).T @ power).clamp(min=1e-10).log10()
+        log_BMS = torch.maximum(log_BMS, log_BMS.amax(dim=(1, 2), keepdim=True) - 8.0)
+        return ((log_BMS + 4.0) / 4.0).transpose(1, 2)
+
+    @cached_property
+    def _filters(self) -> Tensor:
+        from transformers import WhisperFeatureExtractor  # seconds to load
+
+        extractor = WhisperFeatureExtractor(feature_size=self.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
+        return torch.from_numpy(extractor.mel_filters).float()
+
+    def hidden(self, features_BSM: Tensor, frames_B: Tensor, *, every_layer: bool = False) -> list[Tensor]:
+        """Convolutions and transformer, positions of the padding included."""
+        mel_BMS = features_BSM.transpose(1, 2).to(self._base.conv1.weight.dtype)
+        with inputs_of(self._base.layers if every_layer else []) as before:
+            last_BFD = self._base(mel_BMS).last_hidden_state
+        return [*before, last_BFD]
