@@ -70,9 +70,8 @@ def run(config: Experiment, *, dry_run: bool = False, rate: float | None = None)
     ledger = Ledger(config, plan)
     train_tasks(plan.tasks, name="reproduce", keep_going=True, tell=ledger.tell)
     ledger.settle()
-    for _, group in itertools.groupby(plan.cells, key=lambda cell: cell.cell):
-        first, *variants = group
-        evaluate.run(first, variants, ledger.failed)
+    for fold in dict.fromkeys(cell.fold for cell in plan.cells):
+        evaluate.run(*(cell for cell in plan.cells if cell.fold == fold), without=ledger.failed)
     return _report(config, plan, ledger)
 
 

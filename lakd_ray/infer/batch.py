@@ -18,7 +18,7 @@ from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import evaluation_epoch
 from lakd_ray.data.stream import Source, dataset, stream, unpack
 from lakd_ray.errors import DataError
-from lakd_ray.infer.predictor import Predictor
+from lakd_ray.infer.predictor import Predictor, answer_together
 
 Condition = Literal["given", "identified", "unknown", "wrong"]
 """What a language-aware student is told about an utterance's language: the truth, nothing and it is to hear it, that it
@@ -53,10 +53,12 @@ class _Scorer:
     def __call__(self, table: pa.Table) -> pa.Table:
         waves = unpack(table, self._source)
         codes = [self._codes[row] for row in table["rows"][0].as_py()]
-        columns = {}
+        asked = {}
         for name, one in self._asked.items():
             predictor = self._predictors[one.checkpoint]
-            logits_BC, languages_BL = predictor.answer(waves, told(codes, one.condition, predictor.hears))
+            asked[name] = predictor, told(codes, one.condition, predictor.hears)
+        columns = {}
+        for name, (logits_BC, languages_BL) in answer_together(waves, asked).items():
             heard_B = np.full(len(waves), -1) if languages_BL is None else languages_BL.argmax(axis=1)
             columns[name] = pa.array([logits_BC.reshape(-1)], type=pa.list_(pa.float32()))
             columns[f"heard {name}"] = pa.array([heard_B], type=pa.list_(pa.int64()))
@@ -125,9 +127,18 @@ def logits(
 
 
 def logits_here(
-    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str], rank: int, world: int
+    config: Experiment,
+    manifest: Manifest,
+    rows: Rows,
+    checkpoints: Mapping[str, str],
+    rank: int,
+    world: int,
+    source: Source | None = None,
 ) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]:
     """One rank's share of the rows, answered in this process while Ray Data reads and decodes.
+
+    Args:
+        source: cached features of these models' first step, if there are any.
 
     Returns:
         Positions in `rows`, shape [R], and each model's logits, shape [R, C].
@@ -136,10 +147,12 @@ def logits_here(
     windows = evaluation_epoch(manifest, rows, config.batch, world=world).windows[rank]
     answers: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
     answered: list[Rows] = [np.empty(0, dtype=np.int64)]
-    for batch in stream(manifest, windows, readers=world):
+    for batch in stream(manifest, windows, source=source, readers=world):
         answered.append(batch.rows)
+        if source is None:
+            found = answer_together(batch.signals, {name: (one, None) for name, one in predictors.items()})
         for name, predictor in predictors.items():
-            answers[name].append(predictor.logits(batch.signals))
+            answers[name].append(found[name][0] if source is None else predictor.answer_features(batch.signals))
     empty_RC = np.empty((0, len(config.emotions)), dtype=np.float32)
     order = np.argsort(rows)
     places = order[np.searchsorted(rows[order], np.concatenate(answered))]

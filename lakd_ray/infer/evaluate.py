@@ -1,6 +1,7 @@
 """The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,37 @@ from lakd_ray.runs import LANGUAGES_FOLDER, Run, predictions_folder, student_run
 from lakd_ray.schema import LANGUAGES, PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
 
+_AT_ONCE = 6e9  # bytes of models that one worker holds
 _CONDITIONS: tuple[Condition, ...] = ("identified", "unknown", "wrong")  # beside "given", which counts as its answer
 
 
-def run(config: Experiment, variants: Sequence[Experiment] = (), without: Collection[str] = ()) -> str:
+@dataclass(frozen=True)
+class _Model:
+    """A run whose model is asked, and the cell that its predictions belong to."""
+
+    cell: Experiment
+    run: Run
+    paradigm: str
+    checkpoint: str
+
+    @property
+    def place(self) -> str:
+        """Its file of predictions, without the ending."""
+        return storage.join(predictions_folder(self.cell), self.run.id)
+
+    @property
+    def ways(self) -> tuple[Condition, ...]:
+        """In which other ways it is asked."""
+        return _CONDITIONS if self.run.recipe.model.language_aware else ()
+
+
+def run(config: Experiment, *others: Experiment, without: Collection[str] = ()) -> str:
     """Ask every teacher and student about the test rows; models that were asked already are skipped.
 
     Teachers answer in every language, monolingual students in their own.
 
     Args:
-        variants: the experiment with other settings of its students, in the same fold and with the same seed.
+        others: the experiment with other seeds or settings of its students, in the same fold: asked in the same pass.
         without: runs that are not to be asked, because they failed.
 
     Returns:
@@ -40,51 +62,79 @@ def run(config: Experiment, variants: Sequence[Experiment] = (), without: Collec
         HygieneError: a model has seen a test speaker.
         DataError: the number of predictions is not the manifest's.
     """
-    folder = predictions_folder(config)
     manifest = manifests.load(config)
     rows = manifest.rows("test")
-    students = {run.id: run for each in (config, *variants) for run in student_runs(each) if run.id not in without}
-    runs = {run.id: run for run in teacher_runs(config) if run.id not in without} | students
-    checkpoints = {name: best_checkpoint(run, config) for name, run in runs.items()}
-    made_by = {name: _made_by(manifest, rows, location) for name, location in checkpoints.items()}
-    for name, location in checkpoints.items():
-        read_card_at(location).provenance.check(model=name, dev=Seen(), test=manifest.seen(rows))
-    missing = {name: location for name, location in checkpoints.items() if not _done(folder, name, made_by[name])}
+    models = [model for cell in (config, *others) for model in _models(cell, without)]
+    models = list({model.place: model for model in models}.values())
+    made_by = {model.place: _made_by(manifest, rows, model.checkpoint) for model in models}
+    for model in models:
+        seen = read_card_at(model.checkpoint).provenance
+        seen.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
+    missing = [model for model in models if not _done(model, made_by[model.place])]
     if not missing:
-        print(f"evaluate: already done, {folder}")
-        return folder
-    asked = {name: Asked(location) for name, location in missing.items()}
-    told = {
-        name: [condition for condition in _CONDITIONS if runs[name].recipe.model.language_aware] for name in missing
-    }
-    others = {f"{name} {way}": Asked(missing[name], way) for name, ways in told.items() for way in ways}
-    answers = logits(config, manifest, rows, asked | others, title="evaluate")
-    for name in missing:
-        logits_RC = answers[name].logits_RC
-        paradigm = runs[name].paradigm if name in students else "teacher"
-        table = _table(config, manifest, rows, logits_RC, runs[name], paradigm)
-        place = storage.join(folder, f"{name}.parquet")
-        storage.write_table(place, table)
-        _check_count(place, len(table))
-        if told[name]:
-            ways: dict[str, Answers] = {way: answers[f"{name} {way}"] for way in told[name]}
-            ways["given"] = answers[name]
-            storage.write_table(
-                storage.join(folder, LANGUAGES_FOLDER, f"{name}.parquet"),
-                _languages(config, manifest, rows, name, ways),
-            )
-        records.start(_record(folder, name), made_by[name])
-        records.finish(_record(folder, name), made_by[name], [])
-    print(f"evaluate: {len(rows)} test utterances by {', '.join(missing)} -> {folder}")
-    return folder
+        print(f"evaluate: already done, {predictions_folder(config)}")
+    for some in _passes(missing):
+        asked = {
+            f"{model.place} {way}": Asked(model.checkpoint, way) for model in some for way in ("given", *model.ways)
+        }
+        answers = logits(config, manifest, rows, asked, title="evaluate")
+        for model in some:
+            ways: dict[Condition, Answers] = {way: answers[f"{model.place} {way}"] for way in ("given", *model.ways)}
+            _write(manifest, rows, model, ways, made_by[model.place])
+    if missing:
+        names = list(dict.fromkeys(model.run.id for model in missing))
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        print(f"evaluate: {len(rows)} test utterances by {shown} -> {predictions_folder(config)}")
+    return predictions_folder(config)
 
 
-def _record(folder: str, name: str) -> str:
-    return storage.join(folder, "records", name)
+def _models(cell: Experiment, without: Collection[str]) -> list[_Model]:
+    students = {run.id: run for run in student_runs(cell)}
+    runs = {run.id: run for run in teacher_runs(cell)} | students
+    return [
+        _Model(cell, run, run.paradigm if name in students else "teacher", best_checkpoint(run, cell))
+        for name, run in runs.items()
+        if name not in without
+    ]
 
 
-def _done(folder: str, name: str, made_by: dict[str, Any]) -> bool:
-    return records.is_done(_record(folder, name), made_by) and storage.exists(storage.join(folder, f"{name}.parquet"))
+def _passes(models: Sequence[_Model]) -> Iterator[list[_Model]]:
+    """Models that are in memory together."""
+    some: list[_Model] = []
+    size = 0
+    for model in models:
+        seal = storage.read_json(storage.join(model.checkpoint, storage.SEAL))
+        more = sum(entry["bytes"] for entry in seal.values())
+        if some and size + more > _AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(model)
+        size += more
+    if some:
+        yield some
+
+
+def _write(
+    manifest: Manifest, rows: Rows, model: _Model, ways: Mapping[Condition, Answers], made_by: dict[str, Any]
+) -> None:
+    location = f"{model.place}.parquet"
+    table = _table(manifest, rows, model, ways["given"].logits_RC)
+    storage.write_table(location, table)
+    _check_count(location, len(table))
+    if model.ways:
+        folder = storage.join(predictions_folder(model.cell), LANGUAGES_FOLDER)
+        told = _languages(manifest, rows, model, ways)
+        storage.write_table(storage.join(folder, f"{model.run.id}.parquet"), told)
+    records.start(_record(model), made_by)
+    records.finish(_record(model), made_by, [])
+
+
+def _record(model: _Model) -> str:
+    return storage.join(predictions_folder(model.cell), "records", model.run.id)
+
+
+def _done(model: _Model, made_by: dict[str, Any]) -> bool:
+    return records.is_done(_record(model), made_by) and storage.exists(f"{model.place}.parquet")
 
 
 def _made_by(manifest: Manifest, rows: Rows, checkpoint: str) -> dict[str, Any]:
@@ -94,17 +144,10 @@ def _made_by(manifest: Manifest, rows: Rows, checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _table(
-    config: Experiment,
-    manifest: Manifest,
-    rows: Rows,
-    logits_RC: npt.NDArray[np.float32],
-    run: Run,
-    paradigm: str,
-) -> pa.Table:
+def _table(manifest: Manifest, rows: Rows, model: _Model, logits_RC: npt.NDArray[np.float32]) -> pa.Table:
     """Predictions of one model, see `lakd_ray.schema.PREDICTIONS`."""
-    keep = np.ones(len(rows), dtype=bool)
-    if paradigm != "teacher" and run.setup == "monolingual":
+    run, keep = model.run, np.ones(len(rows), dtype=bool)
+    if model.paradigm != "teacher" and run.setup == "monolingual":
         keep = np.isin(manifest.languages_N[rows].astype(str), run.languages)
     part = manifest.table.take(rows[keep])
     count = len(part)
@@ -112,9 +155,9 @@ def _table(
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
         "sentence_in_train": manifest.said_in_train(rows[keep]),
-        "fold": [config.fold] * count,
-        "seed": [config.seed] * count,
-        "paradigm": [paradigm] * count,
+        "fold": [model.cell.fold] * count,
+        "seed": [model.cell.seed] * count,
+        "paradigm": [model.paradigm] * count,
         "setup": [run.setup] * count,
         "variant": [run.variant] * count,
         "model": [run.id] * count,
@@ -123,16 +166,16 @@ def _table(
     return pa.table({name: columns[name] for name in PREDICTIONS.names}, schema=PREDICTIONS)
 
 
-def _languages(config: Experiment, manifest: Manifest, rows: Rows, name: str, ways: Mapping[str, Answers]) -> pa.Table:
+def _languages(manifest: Manifest, rows: Rows, model: _Model, ways: Mapping[Condition, Answers]) -> pa.Table:
     """A language-aware student's answers by what it was told, see `lakd_ray.schema.LANGUAGES`."""
     part = manifest.table.select(["utterance", "language", "emotion"]).take(rows)
     tables = []
     for way, answers in ways.items():
         columns: dict[str, Any] = {
             **{column: part[column] for column in part.column_names},
-            "model": [name] * len(rows),
+            "model": [model.run.id] * len(rows),
             "condition": [way] * len(rows),
-            "heard": [config.languages[place] for place in answers.heard_R],
+            "heard": [model.cell.languages[place] for place in answers.heard_R],
             "probabilities": list(softmax(answers.logits_RC)),
         }
         tables.append(pa.table({column: columns[column] for column in LANGUAGES.names}, schema=LANGUAGES))

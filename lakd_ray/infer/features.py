@@ -8,8 +8,6 @@ layout: models that start from the same frozen encoder share its features, teach
 the fold. Valid for unchanged waves only; SpecAugment masks what comes after and goes together with them.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -24,9 +22,6 @@ from lakd_ray.data.manifest import FEATURES, Manifest
 from lakd_ray.data.stream import Source
 from lakd_ray.models import EmotionClassifier, build
 from lakd_ray.schema import FEATURES as COLUMNS
-
-_LAYOUT = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation")
-
 
 Share = Callable[[Callable[[], list[int]]], list[int]]
 
@@ -60,7 +55,7 @@ class Encoder:
             self._network.to("cuda")
         self._manifest = manifest
         self._row_group = config.audio.row_group_utterances
-        self.folder = storage.join(config.stage_folder("prepare"), FEATURES, key(self._network))
+        self.folder = storage.join(config.stage_folder("prepare"), FEATURES, self._network.first_step_key)
 
     @property
     def source(self) -> Source:
@@ -86,15 +81,3 @@ class Encoder:
         wave_1T = torch.from_numpy(to_float(decode_flac(content))).unsqueeze(0).to(device)
         features_1FH = self._network.features(wave_1T, torch.tensor([wave_1T.shape[1]], device=device))
         return np.ascontiguousarray(features_1FH[0].float().cpu().numpy().astype("<f2")).tobytes()
-
-
-def key(network: EmotionClassifier) -> str:
-    """Identifies a feature encoder: the same weights in the same layout make the same features."""
-    content = hashlib.sha256()
-    config = network.backbone.config.to_dict()
-    names = sorted(config) if network.frozen else _LAYOUT
-    content.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
-    for name, weight in sorted(network.first_step.state_dict().items()):
-        content.update(name.encode())
-        content.update(weight.float().cpu().numpy().tobytes())
-    return content.hexdigest()[:16]

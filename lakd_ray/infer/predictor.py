@@ -3,25 +3,28 @@
 Shape suffixes: B utterances, T samples, C classes, L languages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lakd_ray.audio import Wave
-from lakd_ray.models import Card, EmotionClassifier, Outputs, load, pad
+from lakd_ray.models import Card, EmotionClassifier, load, pad
 
 # Waves of similar length are run together up to this many padded seconds, so that little is spent on padding.
 _BATCH_SAMPLES = 60 * 16_000
 
 Languages = Sequence[str | None] | None
+Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 
 
 class Predictor:
     """A checkpoint in eval mode.
 
     Attributes:
+        model: the network.
         emotions: classes in the order of the logits.
         languages: languages it was trained on.
         hears: languages that it knows apart, if it is a language-aware student.
@@ -29,7 +32,7 @@ class Predictor:
     """
 
     def __init__(self, model: EmotionClassifier, card: Card) -> None:
-        self._model = model.eval()
+        self.model = model.eval()
         self.card = card
         self.emotions = card.emotions
         self.languages = card.languages
@@ -51,7 +54,7 @@ class Predictor:
             torch.set_num_threads(threads)
         predictor = cls(*load(location))
         if torch.cuda.is_available():
-            predictor._model.to("cuda")
+            predictor.model.to("cuda")
         return predictor
 
     def logits(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
@@ -63,35 +66,64 @@ class Predictor:
         """
         return self.answer(waves, languages)[0]
 
-    def answer(
-        self, waves: Sequence[Wave], languages: Languages = None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""
-        logits_BC = np.empty((len(waves), len(self.emotions)), dtype=np.float32)
-        heard = self.hears
-        languages_BL = np.empty((len(waves), len(heard)), dtype=np.float32)
-        codes = languages if languages is not None else [None] * len(waves)
-        order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
-        while order:
-            fits = max(1, _BATCH_SAMPLES // max(1, len(waves[order[0]])))
-            chosen, order = order[:fits], order[fits:]
-            outputs = self._forward([waves[index] for index in chosen], [codes[index] for index in chosen])
-            logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
-            if outputs.language_logits_BL is not None:
-                languages_BL[chosen] = outputs.language_logits_BL.float().cpu().numpy()
-        return logits_BC, languages_BL if heard else None
-
     def probabilities(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
         """Class probabilities of 16 kHz mono waves, shape [B, C]."""
         return softmax(self.logits(waves, languages))
 
-    @torch.inference_mode()
-    def _forward(self, waves: list[Wave], codes: list[str | None]) -> Outputs:
-        device = next(self._model.parameters()).device
-        wave_BT, lengths_B = pad([torch.from_numpy(wave_T) for wave_T in waves])
-        languages_B = self._model.language_ids(codes).to(device)
-        outputs: Outputs = self._model(wave_BT.to(device), lengths_B.to(device), languages_B)
-        return outputs
+    def answer(self, waves: Sequence[Wave], languages: Languages = None) -> Answer:
+        """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""
+        return answer_together(waves, {"": (self, languages)})[""]
+
+    def answer_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
+        """Logits from what the first step of the network makes of waves, [F, H] each; shape [B, C]."""
+        inputs, frames_B = pad([torch.from_numpy(each_FH) for each_FH in features])
+        with torch.inference_mode():
+            outputs = self.model(inputs.to(self.device), frames_B.to(self.device))
+        return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+
+@torch.inference_mode()
+def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, Languages]]) -> dict[str, Answer]:
+    """What several models say about the same waves, each with the languages that it is told.
+
+    What the first steps of their networks have in common, because they were frozen, is computed once.
+    """
+    found = {
+        name: (
+            np.empty((len(waves), len(predictor.emotions)), dtype=np.float32),
+            np.empty((len(waves), len(predictor.hears)), dtype=np.float32) if predictor.hears else None,
+        )
+        for name, (predictor, _) in asked.items()
+    }
+    for chosen in _chunks(waves):
+        wave_BT, lengths_B = pad([torch.from_numpy(waves[index]) for index in chosen])
+        made: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (predictor, codes) in asked.items():
+            model, device = predictor.model, predictor.device
+            if model.first_step_key not in made:
+                inputs = wave_BT.to(device), lengths_B.to(device)
+                made[model.first_step_key] = model.features(*inputs), model.frames(inputs[1])
+            told = [None if codes is None else codes[index] for index in chosen]
+            outputs = model.classify(*made[model.first_step_key], model.language_ids(told).to(device))
+            logits_BC, languages_BL = found[name]
+            logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
+            if languages_BL is not None and outputs.language_logits_BL is not None:
+                languages_BL[chosen] = outputs.language_logits_BL.float().cpu().numpy()
+    return found
+
+
+def _chunks(waves: Sequence[Wave]) -> Iterator[list[int]]:
+    """Waves of similar length that are run together."""
+    order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
+    while order:
+        fits = max(1, _BATCH_SAMPLES // max(1, len(waves[order[0]])))
+        chosen, order = order[:fits], order[fits:]
+        yield chosen
 
 
 def softmax(logits_BC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

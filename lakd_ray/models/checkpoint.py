@@ -33,6 +33,12 @@ class Card:
     training: dict[str, Any]
     """The run that made it, and how its epoch was chosen."""
 
+    @property
+    def frozen(self) -> bool:
+        """Whether its encoder was not trained."""
+        recipe = self.training.get("run", {}).get("recipe", {})
+        return bool(recipe.get("model", {}).get("freeze_encoder", False))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {**vars(self), "provenance": self.provenance.to_json()}
@@ -91,7 +97,7 @@ def load(location: str) -> tuple[EmotionClassifier, Card]:
         network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     if network.config.num_labels != len(card.emotions):
         raise CheckpointError(f"{location}: {network.config.num_labels} outputs for {len(card.emotions)} emotions")
-    return EmotionClassifier(network).eval(), card
+    return EmotionClassifier(network, frozen=card.frozen).eval(), card
 
 
 def read_card_at(location: str) -> Card:

@@ -5,7 +5,10 @@ Weights and configuration stay transformers' own, unchanged; see `lakd_ray.model
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size, C classes.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -14,6 +17,10 @@ from torch import Tensor, nn
 from lakd_ray.models.backbones import backbone_of
 from lakd_ray.models.frames import own_frames
 from lakd_ray.models.outputs import IDENTIFY, Outputs
+
+# What `features` depends on, beside weights.
+_LAYOUT: tuple[str, ...] = ("model_type", "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm")
+_LAYOUT += ("feat_extract_activation", "num_mel_bins", "max_source_positions")
 
 
 class EmotionClassifier(nn.Module):
@@ -52,6 +59,18 @@ class EmotionClassifier(nn.Module):
     def first_step(self) -> nn.Module:
         """What `features` is computed by."""
         return self.backbone.encoder if self._pools_first else self.backbone.feature_encoder
+
+    @cached_property
+    def first_step_key(self) -> str:
+        """Identifies it as it is now: the same weights in the same layout make the same features."""
+        content = hashlib.sha256()
+        config = self.backbone.config.to_dict()
+        names = sorted(config) if self._pools_first else _LAYOUT
+        content.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
+        for name, weight in sorted(self.first_step.state_dict().items()):
+            content.update(name.encode())
+            content.update(weight.float().cpu().numpy().tobytes())
+        return content.hexdigest()[:16]
 
     @property
     def channels(self) -> int:

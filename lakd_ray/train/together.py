@@ -53,7 +53,8 @@ class Group:
         self, config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Logits of some rows by each model, shape [len(rows), C], on the first rank; nothing elsewhere."""
-        share = logits_here(config, manifest, rows, checkpoints, self.rank, self.world)
+        source = self.features(config, manifest, config.teacher.model)
+        share = logits_here(config, manifest, rows, checkpoints, self.rank, self.world, source)
         shares: list[Any] = [None] * self.world
         dist.gather_object(share, shares if self.rank == 0 else None, group=self._waiting)
         if self.rank != 0:

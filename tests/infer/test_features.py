@@ -17,7 +17,7 @@ from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.plan import evaluation_epoch
 from lakd_ray.data.stream import Signal, Source, read_windows, request, unpack
 from lakd_ray.errors import ConfigError
-from lakd_ray.infer.features import Encoder, cached, key
+from lakd_ray.infer.features import Encoder, cached
 from lakd_ray.models import pad
 from lakd_ray.schema import FEATURES
 
@@ -106,9 +106,9 @@ def test_what_is_stored_is_not_computed_again(
 def test_the_key_is_the_encoder_not_the_head() -> None:
     one, other = tiny.model(**SHAPE), tiny.model(**SHAPE)
     torch.nn.init.zeros_(other.network.classifier.weight)
-    assert key(one) == key(other)
-    assert key(one) != key(tiny.model(seed=1, **SHAPE))
-    assert key(one) != key(tiny.model(**SHAPE, feat_extract_activation="relu"))
+    assert one.first_step_key == other.first_step_key
+    assert one.first_step_key != tiny.model(seed=1, **SHAPE).first_step_key
+    assert one.first_step_key != tiny.model(**SHAPE, feat_extract_activation="relu").first_step_key
 
 
 def test_features_of_an_encoder_that_is_trained_are_refused(tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
 """The predictor: answers in the order of the questions, the same alone and together."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from lakd_ray.audio import Wave
-from lakd_ray.infer.predictor import Predictor, softmax
+from lakd_ray.config import Model
+from lakd_ray.infer.predictor import Predictor, answer_together, softmax
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import build, pad
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +73,48 @@ def test_a_checkpoint_answers_as_the_model_that_was_saved(predictor, tmp_path):
     assert (loaded.model_id, loaded.languages, loaded.emotions) == (
         "test/tiny", ("en", "de"), ("anger", "happiness", "neutral", "sadness"),
     )  # fmt: skip
+
+
+def probe(folder: Path, seed: int) -> Predictor:
+    """A frozen encoder that all probes share, with a head of its own."""
+    source = Model(pretrained=str(folder), freeze_encoder=True)
+    return Predictor(build(source, PAPER_EMOTIONS, seed=seed), tiny.card())
+
+
+def test_what_models_have_in_common_is_computed_once_and_answers_are_their_own(tmp_path, monkeypatch):
+    place = Path(tiny.checkpoint(tmp_path, seed=7))
+    predictors = {"a": probe(place, 1), "b": probe(place, 2), "c": Predictor(tiny.model(seed=3), tiny.card())}
+    predictors["b"].model.network.classifier.bias.data += torch.arange(4.0)
+    clips = waves(1.0, 0.3, 0.6)
+    alone = {name: one.logits(clips) for name, one in predictors.items()}
+    calls = []
+    for name, one in predictors.items():
+        whole = one.model.features
+        monkeypatch.setattr(one.model, "features", lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
+    together = answer_together(clips, {name: (one, None) for name, one in predictors.items()})
+    assert calls == ["a", "c"]  # one batch: b's encoder is a's
+    for name, expected in alone.items():
+        np.testing.assert_allclose(together[name][0], expected, rtol=0, atol=1e-6)
+        assert together[name][1] is None
+    assert np.abs(alone["a"] - alone["b"]).max() > 1e-3
+
+
+def test_a_language_aware_student_is_told_or_listens():
+    predictor = Predictor(tiny.aware(), tiny.card(tiny.LANGUAGES))
+    clips = waves(1.0, 0.3, 0.6)
+    logits_BC, languages_BL = predictor.answer(clips)
+    assert languages_BL is not None and languages_BL.shape == (3, 3)
+    heard = [predictor.hears[place] for place in languages_BL.argmax(axis=1)]
+    np.testing.assert_array_equal(predictor.logits(clips, heard), logits_BC)
+    for index, clip in enumerate(clips):
+        mixed = predictor.logits([clip, clips[0]], ["xx", None])
+        np.testing.assert_allclose(mixed[0], predictor.logits([clip], ["xx"])[0], rtol=0, atol=1e-5)
+        assert np.isfinite(logits_BC[index]).all()
+
+
+def test_features_are_answered_as_the_waves_they_are_made_of(tmp_path):
+    predictor = probe(Path(tiny.checkpoint(tmp_path)), 1)
+    clips = waves(1.0, 0.3)
+    with torch.inference_mode():
+        made = [predictor.model.features(*pad([torch.from_numpy(clip)]))[0].numpy() for clip in clips]
+    np.testing.assert_allclose(predictor.answer_features(made), predictor.logits(clips), rtol=0, atol=1e-5)

@@ -1,0 +1,143 @@
+"""The grid as a Ray job that is killed at three stages and finishes: real cluster, real audio, real training."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment, load
+from lakd_ray.reproduce import plan_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+ROOT = Path(__file__).parents[1]
+FILE = "jobs/experiments/paper-demo.yaml"
+SMALL = ["corpora.0.options.sentences=2", "teacher.optim.epochs=2", "student.optim.epochs=2", "grid.seeds=[42]"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Cluster:
+    """`cluster/local.sh` in a folder of its own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.dashboard = folder, free_port()
+        binaries = str(Path(sys.executable).parent)
+        self.environment = {
+            **os.environ, "LAKD_RAY_DIR": folder, "HOME": folder, "RAY_AUTH_MODE": "token",
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1",
+            "RAY_AUTH_TOKEN_PATH": f"{folder}/.ray/auth_token",
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
+        }  # fmt: skip
+
+    def script(self, *arguments: str) -> None:
+        done = subprocess.run(
+            ["bash", str(ROOT / "cluster/local.sh"), *arguments],
+            env=self.environment, check=False, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    def start(self) -> None:
+        ports = ["--port", str(free_port()), "--dashboard-port", str(self.dashboard)]
+        self.script("start", "--cpus", "8", *ports)
+
+    def submit(self, storage_folder: str, log: Path) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "jobs/submit.py", "reproduce", FILE, "--set", f"storage={storage_folder}", *SMALL]
+        with log.open("wb") as stream:
+            return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=stream, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="lakd-", dir="/tmp") as folder:
+        one = Cluster(folder)
+        one.start()
+        try:
+            yield one
+        finally:
+            one.script("stop")
+
+
+def entries(config: Experiment) -> list[dict[str, Any]]:
+    location = f"{config.stage_folder('reproduce')}/ledger.jsonl"
+    if not storage.exists(location):
+        return []
+    return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+
+
+def count(config: Experiment, event: str, prefix: tuple[str, ...]) -> int:
+    return sum(entry["event"] == event and entry["run"].startswith(prefix) for entry in entries(config))
+
+
+def wait(process: "subprocess.Popen[bytes]", reached: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + 900
+    while not reached():
+        assert process.poll() is None, f"it ended too early:\n{log.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"not reached in time:\n{log.read_text()[-3000:]}"
+        time.sleep(0.1)
+
+
+def driver(storage_folder: str) -> int:
+    """The process of the job itself, on the cluster."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if f"storage={storage_folder}" in words and "jobs/reproduce.py" in words:
+            return int(place.name)
+    raise AssertionError("the job's process was not found")
+
+
+def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path: Path) -> None:
+    out, log = str(tmp_path / "out"), tmp_path / "log"
+    config = load(ROOT / FILE, [f"storage={out}", *SMALL])
+    students = ("kd-", "mtkd-")
+
+    process = cluster.submit(out, log)  # killed among the teachers, as when memory runs out
+    wait(process, lambda: count(config, "finished", ("teacher-",)) >= 1, log)
+    os.kill(driver(out), signal.SIGKILL)
+    assert process.wait(timeout=120) not in (0, 130)
+    first = count(config, "finished", ("teacher-",))
+
+    process = cluster.submit(out, log)  # stopped among the students, as by somebody else
+    wait(process, lambda: count(config, "finished", students) >= 1, log)
+    (job,) = set(re.findall(r"submitted (\S+) to", log.read_text()))
+    subprocess.run(["ray", "job", "stop", job], env=cluster.environment, check=True, capture_output=True, timeout=120)
+    assert process.wait(timeout=120) == 130
+
+    process = cluster.submit(out, log)  # the whole cluster goes while test utterances are asked about
+    runs = [task.run for task in plan_of(config).tasks]
+    wait(process, lambda: count(config, "finished", ("",)) == len(runs), log)
+    cluster.script("stop")
+    process.terminate()
+    process.wait(timeout=120)
+    cluster.start()
+
+    process = cluster.submit(out, log)
+    assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
+    finished = Counter(entry["run"] for entry in entries(config) if entry["event"] == "finished")
+    assert finished == {run.id: 1 for run in runs}
+    assert 1 <= first < len(runs)
+    assert count(config, "failed", ("",)) == 0
+    report = storage.read_json(f"{config.stage_folder('report')}/report.json")
+    assert {row["seed"] for row in report["results"]} == {42} and {row["fold"] for row in report["results"]} == {0, 1}
+    settings = {(row["paradigm"], row["setup"], row["variant"]) for row in report["pooled"]}
+    assert settings >= {("ft", "monolingual", None), ("kd", "multilingual", "reference"), ("mtkd", "monolingual", None)}
+    both_folds = 2 * 3 * 2 * 2 * 4  # folds, languages, speakers, sentences, emotions
+    assert {row["n"] for row in report["pooled"] if row["language"] == "all"} == {both_folds}
