@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scan.add_argument("root", help="folder or manifest, here or in a bucket")
     _add_overrides(scan, "option=value", "options of the importer; values are YAML")
     scan.add_argument("--json", action="store_true", help="print JSON")
+    export = commands.add_parser("export", help="copy a checkpoint for release, without its speakers' names")
+    export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
+    export.add_argument("folder", help="a new folder")
     disk = commands.add_parser("disk", help="what the experiment takes on its storage, now and when it is finished")
     _add_experiment(disk)
     disk.add_argument("--json", action="store_true", help="for machines")
@@ -97,6 +100,11 @@ def _dispatch(options: argparse.Namespace) -> int:
         return 0
     if options.command == "scan":
         _scan(options)
+        return 0
+    if options.command == "export":
+        from lakd_ray import export  # torch takes seconds to load
+
+        print(f"exported to {export.run(options.checkpoint, options.folder)}")
         return 0
     config = load(options.experiment, options.overrides)
     if options.command == "gc":

@@ -2,8 +2,12 @@
 
 A checkpoint records the speakers and audio it was trained on and selected on (its epoch chosen by). A model initialised
 from another inherits that one's record. Refused: trained_on that meets dev or test, selected_on that meets test.
+
+A released checkpoint names no speakers: it carries `salt$hash` in their place, by which those who have the speakers can
+still tell whether it has heard one of theirs. That hides names from readers, not from somebody who tries names out.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +17,7 @@ from lakd_ray.errors import HygieneError
 
 @dataclass(frozen=True)
 class Seen:
-    """Speakers (`corpus:speaker`) and SHA-256 hashes of audio."""
+    """Speakers (`corpus:speaker`, or `salt$hash` of one) and SHA-256 hashes of audio."""
 
     speakers: frozenset[str] = frozenset()
     audio: frozenset[str] = frozenset()
@@ -23,9 +27,27 @@ class Seen:
 
     def meets(self, other: "Seen") -> list[str]:
         """Names of what both have seen: speakers first, then a count of shared recordings; empty if nothing."""
-        shared = sorted(self.speakers & other.speakers)
+        shared = sorted(
+            (self.speakers & other.speakers)
+            | _known(self.speakers, other.speakers)
+            | _known(other.speakers, self.speakers)
+        )
         recordings = len(self.audio & other.audio)
         return [*shared, *([f"{recordings} identical recordings"] if recordings else [])]
+
+    def salted(self, salt: str) -> "Seen":
+        """The same without names; those that are hashes already stay as they are."""
+        return Seen(frozenset(name if "$" in name else _salted(name, salt) for name in self.speakers), self.audio)
+
+
+def _salted(speaker: str, salt: str) -> str:
+    return f"{salt}${hashlib.sha256(f'{salt}{speaker}'.encode()).hexdigest()[:24]}"
+
+
+def _known(hashes: frozenset[str], names: frozenset[str]) -> set[str]:
+    """Those of the names whose hash is among some speakers."""
+    salts = {one.partition("$")[0] for one in hashes if "$" in one}
+    return {name for salt in salts for name in names if "$" not in name and _salted(name, salt) in hashes}
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,10 @@ class Provenance:
                     f"{model} was {what} what the {split} split of this fold holds: {', '.join(shared)}. "
                     "Train it for this fold, or choose a fold that it has not seen."
                 )
+
+    def salted(self, salt: str) -> "Provenance":
+        """This record without names, for release."""
+        return Provenance(self.trained_on.salted(salt), self.selected_on.salted(salt))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -12,7 +12,7 @@ FLOORS = (
     ("audio", "models", "distill"),
     ("corpora", "data"),
     ("infer", "train"),
-    ("tune", "serve", "report", "housekeeping"),
+    ("tune", "serve", "report", "housekeeping", "export"),
     ("pipeline", "reproduce", "session", "submit", "cli", "__main__"),
 )
 FLOOR = {"": 0} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}  # "" is lakd_ray itself

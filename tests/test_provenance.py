@@ -57,3 +57,25 @@ def test_json_round_trip():
     content = json.loads(json.dumps(CLEAN.to_json()))
     assert Provenance.from_json(content) == CLEAN
     assert Provenance.from_json(Provenance().to_json()) == Provenance()
+
+
+def test_a_released_record_names_nobody_and_still_refuses():
+    heard = Seen(frozenset({"c:one", "c:two"}), frozenset({"1" * 64}))
+    released = Provenance(trained_on=heard).salted("abc")
+    assert "one" not in str(released.to_json())
+    assert Provenance.from_json(released.to_json()) == released
+    mine = Seen(frozenset({"c:two", "c:three"}))
+    assert released.trained_on.meets(mine) == mine.meets(released.trained_on) == ["c:two"]
+    with pytest.raises(HygieneError, match="released was trained on what the test split of this fold holds: c:two"):
+        released.check(model="released", dev=Seen(), test=mine)
+    assert released.trained_on.meets(Seen(frozenset({"d:two"}))) == []
+
+
+def test_what_starts_from_a_released_checkpoint_inherits_its_record():
+    one, other = (Provenance(Seen(frozenset({name}))).salted(salt) for name, salt in (("c:one", "s"), ("c:two", "t")))
+    own = Provenance(Seen(frozenset({"c:three"}))).inherit([one, other])
+    for name in ("c:one", "c:two", "c:three"):
+        assert own.trained_on.meets(Seen(frozenset({name}))) == [name]
+    again = own.salted("u")
+    assert not any(name.startswith("c:") for name in again.trained_on.speakers)
+    assert again.trained_on.meets(Seen(frozenset({"c:one", "c:three"}))) == ["c:one", "c:three"]
