@@ -17,8 +17,6 @@ from lakd_ray.config import DistillLoss, Experiment, Paradigm, Recipe, Section, 
 Languages = tuple[str, ...]
 
 ALL_LANGUAGES = "all"
-LANGUAGES_FOLDER = "languages"
-"""Below the predictions: what language-aware students answer when their language is told, heard, hidden or mistaken."""
 
 
 class Part(Section):
@@ -119,6 +117,11 @@ def training_runs(config: Experiment) -> list[Run]:
 def predictions_folder(config: Experiment) -> str:
     """Where evaluation writes what was predicted in this fold with this seed."""
     return storage.join(config.stage_folder("evaluate"), "predictions", config.cell)
+
+
+def languages_folder(config: Experiment) -> str:
+    """Where it writes what language-aware students answer when their language is told, heard, hidden or mistaken."""
+    return storage.join(config.stage_folder("evaluate"), "languages", config.cell)
 
 
 def _teacher(config: Experiment, name: str, languages: Languages) -> Run:

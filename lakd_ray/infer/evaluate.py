@@ -17,7 +17,7 @@ from lakd_ray.infer.batch import Answers, Asked, Condition, logits
 from lakd_ray.infer.predictor import softmax
 from lakd_ray.models.checkpoint import read_card_at
 from lakd_ray.provenance import Seen
-from lakd_ray.runs import LANGUAGES_FOLDER, Run, predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs import Run, languages_folder, predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import LANGUAGES, PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
 
@@ -122,9 +122,8 @@ def _write(
     storage.write_table(location, table)
     _check_count(location, len(table))
     if model.ways:
-        folder = storage.join(predictions_folder(model.cell), LANGUAGES_FOLDER)
         told = _languages(manifest, rows, model, ways)
-        storage.write_table(storage.join(folder, f"{model.run.id}.parquet"), told)
+        storage.write_table(storage.join(languages_folder(model.cell), f"{model.run.id}.parquet"), told)
     records.start(_record(model), made_by)
     records.finish(_record(model), made_by, [])
 

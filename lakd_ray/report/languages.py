@@ -8,7 +8,7 @@ import numpy as np
 from lakd_ray import metrics, storage
 from lakd_ray.config import Experiment
 from lakd_ray.labels import POOLED
-from lakd_ray.runs import LANGUAGES_FOLDER, predictions_folder, student_runs
+from lakd_ray.runs import languages_folder, student_runs
 
 CONDITIONS = ("given", "identified", "unknown", "wrong")
 
@@ -18,10 +18,9 @@ def rows(config: Experiment) -> list[dict[str, Any]]:
 
     `heard` is the share of utterances whose language was heard rightly; it does not depend on the condition.
     """
-    folder = storage.join(predictions_folder(config), LANGUAGES_FOLDER)
     found = []
     for run in student_runs(config):
-        location = storage.join(folder, f"{run.id}.parquet")
+        location = storage.join(languages_folder(config), f"{run.id}.parquet")
         if run.recipe.model.language_aware is not None and storage.exists(location):
             found += _rows(run.id, storage.read_table(location), config.emotions)
     return found

@@ -11,7 +11,7 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.infer.batch import told
 from lakd_ray.report import languages
-from lakd_ray.runs import LANGUAGES_FOLDER, predictions_folder, student_runs
+from lakd_ray.runs import languages_folder, student_runs
 from lakd_ray.schema import LANGUAGES
 
 
@@ -49,7 +49,7 @@ def test_rows_and_sentences(config: Experiment):
                     "probabilities": np.eye(4)[answer].tolist(),
                 }
             )  # fmt: skip
-    place = storage.join(predictions_folder(config), LANGUAGES_FOLDER, f"{run.id}.parquet")
+    place = storage.join(languages_folder(config), f"{run.id}.parquet")
     storage.write_table(place, pa.Table.from_pylist(rows, schema=LANGUAGES))
     found = languages.rows(config)
     pooled = {row["condition"]: row for row in found if row["language"] == "all"}
