@@ -140,7 +140,7 @@ def describe(config: Experiment, plan: Plan, rate: float | None) -> str:
     variants = len({cell.variant for cell in plan.cells})
     lines = [
         f"plan: {folds} folds x {seeds} seeds x {variants} settings of the students = {len(plan.cells)} cells, "
-        f"{len(plan.tasks)} runs (not {plan.together}: what cells have in common is trained once)",
+        f"{len(plan.tasks)} runs" + _saved(plan),
         f"  {'':<28}{'runs':>6}{'done':>6}{'audio-hours':>14}{'left':>10}",
     ]
     for kind, tasks in kinds.items():
@@ -153,6 +153,12 @@ def describe(config: Experiment, plan: Plan, rate: float | None) -> str:
     )
     left = sum(plan.seconds[task.run.id] for task in _left(plan.tasks, done))
     return "\n".join([*lines, "  " + _cost(config, plan, left, rate)])
+
+
+def _saved(plan: Plan) -> str:
+    if plan.together == len(plan.tasks):
+        return ""
+    return f" (not {plan.together}: what cells have in common is trained once)"
 
 
 def _left(tasks: Any, done: set[str]) -> list[Task]:

@@ -1,62 +1,12 @@
-"""What this project needs of a transformers speech encoder, whatever its family: features, frames, hidden states.
-
-Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the features, D hidden size.
-"""
+"""The families of speech encoders that there are backbones for."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from torch import Tensor, nn
+from typing import Any
 
 from lakd_ray.errors import ConfigError
+from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.convolutional import ConvolutionalBackbone
 from lakd_ray.models.whisper import WhisperBackbone
-
-
-class Backbone(Protocol):
-    """A speech encoder in two steps, so that the first one's output can be kept."""
-
-    config: Any
-    """transformers' configuration."""
-    size: int
-    """D, the hidden size."""
-    layers: int
-    """Transformer layers."""
-    pools_own: bool
-    """Whether transformers' plain head takes the mean over an utterance's own frames, or over all that there are."""
-
-    @property
-    def encoder(self) -> nn.Module:
-        """All of it but the head."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """H, of what `features` makes."""
-        ...
-
-    @property
-    def feature_encoder(self) -> nn.Module:
-        """The convolutions, which `freeze_feature_encoder` freezes."""
-        ...
-
-    @property
-    def transformer_layers(self) -> nn.ModuleList:
-        """In order."""
-        ...
-
-    def frames(self, lengths_B: Tensor) -> Tensor:
-        """Number of frames of the hidden states that are a clip of so many samples' own, shape [B]."""
-        ...
-
-    def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """The first step, shape [B, F, H], of waves in [-1, 1]; frames beyond an utterance's own are meaningless."""
-        ...
-
-    def hidden(self, features_BFH: Tensor, frames_B: Tensor, *, every_layer: bool = False) -> list[Tensor]:
-        """The transformer's output, shape [B, F, D]; with `every_layer` its input and that of each layer before it."""
-        ...
-
 
 FAMILIES: dict[str, Callable[[Any], Backbone]] = {
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "unispeech-sat"), ConvolutionalBackbone),

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lakd_ray.errors import ConfigError
+from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.frames import inputs_of, own_frames
 
 
-class ConvolutionalBackbone:
-    """See `lakd_ray.models.backbones.Backbone`.
+class ConvolutionalBackbone(Backbone):
+    """See `Backbone`.
 
     Args:
         network: transformers' model, with or without a head.
@@ -26,21 +27,9 @@ class ConvolutionalBackbone:
     pools_own = True
 
     def __init__(self, network: Any) -> None:
-        base = self._base = getattr(network, network.base_model_prefix, network)
-        self.config = base.config
-        self.size = int(base.config.hidden_size)
-        self.layers = int(base.config.num_hidden_layers)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """All of it but the head."""
-        encoder: nn.Module = self._base
-        return encoder
-
-    @property
-    def channels(self) -> int:
-        """H, of what `features` makes."""
-        return int(self.config.conv_dim[-1])
+        base = getattr(network, network.base_model_prefix, network)
+        config = base.config
+        super().__init__(base, size=config.hidden_size, layers=config.num_hidden_layers, channels=config.conv_dim[-1])
 
     @property
     def transformer_layers(self) -> nn.ModuleList:

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.frames import inputs_of
 
 _WINDOW, _HOP = 400, 160  # samples
 
 
-class WhisperBackbone:
-    """See `lakd_ray.models.backbones.Backbone`. Its features are spectrograms: what is frozen comes after them.
+class WhisperBackbone(Backbone):
+    """See `Backbone`. Its features are spectrograms: what is frozen comes after them.
 
     Args:
         network: transformers' WhisperForAudioClassification, or a WhisperEncoder.
@@ -31,21 +32,9 @@ class WhisperBackbone:
     pools_own = False
 
     def __init__(self, network: Any) -> None:
-        base = self._base = getattr(network, "encoder", network)
-        self.config = base.config
-        self.size = int(base.config.d_model)
-        self.layers = int(base.config.encoder_layers)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """All of it but the head."""
-        encoder: nn.Module = self._base
-        return encoder
-
-    @property
-    def channels(self) -> int:
-        """M, of the spectrogram."""
-        return int(self.config.num_mel_bins)
+        base = getattr(network, "encoder", network)
+        config = base.config
+        super().__init__(base, size=config.d_model, layers=config.encoder_layers, channels=config.num_mel_bins)
 
     @property
     def transformer_layers(self) -> nn.ModuleList:
