@@ -6,9 +6,9 @@ floats, exactly as they are stored.
 Shape suffixes: T samples, F frames, H channels of the feature encoder.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -121,18 +121,41 @@ def _begin(
 
 
 def _chunks(manifest: Manifest, windows: Iterable[Window], source: Source, budget: float) -> Iterator[list[Window]]:
-    """Windows that are executed together: as many as fill a budget of bytes, at least one."""
+    """Windows that are executed together: as many as fill a budget of bytes.
+
+    A window that is larger comes in parts, at least a batch each. Each part reads all of the window's row groups again,
+    which costs less than an object store that has to spill what was decoded.
+    """
     per_sample = 2 * source.channels / _SAMPLES_PER_FRAME if source.channels else 2
+
+    def size(batch: Rows) -> float:
+        return per_sample * int(manifest.samples_N[batch].sum())
+
     chunk: list[Window] = []
     planned = 0.0
     for window in windows:
-        size = per_sample * sum(int(manifest.samples_N[batch].sum()) for batch in window.batches)
-        if chunk and planned + size > budget:
-            yield chunk
-            chunk, planned = [], 0.0
-        chunk.append(window)
-        planned += size
+        for part in _parts(window, size, budget):
+            more = sum(map(size, part.batches))
+            if chunk and planned + more > budget:
+                yield chunk
+                chunk, planned = [], 0.0
+            chunk.append(part)
+            planned += more
     yield chunk
+
+
+def _parts(window: Window, size: Callable[[Rows], float], budget: float) -> Iterator[Window]:
+    """The window, or consecutive parts of it if it is over the budget."""
+    if sum(map(size, window.batches)) <= budget:
+        yield window
+        return
+    part: list[Rows] = []
+    for batch in window.batches:
+        if part and sum(map(size, part)) + size(batch) > budget:
+            yield replace(window, batches=tuple(part))
+            part = []
+        part.append(batch)
+    yield replace(window, batches=tuple(part))
 
 
 def _budget(readers: int) -> float:

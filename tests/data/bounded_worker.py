@@ -50,7 +50,7 @@ def corpus(folder: Path) -> Manifest:
         shards=tuple(str(folder / f"{shard}.parquet") for shard in range(SHARDS)),
         shard_N=rows // each,
         row_group_N=rows % each // ROW_GROUP,
-        row_N=rows % ROW_GROUP,
+        row_N=rows % each % ROW_GROUP,
     )
 
 
@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         samples += sum(map(len, batch.signals))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {"complete": sorted(seen) == list(range(CLIPS)), "bytes": 2 * samples, "store": STORE}
-    summary = memory_summary(stats_only=True)
+    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # others may run here
     print(json.dumps(found | {"grown": 1024 * (after - before), "spilled": "Spilled" in summary, "summary": summary}))
 
 

@@ -142,24 +142,26 @@ def check_stream(manifest: Manifest, windows: list[Window]) -> int:
     return len(planned)
 
 
-def test_executions_take_as_many_windows_as_fit(prepared, manifest):
+def test_executions_take_as_many_batches_as_fit(prepared, manifest):
     epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
     windows = list(epoch.windows[0])
     assert len(windows) > 2
-    sizes = {
-        id(window): 2 * sum(int(manifest.samples_N[batch].sum()) for batch in window.batches) for window in windows
-    }
-    first, total = sum(list(sizes.values())[:2]), sum(sizes.values())
+
+    def size(*some: Window) -> int:
+        return 2 * sum(int(manifest.samples_N[rows].sum()) for window in some for rows in window.batches)
+
+    planned = [rows.tolist() for window in windows for rows in window.batches]
     source = streams.Source(manifest.shards)
-    for budget in (0, max(sizes.values()), first, total):
+    for budget in (0, size(windows[0]) - 1, max(map(size, windows)), size(*windows)):
         chunks = list(streams._chunks(manifest, windows, source, budget))
-        assert [id(window) for chunk in chunks for window in chunk] == list(sizes)
+        assert [rows.tolist() for chunk in chunks for window in chunk for rows in window.batches] == planned
         for chunk in chunks:
-            taken = sum(sizes[id(window)] for window in chunk)
-            assert taken <= budget or len(chunk) == 1
+            assert size(*chunk) <= budget or [len(window.batches) for window in chunk] == [1]
+        if budget >= max(map(size, windows)):
+            assert [id(window) for chunk in chunks for window in chunk] == [id(window) for window in windows]
     assert len(chunks) == 1
     features = streams.Source(manifest.shards, channels=512)  # 3.2 times as many bytes as the audio
-    assert len(list(streams._chunks(manifest, windows, features, total))) > 1
+    assert len(list(streams._chunks(manifest, windows, features, size(*windows)))) > 1
 
 
 def test_the_order_does_not_depend_on_how_it_is_executed(prepared, manifest, monkeypatch):
