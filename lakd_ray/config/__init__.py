@@ -4,6 +4,7 @@ from lakd_ray.config.base import Section
 from lakd_ray.config.file import describe, dump, load, values, variant_of
 from lakd_ray.config.grid import Grid
 from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
+from lakd_ray.config.recipe import LanguageAware, Model, Optim, Recipe
 from lakd_ray.config.sections import (
     Audio,
     Batch,
@@ -11,11 +12,7 @@ from lakd_ray.config.sections import (
     Corpus,
     Distill,
     Experiment,
-    LanguageAware,
-    Model,
-    Optim,
     Paradigm,
-    Recipe,
     Search,
     Serve,
     Setup,

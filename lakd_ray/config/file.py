@@ -15,7 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.sections import Experiment, Recipe
+from lakd_ray.config.recipe import Recipe
+from lakd_ray.config.sections import Experiment
 from lakd_ray.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from lakd_ray.config.base import Section
 from lakd_ray.config.grid import Grid, Name
-from lakd_ray.config.losses import DistillLoss, LabelLoss
+from lakd_ray.config.losses import DistillLoss
+from lakd_ray.config.recipe import Recipe
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
 Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
@@ -89,84 +90,6 @@ class Audio(Section):
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds ({self.min_seconds}) must be below max_seconds ({self.max_seconds})")
         return self
-
-
-class LanguageAware(Section):
-    """The head of a language-aware student; docs/method.md has its formulas."""
-
-    embedding_size: int = Field(64, ge=1)
-    """Numbers that stand for a language."""
-    attention_size: int = Field(64, ge=1)
-    """Size of queries and keys."""
-    projection_size: int = Field(256, ge=1)
-    """Size between the utterance's vector and the logits."""
-    unknown_share: float = Field(0.2, ge=0, lt=1)
-    """Share of the training utterances whose language is hidden, so that it may be unknown later."""
-    identify: float = Field(0.1, gt=0)
-    """Weight of the loss of language identification, which shapes its own head alone."""
-
-
-class Model(Section):
-    """A speech encoder with a classification head."""
-
-    pretrained: str | None = None
-    """Hub name or folder of a transformers checkpoint to start from."""
-    revision: str | None = None
-    """Hub revision to pin."""
-    architecture: dict[str, Any] | None = None
-    """For a random start: a transformers configuration, `model_type` included."""
-    freeze_feature_encoder: bool = True
-    """Leave the convolutional feature encoder as it is, as the paper does."""
-    freeze_encoder: bool = False
-    """Leave the whole encoder as it is, its dropout off, and train the head alone: a probe."""
-    layers: int | None = Field(None, ge=1)
-    """Keep so many transformer layers of `pretrained`, spread evenly from its first to its last; null: all."""
-    language_aware: LanguageAware | None = None
-    """Give it a head that goes by the language, for students; null: transformers' plain head."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.pretrained is None) == (self.architecture is None):
-            raise ValueError("give either `pretrained` or `architecture`, not both and not neither")
-        if self.architecture is not None and "model_type" not in self.architecture:
-            raise ValueError("`architecture` needs `model_type`, for instance wav2vec2")
-        if self.architecture is not None and self.layers is not None:
-            raise ValueError("`layers` chooses among those of `pretrained`: give `architecture` fewer instead")
-        if self.architecture is not None and (self.freeze_feature_encoder or self.freeze_encoder):
-            raise ValueError(
-                "a randomly started encoder must be trained: set freeze_feature_encoder: false, freeze_encoder: false"
-            )
-        return self
-
-
-class Optim(Section):
-    """AdamW and its schedule."""
-
-    epochs: int = Field(20, ge=1)
-    """Passes over the training split."""
-    lr: float = Field(3e-5, gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's averaging coefficients."""
-    warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of all steps over which the rate rises linearly from zero."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the rate goes on after warm-up."""
-    clip: float = Field(1.0, gt=0)
-    """Largest gradient norm."""
-
-
-class Recipe(Section):
-    """A model and how it is trained."""
-
-    model: Model
-    """The network."""
-    optim: Optim = Optim()
-    """The optimizer."""
-    label_loss: LabelLoss = LabelLoss()
-    """The loss against the labels; a student's distillation term comes on top."""
 
 
 class Distill(Section):
