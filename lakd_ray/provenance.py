@@ -56,13 +56,16 @@ class Provenance:
 
     trained_on: Seen = Seen()
     selected_on: Seen = Seen()
+    unknown: frozenset[str] = frozenset()
+    """Models that it learned from and of which nobody said what they have heard."""
 
     def inherit(self, parents: Iterable["Provenance"]) -> "Provenance":
         """This record with what the models it was initialised or distilled from have seen."""
-        trained_on, selected_on = self.trained_on, self.selected_on
+        trained_on, selected_on, unknown = self.trained_on, self.selected_on, self.unknown
         for parent in parents:
             trained_on, selected_on = trained_on | parent.trained_on, selected_on | parent.selected_on
-        return Provenance(trained_on, selected_on)
+            unknown |= parent.unknown
+        return Provenance(trained_on, selected_on, unknown)
 
     def check(self, *, model: str, dev: Seen, test: Seen) -> None:
         """Refuse a model that has seen what it, or a student of its, is judged on.
@@ -83,21 +86,21 @@ class Provenance:
 
     def salted(self, salt: str) -> "Provenance":
         """This record without names, for release."""
-        return Provenance(self.trained_on.salted(salt), self.selected_on.salted(salt))
+        return Provenance(self.trained_on.salted(salt), self.selected_on.salted(salt), self.unknown)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {
+        content: dict[str, Any] = {
             name: {"speakers": sorted(seen.speakers), "audio": sorted(seen.audio)}
             for name, seen in (("trained_on", self.trained_on), ("selected_on", self.selected_on))
         }
+        return content | {"unknown": sorted(self.unknown)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        return cls(
-            *(
-                Seen(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
-                for name in ("trained_on", "selected_on")
-            )
+        trained_on, selected_on = (
+            Seen(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
+            for name in ("trained_on", "selected_on")
         )
+        return cls(trained_on, selected_on, frozenset(content.get("unknown", ())))

@@ -12,11 +12,12 @@ import math
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.config import DistillLoss, Experiment, Paradigm, Recipe, Section, Setup, dump
+from lakd_ray.config import Brought, DistillLoss, Experiment, Paradigm, Recipe, Section, Setup, dump
 
 Languages = tuple[str, ...]
 
 ALL_LANGUAGES = "all"
+_BROUGHT = "brought-"
 
 
 class Part(Section):
@@ -54,7 +55,7 @@ class Run(Section):
     loss: DistillLoss | None = None
     """Distillation loss; none for ft."""
     teachers: tuple[str, ...] = ()
-    """Ids of the runs whose logits it learns from, in the order of the teacher axis."""
+    """Ids of those whose logits it learns from, in the order of the teacher axis: runs, and teachers brought along."""
     teacher_languages: tuple[str | None, ...] = ()
     """Language of each teacher, None for one of several languages."""
 
@@ -64,9 +65,10 @@ class Run(Section):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Ids of the runs that must be trained before, those of cross-fitting included."""
+        """Ids of the runs that must be trained before: teachers, those of cross-fitting included."""
         parts = self.loss.parts if self.loss else 0
-        return self.teachers + tuple(_id_without(name, part) for name in self.teachers for part in _parts(parts))
+        own = tuple(name for name in self.teachers if not name.startswith(_BROUGHT))
+        return own + tuple(_id_without(name, part) for name in own for part in _parts(parts))
 
     @property
     def training(self) -> str:
@@ -89,7 +91,7 @@ def cross_fitted_runs(config: Experiment) -> list[Run]:
     found: dict[str, Run] = {}
     for student in student_runs(config):
         for name in student.teachers:
-            for part in _parts(student.loss.parts if student.loss else 0):
+            for part in _parts(student.loss.parts if student.loss and name in teachers else 0):
                 run = teachers[name].model_copy(update={"id": _id_without(name, part), "without": part})
                 found.setdefault(run.id, run)
     return list(found.values())
@@ -146,6 +148,7 @@ def _student(config: Experiment, paradigm: Paradigm, setup: Setup, languages: La
         "kd": [run for run in teacher_runs(config) if run.setup == "multilingual"],
         "mtkd": [run for run in teacher_runs(config) if run.setup == "monolingual"],
     }[paradigm]
+    brought = config.distill.brought if paradigm == "mtkd" else ()
     taught = {code for teacher in teachers for code in teacher.languages}
     fold = _fold(config, tuple(sorted({*languages, *taught})))
     sees = "multilingual" if setup == "multilingual" else languages[0]
@@ -162,8 +165,11 @@ def _student(config: Experiment, paradigm: Paradigm, setup: Setup, languages: La
         recipe=config.student,
         variant=config.variant,
         loss=loss.get(paradigm),
-        teachers=tuple(run.id for run in teachers),
-        teacher_languages=tuple(run.languages[0] if len(run.languages) == 1 else None for run in teachers),
+        teachers=(*(run.id for run in teachers), *map(brought_id, brought)),
+        teacher_languages=(
+            *(run.languages[0] if len(run.languages) == 1 else None for run in teachers),
+            *(one.language for one in brought),
+        ),
     )
 
 
@@ -175,6 +181,11 @@ def _fold(config: Experiment, languages: Languages) -> int:
     counts = [corpus.split.count(corpus.importer) for corpus in speaking]
     known = [count for count in counts if count]
     return config.fold % math.lcm(*known) if len(known) == len(counts) else config.fold
+
+
+def brought_id(teacher: Brought) -> str:
+    """What a teacher that was trained elsewhere is called among a student's teachers."""
+    return _BROUGHT + teacher.name
 
 
 def _parts(count: int) -> list[Part]:

@@ -101,6 +101,7 @@ PREDICTIONS = pa.schema(
         pa.field("setup", pa.string(), nullable=False),  # monolingual, multilingual
         pa.field("variant", pa.string()),  # whose settings a student has
         pa.field("model", pa.string(), nullable=False),  # run id
+        pa.field("unknown", pa.string(), nullable=False),  # teachers of whom nobody said what they have heard
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 
 from lakd_ray import storage
 from lakd_ray.config import load
@@ -47,7 +48,9 @@ teacher: &recipe
 student:
   <<: *recipe
   model: {{<<: *model, language_aware: {{embedding_size: 8}}}}
-distill: {{mtkd: {{weighting: attention, cross_fit: 2}}}}
+distill:
+  mtkd: {{weighting: attention, cross_fit: 2}}
+  brought: [{{name: theirs, checkpoint: "{storage}/theirs"}}]
 train: {{workers: 2}}
 tune: {{trials: 2, concurrent: 2, epochs: 1, grace: 1}}
 serve: {{port: 0}}
@@ -59,6 +62,7 @@ cluster: {{object_store_mb: 200}}
 def experiment(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(EXPERIMENT.format(storage=tmp_path / "out"))
+    tiny.model().network.save_pretrained(tmp_path / "out" / "theirs")  # a teacher of whom nothing is known
     return file
 
 
@@ -97,7 +101,9 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
         assert sorted(table["utterance"].to_pylist()) == sorted(manifest.ids[row] for row in test_rows)
     report = storage.read_json(f"{config.stage_folder('report')}/report.json")
     assert {row["condition"] for row in report["languages"]} == {"given", "identified", "unknown", "wrong"}
+    assert any(note.startswith("* learned from theirs, of which nobody said") for note in report["notes"])
     results = report["results"]
+    assert {row["unknown"] for row in results if row["paradigm"] == "mtkd"} == {"theirs"}
     assert {(row["paradigm"], row["language"]) for row in results} >= {
         (paradigm, language) for paradigm in ("ft", "kd", "mtkd") for language in ("en", "fi", "all")
     }

@@ -21,10 +21,12 @@ from lakd_ray.config.sections import (
     Train,
     Tune,
 )
+from lakd_ray.config.teachers import Brought
 
 __all__ = [
     "Audio",
     "Batch",
+    "Brought",
     "Cluster",
     "Corpus",
     "Distill",

@@ -1,6 +1,6 @@
 """The sections of the experiment file: typed, frozen, every field with a line of documentation."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -8,9 +8,9 @@ from lakd_ray.config.base import Section
 from lakd_ray.config.grid import Grid, Name
 from lakd_ray.config.losses import DistillLoss
 from lakd_ray.config.recipe import Recipe
+from lakd_ray.config.teachers import Brought, Language
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
-Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 Paradigm = Literal["ft", "kd", "mtkd"]
 Setup = Literal["monolingual", "multilingual"]
 PAPER_FOLDS = {"iemocap": 5, "fesc": 9, "cafe": 3}  # sessions, speakers, groups of actors
@@ -99,6 +99,8 @@ class Distill(Section):
     """ft: labels only; kd: one multilingual teacher; mtkd: one teacher per language."""
     setups: tuple[Setup, ...] = ("multilingual",)
     """monolingual: a student per language; multilingual: one student on all."""
+    brought: tuple[Brought, ...] = ()
+    """Teachers that were trained elsewhere, for mtkd beside the experiment's own."""
     kd: DistillLoss = DistillLoss(lam=3 / 7)
     """Loss of paradigm kd. 3/7 balances as the paper's 0.75 does with its four times smaller KL."""
     mtkd: DistillLoss = DistillLoss()
@@ -109,6 +111,13 @@ class Distill(Section):
     def _some_and_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) != len(value):
             raise ValueError("name at least one, and each only once")
+        return value
+
+    @field_validator("brought")
+    @classmethod
+    def _unique_names(cls, value: tuple[Brought, ...]) -> tuple[Brought, ...]:
+        if len({one.name for one in value}) != len(value):
+            raise ValueError("each teacher needs a name of its own")
         return value
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray.data
 from tqdm import tqdm
 
-from lakd_ray.config import Experiment
+from lakd_ray.config import Brought, Experiment
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.plan import evaluation_epoch
 from lakd_ray.data.stream import Source, dataset, stream, unpack
@@ -29,7 +29,7 @@ is none that it knows, or another one."""
 class Asked:
     """A model that is asked, and how."""
 
-    checkpoint: str
+    checkpoint: str | Brought
     condition: Condition = "given"
 
 
@@ -45,17 +45,21 @@ class Answers:
 class _Scorer:
     """Holds models in a Ray Data actor."""
 
-    def __init__(self, asked: dict[str, Asked], source: Source, threads: int, codes: list[str]) -> None:
+    def __init__(
+        self, asked: dict[str, Asked], source: Source, threads: int, codes: list[str], emotions: Sequence[str]
+    ) -> None:
         self._source, self._asked, self._codes = source, asked, codes
-        places = {one.checkpoint for one in asked.values()}
-        self._predictors = {place: Predictor.load(place, threads=threads) for place in places}
+        places = {str(one.checkpoint): one.checkpoint for one in asked.values()}
+        self._predictors = {
+            name: Predictor.load(place, emotions=emotions, threads=threads) for name, place in places.items()
+        }
 
     def __call__(self, table: pa.Table) -> pa.Table:
         waves = unpack(table, self._source)
         codes = [self._codes[row] for row in table["rows"][0].as_py()]
         asked = {}
         for name, one in self._asked.items():
-            predictor = self._predictors[one.checkpoint]
+            predictor = self._predictors[str(one.checkpoint)]
             asked[name] = predictor, told(codes, one.condition, predictor.hears)
         columns = {}
         for name, (logits_BC, languages_BL) in answer_together(waves, asked).items():
@@ -98,6 +102,7 @@ def logits(
             "source": source,
             "threads": config.train.cpus_per_worker,
             "codes": [str(code) for code in manifest.languages_N],
+            "emotions": config.emotions,
         },
         batch_size=1,
         batch_format="pyarrow",
@@ -130,7 +135,7 @@ def logits_here(
     config: Experiment,
     manifest: Manifest,
     rows: Rows,
-    checkpoints: Mapping[str, str],
+    checkpoints: Mapping[str, str | Brought],
     rank: int,
     world: int,
     source: Source | None = None,
@@ -143,7 +148,7 @@ def logits_here(
     Returns:
         Positions in `rows`, shape [R], and each model's logits, shape [R, C].
     """
-    predictors = {name: Predictor.load(location) for name, location in checkpoints.items()}
+    predictors = {name: Predictor.load(place, emotions=config.emotions) for name, place in checkpoints.items()}
     windows = evaluation_epoch(manifest, rows, config.batch, world=world).windows[rank]
     answers: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
     answered: list[Rows] = [np.empty(0, dtype=np.int64)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lakd_ray.errors import DataError
 from lakd_ray.infer.batch import Answers, Asked, Condition, logits
 from lakd_ray.infer.predictor import softmax
 from lakd_ray.models.checkpoint import read_card_at
-from lakd_ray.provenance import Seen
+from lakd_ray.provenance import Provenance, Seen
 from lakd_ray.runs import Run, languages_folder, predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import LANGUAGES, PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
@@ -38,6 +39,11 @@ class _Model:
     def place(self) -> str:
         """Its file of predictions, without the ending."""
         return storage.join(predictions_folder(self.cell), self.run.id)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What it has heard."""
+        return read_card_at(self.checkpoint).provenance
 
     @property
     def ways(self) -> tuple[Condition, ...]:
@@ -68,8 +74,7 @@ def run(config: Experiment, *others: Experiment, without: Collection[str] = ()) 
     models = list({model.place: model for model in models}.values())
     made_by = {model.place: _made_by(manifest, rows, model.checkpoint) for model in models}
     for model in models:
-        seen = read_card_at(model.checkpoint).provenance
-        seen.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
+        model.provenance.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
     missing = [model for model in models if not _done(model, made_by[model.place])]
     if not missing:
         print(f"evaluate: already done, {predictions_folder(config)}")
@@ -160,6 +165,7 @@ def _table(manifest: Manifest, rows: Rows, model: _Model, logits_RC: npt.NDArray
         "setup": [run.setup] * count,
         "variant": [run.variant] * count,
         "model": [run.id] * count,
+        "unknown": [", ".join(sorted(model.provenance.unknown))] * count,
         "probabilities": list(softmax(logits_RC[keep])),
     }
     return pa.table({name: columns[name] for name in PREDICTIONS.names}, schema=PREDICTIONS)

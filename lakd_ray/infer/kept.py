@@ -10,14 +10,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakd_ray import records, storage
+from lakd_ray.config import Brought, dump
 from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.models.brought import is_ours
 from lakd_ray.schema import LOGITS
 
 Logits = npt.NDArray[np.float32]
 
 
-def key_of(checkpoint: str) -> str:
-    """Identifies a sealed checkpoint folder by its files' hashes."""
+def key_of(checkpoint: str | Brought) -> str:
+    """Identifies a sealed checkpoint folder by its files' hashes, a teacher from elsewhere by what is said of it."""
+    if isinstance(checkpoint, Brought):
+        sealed = key_of(checkpoint.checkpoint) if is_ours(checkpoint) else None
+        return records.digest([dump(checkpoint), sealed])
     return records.digest(storage.read_json(storage.join(checkpoint, storage.SEAL)))
 
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lakd_ray.audio import Wave
+from lakd_ray.config import Brought
 from lakd_ray.models import Card, EmotionClassifier, load, pad
+from lakd_ray.models.brought import load_brought
+from lakd_ray.provenance import Provenance
 
 # Waves of similar length are run together up to this many padded seconds, so that little is spent on padding.
 _BATCH_SAMPLES = 60 * 16_000
@@ -40,11 +43,12 @@ class Predictor:
         self.model_id = card.model_id
 
     @classmethod
-    def load(cls, location: str, *, threads: int | None = None) -> "Predictor":
+    def load(cls, location: str | Brought, *, emotions: Sequence[str] = (), threads: int | None = None) -> "Predictor":
         """Read a checkpoint folder.
 
         Args:
-            location: path or s3:// location of a sealed checkpoint folder.
+            location: path or s3:// location of a sealed checkpoint folder, or a teacher that was trained elsewhere.
+            emotions: for the latter, the classes that its own are to become.
             threads: torch's CPU threads for this process, unchanged if None.
 
         Raises:
@@ -52,7 +56,11 @@ class Predictor:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        predictor = cls(*load(location))
+        if isinstance(location, Brought):
+            card = Card(location.name, tuple(emotions), (), Provenance(), {})
+            predictor = cls(load_brought(location, emotions), card)
+        else:
+            predictor = cls(*load(location))
         if torch.cuda.is_available():
             predictor.model.to("cuda")
         return predictor

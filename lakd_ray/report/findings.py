@@ -64,6 +64,7 @@ def _compare(judged: Predictions, other: Predictions, emotions: Sequence[str]) -
 def cautions(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
     """What a reader must know before quoting a number, beside `synthetic`."""
     return [
+        *_unknown(predictions),
         *_speakers(predictions),
         *_sentences(predictions),
         *_absent(config, predictions),
@@ -79,6 +80,16 @@ def synthetic(config: Experiment) -> list[str]:
         "Its numbers show that the pipeline works; they say nothing about human emotion."
         for corpus in config.corpora
         if corpus.importer == SYNTHETIC
+    ]
+
+
+def _unknown(predictions: Sequence[Predictions]) -> list[str]:
+    names = sorted({one.unknown for one in predictions} - {""})
+    if not names:
+        return []
+    return [
+        f"* learned from {', '.join(names)}, of which nobody said what it has heard: test speakers may be among that, "
+        "and the numbers of these students too good."
     ]
 
 

@@ -73,6 +73,7 @@ def _row(pool: Pool, language: str, emotions: Sequence[str]) -> Row:
         paradigm=pool.paradigm,
         setup=pool.setup,
         variant=pool.variant,
+        unknown=", ".join(sorted({one.unknown for one in pool.by_seed.values()} - {""})),
         model=pool.name,
         language=language,
         fold=None,

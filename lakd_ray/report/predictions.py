@@ -22,7 +22,7 @@ from lakd_ray.schema import PREDICTIONS
 
 TEACHER = "teacher"
 _PARADIGMS = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT = ("model", "paradigm", "setup", "variant", "fold", "seed")
+_CONSTANT = ("model", "paradigm", "setup", "variant", "unknown", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Predictions:
     paradigm: str
     setup: str
     variant: str | None
+    unknown: str
+    """Teachers of whom nobody said what they have heard; mostly none."""
     fold: int
     seed: int
     learned: tuple[str, ...]

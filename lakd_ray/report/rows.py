@@ -15,6 +15,7 @@ class Row(TypedDict):
     paradigm: str
     setup: str
     variant: str | None
+    unknown: str
     model: str
     language: str
     fold: int | None
@@ -56,6 +57,7 @@ def _row(one: Predictions, language: str, emotions: Sequence[str]) -> Row:
         paradigm=one.paradigm,
         setup=one.setup,
         variant=one.variant,
+        unknown=one.unknown,
         model=one.model,
         language=language,
         fold=one.fold,
@@ -83,7 +85,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
     for row in rows:
         key = (row["paradigm"], row["model"])
         if key not in lines:
-            name = title(row["paradigm"], row["setup"], row["variant"])
+            name = title(row["paradigm"], row["setup"], row["variant"]) + ("*" if row["unknown"] else "")
             lines[key] = Line(name, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row
     return list(lines.values())

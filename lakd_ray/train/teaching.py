@@ -11,17 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from lakd_ray import records, storage
-from lakd_ray.config import Experiment
+from lakd_ray.config import Brought, Experiment
 from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.errors import StageError
+from lakd_ray.errors import ConfigError, StageError
 from lakd_ray.infer import kept
+from lakd_ray.models.brought import is_ours
 from lakd_ray.models.checkpoint import CARD, read_card_at
 from lakd_ray.provenance import Provenance
-from lakd_ray.runs import Run, cross_fitted_runs, teacher_runs
+from lakd_ray.runs import Run, brought_id, cross_fitted_runs, teacher_runs
 from lakd_ray.train import state as states
 
 Logits = npt.NDArray[np.float32]
-Compute = Callable[[Rows, Mapping[str, str]], Mapping[str, Logits]]
+Checkpoints = Mapping[str, str | Brought]
+Compute = Callable[[Rows, Checkpoints], Mapping[str, Logits]]
 Agree = Callable[[Callable[[], Any]], Any]
 
 
@@ -53,17 +55,22 @@ def job(config: Experiment, manifest: Manifest, run: Run) -> Job:
         StageError: a teacher is not trained.
         HygieneError: a teacher, or that checkpoint, has seen what the run will be judged on.
     """
-    checkpoints = _checkpoints(config, run.needs)
+    checkpoints = {name: states.best_checkpoint(needed, config) for name, needed in _runs(config, run.needs).items()}
     initial = _initial_checkpoint(run)
+    brought = {name: one for name, one in _brought(config).items() if name in run.teachers}
     judged = {split: manifest.seen(manifest.rows(split)) for split in ("dev", "test")}
     parents = []
     for name, location in {**checkpoints, **initial}.items():
         parents.append(read_card_at(location).provenance)
         parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
+    for name, one in brought.items():
+        parents.append(_heard(one, manifest))
+        parents[-1].check(model=name, dev=judged["dev"], test=judged["test"])
     train = manifest.table.select(["utterance", "audio_sha256"]).take(manifest.rows("train", run.languages))
     inputs = {"manifest": manifest.digest}
     inputs |= {name: kept.key_of(location) for name, location in {**checkpoints, **initial}.items()}
-    if checkpoints:
+    inputs |= {name: kept.key_of(one) for name, one in brought.items()}
+    if run.teachers:
         inputs["asked about"] = records.digest(train.to_pydict())
     return Job(run, states.made_by(run, config, inputs), tuple(parents))
 
@@ -78,13 +85,14 @@ def questions(config: Experiment, manifest: Manifest, run: Run) -> list[Question
     parts = run.loss.parts if run.loss else 0
     found = []
     for index, name in enumerate(run.teachers):
-        own = manifest.rows("train", by_id[name].languages) if parts else every[:0]
-        part_of = manifest.parts(own, parts) if parts else own
+        fitted = parts and name in by_id  # one from elsewhere is taken as it is
+        own = manifest.rows("train", by_id[name].languages) if fitted else every[:0]
+        part_of = manifest.parts(own, parts) if fitted else own
         found.append(Question(index, name, np.setdiff1d(every, own)))
         found += [
             Question(index, asked.id, np.intersect1d(every, own[part_of == asked.without.number]))
             for asked in (by_id[other] for other in run.needs)
-            if asked.without and asked.languages == by_id[name].languages
+            if fitted and asked.without and asked.languages == by_id[name].languages
         ]
     return [question for question in found if len(question.rows)]
 
@@ -117,7 +125,7 @@ def teacher_logits(config: Experiment, manifest: Manifest, run: Run) -> Logits:
         StageError: some are not there.
     """
     classes = len(run.emotions)
-    checkpoints = _checkpoints(config, run.needs)
+    checkpoints = _checkpoints(config, [*run.needs, *run.teachers])
     logits_NKC = np.full((len(manifest.table), len(run.teachers), classes), np.nan, dtype=np.float32)
     for question in questions(config, manifest, run):
         folder = _folder(config, question.model, checkpoints[question.model])
@@ -133,31 +141,66 @@ def logits_folder(config: Experiment) -> str:
     return storage.join(config.stage_folder("teachers"), "logits")
 
 
-def _folder(config: Experiment, model: str, checkpoint: str) -> str:
+def _folder(config: Experiment, model: str, checkpoint: str | Brought) -> str:
     return storage.join(logits_folder(config), model, kept.key_of(checkpoint))
 
 
-def _missing(config: Experiment, manifest: Manifest, runs: Sequence[Run]) -> list[tuple[Rows, dict[str, str]]]:
+def _missing(
+    config: Experiment, manifest: Manifest, runs: Sequence[Run]
+) -> list[tuple[Rows, dict[str, str | Brought]]]:
     """Rows that are still to be asked about, and the checkpoints that are to be asked; one pass over the audio each."""
     wanted: dict[str, list[Rows]] = {}
     for run in runs:
         for question in questions(config, manifest, run):
             wanted.setdefault(question.model, []).append(question.rows)
     checkpoints = _checkpoints(config, list(wanted))
-    passes: dict[bytes, tuple[Rows, dict[str, str]]] = {}
+    passes: dict[tuple[bytes, bool], tuple[Rows, dict[str, str | Brought]]] = {}
     for model, parts in wanted.items():
         rows = np.unique(np.concatenate(parts))
         known_NC = kept.read(_folder(config, model, checkpoints[model]), manifest, len(config.emotions))
         rows = rows[np.isnan(known_NC[rows]).any(axis=1)]
         if len(rows):
-            passes.setdefault(rows.tobytes(), (rows, {}))[1][model] = checkpoints[model]
+            key = rows.tobytes(), isinstance(checkpoints[model], Brought)
+            passes.setdefault(key, (rows, {}))[1][model] = checkpoints[model]
     return list(passes.values())
 
 
-def _checkpoints(config: Experiment, names: Sequence[str]) -> dict[str, str]:
+def _checkpoints(config: Experiment, names: Sequence[str]) -> dict[str, str | Brought]:
     """Checkpoint of each of these teachers."""
+    brought = _brought(config)
+    own = _runs(config, [name for name in names if name not in brought])
+    trained: dict[str, str | Brought] = {name: states.best_checkpoint(run, config) for name, run in own.items()}
+    return trained | {name: brought[name] for name in names if name in brought}
+
+
+def _runs(config: Experiment, names: Sequence[str]) -> dict[str, Run]:
     known = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
-    return {name: states.best_checkpoint(known[name], config) for name in names}
+    return {name: known[name] for name in names}
+
+
+def _brought(config: Experiment) -> dict[str, Brought]:
+    return {brought_id(one): one for one in config.distill.brought}
+
+
+def _heard(teacher: Brought, manifest: Manifest) -> Provenance:
+    """What a teacher from elsewhere has heard: as its card says, as is declared, or not known.
+
+    Raises:
+        ConfigError: it is declared to have heard something that is not in the manifest.
+    """
+    if teacher.heard is None:
+        if is_ours(teacher):
+            return read_card_at(teacher.checkpoint).provenance
+        return Provenance(unknown=frozenset({teacher.name}))
+    corpora, speakers = (np.asarray(manifest.table[name].to_pylist()) for name in ("corpus", "speaker"))
+    strange = [name for name in teacher.heard if name not in corpora and name not in speakers]
+    if strange:
+        raise ConfigError(
+            f"teacher {teacher.name} is said to have heard {', '.join(strange)}, which is neither a corpus "
+            f"({', '.join(np.unique(corpora))}) nor a speaker (`corpus:speaker`) of this experiment. Correct `heard`."
+        )
+    seen = manifest.seen(np.flatnonzero(np.isin(corpora, teacher.heard) | np.isin(speakers, teacher.heard)))
+    return Provenance(trained_on=seen, selected_on=seen)
 
 
 def _initial_checkpoint(run: Run) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from lakd_ray.config import Experiment, Model
+from lakd_ray.config import Brought, Experiment, Model
 from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.data.stream import Source
 from lakd_ray.errors import DataError
@@ -50,10 +50,11 @@ class Group:
         dist.barrier(group=self._waiting)
 
     def logits(
-        self, config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str]
+        self, config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str | Brought]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Logits of some rows by each model, shape [len(rows), C], on the first rank; nothing elsewhere."""
-        source = self.features(config, manifest, config.teacher.model)
+        own = not any(isinstance(place, Brought) for place in checkpoints.values())
+        source = self.features(config, manifest, config.teacher.model) if own else None
         share = logits_here(config, manifest, rows, checkpoints, self.rank, self.world, source)
         shares: list[Any] = [None] * self.world
         dist.gather_object(share, shares if self.rank == 0 else None, group=self._waiting)

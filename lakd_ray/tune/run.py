@@ -1,7 +1,6 @@
 """The tune stage: searches temperature, lam and tau of the mtkd student by its recall on dev."""
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -68,7 +67,7 @@ def run(config: Experiment) -> str:
 
 
 def _ask(
-    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: Mapping[str, str]
+    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: teaching.Checkpoints
 ) -> dict[str, teaching.Logits]:
     asked = {name: Asked(location) for name, location in checkpoints.items()}
     answers = logits(config, manifest, rows, asked, title="teacher logits")

@@ -20,7 +20,7 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, right: 
     wrong_N = np.where(random.random(N) < right, labels_N, (labels_N + 1) % 4)
     fields: dict[str, Any] = {
         "model": f"{paradigm}-multilingual-f{fold}-s{seed}", "paradigm": paradigm, "setup": "multilingual",
-        "variant": None, "fold": fold, "seed": seed, "learned": ("en",), "digest": "x",
+        "variant": None, "unknown": "", "fold": fold, "seed": seed, "learned": ("en",), "digest": "x",
         "utterance_N": np.array([f"{speaker}-{number}" for speaker in speakers for number in range(40)]),
         "language_N": np.array(["en"] * N),
         "speaker_N": np.array([f"c:{speaker}" for speaker in speakers for _ in range(40)]),

@@ -66,6 +66,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "seed": config.seed,
                         "paradigm": paradigm,
                         "variant": run.variant,
+                        "unknown": "",
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
@@ -158,7 +159,7 @@ def test_rows_have_exactly_the_agreed_keys_and_plain_values(plain: Any) -> None:
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "recall", "confusion", "model", "variant"),
+            *("UR_interval", "recall", "confusion", "model", "variant", "unknown"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]

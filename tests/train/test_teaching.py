@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from lakd_ray import records, storage
-from lakd_ray.config import Experiment, Model, Recipe
+from lakd_ray.config import Brought, Experiment, Model, Recipe
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.errors import HygieneError, SplitError, StageError
+from lakd_ray.errors import ConfigError, HygieneError, SplitError, StageError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import Card, build, save
 from lakd_ray.provenance import Provenance, Seen
@@ -89,7 +89,7 @@ def polyglot() -> Manifest:
     columns = {"utterance": names, "audio_sha256": names, "emotion": ["anger"] * count}
     zeros_N = np.zeros(count, dtype=np.int64)
     return Manifest(
-        table=pa.table({**columns, "language": languages, "speaker": speakers}),
+        table=pa.table({**columns, "language": languages, "speaker": speakers, "corpus": ["c"] * count}),
         labels_N=zeros_N,
         splits_N=np.array(splits),
         languages_N=np.array(languages, dtype=object),
@@ -168,17 +168,17 @@ def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None
         }
 
     students = student_runs(trained)
-    kd, mtkd = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
+    kd, many = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
     teaching.store_logits(trained, data, [kd], compute)
     assert passes == [(24, ["teacher-all-f0-s42"])]
-    teaching.store_logits(trained, data, [kd, mtkd], compute)
+    teaching.store_logits(trained, data, [kd, many], compute)
     asked = [(count, name) for count, names in passes[1:] for name in names]
     assert sum(count for count, _ in asked) == 2 * 24  # two teachers about every row
-    assert {name for _, name in asked} == set(mtkd.needs)
+    assert {name for _, name in asked} == set(many.needs)
     before = len(passes)
-    teaching.store_logits(trained, data, [kd, mtkd], compute)
+    teaching.store_logits(trained, data, [kd, many], compute)
     assert len(passes) == before
-    found_NKC = teaching.teacher_logits(trained, data, mtkd)
+    found_NKC = teaching.teacher_logits(trained, data, many)
     train = data.rows("train")
     assert found_NKC.shape == (32, 2, 4)
     assert (found_NKC[train, :, 0] == train[:, None]).all()
@@ -200,3 +200,55 @@ def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained
     storage.publish_folder(tmp_path / "one", storage.join(teacher_runs(trained)[-1].folder(trained), "best-0001"))
     with pytest.raises(StageError, match="24 of 24"):
         teaching.teacher_logits(trained, data, kd)
+
+
+def bring(config: Experiment, **teacher: Any) -> Experiment:
+    one = Brought.model_validate({"name": "theirs", "checkpoint": "some/hub-model", "language": "fi"} | teacher)
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"brought": (one,)})})
+
+
+@pytest.fixture
+def carded(trained: Experiment) -> Experiment:
+    """Trained teachers that have heard nobody, as their cards say."""
+    card = Card("a teacher", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    for run in training_runs(trained):
+        if run.stage == "teachers":
+            storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), card.to_json())
+    return trained
+
+
+def mtkd(config: Experiment) -> Run:
+    return next(run for run in student_runs(config) if run.paradigm == "mtkd")
+
+
+def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_training(trained: Experiment) -> None:
+    config, data = bring(trained, heard=[]), polyglot()
+    run = mtkd(config)
+    assert run.teachers[-1] == "brought-theirs" and run.teacher_languages == ("en", "fi", "fi")
+    assert "brought-theirs" not in run.needs
+    questions = [question for question in teaching.questions(config, data, run) if question.teacher == 2]
+    assert [(question.model, question.rows.tolist()) for question in questions] == [
+        ("brought-theirs", data.rows("train").tolist())
+    ]
+
+
+@pytest.mark.parametrize(("heard", "known"), [([], True), (None, False)])
+def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: Experiment, heard, known) -> None:
+    config = bring(carded, heard=heard)
+    job = teaching.job(config, polyglot(), mtkd(config))
+    assert Provenance().inherit(job.parents).unknown == (frozenset() if known else {"theirs"})
+    assert "brought-theirs" in job.made_by["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        (["fi-7"], "brought-theirs was trained on what the test split of this fold holds: fi-7"),
+        (["c"], "brought-theirs was trained on"),
+        (["nobody"], r"said to have heard nobody, which is neither a corpus \(c\)"),
+    ],
+)
+def test_a_teacher_that_has_heard_test_speakers_is_refused(carded: Experiment, heard, message) -> None:
+    config = bring(carded, heard=heard)
+    with pytest.raises((HygieneError, ConfigError), match=message):
+        teaching.job(config, polyglot(), mtkd(config))
