@@ -3,6 +3,7 @@
 #
 #   export LAKD_STORAGE=/shared/lakd
 #   sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml [--set dotted.key=value ...]
+#   LAKD_JOB=reproduce sbatch cluster/slurm.sh jobs/experiments/paper.yaml --set train.side_by_side=4
 #
 # Submit from the repository, on a file system that all nodes share, with .venv in it. One GPU goes to one training
 # worker: nodes x gpus-per-node must be at least the experiment's train.workers (here 2 x 2 = 4).
@@ -24,6 +25,8 @@ die() {
 
 [[ -n ${SLURM_JOB_ID:-} ]] || die "submit this with sbatch"
 (($#)) || die "name an experiment: sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml"
+export LAKD_JOB=${LAKD_JOB:-pipeline} # a script in jobs/
+[[ -f $SLURM_SUBMIT_DIR/jobs/$LAKD_JOB.py ]] || die "LAKD_JOB=$LAKD_JOB: there is no jobs/$LAKD_JOB.py here"
 storage=${LAKD_STORAGE:-}
 [[ $storage == /* || $storage == s3://* ]] || die "set LAKD_STORAGE to a folder that all nodes share, or to s3://bucket/prefix"
 
@@ -53,7 +56,7 @@ export LAKD_RESULT=$result
 
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --disable-usage-stats -- \
-  bash -c 'status=0; RAY_ADDRESS=auto python jobs/pipeline.py "$@" || status=$?; echo "$status" >"$LAKD_RESULT"; exit "$status"' \
+  bash -c 'status=0; RAY_ADDRESS=auto python "jobs/$LAKD_JOB.py" "$@" || status=$?; echo "$status" >"$LAKD_RESULT"; exit "$status"' \
   pipeline "$@" --set "storage=$storage" || true
 
 [[ -s $result ]] || die "Ray did not start, or the pipeline was killed: see above"
