@@ -146,9 +146,12 @@ def _once(predictions: Sequence[Predictions]) -> list[str]:
 
 
 def _shared(config: Experiment) -> list[str]:
+    taken: dict[str, list[str]] = {}
+    for run in student_runs(config):
+        if run.stage == "teachers":
+            taken.setdefault(title(run.paradigm, run.setup), []).append(run.id)
     return [
-        f"{title(run.paradigm, run.setup)} is the run {run.id}: it is trained exactly as that teacher, so it was "
-        "trained once and stands among the students."
-        for run in student_runs(config)
-        if run.stage == "teachers"
+        f"{name} is the run {', '.join(runs)}: it is trained exactly as that teacher, so it was trained once and "
+        "stands among the students."
+        for name, runs in taken.items()
     ]
