@@ -20,7 +20,7 @@ from lakd_ray.config import DistillLoss, Optim, Train
 from lakd_ray.models import EmotionClassifier, pad
 from lakd_ray.train import state as states
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.train.step import PARTS, Batch, Objective, losses
 
 STEPS = 10
 UTTERANCES = 6  # in each step
@@ -46,7 +46,7 @@ def steps(engine: Engine, shares: Sequence[Sequence[int]], numbers: Sequence[int
     """Optimizer steps on this rank's shares of each; returns the mean losses over all ranks."""
     means = []
     for number in numbers:
-        total = torch.zeros(3, dtype=torch.float64)
+        total = torch.zeros(len(PARTS), dtype=torch.float64)
         for share in shares:
             parts = losses(engine.forward, batch(number, share), Objective(LOSS, TEACHERS))
             engine.backward(parts.loss, UTTERANCES)
