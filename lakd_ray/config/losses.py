@@ -47,7 +47,7 @@ class DistillLoss(Section):
     confidence: Literal["label", "entropy"] = "label"
     """`confidence`: go by the probability that a teacher gives the label, or by how low its entropy is."""
     attention: float = Field(1.0, gt=0)
-    """`attention`: weight of the loss that the weights are learned by, which shapes nothing else."""
+    """`attention`: weight of the loss that the weights are learned by; it shapes them and what stands for languages."""
     entropy: float = Field(0.1, ge=0)
     """`attention`: beta, how much the weights are kept from collapsing onto one teacher."""
     standardise: bool = False

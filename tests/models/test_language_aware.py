@@ -15,6 +15,7 @@ from lakd_ray.distill import mixture_losses
 from lakd_ray.errors import ConfigError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import IDENTIFY, EmotionClassifier, Outputs, build, load, pad, save
+from lakd_ray.models.language_aware import LanguageAwareConfig, LanguageAwareForAudioClassification
 from lakd_ray.train.step import Batch, Objective, losses
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -187,6 +188,23 @@ def test_a_pretrained_encoder_is_kept_and_may_be_frozen(tmp_path: Path):
         assert torch.equal(model.network.encoder.state_dict()[name], weight), name
     assert not any(each.requires_grad for each in model.first_step.parameters())
     assert model.network.head.teacher_keys is None  # no attention without teachers that it is to weigh
+
+
+@torch.inference_mode()
+def test_a_fresh_head_goes_by_the_language_and_prefers_no_teacher():
+    """At the rates of fine-tuning a head that starts blind to the language stays so."""
+    torch.manual_seed(0)
+    config = LanguageAwareConfig(tiny.ARCHITECTURE | {"hidden_size": 128}, tiny.LANGUAGES, teachers=3, num_labels=4)
+    head = LanguageAwareForAudioClassification(config).head.eval()
+    hidden, frames_B = [torch.randn(20, 6, 128) for _ in range(3)], torch.full((20,), 6)
+    answers = [head(hidden, frames_B, torch.full((20,), place)) for place in range(UNKNOWN + 1)]
+    utterances = answers[0].logits_BC.std(dim=0).mean()
+    for place, one in enumerate(answers):
+        assert not one.teacher_scores_BK.any()  # every weight is 1 / K
+        for other in answers[place + 1 :]:
+            assert (one.logits_BC - other.logits_BC).std() > 0.05 * utterances
+    for embedding in (head.language, head.teacher_keys):
+        assert float(embedding.weight.std()) == pytest.approx(1.0, abs=0.15)
 
 
 def test_a_language_aware_checkpoint_is_no_start(tmp_path: Path):
