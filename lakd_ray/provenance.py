@@ -8,11 +8,14 @@ still tell whether it has heard one of theirs. That hides names from readers, no
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 from lakd_ray.errors import HygieneError
+
+_HASH = re.compile(r"[^:$]+\$[0-9a-f]{24}")  # a speaker's name has its corpus and a colon before it
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,23 @@ class Seen:
 
     def meets(self, other: "Seen") -> list[str]:
         """Names of what both have seen: speakers first, then a count of shared recordings; empty if nothing."""
-        shared = sorted(
+        shared = self.shared_speakers(other)
+        recordings = len(self.audio & other.audio)
+        return [*shared, *([f"{recordings} identical recordings"] if recordings else [])]
+
+    def shared_speakers(self, other: "Seen") -> list[str]:
+        """Speakers that both have seen, by name where either of them has it."""
+        return sorted(
             (self.speakers & other.speakers)
             | _known(self.speakers, other.speakers)
             | _known(other.speakers, self.speakers)
         )
-        recordings = len(self.audio & other.audio)
-        return [*shared, *([f"{recordings} identical recordings"] if recordings else [])]
 
     def salted(self, salt: str) -> "Seen":
         """The same without names; those that are hashes already stay as they are."""
-        return Seen(frozenset(name if "$" in name else _salted(name, salt) for name in self.speakers), self.audio)
+        return Seen(
+            frozenset(name if _HASH.fullmatch(name) else _salted(name, salt) for name in self.speakers), self.audio
+        )
 
 
 def _salted(speaker: str, salt: str) -> str:
@@ -46,8 +55,8 @@ def _salted(speaker: str, salt: str) -> str:
 
 def _known(hashes: frozenset[str], names: frozenset[str]) -> set[str]:
     """Those of the names whose hash is among some speakers."""
-    salts = {one.partition("$")[0] for one in hashes if "$" in one}
-    return {name for salt in salts for name in names if "$" not in name and _salted(name, salt) in hashes}
+    salts = {one.partition("$")[0] for one in hashes if _HASH.fullmatch(one)}
+    return {name for salt in salts for name in names if not _HASH.fullmatch(name) and _salted(name, salt) in hashes}
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ class Provenance:
         ):
             if shared := seen.meets(judged):
                 raise HygieneError(
-                    f"{model} was {what} what the {split} split of this fold holds: {', '.join(shared)}. "
+                    f"{model} was {what} what the {split} split of this fold holds: {', '.join(shared)} "
+                    f"({len(seen.shared_speakers(judged))} of its {len(judged.speakers)} speakers). "
                     "Train it for this fold, or choose a fold that it has not seen."
                 )
 

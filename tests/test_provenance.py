@@ -31,7 +31,7 @@ def test_seen_speakers_are_refused(record, what, split):
         record.check(model="teacher-en", dev=DEV, test=TEST)
     message = str(caught.value)
     assert f"teacher-en was {what} what the {split} split" in message
-    assert f"c:{split}1, c:{split}2" in message
+    assert f"c:{split}1, c:{split}2" in message and "(2 of its 2 speakers)" in message
     assert "1 identical recordings" in message
 
 
@@ -69,6 +69,19 @@ def test_a_released_record_names_nobody_and_still_refuses():
     with pytest.raises(HygieneError, match="released was trained on what the test split of this fold holds: c:two"):
         released.check(model="released", dev=Seen(), test=mine)
     assert released.trained_on.meets(Seen(frozenset({"d:two"}))) == []
+
+
+def test_a_released_record_says_how_many_of_the_judged_speakers_it_has_heard():
+    released = Provenance(Seen(frozenset({"c:one", "c:two"}))).salted("abc")
+    with pytest.raises(HygieneError, match=r"holds: c:two \(1 of its 3 speakers\)"):
+        released.check(model="m", dev=Seen(), test=Seen(frozenset({"c:two", "c:three", "c:four"})))
+
+
+@pytest.mark.parametrize("name", ["c:a$b", "c:$", "c:abc$0123456789abcdef01234567"])
+def test_a_dollar_in_a_name_is_a_name(name: str):
+    released = Seen(frozenset({name})).salted("abc")
+    assert name not in released.speakers
+    assert released.meets(Seen(frozenset({name, "c:other$"}))) == [name]
 
 
 def test_what_starts_from_a_released_checkpoint_inherits_its_record():
