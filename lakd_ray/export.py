@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.errors import ConfigError
@@ -31,8 +32,22 @@ def run(checkpoint: str, folder: str) -> str:
         card = read_card(source)
         run = card.training.get("run", {})
         training = {"run": {name: run[name] for name in _TOLD if name in run}, "dev": card.training.get("dev", {})}
+        training |= {name: card.training[name] for name in ("layers",) if name in card.training}
         released = replace(card, provenance=card.provenance.salted(secrets.token_hex(8)), training=training)
         shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD, storage.SEAL))
         Path(scratch, CARD).write_text(json.dumps(released.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        _forget_paths(Path(scratch, "config.json"))
         storage.publish_folder(Path(scratch), folder)
     return folder
+
+
+def _forget_paths(file: Path) -> None:
+    """Of a transformers configuration: it notes where it was read from, and so does one within it."""
+
+    def without(content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {name: without(value) for name, value in content.items() if name != "_name_or_path"}
+
+    content = without(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

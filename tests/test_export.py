@@ -1,6 +1,7 @@
 """Checkpoints for release."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import tiny
 import torch
 from transformers import AutoModelForAudioClassification
 
-from lakd_ray import cli, storage
-from lakd_ray.models import load
+from lakd_ray import cli, export, storage
+from lakd_ray.config import LanguageAware, Model
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import build, load, save
 
 
 def test_what_is_released_is_the_same_model_and_names_nobody(tmp_path: Path, capsys):
@@ -23,6 +26,22 @@ def test_what_is_released_is_the_same_model_and_names_nobody(tmp_path: Path, cap
     assert after.provenance.trained_on.meets(before.provenance.trained_on) == ["c:one", "1 identical recordings"]
     assert (after.emotions, after.languages, after.model_id) == (before.emotions, before.languages, before.model_id)
     AutoModelForAudioClassification.from_pretrained(tmp_path / "released")
+
+
+@pytest.mark.parametrize("aware", [None, tiny.AWARE], ids=["plain", "language-aware"])
+def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAware | None):
+    (tmp_path / "secret-place").mkdir()
+    start = tiny.checkpoint(tmp_path / "secret-place")
+    model = build(Model(pretrained=start, language_aware=aware), PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
+    model.network.config.backbone = {**getattr(model.network.config, "backbone", {}), "_name_or_path": start}
+    (tmp_path / "scratch").mkdir()
+    card = replace(tiny.card(), training={"run": {"recipe": {"model": {"pretrained": start}}}, "layers": [0, 2]})
+    save(str(tmp_path / "trained"), model.network, card, scratch=tmp_path / "scratch")
+    export.run(str(tmp_path / "trained"), str(tmp_path / "released"))
+    told = [file.name for file in (tmp_path / "released").iterdir() if b"secret-place" in file.read_bytes()]
+    assert told == []
+    again, released = load(str(tmp_path / "released"))
+    assert again.languages == model.languages and released.training["layers"] == [0, 2]
 
 
 def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):

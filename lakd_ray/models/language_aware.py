@@ -202,9 +202,8 @@ def language_aware(network: Any, *, languages: Sequence[str], teachers: int, **s
     """
     encoder: Any = backbone_of(network).encoder
     labels = {name: getattr(network.config, name) for name in ("id2label", "label2id")}
-    config = LanguageAwareConfig(
-        backbone=encoder.config.to_dict(), languages=languages, teachers=teachers, **sizes, **labels
-    )
+    shape = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
+    config = LanguageAwareConfig(backbone=shape, languages=languages, teachers=teachers, **sizes, **labels)
     aware = LanguageAwareForAudioClassification(config)
     aware.encoder = encoder
     return aware
