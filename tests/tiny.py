@@ -22,6 +22,12 @@ ARCHITECTURE: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 4,
     "classifier_proj_size": 16,
 }
+WHISPER: dict[str, Any] = {
+    "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 16, "vocab_size": 50, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "num_mel_bins": 80,
+    "max_source_positions": 50, "classifier_proj_size": 8, "dropout": 0.3,
+}  # fmt: skip
 DROPOUTS = ("hidden", "attention", "activation", "feat_proj", "final")
 STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_time_prob": 0.0}
 """Without dropout and SpecAugment: a training step is then a function of its batch."""

@@ -152,7 +152,7 @@ class Train(Section):
     accumulation: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
     cached_features: bool = False
-    """Compute the frozen feature encoder's output once and train from it; needs `freeze_feature_encoder`."""
+    """Compute what the frozen part makes once and train from it; needs `freeze_feature_encoder` or `freeze_encoder`."""
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
     max_failures: int = Field(2, ge=0)
@@ -297,7 +297,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _only_frozen_is_cached(self) -> Self:
-        trained = [name for name in ("teacher", "student") if not getattr(self, name).model.freeze_feature_encoder]
+        models = {"teacher": self.teacher.model, "student": self.student.model}
+        trained = [name for name, one in models.items() if not (one.freeze_feature_encoder or one.freeze_encoder)]
         if self.train.cached_features and trained:
             raise ValueError(
                 f"`train.cached_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "

@@ -20,6 +20,7 @@ from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.config import Experiment, Model
 from lakd_ray.data.manifest import FEATURES, Manifest
 from lakd_ray.data.stream import Source
+from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, build
 from lakd_ray.schema import FEATURES as COLUMNS
 
@@ -47,10 +48,19 @@ class Encoder:
 
     Args:
         model: the network; its head does not matter.
+
+    Raises:
+        ConfigError: what its frozen part makes is not worth keeping.
     """
 
     def __init__(self, config: Experiment, manifest: Manifest, model: Model) -> None:
         self._network: EmotionClassifier = build(model, config.emotions, seed=0).eval()
+        if not self._network.worth_keeping:
+            raise ConfigError(
+                f"`train.cached_features` of {model.pretrained} would keep its spectrograms, which are larger than the "
+                "audio and quick to make: set train.cached_features: false, or freeze_encoder: true for a plain head, "
+                "which keeps one vector an utterance"
+            )
         if torch.cuda.is_available():
             self._network.to("cuda")
         self._manifest = manifest

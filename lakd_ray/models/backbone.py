@@ -25,6 +25,9 @@ class Backbone(ABC):
     pools_own: bool
     """Whether transformers' plain head takes the mean over an utterance's own frames, or over all that there are."""
 
+    worth_keeping: bool
+    """Whether `features` costs more than to read it again, and has as many frames as `frames` says."""
+
     def __init__(self, base: Any, *, size: int, layers: int, channels: int) -> None:
         self._base = base
         self.config = base.config

@@ -29,14 +29,14 @@ def build(
     """
     torch.manual_seed(seed)
     network = _from_architecture(model, emotions) if model.architecture is not None else _pretrained(model, emotions)
-    if model.layers is not None:
-        keep_layers(network, model.layers)
+    taken = None if model.layers is None else tuple(keep_layers(network, model.layers))
     if model.language_aware is not None:
         from lakd_ray.models.language_aware import language_aware  # loads transformers
 
         sizes = model.language_aware.model_dump(exclude={"identify"})
         network = language_aware(network, languages=languages, teachers=teachers, **sizes)
     built = EmotionClassifier(network, frozen=model.freeze_encoder)
+    built.taken = taken
     if model.freeze_feature_encoder:
         built.backbone.feature_encoder.requires_grad_(False)
     return built

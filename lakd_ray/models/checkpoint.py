@@ -73,12 +73,14 @@ def _feature_extractor(network: Any) -> Any:
     """What transformers is to prepare waves by."""
     from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # seconds to load
 
+    backbone = getattr(network.config, "backbone", {})  # of a language-aware student, whose own forward takes waves
     if network.config.model_type == "whisper":
         seconds = network.config.max_source_positions // 50
         return WhisperFeatureExtractor(
             feature_size=network.config.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=max(1, seconds)
         )
-    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True)
+    heard_as_is = backbone.get("model_type") == "whisper"  # a spectrogram shows loudness
+    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=not heard_as_is, return_attention_mask=True)
 
 
 def load(location: str) -> tuple[EmotionClassifier, Card]:

@@ -21,6 +21,8 @@ from lakd_ray.models.outputs import IDENTIFY, Outputs
 # What `features` depends on, beside weights.
 _LAYOUT: tuple[str, ...] = ("model_type", "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm")
 _LAYOUT += ("feat_extract_activation", "num_mel_bins", "max_source_positions")
+# What a whole encoder does not depend on: where it was read from, and the head.
+_NOT_ENCODER = {"_name_or_path", "architectures", "id2label", "label2id"}
 
 
 class EmotionClassifier(nn.Module):
@@ -45,6 +47,8 @@ class EmotionClassifier(nn.Module):
         """Languages that the head knows apart; none if it does not look at them."""
         self.backbone = backbone_of(network.encoder if self.languages else network)
         self.frozen = frozen
+        self.taken: tuple[int, ...] | None = None
+        """Places that its layers had in the network they were chosen from; None if it has all of them."""
         if frozen:
             self.backbone.encoder.requires_grad_(False).eval()
 
@@ -65,12 +69,17 @@ class EmotionClassifier(nn.Module):
         """Identifies it as it is now: the same weights in the same layout make the same features."""
         content = hashlib.sha256()
         config = self.backbone.config.to_dict()
-        names = sorted(config) if self._pools_first else _LAYOUT
+        names = sorted(config.keys() - _NOT_ENCODER) if self._pools_first else _LAYOUT
         content.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
         for name, weight in sorted(self.first_step.state_dict().items()):
             content.update(name.encode())
             content.update(weight.float().cpu().numpy().tobytes())
         return content.hexdigest()[:16]
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether `features` may be cached."""
+        return self._pools_first or self.backbone.worth_keeping
 
     @property
     def channels(self) -> int:

@@ -25,6 +25,7 @@ class ConvolutionalBackbone(Backbone):
     """
 
     pools_own = True
+    worth_keeping = True
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, network.base_model_prefix, network)
@@ -70,11 +71,21 @@ class ConvolutionalBackbone(Backbone):
         mask_BF = own_frames(features_BFH.shape[1], frames_B)
         projected = self._base.feature_projection(features_BFH)
         hidden_BFD = projected[0] if isinstance(projected, tuple) else projected
-        if hidden_BFD.shape[1] >= self.config.mask_time_length:  # transformers raises where a mask does not fit
-            hidden_BFD = self._base._mask_hidden_states(hidden_BFD, attention_mask=mask_BF)
+        hidden_BFD = self._spec_augmented(hidden_BFD, mask_BF)
         with inputs_of(self._base.encoder.layers if every_layer else []) as before:
             last_BFD = self._base.encoder(hidden_BFD, attention_mask=mask_BF).last_hidden_state
         return [*before, last_BFD]
+
+    def _spec_augmented(self, hidden_BFD: Tensor, mask_BF: Tensor) -> Tensor:
+        """As transformers masks in training; no time is masked where a mask does not fit, which it raises at."""
+        if hidden_BFD.shape[1] >= self.config.mask_time_length:
+            masked_BFD: Tensor = self._base._mask_hidden_states(hidden_BFD, attention_mask=mask_BF)
+            return masked_BFD
+        if not self._base.training or not self.config.mask_feature_prob:
+            return hidden_BFD
+        no_time_BF = torch.zeros_like(mask_BF)
+        channels_BFD: Tensor = self._base._mask_hidden_states(hidden_BFD, no_time_BF, attention_mask=mask_BF)
+        return channels_BFD
 
 
 def normalised(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:

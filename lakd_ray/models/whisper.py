@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.frames import inputs_of
 
 _WINDOW, _HOP = 400, 160  # samples
+_POSITIONS = 50  # a second
 
 
 class WhisperBackbone(Backbone):
@@ -27,13 +29,23 @@ class WhisperBackbone(Backbone):
 
     Args:
         network: transformers' WhisperForAudioClassification, or a WhisperEncoder.
+
+    Raises:
+        ConfigError: it hears no whole number of seconds, which transformers' feature extractor cannot cut to.
     """
 
     pools_own = False
+    worth_keeping = False  # 30 s of spectrogram, half a megabyte, whatever the clip
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, "encoder", network)
         config = base.config
+        if config.max_source_positions % _POSITIONS:
+            raise ConfigError(
+                f"`max_source_positions` is {config.max_source_positions}, expected a multiple of {_POSITIONS}: a "
+                "whole number of seconds"
+            )
+        base.embed_positions.requires_grad_(False)  # sinusoids: fixed in transformers too, until it loads a checkpoint
         super().__init__(base, size=config.d_model, layers=config.encoder_layers, channels=config.num_mel_bins)
 
     @property

@@ -94,6 +94,7 @@ class Trainer:
         self.objective = Objective(
             feed.run.loss, feed.run.teacher_languages, recipe.label_loss, aware.identify if aware else 0.0
         )
+        self.layers = {} if model.taken is None else {"layers": list(model.taken)}
         steps = feed.steps_per_epoch * recipe.optim.epochs
         self.engine = Engine(model, recipe.optim, feed.config.train, steps=steps)
         self.provenance = Provenance(feed.manifest.seen(feed.train_rows), feed.manifest.seen(feed.dev_rows)).inherit(
@@ -225,7 +226,7 @@ class Trainer:
             emotions=self.run.emotions,
             languages=self.run.languages,
             provenance=self.provenance,
-            training={"run": dump(self.run), "dev": line},
+            training={"run": dump(self.run), "dev": line, **self.layers},
         )
         with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
             save(storage.join(self.folder, name), network, card, scratch=Path(scratch), state=weights)

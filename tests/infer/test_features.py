@@ -12,14 +12,16 @@ import torch
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
-from lakd_ray.config import Experiment
+from lakd_ray.config import Experiment, Model
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.plan import evaluation_epoch
 from lakd_ray.data.stream import Signal, Source, read_windows, request, unpack
 from lakd_ray.errors import ConfigError
 from lakd_ray.infer.features import Encoder, cached
-from lakd_ray.models import pad
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import EmotionClassifier, build, pad, save
 from lakd_ray.schema import FEATURES
+from lakd_ray.train.step import Batch, Objective, losses
 
 CLIPS = 9
 SHAPE = tiny.STILL | {"initializer_range": 0.5}  # so that utterances are told apart
@@ -114,6 +116,64 @@ def test_the_key_is_the_encoder_not_the_head() -> None:
 def test_features_of_an_encoder_that_is_trained_are_refused(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValueError), match="feature encoder's output, but that of teacher and student"):
         Experiment.model_validate(content(tmp_path, "somewhere", freeze_feature_encoder=False))
+
+
+PROBED = {"wav2vec2": tiny.ARCHITECTURE | {"initializer_range": 0.5}, "whisper": tiny.WHISPER | {"init_std": 0.5}}
+
+
+def pretrained(folder: Path, family: str, seed: int = 0) -> str:
+    """A sealed checkpoint, dropout and SpecAugment on."""
+    network = build(Model(architecture=PROBED[family], freeze_feature_encoder=False), PAPER_EMOTIONS, seed=seed).network
+    (folder / "scratch").mkdir(parents=True)
+    save(str(folder / family), network, tiny.card(), scratch=folder / "scratch")
+    return str(folder / family)
+
+
+def head_after_training(model: EmotionClassifier, signals: list[torch.Tensor]) -> torch.Tensor:
+    """The head's weights after some steps, as one vector."""
+    model.train()
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    batch = Batch(*pad(signals), torch.arange(len(signals)) % len(PAPER_EMOTIONS), ["en"] * len(signals))
+    for _ in range(10):
+        optimizer.zero_grad()
+        (losses(model, batch, Objective()).loss / len(signals)).backward()
+        optimizer.step()
+    return torch.cat([each.detach().flatten() for each in model.parameters() if each.requires_grad])
+
+
+@pytest.mark.parametrize("family", PROBED)
+@pytest.mark.parametrize("convolutions", [True, False])
+def test_a_probe_trained_on_cached_vectors_is_the_one_trained_on_waves(
+    family: str, convolutions: bool, tmp_path: Path, manifest: Manifest
+) -> None:
+    changes = {"freeze_encoder": True, "freeze_feature_encoder": convolutions}
+    experiment = Experiment.model_validate(content(tmp_path, pretrained(tmp_path / "p", family), **changes))
+    source = cached(experiment, manifest, experiment.student.model)
+    assert source is not None
+    vectors, waves = read(manifest, source, experiment), read(manifest, Source(manifest.shards), experiment)
+    assert {vector.shape for vector in vectors.values()} == {(1, source.channels)}
+    start, by_vectors, by_waves = (build(experiment.student.model, PAPER_EMOTIONS, seed=3) for _ in range(3))
+    before = torch.cat([each.detach().flatten() for each in start.parameters() if each.requires_grad])
+    cheap = head_after_training(by_vectors, [torch.from_numpy(vectors[row]) for row in range(CLIPS)])
+    dear = head_after_training(by_waves, [torch.from_numpy(waves[row]) for row in range(CLIPS)])
+    assert (cheap - dear).norm() < 0.01 * (dear - before).norm()  # stored with 11 bits
+
+
+@pytest.mark.parametrize("family", PROBED)
+def test_the_key_of_a_probe_is_its_encoder_wherever_it_lies(family: str, tmp_path: Path) -> None:
+    def key(place: str, **changes: Any) -> str:
+        return build(Model(pretrained=place, freeze_encoder=True, **changes), PAPER_EMOTIONS, seed=5).first_step_key
+
+    here, there = (pretrained(tmp_path / name, family) for name in ("here", "there"))
+    other = pretrained(tmp_path / "other", family, seed=1)
+    assert key(here) == key(there)
+    assert len({key(here), key(other), key(here, layers=1)}) == 3
+
+
+def test_spectrograms_are_not_kept(tmp_path: Path, manifest: Manifest) -> None:
+    experiment = Experiment.model_validate(content(tmp_path, pretrained(tmp_path / "p", "whisper")))
+    with pytest.raises(ConfigError, match=r"cached_features.*would keep its spectrograms.*freeze_encoder: true"):
+        cached(experiment, manifest, experiment.student.model)
 
 
 def test_not_asked_for_is_not_done(experiment: Experiment, manifest: Manifest) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_whisper import SHAPE as WHISPER
 from transformers import AutoModelForAudioClassification
 
 from lakd_ray.config import DistillLoss, Model
@@ -22,7 +21,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hubert": tiny.ARCHITECTURE | {"model_type": "hubert"},
     "wavlm": tiny.ARCHITECTURE | {"model_type": "wavlm"},
     "xls-r": tiny.ARCHITECTURE | {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
-    "whisper": WHISPER,
+    "whisper": tiny.WHISPER,
 }
 DEEP = {"num_hidden_layers": 5, "encoder_layers": 5}
 
@@ -48,6 +47,7 @@ def test_a_student_takes_a_spread_of_its_teachers_layers(family: str, tmp_path: 
     place = saved(tmp_path, teacher)
     student = build(Model(pretrained=place, freeze_feature_encoder=False, layers=3), PAPER_EMOTIONS, seed=0)
     assert student.backbone.layers == len(student.backbone.transformer_layers) == 3
+    assert student.taken == (0, 2, 4) and teacher.taken is None
     for kept, taken in zip(student.backbone.transformer_layers, (0, 2, 4), strict=True):
         theirs = teacher.backbone.transformer_layers[taken].state_dict()
         assert all(torch.equal(theirs[name], weight) for name, weight in kept.state_dict().items())
@@ -120,6 +120,18 @@ def test_teachers_of_every_family_teach_students_of_every_family(tmp_path: Path)
 def test_clips_too_short_for_specaugment_are_trained_without_it():
     model = network("wav2vec2", mask_time_length=50, mask_time_prob=0.5).train()
     assert torch.isfinite(model(*pad([torch.randn(3_000)])).logits_BC).all()
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "unispeech-sat"])  # transformers' WavLM cannot do it at all
+def test_clips_too_short_for_specaugment_in_time_get_that_of_channels(family: str):
+    masks = {"mask_time_length": 50, "mask_time_prob": 0.5, "mask_feature_prob": 0.5, "mask_feature_length": 4}
+    model = tiny.model(**tiny.STILL | masks | {"model_type": family}).train()
+    wave = pad([torch.randn(3_000, generator=torch.Generator().manual_seed(0))])
+    found = [model(*wave).logits_BC for _ in range(4)]
+    assert not all(torch.equal(found[0], each) for each in found)
+    found[0].sum().backward()
+    model.eval()
+    assert torch.equal(model(*wave).logits_BC, model(*wave).logits_BC)
 
 
 def test_a_weighted_layer_sum_is_refused():

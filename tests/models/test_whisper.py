@@ -7,19 +7,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForAudioClassification, WhisperFeatureExtractor
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, WhisperFeatureExtractor
 
 from lakd_ray.config import LanguageAware, Model
+from lakd_ray.errors import ConfigError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build, load, pad, save
 
 ENCODER = Path(__file__).parents[3] / "shared" / "models" / "whisper-base-encoder"
-SHAPE: dict[str, Any] = {
-    "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 16, "vocab_size": 50, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "num_mel_bins": 80,
-    "max_source_positions": 50, "classifier_proj_size": 8, "dropout": 0.3,
-}  # fmt: skip
+SHAPE = tiny.WHISPER
 LENGTHS = (16_000, 4_000, 9_999)  # a second is all that it hears
 
 
@@ -70,6 +66,33 @@ def test_transformers_loads_what_is_saved_and_answers_alike(tmp_path: Path):
     expected = model(*pad(clips)).logits_BC
     torch.testing.assert_close(again(*pad(clips)).logits_BC, expected)
     torch.testing.assert_close(stock(features).logits, expected, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_transformers_answers_alike_with_what_is_saved_beside_a_language_aware_student(tmp_path: Path):
+    model, clips = whisper(language_aware=tiny.AWARE), waves()
+    languages_B = torch.tensor([0, 1, 2])
+    (tmp_path / "scratch").mkdir()
+    save(str(tmp_path / "saved"), model.network, tiny.card(), scratch=tmp_path / "scratch")
+    stock = AutoModelForAudioClassification.from_pretrained(tmp_path / "saved").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "saved")
+    inputs = extractor([clip.numpy() for clip in clips], sampling_rate=16_000, padding=True, return_tensors="pt")
+    expected = model(*pad(clips), languages_B).logits_BC
+    torch.testing.assert_close(stock(**inputs, language_ids=languages_B).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_positions_are_not_trained_wherever_it_starts_from(tmp_path: Path):
+    (tmp_path / "scratch").mkdir()
+    save(str(tmp_path / "saved"), whisper().network, tiny.card(), scratch=tmp_path / "scratch")
+    loaded = build(Model(pretrained=str(tmp_path / "saved"), freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+    for model in (whisper(), loaded):
+        fixed = [name for name, each in model.named_parameters() if not each.requires_grad]
+        assert fixed == ["network.encoder.embed_positions.weight"]
+
+
+def test_a_part_of_a_second_is_refused():
+    with pytest.raises(ConfigError, match="`max_source_positions` is 75, expected a multiple of 50"):
+        build(Model(architecture=SHAPE | {"max_source_positions": 75}, freeze_feature_encoder=False), ["a"], seed=0)
 
 
 def test_own_frames():
