@@ -103,11 +103,15 @@ def parameters(model: Model, notes: list[str]) -> tuple[int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
 
+    from lakd_ray.models.backbones import backbone_of
+    from lakd_ray.models.building import keep_layers
+
     try:
         if model.architecture is not None:
             config = AutoConfig.for_model(**model.architecture)
         else:
             config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision, local_files_only=True)
+        config.use_weighted_layer_sum = False  # as when it is built
         with torch.device("meta"):
             network = AutoModelForAudioClassification.from_config(config)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -115,8 +119,13 @@ def parameters(model: Model, notes: list[str]) -> tuple[int, int]:
             raise ConfigError(f"`model.architecture` is refused by transformers: {error}") from error
         notes.append(f"{model.pretrained} is not on this machine: taken for as large as wav2vec2-base")
         return _BASE_PARAMETERS, _BASE_PARAMETERS
-    if model.freeze_feature_encoder:
-        network.freeze_feature_encoder()
+    if model.layers is not None:
+        keep_layers(network, model.layers)
+    backbone = backbone_of(network)
+    if model.freeze_encoder:
+        backbone.encoder.requires_grad_(False)
+    elif model.freeze_feature_encoder:
+        backbone.feature_encoder.requires_grad_(False)
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     return sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
 

@@ -18,6 +18,8 @@ from lakd_ray.cli import main
 from lakd_ray.config import Experiment, Model, dump
 from lakd_ray.errors import ConfigError
 from lakd_ray.housekeeping import disk, sizes
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import build, save
 
 RATE, SECONDS, CLIPS = 22_050, 0.5, 20
 
@@ -119,6 +121,18 @@ def test_models_are_counted_as_they_are_built(tmp_path, frozen):
     assert [everything - found[0], trained - found[1]] == [head, head]
     assert notes == []
     assert (trained < everything) == frozen
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"freeze_encoder": True}], ids=str)
+@pytest.mark.parametrize("shape", [tiny.ARCHITECTURE, tiny.WHISPER], ids=["wav2vec2", "whisper"])
+def test_every_family_and_part_of_one_is_counted_as_it_is_built(tmp_path, shape, changes):
+    start = build(Model(architecture=shape, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0).network
+    (tmp_path / "scratch").mkdir()
+    save(str(tmp_path / "start"), start, tiny.card(), scratch=tmp_path / "scratch")
+    model = Model(pretrained=str(tmp_path / "start"), **changes)
+    built = list(build(model, PAPER_EMOTIONS, seed=0).parameters())
+    trained = sum(each.numel() for each in built if each.requires_grad)
+    assert sizes.parameters(model, []) == (sum(each.numel() for each in built), trained)
 
 
 def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
