@@ -139,6 +139,7 @@ def test_unknown_key(small, override, expected):
         ("emotions=[anger]", ("`emotions`", "two or more")),
         ("distill.mtkd.weighting=best", ("`distill.mtkd.weighting`", "'rank'", "found 'best'")),
         ("distill.mtkd.weighting=attention", ("language-aware student", "student.model.language_aware: {}")),
+        ("distill.kd.weighting=attention", ("`distill.kd` has one teacher",)),
         ("teacher.model.language_aware={}", ("for students",)),
         ("student.model={architecture: {model_type: wav2vec2}, layers: 2}", ("`student.model`", "give `architecture`")),
         ("distill.mtkd={weighting: rank, reference_compat: true}", ("`distill.mtkd`", "weighting at similarity")),

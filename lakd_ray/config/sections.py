@@ -312,6 +312,8 @@ class Experiment(Section):
             raise ValueError(
                 "`teacher.model.language_aware` is for students: a teacher has the plain head, set it to null"
             )
+        if self.distill.kd.weighting == "attention":
+            raise ValueError("`distill.kd` has one teacher and nothing to weigh: leave its weighting at similarity")
         if self.distill.mtkd.weighting == "attention" and self.student.model.language_aware is None:
             raise ValueError(
                 "weighting `attention` is learned by a language-aware student: set student.model.language_aware: {}, "

@@ -54,7 +54,8 @@ class Encoder:
     """
 
     def __init__(self, config: Experiment, manifest: Manifest, model: Model) -> None:
-        self._network: EmotionClassifier = build(model, config.emotions, seed=0).eval()
+        plain = model.model_copy(update={"language_aware": None})
+        self._network: EmotionClassifier = build(plain, config.emotions, seed=0).eval()
         if not self._network.worth_keeping:
             raise ConfigError(
                 f"`train.cached_features` of {model.pretrained} would keep its spectrograms, which are larger than the "

@@ -105,6 +105,21 @@ def test_what_is_stored_is_not_computed_again(
     assert cached(experiment, manifest, experiment.teacher.model) == first
 
 
+def test_a_language_aware_student_shares_its_teachers_features(experiment: Experiment, manifest: Manifest) -> None:
+    source = cached(experiment, manifest, experiment.teacher.model)
+    aware = experiment.student.model.model_copy(update={"language_aware": tiny.AWARE})
+    assert cached(experiment, manifest, aware) == source
+    model = build(aware, experiment.emotions, seed=0, languages=tiny.LANGUAGES).eval()
+    features, waves = read(manifest, source, experiment), read(manifest, Source(manifest.shards), experiment)
+    languages_B = torch.arange(CLIPS) % 3
+    with torch.inference_mode():
+        (from_features, _, _), (from_waves, _, _) = (
+            model(*pad([torch.from_numpy(signals[row]) for row in range(CLIPS)]), languages_B)
+            for signals in (features, waves)
+        )
+    assert (from_features - from_waves).abs().max() < 0.02 * from_waves.abs().max()
+
+
 def test_the_key_is_the_encoder_not_the_head() -> None:
     one, other = tiny.model(**SHAPE), tiny.model(**SHAPE)
     torch.nn.init.zeros_(other.network.classifier.weight)
