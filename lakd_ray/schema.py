@@ -110,6 +110,8 @@ PREDICTIONS = pa.schema(
 LANGUAGES = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("corpus_in_train", pa.bool_(), nullable=False),  # whether the model was trained on others of its clips
         pa.field("language", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("condition", pa.string(), nullable=False),  # given, identified, unknown, wrong

@@ -47,8 +47,16 @@ class _Model:
 
     @property
     def ways(self) -> tuple[Condition, ...]:
-        """In which other ways it is asked."""
-        return _CONDITIONS if self.run.recipe.model.language_aware else ()
+        """In which other ways it is asked; there is no wrong language where there is one."""
+        if self.run.recipe.model.language_aware is None:
+            return ()
+        return tuple(way for way in _CONDITIONS if way != "wrong" or len(self.cell.languages) > 1)
+
+    def judged_on(self, manifest: Manifest, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which of some rows its answers count for: of monolingual students their own language's."""
+        if self.paradigm == "teacher" or self.run.setup != "monolingual":
+            return np.ones(len(rows), dtype=bool)
+        return np.isin(manifest.languages_N[rows].astype(str), self.run.languages)
 
 
 def run(config: Experiment, *others: Experiment, without: Collection[str] = ()) -> str:
@@ -72,7 +80,7 @@ def run(config: Experiment, *others: Experiment, without: Collection[str] = ()) 
     rows = manifest.rows("test")
     models = [model for cell in (config, *others) for model in _models(cell, without)]
     models = list({model.place: model for model in models}.values())
-    made_by = {model.place: _made_by(manifest, rows, model.checkpoint) for model in models}
+    made_by = {model.place: _made_by(manifest, rows, model) for model in models}
     for model in models:
         model.provenance.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
     missing = [model for model in models if not _done(model, made_by[model.place])]
@@ -127,8 +135,7 @@ def _write(
     storage.write_table(location, table)
     _check_count(location, len(table))
     if model.ways:
-        told = _languages(manifest, rows, model, ways)
-        storage.write_table(storage.join(languages_folder(model.cell), f"{model.run.id}.parquet"), told)
+        storage.write_table(_languages_file(model), _languages(manifest, rows, model, ways))
     records.start(_record(model), made_by)
     records.finish(_record(model), made_by, [])
 
@@ -138,21 +145,25 @@ def _record(model: _Model) -> str:
 
 
 def _done(model: _Model, made_by: dict[str, Any]) -> bool:
-    return records.is_done(_record(model), made_by) and storage.exists(f"{model.place}.parquet")
+    written = [f"{model.place}.parquet", *([_languages_file(model)] if model.ways else [])]
+    return records.is_done(_record(model), made_by) and all(map(storage.exists, written))
 
 
-def _made_by(manifest: Manifest, rows: Rows, checkpoint: str) -> dict[str, Any]:
+def _languages_file(model: _Model) -> str:
+    return storage.join(languages_folder(model.cell), f"{model.run.id}.parquet")
+
+
+def _made_by(manifest: Manifest, rows: Rows, model: _Model) -> dict[str, Any]:
     return {
-        "checkpoint": records.digest(storage.read_json(storage.join(checkpoint, storage.SEAL))),
+        "checkpoint": records.digest(storage.read_json(storage.join(model.checkpoint, storage.SEAL))),
         "audio": records.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+        **({"ways": list(model.ways), "columns": LANGUAGES.names} if model.ways else {}),
     }
 
 
 def _table(manifest: Manifest, rows: Rows, model: _Model, logits_RC: npt.NDArray[np.float32]) -> pa.Table:
     """Predictions of one model, see `lakd_ray.schema.PREDICTIONS`."""
-    run, keep = model.run, np.ones(len(rows), dtype=bool)
-    if model.paradigm != "teacher" and run.setup == "monolingual":
-        keep = np.isin(manifest.languages_N[rows].astype(str), run.languages)
+    run, keep = model.run, model.judged_on(manifest, rows)
     part = manifest.table.take(rows[keep])
     count = len(part)
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
@@ -173,15 +184,18 @@ def _table(manifest: Manifest, rows: Rows, model: _Model, logits_RC: npt.NDArray
 
 def _languages(manifest: Manifest, rows: Rows, model: _Model, ways: Mapping[Condition, Answers]) -> pa.Table:
     """A language-aware student's answers by what it was told, see `lakd_ray.schema.LANGUAGES`."""
-    part = manifest.table.select(["utterance", "language", "emotion"]).take(rows)
+    keep = model.judged_on(manifest, rows)
+    part = manifest.table.select(["utterance", "corpus", "language", "emotion"]).take(rows[keep])
+    trained = set(manifest.table["corpus"].take(manifest.rows("train", model.run.languages)).to_pylist())
     tables = []
     for way, answers in ways.items():
         columns: dict[str, Any] = {
             **{column: part[column] for column in part.column_names},
-            "model": [model.run.id] * len(rows),
-            "condition": [way] * len(rows),
-            "heard": [model.cell.languages[place] for place in answers.heard_R],
-            "probabilities": list(softmax(answers.logits_RC)),
+            "corpus_in_train": [corpus in trained for corpus in part["corpus"].to_pylist()],
+            "model": [model.run.id] * len(part),
+            "condition": [way] * len(part),
+            "heard": [model.cell.languages[place] for place in answers.heard_R[keep]],
+            "probabilities": list(softmax(answers.logits_RC[keep])),
         }
         tables.append(pa.table({column: columns[column] for column in LANGUAGES.names}, schema=LANGUAGES))
     return pa.concat_tables(tables)

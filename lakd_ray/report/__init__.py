@@ -35,7 +35,7 @@ def run(config: Experiment) -> str:
     said = [findings.best(compared), *findings.comparisons(students, emotions)]
     aware = languages_told.rows(config)
     warnings = findings.synthetic(config)
-    notes = [*languages_told.sentences(config, aware), *findings.cautions(config, found)]
+    notes = [*languages_told.sentences(aware), *findings.cautions(config, found)]
     inputs = {one.model: one.digest for one in found}
     html = page.render(
         page.Content(
@@ -48,6 +48,7 @@ def run(config: Experiment) -> str:
             headline=[*teachers, *compared],
             curves=curves.read([*teacher_runs(config), *student_runs(config)], config),
             inputs=inputs,
+            languages=languages_told.lines(aware),
         )
     )
 

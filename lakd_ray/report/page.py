@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lakd_ray import records
 from lakd_ray.config import Experiment, dump
+from lakd_ray.report import languages as languages_told
 from lakd_ray.report import pictures
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.pictures import Picture
@@ -34,6 +35,8 @@ class Content:
     """Teachers, and students with monolingual ones taken together."""
     curves: Sequence[Curve]
     inputs: Mapping[str, str]
+    languages: Sequence[languages_told.Line] = ()
+    """Language-aware students by what they are told of the language."""
 
 
 def render(content: Content) -> str:

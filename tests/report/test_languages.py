@@ -35,32 +35,64 @@ def config(tmp_path: Path) -> Experiment:
     )
 
 
-def test_rows_and_sentences(config: Experiment):
+def write(config: Experiment, corpora: tuple[str, ...] = ("c", "d"), *, wrong: bool = True) -> None:
+    """16 utterances; corpora take turns by language, and any but c and d is none that the student was trained on."""
     (run,) = student_runs(config)
     rows = []
     for condition, right in (("given", 8), ("identified", 7), ("unknown", 6), ("wrong", 4)):
         for number in range(16):
             language, label = ("en", "fi")[number % 2], (number // 2) % 4
+            corpus = corpora[number % len(corpora)]
             answer = label if number // 2 < right else (label + 1) % 4
             rows.append(
                 {
-                    "utterance": f"u{number}", "language": language, "model": run.id, "condition": condition,
+                    "utterance": f"u{number}", "corpus": corpus, "corpus_in_train": corpus in "cd",
+                    "language": language, "model": run.id, "condition": condition,
                     "heard": "en" if number < 12 else language, "emotion": config.emotions[label],
                     "probabilities": np.eye(4)[answer].tolist(),
                 }
             )  # fmt: skip
+    kept = [row for row in rows if wrong or row["condition"] != "wrong"]
     place = storage.join(languages_folder(config), f"{run.id}.parquet")
-    storage.write_table(place, pa.Table.from_pylist(rows, schema=LANGUAGES))
+    storage.write_table(place, pa.Table.from_pylist(kept, schema=LANGUAGES))
+
+
+def test_rows_and_sentences(config: Experiment):
+    write(config)
     found = languages.rows(config)
     pooled = {row["condition"]: row for row in found if row["language"] == "all"}
     assert [pooled[name]["UR"] for name in languages.CONDITIONS] == [1.0, 0.875, 0.75, 0.5]
     assert all(row["heard"] == 10 / 16 for row in pooled.values())
     assert {row["heard"] for row in found if row["language"] == "fi"} == {2 / 8}
-    said = languages.sentences(config, found)
+    assert {row["heard_elsewhere"] for row in found} == {None}
+    said = languages.sentences(found)
     assert "100.0 with the language given, 87.5 as it hears it, 75.0 with the language hidden, 50.0" in said[0]
     assert "hears the right language in 62.5 % of the utterances" in said[0]
-    assert "cannot be told apart here" in said[1]
+    assert "cannot be told apart here, and hearing is not measured across corpora" in said[1]
+    lines = {line.language: line for line in languages.lines(found)}
+    assert lines["all"].UR == [1.0, 0.875, 0.75, 0.5] and lines["fi"].heard == 2 / 8
+
+
+def test_hearing_is_measured_in_corpora_that_are_new(config: Experiment):
+    write(config, ("c", "d", "new", "newer"))  # languages take turns too: new is en, newer is fi
+    found = {row["language"]: row for row in languages.rows(config) if row["condition"] == "given"}
+    assert [found[code]["heard_elsewhere"] for code in ("en", "fi", "all")] == [1.0, 1 / 4, 5 / 8]
+    assert found["all"]["n_elsewhere"] == 8
+    assert "heard in 62.5 % of 8 (mtkd-" in languages.sentences(languages.rows(config))[1]
+
+
+def test_two_corpora_that_were_trained_on_are_no_new_ones(config: Experiment):
+    write(config, ("c", "d", "d"))
+    assert "the student was trained on every corpus of the test" in languages.sentences(languages.rows(config))[1]
+
+
+def test_with_one_language_there_is_no_wrong_one(config: Experiment):
+    write(config, wrong=False)
+    found = languages.rows(config)
+    assert {row["condition"] for row in found} == {"given", "identified", "unknown"}
+    assert languages.lines(found)[0].UR[-1] is None
+    assert "another one in its place" not in languages.sentences(found)[0]
 
 
 def test_nothing_is_said_of_others(config: Experiment):
-    assert languages.rows(config) == [] and languages.sentences(config, []) == []
+    assert languages.rows(config) == [] and languages.sentences([]) == []

@@ -17,8 +17,8 @@ from lakd_ray.config import Experiment
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import curves, findings, predictions
 from lakd_ray.report.rows import rows_of
-from lakd_ray.runs import Run, predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import PREDICTIONS
+from lakd_ray.runs import Run, languages_folder, predictions_folder, student_runs, teacher_runs
+from lakd_ray.schema import LANGUAGES, PREDICTIONS
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
 RECIPE = {"model": {"architecture": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
@@ -179,6 +179,29 @@ def test_a_row_can_be_recomputed_from_the_file(plain: Any) -> None:
     (found,) = [r for r in content["results"] if r["model"] == "kd-multilingual-f0-s42" and r["language"] == "fi"]
     assert found["recall"] == pytest.approx(recall)
     assert found["UR"] == pytest.approx(sum(recall.values()) / 4)
+
+
+def test_page_has_a_table_of_what_students_are_told_of_the_language(tmp_path: Path, plain: Any) -> None:
+    recipe = {"model": RECIPE["model"] | {"language_aware": {}}}
+    config = small(str(tmp_path), student=recipe)
+    evaluate(config)
+    (run,) = student_runs(config)
+    told = [
+        {
+            "utterance": f"u{number}", "corpus": "demo", "corpus_in_train": True, "language": "en", "model": run.id,
+            "condition": condition, "heard": "en", "emotion": config.emotions[number],
+            "probabilities": np.eye(4)[number if condition == "given" else 0].tolist(),
+        }
+        for condition in ("given", "identified", "unknown")
+        for number in range(4)
+    ]  # fmt: skip
+    place = storage.join(languages_folder(config), f"{run.id}.parquet")
+    storage.write_table(place, pa.Table.from_pylist(told, schema=LANGUAGES))
+    content, page = made(config)
+    assert [row["UR"] for row in content["languages"] if row["language"] == "all"] == [1.0, 0.25, 0.25]
+    assert f"{run.id} en 100.0 25.0 25.0 - 100.0 -" in text_of(page)
+    assert "cannot be told apart here" in text_of(page)
+    assert "told of the language" not in text_of(plain[2])
 
 
 def test_page_asks_nothing_of_the_network(plain: Any) -> None:
