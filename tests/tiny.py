@@ -46,9 +46,9 @@ AWARE = LanguageAware(embedding_size=8, attention_size=8, projection_size=16)
 LANGUAGES = ("en", "fi", "fr")
 
 
-def aware(seed: int = 0, *, teachers: int = 3, **changes: Any) -> EmotionClassifier:
+def aware(seed: int = 0, *, teachers: int = 3, head: LanguageAware = AWARE, **changes: Any) -> EmotionClassifier:
     """A language-aware student of three languages, from a random start, in training mode."""
-    return build(config(aware=AWARE, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, teachers=teachers)
+    return build(config(aware=head, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, teachers=teachers)
 
 
 def card(languages: tuple[str, ...] = ("en", "de")) -> Card:

@@ -5,26 +5,32 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from engine_worker import LOSS, OPTIM, STEPS, TEACHERS, UTTERANCES, batch
+from engine_worker import AWARE, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
 
 from lakd_ray.config import Optim
+from lakd_ray.models import EmotionClassifier
 from lakd_ray.train.engine import parameter_groups, schedule
 from lakd_ray.train.step import Objective, losses
 
 # Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.
-NOISE = "k_proj.bias"
+NOISE = ("k_proj.bias", "frame_key.bias")
 
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, Any]:
-    """The same steps with torch alone: the mean over the batch, clipped, AdamW."""
-    model = tiny.model(**tiny.STILL).train()
+    """The same steps with torch alone."""
+    return by_torch(tiny.model(**tiny.STILL), PLAIN)
+
+
+def by_torch(model: EmotionClassifier, objective: Objective) -> dict[str, Any]:
+    """The mean over the batch, clipped, AdamW."""
+    model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, OPTIM), lr=OPTIM.lr, betas=OPTIM.betas)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(OPTIM, STEPS))
     result: dict[str, Any] = {"losses": []}
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss = losses(model, batch(step), Objective(LOSS, TEACHERS)).loss / UTTERANCES
+        loss = losses(model, batch(step), objective).loss / UTTERANCES
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
         assert norm > OPTIM.clip or step > 0  # clipping takes part
@@ -49,6 +55,17 @@ def test_every_zero_stage_trains_as_plain_torch_does(found, plain, stage):
     run = found[1][f"zero-{stage}"]
     assert run["losses"] == pytest.approx(plain["losses"], abs=1e-5)
     same_weights(run["middle"], plain["middle"])
+
+
+def test_a_language_aware_student_is_trained_as_by_plain_torch(found):
+    """Whatever the stage, the ranks and the micro-batches: its losses are means over the same utterances."""
+    expected = by_torch(aware(**tiny.STILL), AWARE)
+    for world, name in ((1, "aware zero-0"), (1, "aware zero-1"), (1, "aware zero-2"), (2, "aware")):
+        run = found[world][name]
+        assert run["losses"] == pytest.approx(expected["losses"], abs=1e-5), name
+        same_weights(run["middle"], expected["middle"])
+    moved = (expected["end"]["head.teacher_query.weight"] - aware().network.head.teacher_query.weight).abs().max()
+    assert moved > 1e-3
 
 
 def test_the_weights_moved(found):
