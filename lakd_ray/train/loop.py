@@ -172,9 +172,7 @@ class Trainer:
         """An epoch's entry in the metrics file; speed is that of the part that was trained in one go."""
         padded, audio = self.feed.seconds(skip(self.feed.epoch(epoch), skipped))
         left = self.run.recipe.optim.epochs - epoch - 1
-        parts = dict(zip(PARTS, means.tolist(), strict=True))
-        if self.run.recipe.model.language_aware is None:
-            del parts["language"], parts["attention"]
+        parts = {name: mean for name, mean in zip(PARTS, means.tolist(), strict=True) if name in self.objective.parts}
         return {
             "run": self.run.id,
             "epoch": epoch + 1,

@@ -89,6 +89,13 @@ class Objective:
     label: LabelLoss = PLAIN
     identify: float = 0.0
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that it has; the others are zero."""
+        learned = self.loss is not None and self.loss.weighting == "attention"
+        absent = {"language": not self.identify, "attention": not learned}
+        return tuple(name for name in PARTS if not absent.get(name))
+
 
 def losses(forward: Forward, batch: Batch, objective: Objective) -> Sums:
     """The objective, summed over the batch.

@@ -213,3 +213,35 @@ def test_a_language_aware_checkpoint_is_no_start(tmp_path: Path):
     source = tiny.config().model_copy(update={"architecture": None, "pretrained": str(tmp_path / "saved")})
     with pytest.raises(ConfigError, match="has a language-aware head; start from one with a plain head"):
         build(source, PAPER_EMOTIONS, seed=0)
+
+
+# Seeded student and synthetic waves, one language each. After a change that is meant to change them, print them anew:
+#     PYTHONPATH=tests:. .venv/bin/python tests/models/test_language_aware.py
+GOLDEN: dict[str, list[list[float]]] = {
+    "logits_BC": [[-0.8528, 6.2407, -2.0316, 2.3463], [-3.4883, -3.244, 2.269, 0.8267]],
+    "language_logits_BL": [[2.8778, -1.3257, 0.7416], [7.1626, -2.1697, 4.5441]],
+    "teacher_scores_BK": [[1.5224, -2.0443, -2.657], [0.8163, -2.1174, -1.8418]],
+}
+
+
+def golden() -> dict[str, list[list[float]]]:
+    ramp_T = torch.arange(8_000) / 16_000
+    clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
+    with torch.inference_mode():
+        outputs = student(seed=42, **tiny.STILL)(*pad(clips), torch.tensor([1, UNKNOWN]))
+    return {
+        name: [[round(number, 4) for number in row] for row in value.tolist()]
+        for name, value in outputs._asdict().items()
+    }
+
+
+def test_golden_numbers():
+    found = golden()
+    assert found.keys() == GOLDEN.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(torch.tensor(value), torch.tensor(GOLDEN[name]), atol=1e-3, rtol=0, msg=name)
+
+
+if __name__ == "__main__":
+    for name, value in golden().items():
+        print(f"    {name!r}: {value},".replace("'", '"'))

@@ -13,7 +13,7 @@ from lakd_ray.data.stream import AudioBatch
 from lakd_ray.models import Outputs
 from lakd_ray.runs import teacher_runs
 from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.train.step import PARTS, Batch, Objective, losses
 
 B, K, C = 7, 3, 4
 TEACHERS = ("en", "fi", None)
@@ -82,6 +82,12 @@ def test_fine_tuning_is_cross_entropy_to_the_bit():
     found = losses(forward, part(ROWS, weighted=False), Objective())
     assert torch.equal(found.loss, F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))
     assert not found.kl.any()
+
+
+def test_parts_that_an_objective_has():
+    assert Objective().parts == Objective(DistillLoss()).parts == ("loss", "ce", "kl")
+    assert Objective(identify=0.1).parts == ("loss", "ce", "kl", "language")
+    assert Objective(DistillLoss(weighting="attention"), identify=0.1).parts == PARTS
 
 
 @pytest.mark.parametrize("label", [{"class_balance": 0.9}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}], ids=str)
