@@ -1,6 +1,7 @@
 """Follows a Ray job from outside the cluster to its true end."""
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 POLL_S = 1.0
+LOG_REPEATED = ", last available logs"  # where Ray's reason goes on with the log, which is printed already
 
 
 def reach(address: str, wait_s: float) -> "JobSubmissionClient":
@@ -21,6 +23,7 @@ def reach(address: str, wait_s: float) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it packs
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -72,7 +75,8 @@ def follow(client: "JobSubmissionClient", job: str, wait_s: float) -> int:
             if time.monotonic() > deadline:
                 raise ResourceError(f"lost the cluster; {job} may still run there: {error}") from None
         time.sleep(POLL_S)
-    print(f"{job}: {info.status.value.lower()}" + (f" - {info.message}" if info.message else ""), flush=True)
+    reason = (info.message or "").split(LOG_REPEATED)[0]
+    print(f"{job}: {info.status.value.lower()}" + (f" - {reason}" if reason else ""), flush=True)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:

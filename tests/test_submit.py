@@ -21,7 +21,9 @@ class Client:
     def get_job_info(self, job: str) -> SimpleNamespace:
         self.asked += 1
         status = self.end if self.asked > 3 else JobStatus.RUNNING
-        return SimpleNamespace(status=status, message="why", driver_exit_code=self.exit_code)
+        return SimpleNamespace(
+            status=status, message="why, last available logs (truncated):\n" + LOG, driver_exit_code=self.exit_code
+        )
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         shown = LOG[: 4 * self.asked]
