@@ -140,6 +140,7 @@ def _serve(config: Experiment) -> None:
     """Keep the best student up until interrupted."""
     from lakd_ray.pipeline import best_student
     from lakd_ray.serve import run as serving
+    from lakd_ray.session import joined
 
     checkpoint = best_student(config)
     url = serving.start(config, checkpoint)
@@ -148,7 +149,7 @@ def _serve(config: Experiment) -> None:
         while True:
             time.sleep(3600)
     finally:
-        serving.stop()
+        serving.stop(cluster_ends=joined(config) is None)
 
 
 def _print_usage(config: Experiment, *, as_json: bool) -> None:

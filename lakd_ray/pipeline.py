@@ -13,6 +13,7 @@ from lakd_ray.data import prepare
 from lakd_ray.infer import evaluate
 from lakd_ray.runs import student_runs
 from lakd_ray.serve.client import Client
+from lakd_ray.session import joined
 from lakd_ray.train import run as training
 from lakd_ray.train.state import State, best_checkpoint
 from lakd_ray.train.watch import clock
@@ -80,7 +81,7 @@ def ask(config: Experiment) -> None:
             right, asked = _ask_about_test_clips(config, endpoint)
         print(f"serve: {right} of {asked} held-out clips right; endpoint stopped (keep one up with `lakd serve`)")
     finally:
-        serving.stop()
+        serving.stop(cluster_ends=joined(config) is None)
 
 
 def _ask_about_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:

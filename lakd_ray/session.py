@@ -37,7 +37,7 @@ def session(config: Experiment) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = joined(config)
     options: dict[str, Any] = {
         "log_to_driver": config.cluster.logs,
         "logging_level": logging.ERROR,
@@ -64,6 +64,11 @@ def session(config: Experiment) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def joined(config: Experiment) -> str | None:
+    """Address of the cluster that stages join; None where one is started here, and ends with them."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def cpus_here(config: Experiment) -> int:

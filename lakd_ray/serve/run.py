@@ -62,9 +62,17 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     return url
 
 
-def stop() -> None:
-    """Shut Serve down, with every application on it. Nothing happens if it does not run."""
-    serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+def stop(*, cluster_ends: bool = False) -> None:
+    """Stop answering and shut Serve down. Nothing happens if it does not run.
+
+    Args:
+        cluster_ends: the cluster is shut down next, and Serve's own processes with it. Ray would report their
+            orderly end as a failed task, when the cluster has gone before they have.
+    """
+    if cluster_ends:
+        serve.delete(APPLICATION)
+    else:
+        serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 def _check_room(section: Limits) -> None:

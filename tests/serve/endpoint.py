@@ -26,7 +26,7 @@ def main(checkpoint: str) -> None:
     ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     print(start(config, checkpoint), flush=True)
     sys.stdin.read()
-    stop()
+    stop(cluster_ends=True)
     ray.shutdown()
     print("stopped", flush=True)
 

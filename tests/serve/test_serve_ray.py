@@ -78,7 +78,7 @@ def test_endpoint(endpoint, recording):
     assert httpx.get(f"{url}/docs").status_code == 200
 
     process.stdin.close()
-    assert process.stdout.read().endswith("stopped\n")
+    assert process.stdout.read() == "stopped\n"
     assert process.wait(timeout=60) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
