@@ -128,6 +128,15 @@ def resample_seeds(confusion_ASCC: Integers, *, draws: int = DRAWS, seed: int = 
     return UR_D, WR_D
 
 
+def mean_interval(values_A: Floats, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the mean of a few numbers; None of a single one. Too narrow for few."""
+    A = len(values_A)
+    if A < 2:
+        return None
+    drawn_D: Floats = _times(np.random.default_rng(seed), A, draws) @ values_A / A
+    return percentiles(drawn_D)
+
+
 def confusions(
     probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], names: Sequence[str]
 ) -> npt.NDArray[np.int64]:

@@ -6,7 +6,8 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import StageError
 from lakd_ray.labels import POOLED
-from lakd_ray.report import HTML, JSON, describe, findings, page
+from lakd_ray.report import HTML, JSON, describe, dev, findings, page
+from lakd_ray.report import languages as languages_told
 from lakd_ray.report.pooled import Pool, comparisons, pools
 from lakd_ray.report.pooled import rows_of as pooled_rows
 from lakd_ray.report.predictions import TEACHER, Predictions, read_one
@@ -43,9 +44,21 @@ def run(config: Experiment, cells: Sequence[Experiment], missing: Sequence[str] 
     together = sorted(pools(found), key=lambda pool: (pool.paradigm != TEACHER, pool.setup, pool.variant or ""))
     headline = [row for pool in together for row in pooled_rows(pool, languages, emotions)]
     rows = [row for one in found for row in rows_of(one, languages, emotions)]
-    said = [findings.best([row for row in headline if row["paradigm"] != TEACHER]), *comparisons(together, emotions)]
+    chosen = dev.rows(dev.standings(cells))
+    aware = languages_told.pooled(cells)
+    said = [
+        findings.best([row for row in headline if row["paradigm"] != TEACHER]),
+        *dev.sentences(chosen),
+        *comparisons(together, emotions),
+    ]
     warnings = findings.synthetic(config)
-    notes = [_counted(together), *findings.cautions(config, found), *_published(config), *_failed(missing)]
+    notes = [
+        _counted(together),
+        *languages_told.sentences(aware),
+        *findings.cautions(config, found),
+        *_published(config),
+        *_failed(missing),
+    ]
     inputs = {f"{one.model} fold {one.fold}": one.digest for one in found}
     made_by = {"stage": "report", "inputs": inputs}
     html = page.render(
@@ -59,10 +72,13 @@ def run(config: Experiment, cells: Sequence[Experiment], missing: Sequence[str] 
             headline=headline,
             curves=(),
             inputs=inputs,
+            languages=languages_told.lines(aware),
+            dev=chosen,
         )
     )
     records.start(folder, made_by)
-    told = {"notes": [*warnings, *said, *notes], "results": rows, "pooled": headline}
+    tables = {"results": rows, "pooled": headline, "dev": chosen, "languages": aware}
+    told = {"notes": [*warnings, *said, *notes], **tables}
     storage.write_json(storage.join(folder, JSON), describe(config) | told)
     storage.write_bytes(storage.join(folder, HTML), html.encode())
     records.finish(folder, made_by, [JSON, HTML])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,28 @@ def rows(config: Experiment) -> list[dict[str, Any]]:
         if run.recipe.model.language_aware is not None and storage.exists(location):
             found += _rows(run.id, storage.read_table(location), config.emotions)
     return found
+
+
+def pooled(cells: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """The same of a whole grid: a paradigm, set-up and variant is one model, shares are means over its cells."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for cell in cells:
+        names = {run.id: "-".join(filter(None, [run.paradigm, run.setup, run.variant])) for run in student_runs(cell)}
+        for row in rows(cell):
+            groups.setdefault((names[row["model"]], row["language"], row["condition"]), []).append(row)
+    return [_mean(model, members) for (model, _, _), members in groups.items()]
+
+
+def _mean(model: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    elsewhere = [row["heard_elsewhere"] for row in members if row["heard_elsewhere"] is not None]
+    return members[0] | {
+        "model": model,
+        "n": sum(row["n"] for row in members),
+        "UR": mean(row["UR"] for row in members),
+        "heard": mean(row["heard"] for row in members),
+        "n_elsewhere": sum(row["n_elsewhere"] for row in members),
+        "heard_elsewhere": mean(elsewhere) if elsewhere else None,
+    }
 
 
 def _rows(model: str, table: Any, emotions: Sequence[str]) -> list[dict[str, Any]]:

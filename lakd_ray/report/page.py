@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
@@ -13,7 +14,7 @@ from lakd_ray.report import languages as languages_told
 from lakd_ray.report import pictures
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.pictures import Picture
-from lakd_ray.report.rows import Line, Row, columns_of, lines_of, percent
+from lakd_ray.report.rows import Line, Row, columns_of, lines_of, percent, title
 
 TEMPLATE = "report.html.j2"
 
@@ -37,6 +38,8 @@ class Content:
     inputs: Mapping[str, str]
     languages: Sequence[languages_told.Line] = ()
     """Language-aware students by what they are told of the language."""
+    dev: Sequence[Mapping[str, Any]] = ()
+    """Settings by what dev says of them, as in report.json."""
 
 
 def render(content: Content) -> str:
@@ -44,13 +47,14 @@ def render(content: Content) -> str:
     lines = lines_of(content.headline)
     emotions, languages = content.config.emotions, columns_of(lines)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
+    environment.filters |= {"percent": percent, "points": _points}
     template = resources.files("lakd_ray.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(template).render(
         content=content,
         lines=lines,
         languages=languages,
         best=_best(lines),
+        title=title,
         bars=[pictures.bars(lines, language, 1 / len(emotions)) for language in languages],
         recalls=[pictures.recalls(lines, language, emotions) for language in languages],
         confusions=_confusions(lines, languages, emotions),
@@ -58,6 +62,11 @@ def render(content: Content) -> str:
         config_yaml=yaml.safe_dump(dump(content.config), sort_keys=False, allow_unicode=True, width=100),
         versions=records.versions(),
     )
+
+
+def _points(share: float | None) -> str:
+    """`+1.2`, or a dash."""
+    return "-" if share is None else f"{100 * share:+.1f}"
 
 
 def _best(lines: Sequence[Line]) -> dict[str, float]:
