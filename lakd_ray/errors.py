@@ -46,6 +46,10 @@ class StorageError(LakdError):
     """A path or bucket is missing, refused, full or half written."""
 
 
+class DamagedError(StorageError):
+    """A folder that is not whole: unfinished, cut short or changed."""
+
+
 class CheckpointError(LakdError):
     """A checkpoint is missing, damaged or not the kind that was asked for."""
 

@@ -18,7 +18,7 @@ FLOORS = (
 FLOOR = {"": 0} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}  # "" is lakd_ray itself
 MAY_IMPORT = {
     "ray": ("data/", "train/run.py", "train/worker.py", "infer/batch.py", "tune/", "serve/", "session.py", "submit.py"),
-    "deepspeed": ("train/engine.py",),
+    "deepspeed": ("train/zero.py",),
 }
 FILES = sorted(str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py"))
 

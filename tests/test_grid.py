@@ -13,7 +13,7 @@ from lakd_ray.errors import ConfigError, StageError
 from lakd_ray.reproduce import Ledger, describe, plan_of
 from lakd_ray.reproduce import run as reproduce
 from lakd_ray.schema import MANIFEST
-from lakd_ray.train.state import State
+from lakd_ray.train.state import Position, State
 
 LANGUAGES = {"en": 5, "fi": 9}
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
@@ -77,7 +77,8 @@ def test_the_cost_goes_by_what_finished_runs_took(config):
     task = plan.tasks[0]
     folder = task.run.folder(task.config)
     records.finish(folder, {}, [])
-    State(2, metrics=[{"audio_seconds_per_second": speed} for speed in (40.0, 60.0)]).write(folder)
+    epochs = [{"dev_UR": 0.5, "dev_ce": 1.0, "audio_seconds_per_second": speed} for speed in (40.0, 60.0)]
+    State(Position(2), metrics=tuple(epochs)).write(folder)
     told = describe(config, plan, rate=None)
     assert "at 50 audio-seconds a second for one run (the median of the finished runs' epochs)" in told
 

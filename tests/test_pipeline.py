@@ -157,4 +157,4 @@ def test_killed_half_way_it_goes_on(
     for name in ("teacher-en-f0-s42", "teacher-fi-f0-s42", "teacher-all-f0-s42"):
         lines = (teachers / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-        assert State.read(str(teachers / name)).resume is None
+        assert State.read(str(teachers / name)).at.resume is None

@@ -63,6 +63,8 @@ class Optim(Section):
     """Passes over the training split."""
     lr: float = Field(3e-5, gt=0)
     """Peak learning rate."""
+    head_lr: float | None = Field(None, gt=0)
+    """Peak rate of the head, which starts afresh; null: as all."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -73,6 +75,10 @@ class Optim(Section):
     """How the rate goes on after warm-up."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay of a running average of the weights, which dev judges and checkpoints hold; 0: none. 0.999 is usual."""
+    patience: int | None = Field(None, ge=1)
+    """Epochs without a better UR on dev after which the run ends; null: all epochs are trained."""
 
 
 class Recipe(Section):

@@ -145,20 +145,41 @@ class Train(Section):
     """One GPU for each worker."""
     side_by_side: int = Field(1, ge=1)
     """Independent runs trained at the same time, each with its own workers."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """`torch` does the same without DeepSpeed, to look for faults: all of the optimizer on every worker."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of forward and backward; fp16 needs a GPU."""
+    recompute: bool = False
+    """Keep only what enters each transformer layer for backward and compute the rest again: less memory, more time."""
+    offload: bool = False
+    """Keep the optimizer's state in the CPU's memory; DeepSpeed on GPUs alone."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
     cached_features: bool = False
     """Compute what the frozen part makes once and train from it; needs `freeze_feature_encoder` or `freeze_encoder`."""
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
+    keep_states: int = Field(2, ge=1)
+    """Newest saved states that are kept; a damaged one is replaced by the one before it."""
+    keep_best: int = Field(1, ge=1)
+    """Checkpoints that are kept, of the best epochs on dev."""
     max_failures: int = Field(2, ge=0)
     """Times in a row that a lost worker group is started again without having got on since."""
     timeout_s: float = Field(600.0, gt=0)
     """Longest wait for a collective operation or for workers to start."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.precision == "fp16" and not self.gpu:
+            raise ValueError("precision fp16 needs GPUs: set train.gpu: true, or take bf16")
+        if self.offload and not (self.gpu and self.engine == "deepspeed" and self.zero_stage):
+            raise ValueError(
+                "`offload` is DeepSpeed's, from a GPU, with ZeRO: set train.gpu: true, train.engine: deepspeed and "
+                "train.zero_stage from 1, or offload: false"
+            )
+        return self
 
 
 class Search(Section):
@@ -303,6 +324,16 @@ class Experiment(Section):
             raise ValueError(
                 f"`train.cached_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "
                 "trained and changes it: set model.freeze_feature_encoder: true, or train.cached_features: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_where_weights_are_whole(self) -> Self:
+        zero_3 = self.train.engine == "deepspeed" and self.train.zero_stage == 3
+        if zero_3 and (self.teacher.optim.average or self.student.optim.average):
+            raise ValueError(
+                "`optim.average` needs all weights on every worker, which ZeRO-3 divides: set train.zero_stage to 2 or "
+                "less, or optim.average: 0"
             )
         return self
 

@@ -127,16 +127,18 @@ def _teachers(config: Experiment, weights: sizes.Weights, utterances: int) -> tu
 
 
 def _training(config: Experiment, weights: sizes.Weights, runs: list[Run]) -> tuple[str, int, int]:
-    """A finished run keeps its best checkpoint; a running one has the old and the new of everything for a moment."""
-    finished = len(runs) * (weights.checkpoint + _SMALL)
+    """A finished run keeps its best checkpoints; a running one has one more of everything for a moment."""
+    finished = len(runs) * (config.train.keep_best * weights.checkpoint + _SMALL)
     at_once = min(len(runs), config.train.side_by_side)
-    return f"{len(runs)} runs", finished, finished + at_once * (weights.checkpoint + 2 * weights.resume)
+    states = config.train.keep_states + 1
+    return f"{len(runs)} runs", finished, finished + at_once * (weights.checkpoint + states * weights.resume)
 
 
 def _search(config: Experiment, weights: sizes.Weights) -> tuple[str, int, int]:
-    """A trial that is stopped early keeps the state to go on from."""
+    """A trial that is stopped early keeps the states to go on from, and what was best before each."""
     trials, at_once = config.tune.trials, min(config.tune.trials, config.tune.concurrent)
-    finished = trials * (weights.checkpoint + weights.resume + _SMALL)
+    states = config.train.keep_states
+    finished = trials * ((config.train.keep_best + states - 1) * weights.checkpoint + states * weights.resume + _SMALL)
     peak = finished + at_once * (weights.checkpoint + weights.resume)
     return f"{trials} trials", finished, peak
 

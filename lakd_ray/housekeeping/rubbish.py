@@ -156,7 +156,7 @@ def _epochs(tree: _Tree, *, idle: bool) -> Found:
         if run not in tree.records or not (idle or tree.finished(run)):
             continue
         state = tree.json(f"{run}/{STATE}") if f"{run}/{STATE}" in tree.files else {}
-        named = {state.get("best"), state.get("resume")}
+        named = set(state.get("folders", ()))
         for name in sorted(name for of, name in kept if of == run and name not in named):
             sealed = f"{run}/{name}/{storage.SEAL}" in tree.files
             why = (
@@ -178,7 +178,7 @@ def _trials(tree: _Tree) -> Found:
         if f"{trial}/{STATE}" not in tree.files:
             continue
         state = tree.json(f"{trial}/{STATE}")
-        named = [f"{trial}/{state[key]}" for key in ("best", "resume") if state[key]]
+        named = [f"{trial}/{folder}" for folder in state["folders"]]
         if named := [place for place in named if tree.below(place)]:
             yield (f"{trial}/{STATE}", *named), "weights of a trial that did not win; its result is in trials.json"
 

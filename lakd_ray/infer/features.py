@@ -8,6 +8,7 @@ layout: models that start from the same frozen encoder share its features, teach
 the fold. Valid for unchanged waves only; SpecAugment masks what comes after and goes together with them.
 """
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -38,8 +39,11 @@ def cached(
     if not config.train.cached_features:
         return None
     encoder = Encoder(config, manifest, model)
-    for shard in tqdm(share(encoder.missing), desc="features", unit="shard", mininterval=2):
-        encoder.store(shard)
+    missing = share(encoder.missing)
+    random.Random().shuffle(missing)  # groups that begin at the same time meet half-way
+    for shard in tqdm(missing, desc="features", unit="shard", mininterval=2):
+        if not encoder.has(shard):
+            encoder.store(shard)
     return encoder.source
 
 
@@ -77,7 +81,11 @@ class Encoder:
 
     def missing(self) -> list[int]:
         """Numbers of the shards whose features are not stored yet."""
-        return [index for index, location in enumerate(self.source.files) if not storage.exists(location)]
+        return [index for index in range(len(self.source.files)) if not self.has(index)]
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard's features are stored."""
+        return storage.exists(self.source.files[shard])
 
     def store(self, shard: int) -> None:
         """Compute and write the features of a shard, whole or not at all."""

@@ -1,8 +1,8 @@
 """Speech encoders with classification heads: building, batch-independent forward, checkpoints."""
 
 from lakd_ray.models.building import build
-from lakd_ray.models.checkpoint import Card, load, save
+from lakd_ray.models.checkpoint import Card, load, save, write
 from lakd_ray.models.classifier import EmotionClassifier, pad
 from lakd_ray.models.outputs import IDENTIFY, Outputs
 
-__all__ = ["IDENTIFY", "Card", "EmotionClassifier", "Outputs", "build", "load", "pad", "save"]
+__all__ = ["IDENTIFY", "Card", "EmotionClassifier", "Outputs", "build", "load", "pad", "save", "write"]

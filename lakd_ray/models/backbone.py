@@ -39,6 +39,10 @@ class Backbone(ABC):
         encoder: nn.Module = self._base
         return encoder
 
+    def recompute(self) -> None:
+        """Keep only what enters each layer, and compute the rest again in backward: less memory, more time."""
+        self._base.gradient_checkpointing_enable({"use_reentrant": False})
+
     @property
     @abstractmethod
     def feature_encoder(self) -> nn.Module:

@@ -55,17 +55,26 @@ class Card:
         )
 
 
+def write(folder: Path, network: Any, card: Card, *, state: dict[str, Tensor] | None = None) -> None:
+    """Write a checkpoint's files into an empty local folder.
+
+    Args:
+        network: the transformers network (`EmotionClassifier.network`).
+        state: weights to save instead of the network's own (gathered from several ranks, say).
+    """
+    network.save_pretrained(folder, state_dict=state)
+    _feature_extractor(network).save_pretrained(folder)
+    (folder / CARD).write_text(json.dumps(card.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
 def save(location: str, network: Any, card: Card, *, scratch: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write a checkpoint folder to a location, whole or not at all.
 
     Args:
-        network: the transformers network (`EmotionClassifier.network`).
+        network, state: see `write`.
         scratch: an empty local folder to write in first.
-        state: weights to save instead of the network's own (gathered from several ranks, say).
     """
-    network.save_pretrained(scratch, state_dict=state)
-    _feature_extractor(network).save_pretrained(scratch)
-    (scratch / CARD).write_text(json.dumps(card.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    write(scratch, network, card, state=state)
     storage.publish_folder(scratch, location)
 
 

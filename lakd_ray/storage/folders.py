@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lakd_ray.errors import StorageError
+from lakd_ray.errors import DamagedError
 from lakd_ray.storage.files import delete, exists, read_bytes, read_json, write_json, writing
 from lakd_ray.storage.places import is_remote, join, resolve
 
@@ -57,10 +57,10 @@ def fetched_folder(location: str) -> Iterator[Path]:
     """A sealed folder as a local, verified one; a bucket's content is copied to a temporary folder.
 
     Raises:
-        StorageError: there is no seal, or a file is missing, cut short or changed.
+        DamagedError: there is no seal, or a file is missing, cut short or changed.
     """
     if not exists(join(location, SEAL)):
-        raise StorageError(
+        raise DamagedError(
             f"{location} is not a complete folder: its {SEAL} is missing, so it was never finished or is not one of "
             "this project's. Run the stage that makes it again."
         )
@@ -83,10 +83,10 @@ def _verify(folder: Path, files: Seal) -> None:
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
-            raise StorageError(f"{folder} is damaged: {name} is missing. Run the stage that makes it again.")
+            raise DamagedError(f"{folder} is damaged: {name} is missing. Run the stage that makes it again.")
         size = file.stat().st_size
         if size != expected["bytes"] or file_hash(file) != expected["sha256"]:
-            raise StorageError(
+            raise DamagedError(
                 f"{file} is damaged: found {size} bytes, expected {expected['bytes']} with SHA-256 "
                 f"{expected['sha256'][:12]}. Run the stage that makes it again."
             )

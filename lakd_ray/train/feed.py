@@ -75,6 +75,23 @@ class Feed:
         return evaluation_epoch(self.manifest, self.dev_rows, self.config.batch, world=self.world)
 
     @property
+    def dev_batches(self) -> tuple[int, int]:
+        """Number of this rank's dev batches, and of those of the rank that has most."""
+        counts = [sum(1 for _ in self.dev.batches(rank)) for rank in range(self.world)]
+        return counts[self.rank], max(counts)
+
+    @property
+    def silence(self) -> Batch:
+        """A batch of one utterance that is none, for a forward pass whose answer nobody takes."""
+        frames, channels = 50, 0 if self.source is None else self.source.channels
+        inputs = torch.zeros(1, 16_000) if self.source is None else torch.zeros(1, frames, channels)
+        return Batch(inputs, torch.tensor([inputs.shape[1]]), torch.zeros(1, dtype=torch.long), ("",))
+
+    def names(self, rows: Rows) -> list[str]:
+        """Utterances of some rows."""
+        return [str(name) for name in self.manifest.table["utterance"].take(rows).to_pylist()]
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in the first epoch; later ones may differ by a few, as their batches do."""
         return sum(1 for _ in self.epoch(0).batches(0)) // self.config.train.accumulation

@@ -5,10 +5,9 @@ Resumable after each epoch, and within epochs every `train.checkpoint_steps` opt
 Needs an initialised torch process group; `lakd_ray.train.run` provides it by Ray Train, `lakd_ray.tune` by itself.
 """
 
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,40 @@ from torch import Tensor
 from lakd_ray import metrics, records, storage
 from lakd_ray.config import dump
 from lakd_ray.data.plan import skip
-from lakd_ray.errors import DataError, TrainingError
+from lakd_ray.data.stream import AudioBatch
+from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import softmax
-from lakd_ray.models import Card, build, save
+from lakd_ray.models import Card, build, write
 from lakd_ray.provenance import Provenance
+from lakd_ray.train import engines
 from lakd_ray.train import state as states
-from lakd_ray.train.engine import Engine
 from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import PARTS, Objective, losses
+from lakd_ray.train.meter import Check, Stopwatch, peak_memory_mb
+from lakd_ray.train.saving import Publisher, restore
+from lakd_ray.train.state import Position, State
+from lakd_ray.train.step import PARTS, Batch, Objective, losses
 
 Report = Callable[[dict[str, Any]], None]
+Batches = Iterator[tuple[AudioBatch, Batch]]
+# Asking is a barrier over all ranks, and spot machines are taken away with tens of seconds of notice.
+_ASK_STEPS = 10
 
 
-@dataclass
-class Timer:
-    """Seconds since the last reading."""
-
-    started: float
-
-    def lap(self) -> float:
-        """Read and start again."""
-        now = time.perf_counter()
-        seconds, self.started = now - self.started, now
-        return seconds
+def _never() -> bool:
+    return False
 
 
-def train(feed: Feed, folder: str, made_by: dict[str, Any], parents: list[Provenance], report: Report) -> None:
-    """Train a run to its last epoch, from where an earlier attempt stopped.
+def train(
+    feed: Feed,
+    folder: str,
+    made_by: dict[str, Any],
+    parents: list[Provenance],
+    report: Report,
+    *,
+    tell: Callable[[str], None] = print,
+    leaving: Callable[[], bool] = _never,
+) -> None:
+    """Train a run to its end, from where an earlier attempt stopped.
 
     Args:
         feed: this rank's data; names the run.
@@ -54,14 +60,18 @@ def train(feed: Feed, folder: str, made_by: dict[str, Any], parents: list[Proven
         made_by: see `lakd_ray.train.state.made_by`; identifies the run's folder as this run's.
         parents: what the teachers have seen.
         report: called on every rank after each epoch with that epoch's metrics.
+        tell: called on the first rank with a sentence that people should read.
+        leaving: whether a machine is about to be taken away, the same on all ranks, which all ask; the state is saved
+            then at once.
 
     Raises:
         TrainingError: the loss is not a finite number.
         StageError: the folder belongs to another configuration.
+        StorageError: what should be saved cannot be.
     """
     if records.is_done(folder, made_by):
         return
-    trainer = Trainer(feed, folder, parents)
+    trainer = Trainer(feed, folder, parents, tell if feed.rank == 0 else lambda _: None, leaving)
     if feed.rank == 0:
         records.start(folder, made_by)
     try:
@@ -69,19 +79,32 @@ def train(feed: Feed, folder: str, made_by: dict[str, Any], parents: list[Proven
     finally:
         trainer.engine.close()
     if feed.rank == 0:
-        resume, trainer.state.resume = trainer.state.resume, None
-        trainer.state.write(folder)
-        records.finish(folder, made_by, [states.STATE, states.METRICS, f"{trainer.state.best}/{storage.SEAL}"])
-        storage.delete(storage.join(folder, str(resume)))
+        _finish(trainer.state, folder, made_by, feed.config.train.keep_best)
     dist.barrier()
+
+
+def _finish(state: State, folder: str, made_by: dict[str, Any], keep_best: int) -> None:
+    """Nothing is to be resumed any more."""
+    ended = State(Position(state.at.epoch, world=state.at.world), metrics=state.metrics)
+    ended.write(folder, keep_best)
+    records.finish(folder, made_by, [states.STATE, states.METRICS, f"{ended.best}/{storage.SEAL}"])
+    for name in state.folders(keep_best) - ended.folders(keep_best):
+        storage.delete(storage.join(folder, name))
 
 
 class Trainer:
     """The state of one run in training."""
 
-    def __init__(self, feed: Feed, folder: str, parents: list[Provenance]) -> None:
-        self.feed, self.folder, self.run = feed, folder, feed.run
-        recipe = feed.run.recipe
+    def __init__(
+        self,
+        feed: Feed,
+        folder: str,
+        parents: list[Provenance],
+        tell: Callable[[str], None],
+        leaving: Callable[[], bool],
+    ) -> None:
+        self.feed, self.folder, self.run, self.leaving = feed, folder, feed.run, leaving
+        recipe, settings = feed.run.recipe, feed.config.train
         attended = feed.run.loss is not None and feed.run.loss.weighting == "attention"
         model = build(
             recipe.model,
@@ -96,68 +119,93 @@ class Trainer:
         )
         self.layers = {} if model.taken is None else {"layers": list(model.taken)}
         steps = feed.steps_per_epoch * recipe.optim.epochs
-        self.engine = Engine(model, recipe.optim, feed.config.train, steps=steps)
+        self.engine = engines.make(model, recipe.optim, settings, steps=steps)
         self.provenance = Provenance(feed.manifest.seen(feed.train_rows), feed.manifest.seen(feed.dev_rows)).inherit(
             parents
         )
         states.seed_generators(feed.run.seed, feed.rank)
         self.sums = self._zeros()
-        self.state = states.State.read(folder)
-        if self.state.resume is not None:
-            self._restore(self.state.resume)
+        self.watch = Stopwatch(self.engine.device)
+        self.check = Check(feed.run.id, self.engine)
+        self.publisher = Publisher(folder, settings.keep_best)
+        found = State.read(folder)
+        self.state = restore(folder, found, feed.world, self._load, tell)
+        self.passed_over = found.folders(settings.keep_best)
 
     def fit(self, report: Report) -> None:
         """All epochs that are left."""
-        timer = Timer(time.perf_counter())
-        batches = self.feed.batches(self.state.epoch, self.state.cursor)
-        for epoch in range(self.state.epoch, self.run.recipe.optim.epochs):
-            skipped = self.state.cursor
-            means = self._train_epoch(epoch, batches)
-            seconds = timer.lap()
-            dev = self._evaluate(batches)
-            line = self._line(epoch, skipped, means, seconds, dev, timer.lap())
-            self._keep(epoch, line)
-            report(line)
+        batches = self.feed.batches(self.state.at.epoch, self.state.at.cursor)
+        try:
+            while not self._ended():
+                epoch, skipped = self.state.at.epoch, self.state.at.cursor
+                started = time.perf_counter()
+                means = self._train_epoch(epoch, batches)
+                trained = time.perf_counter()
+                dev = self._evaluate(batches)
+                seconds = trained - started, time.perf_counter() - trained
+                line = self._line(epoch, skipped, means, dev, *seconds)
+                self._keep(Position(epoch + 1), line)
+                report(line)
+        finally:
+            self.publisher.wait()
 
-    def _train_epoch(self, epoch: int, batches: Any) -> Tensor:
+    def _ended(self) -> bool:
+        """Whether all epochs are trained, or dev has got no better for long enough."""
+        optim = self.run.recipe.optim
+        waited = optim.patience is not None and self.state.stale >= optim.patience
+        return self.state.at.epoch >= optim.epochs or (waited and not self.state.at.cursor)
+
+    def _train_epoch(self, epoch: int, batches: Batches) -> Tensor:
         """What is left of a pass over the training rows; returns the means of its `PARTS` over all ranks."""
-        plan = self.feed.epoch(epoch)
-        counts = plan.step_counts(self.engine.accumulation)
-        every = (self.feed.config.train.checkpoint_steps or len(counts)) * self.engine.accumulation
-        last = len(counts) * self.engine.accumulation
-        for index in range(self.state.cursor, last):
+        counts = self.feed.epoch(epoch).step_counts(self.engine.accumulation)
+        every = self.feed.config.train.checkpoint_steps or len(counts)
+        accumulation, saved, watch = self.engine.accumulation, False, self.watch
+        watch.start()
+        for index in range(self.state.at.cursor, len(counts) * accumulation):
+            step, ends_step = index // accumulation, (index + 1) % accumulation == 0
             arrived, batch = next(batches)
             if (arrived.split, arrived.epoch) != ("train", epoch):
                 raise DataError(f"expected a batch of epoch {epoch}, found {arrived.split} of epoch {arrived.epoch}")
             batch = batch.to(self.engine.device, self.engine.dtype)
+            watch.lap("data")
             parts = losses(self.engine.forward, batch, self.objective)
-            self.engine.backward(parts.loss, counts[index // self.engine.accumulation])
+            self.check.look(parts.loss, len(arrived.rows), epoch, partial(self.feed.names, arrived.rows))
+            watch.lap("forward")
+            self.engine.backward(parts.loss, counts[step])
+            watch.lap("backward")
             self.engine.step()
             self.sums += parts.detached()
-            if (index + 1) % every == 0 and index + 1 < last:
-                self._keep_position(index + 1)
+            watch.lap("optimizer")
+            if not ends_step or step + 1 == len(counts):
+                continue
+            if not saved and (step + 1) % _ASK_STEPS == 0 and self.leaving():
+                self._keep(Position(epoch, index + 1))
+                self.publisher.wait()
+                saved = True
+            elif (step + 1) % every == 0:
+                self._keep(Position(epoch, index + 1))
+            watch.start()
         dist.all_reduce(self.sums)
         means, self.sums = (self.sums / sum(counts)).cpu(), self._zeros()
-        if not torch.isfinite(means).all():
-            raise TrainingError(
-                f"{self.run.id}: the loss of epoch {epoch + 1} is {means[0]:.3g}. Lower the learning rate "
-                f"(found {self.run.recipe.optim.lr}) or train in fp32; the epochs before are kept."
-            )
         return means
 
     def _zeros(self) -> Tensor:
         return torch.zeros(len(PARTS), dtype=torch.float64, device=self.engine.device)
 
-    def _evaluate(self, batches: Any) -> dict[str, Any]:
+    def _evaluate(self, batches: Batches) -> dict[str, Any]:
         """Scores on dev, every row counted once."""
         rows, logits = [], []
+        own, most = self.feed.dev_batches
         with self.engine.evaluating():
-            for _ in self.feed.dev.batches(self.feed.rank):
+            for _ in range(own):
                 arrived, batch = next(batches)
                 batch = batch.to(self.engine.device, self.engine.dtype)
                 rows.append(arrived.rows)
                 outputs = self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
                 logits.append(outputs.logits_BC.float().cpu().numpy())
+            for _ in range(most - own):  # ZeRO-3 gathers weights from all ranks in every forward
+                batch = self.feed.silence.to(self.engine.device, self.engine.dtype)
+                self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
         gathered: list[Any] = [None] * self.feed.world
         dist.all_gather_object(gathered, (rows, logits))
         rows_N = np.concatenate([part for of_rank in gathered for part in of_rank[0]])
@@ -167,7 +215,7 @@ class Trainer:
         return dev_scores(self.feed, rows_N, logits_NC)
 
     def _line(
-        self, epoch: int, skipped: int, means: Tensor, seconds: float, dev: dict[str, Any], dev_seconds: float
+        self, epoch: int, skipped: int, means: Tensor, dev: dict[str, Any], seconds: float, dev_seconds: float
     ) -> dict[str, Any]:
         """An epoch's entry in the metrics file; speed is that of the part that was trained in one go."""
         padded, audio = self.feed.seconds(skip(self.feed.epoch(epoch), skipped))
@@ -179,43 +227,33 @@ class Trainer:
             "epochs": self.run.recipe.optim.epochs,
             **parts,
             "lr": self.engine.learning_rate,
+            "grad_norm": self.engine.gradient_norm,
             **dev,
+            "steps": len(self.feed.epoch(epoch).step_counts(1)) // self.engine.accumulation,
             "seconds": seconds,
+            **{f"seconds_{part}": spent for part, spent in self.watch.read().items()},
             "dev_seconds": dev_seconds,
             "audio_seconds": audio,
             "audio_seconds_per_second": audio / seconds,
             "padding": 1 - audio / padded,
+            "memory_mb": peak_memory_mb(self.engine.device),
             "seconds_left": left * (seconds + dev_seconds),
         }
 
-    def _keep(self, epoch: int, line: dict[str, Any]) -> None:
-        """Publish the epoch: checkpoint if it is the best, state to resume from, then the pointer to both."""
-        old = self.state
-        score = (line["dev_UR"], -line["dev_ce"])
-        better = score > old.best_score
-        best = f"best-{epoch + 1:04d}" if better else old.best
-        if better:
-            self._save_checkpoint(str(best), line)
-        resume = f"resume-{epoch + 1:04d}"
-        self._save_resume(resume)
-        self._publish(states.State(epoch + 1, resume, best, score if better else old.best_score, [*old.metrics, line]))
+    def _keep(self, position: Position, line: dict[str, Any] | None = None) -> None:
+        """Save the state at a position and, where it ends an epoch that is among the best, a checkpoint."""
+        settings, old = self.feed.config.train, self.state
+        name = f"resume-{position.epoch:04d}" + (f"-{position.cursor:05d}" if position.cursor else "")
+        position = Position(position.epoch, position.cursor, name, self.feed.world)
+        self.state = old.after(position, line, keep=settings.keep_states)
+        there, self.passed_over = old.folders(settings.keep_best) | self.passed_over, set()
+        with self.publisher.publishing(self.state, there) as (resume, checkpoint):
+            if line is not None and states.checkpoint_name(position.epoch) in self.state.ranked(settings.keep_best):
+                self._write_checkpoint(checkpoint, line)
+            self.engine.save(resume)
+            states.save_generators(resume / f"generators-{self.feed.rank}.pt", self.sums.cpu())
 
-    def _keep_position(self, cursor: int) -> None:
-        """Publish the state within an epoch."""
-        resume = f"resume-{self.state.epoch:04d}-{cursor:05d}"
-        self._save_resume(resume)
-        self._publish(replace(self.state, cursor=cursor, resume=resume))
-
-    def _publish(self, state: states.State) -> None:
-        """Make this the run's state, and only then delete what the one before needed."""
-        old, self.state = self.state, state
-        if self.feed.rank == 0:
-            state.write(self.folder)
-            for name in {old.resume, old.best} - {state.resume, state.best, None}:
-                storage.delete(storage.join(self.folder, str(name)))
-        dist.barrier()
-
-    def _save_checkpoint(self, name: str, line: dict[str, Any]) -> None:
+    def _write_checkpoint(self, folder: Path, line: dict[str, Any]) -> None:
         network, weights = self.engine.weights()
         if self.feed.rank != 0:
             return
@@ -226,28 +264,16 @@ class Trainer:
             provenance=self.provenance,
             training={"run": dump(self.run), "dev": line, **self.layers},
         )
-        with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-            save(storage.join(self.folder, name), network, card, scratch=Path(scratch), state=weights)
+        write(folder, network, card, state=weights)
 
-    def _save_resume(self, name: str) -> None:
-        """Every rank writes its part; the first seals the whole."""
-        location = storage.join(self.folder, name)
-        if self.feed.rank == 0:
-            storage.unseal(location)
-        dist.barrier()
-        with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-            self.engine.save(Path(scratch))
-            states.save_generators(Path(scratch, f"generators-{self.feed.rank}.pt"), self.sums.cpu())
-            part = storage.copy_into(Path(scratch), location)
-        parts: list[Any] = [None] * self.feed.world
-        dist.all_gather_object(parts, part)
-        if self.feed.rank == 0:
-            storage.seal(location, parts)
-
-    def _restore(self, name: str) -> None:
-        with storage.fetched_folder(storage.join(self.folder, name)) as source:
-            self.engine.load(source)
-            sums = states.load_generators(source / f"generators-{self.feed.rank}.pt")
+    def _load(self, source: Path, state: State) -> None:
+        """Go on from a saved state; another number of ranks has other batches, and other random numbers."""
+        same = state.at.world == self.feed.world
+        self.engine.load(source, world=state.at.world)
+        if not same:
+            self.engine.at(state.at.epoch * self.feed.steps_per_epoch)
+            return
+        sums = states.load_generators(source / f"generators-{self.feed.rank}.pt")
         if sums is not None:
             self.sums = sums.to(self.engine.device)
 

@@ -162,14 +162,15 @@ def _is_mistake(cause: BaseException) -> bool:
 def _progress(task: Task) -> tuple[int, int]:
     """Epochs and batches that a run has finished and saved."""
     state = State.read(task.run.folder(task.config))
-    return state.epoch, state.cursor
+    return state.at.epoch, state.at.cursor
 
 
 def _trainer(queue: Any, tasks: Sequence[Task], name: str) -> TorchTrainer:
     config = tasks[0].config
     train = config.train
     filesystem, path = storage.resolve(storage.join(config.folder, "ray"))
-    limits: Any = {"max_failures": 0, "controller_failure_limit": 0}
+    # Every loss comes back to `_fit`, that of a machine that was taken away too: the queue must hear of it.
+    limits: Any = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     return TorchTrainer(
         work,
         train_loop_config={"queue": queue, "group": name, "tasks": [task.dump() for task in tasks]},

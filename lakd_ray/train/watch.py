@@ -40,6 +40,8 @@ def show(event: Event) -> None:
             f"{event['run']}: a worker was lost, going on from the last saved state ({event['reason'][:200]})",
             flush=True,
         )
+    elif event["event"] == "told":
+        print(f"{event['run']}: {event['reason']}", flush=True)
     elif event["event"] == "failed":
         print(f"{event['run']}: FAILED, {event['reason']}", flush=True)
 

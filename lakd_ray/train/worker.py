@@ -1,7 +1,8 @@
 """What every Ray Train worker does: take runs from the queue and train them, one after the other."""
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,7 +61,7 @@ def work(content: dict[str, Any]) -> None:
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size())
     while run := group.agreed(partial(_next, queue, name)):
-        _train(by_id[run], tasks, group, partial(_report, queue if group.rank == 0 else None))
+        _train(by_id[run], tasks, group, queue if group.rank == 0 else None)
         if group.rank == 0:
             ray.get(queue.done.remote(name))
 
@@ -74,7 +75,7 @@ def _next(queue: Any, group: str) -> str:
         time.sleep(_PAUSE_S)
 
 
-def _train(task: Task, tasks: Sequence[Task], group: Any, report: Callable[[dict[str, Any]], None]) -> None:
+def _train(task: Task, tasks: Sequence[Task], group: Any, queue: Any) -> None:
     import torch
 
     from lakd_ray.train.feed import Feed
@@ -88,7 +89,15 @@ def _train(task: Task, tasks: Sequence[Task], group: Any, report: Callable[[dict
         logits = torch.from_numpy(_teacher_logits(task, tasks, manifest, group))
     source = group.features(config, manifest, run.recipe.model)
     feed = Feed(run, config, manifest, logits, group.rank, group.world, source)
-    train(feed, run.folder(config), job.made_by, list(job.parents), report)
+    train(
+        feed,
+        run.folder(config),
+        job.made_by,
+        list(job.parents),
+        partial(_report, queue),
+        tell=lambda text: queue.tell.remote({"event": "told", "run": run.id, "reason": text}),
+        leaving=_leaving,
+    )
 
 
 def _teacher_logits(task: Task, tasks: Sequence[Task], manifest: Manifest, group: Any) -> teaching.Logits:
@@ -112,6 +121,13 @@ def _same_pass(task: Task, tasks: Sequence[Task]) -> list[Task]:
         and other.config.variant == task.config.variant
         and all(name not in by_id or by_id[name].finished for name in other.run.needs)
     ]
+
+
+def _leaving() -> bool:
+    """Whether a machine of the group is about to be taken away. All ranks must ask: it is a barrier."""
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return False
+    return ray.train.get_preemption_info() is not None
 
 
 def _report(queue: Any, line: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def run(
         write(f"{folder}/{name}/model.safetensors", 5000)
         if name in named:
             storage.seal(f"{folder}/{name}", [{"model.safetensors": {"bytes": 5000, "sha256": uuid.uuid4().hex}}])
-    state = {"best": named[0], "resume": named[1] if resume else None}
+    state = {"best": named[0], "folders": named}
     storage.write_json(f"{folder}/state.json", state)
     write(f"{folder}/metrics.jsonl")
 

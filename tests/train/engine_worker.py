@@ -5,6 +5,7 @@ costs far more than a scenario; rank 0 leaves the results as `<out>/world-<n>.pt
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,20 @@ from lakd_ray.config import DistillLoss, Optim, Train
 from lakd_ray.models import EmotionClassifier, pad
 from lakd_ray.train import state as states
 from lakd_ray.train.engine import Engine
+from lakd_ray.train.engines import make
 from lakd_ray.train.step import PARTS, Batch, Objective, losses
 
 STEPS = 10
+LONG = 50
 UTTERANCES = 6  # in each step
 OPTIM = Optim(lr=1e-3, clip=0.1, warmup=0.3, schedule="linear", weight_decay=0.1)
 LOSS = DistillLoss(weighting="language")
 TEACHERS = ("en", "fi", "fr")
 PLAIN = Objective(LOSS, TEACHERS)
+ENGINES: dict[str, dict[str, Any]] = {
+    "torch": {"engine": "torch"},
+    **{f"zero-{stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
+}
 AWARE = Objective(DistillLoss(weighting="attention", lam=0.3), TEACHERS, identify=0.1)
 
 
@@ -67,8 +74,8 @@ def steps(
     return means
 
 
-def start(model: EmotionClassifier | None = None, **train: Any) -> Engine:
-    return Engine(model or tiny.model(**tiny.STILL), OPTIM, Train(**train), steps=STEPS)
+def start(model: EmotionClassifier | None = None, optim: Optim = OPTIM, **train: Any) -> Engine:
+    return make(model or tiny.model(**tiny.STILL), optim, Train(**train), steps=STEPS)
 
 
 def run(
@@ -118,8 +125,63 @@ def resumed(folder: Path, rank: int, shares: Sequence[Sequence[int]], **train: A
     return result
 
 
+def equal(shares: Sequence[Sequence[int]], **train: Any) -> list[float]:
+    """Losses of fifty steps."""
+    engine = start(**train)
+    found = steps(engine, shares, range(LONG))
+    engine.close()
+    return found
+
+
+def averaged(folder: Path, **train: Any) -> dict[str, Any]:
+    """Weights after every step, their average as the engine gives it, and the average after a resumption."""
+    folder.mkdir(exist_ok=True)
+    optim = OPTIM.model_copy(update={"average": 0.5, "head_lr": 1e-2})
+    engine = start(optim=optim, **train)
+    each = []
+    for step in range(3):
+        steps(engine, [range(UTTERANCES)], [step])
+        each.append({name: value.detach().clone() for name, value in engine._model.network.named_parameters()})
+    with engine.evaluating():
+        judged = {name: value.clone() for name, value in engine._model.network.named_parameters()}
+    after = {name: value.detach().clone() for name, value in engine._model.network.named_parameters()}
+    engine.save(folder)
+    mean = _weights(engine)
+    engine.close()
+    engine = start(tiny.model(**tiny.STILL, seed=3), optim, **train)
+    engine.load(folder)
+    result = {"each": each, "judged": judged, "after": after, "mean": mean, "again": _weights(engine)}
+    engine.close()
+    return result
+
+
+def elsewhere(folder: Path, rank: int, world: int, **train: Any) -> dict[str, Any]:
+    """Saved by two ranks, or gone on with by one."""
+    folder.mkdir(exist_ok=True, parents=True)
+    engine = start(**train)
+    if world == 2:
+        share = [[[0, 1, 2, 3], [4, 5]][rank]]
+        steps(engine, share, range(3))
+        engine.save(folder)
+        result = {"losses": steps(engine, share, range(3, 6)), "weights": _weights(engine)}
+    else:
+        engine.load(folder, world=2)
+        result = {"losses": steps(engine, [range(UTTERANCES)], range(3, 6)), "weights": _weights(engine)}
+    engine.close()
+    return result
+
+
 def _weights(engine: Engine) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in engine.weights()[1].items()}
+
+
+def _wait_for(file: Path) -> None:
+    """The two ranks are other processes."""
+    deadline = time.monotonic() + 200
+    while not file.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{file} never came")
+        time.sleep(0.1)
 
 
 def main(rank: int, world: int, out: Path) -> None:
@@ -133,15 +195,28 @@ def main(rank: int, world: int, out: Path) -> None:
             results[f"zero-{stage}"] = run(union, zero_stage=stage)
             results[f"aware zero-{stage}"] = run(union, aware(**tiny.STILL), AWARE, zero_stage=stage)
         results["accumulated"] = run([[0, 1, 2, 3], [4, 5]])
+        results["recomputed"] = run(union, recompute=True)
+        results["averaged"] = averaged(out / "averaged", zero_stage=2)
+        results["equal"] = {name: equal(union, **train) for name, train in ENGINES.items()}
+        _wait_for(out / "saved-by-two")
+        for name, train in ENGINES.items():
+            results[f"elsewhere {name}"] = elsewhere(out / "elsewhere" / name, rank, world, **train)
+        results["fewer"] = loop_scenario.go_on_alone(out / "loop")
     else:
-        results["unequal"] = run([[[0, 1, 2, 3], [4, 5]][rank]])
-        results["accumulated"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank])
-        results["aware"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank], aware(**tiny.STILL), AWARE)
-        results["resumed"] = resumed(out / "resume", rank, [[[0, 1, 2, 3], [4, 5]][rank]])
+        for name, train in ENGINES.items():
+            results[f"elsewhere {name}"] = elsewhere(out / "elsewhere" / name, rank, world, **train)
         (out / "loop").mkdir(exist_ok=True)
         loops: list[Any] = [None] * world
         dist.all_gather_object(loops, loop_scenario.run(out / "loop", rank, world))
         results["loop"], results["loop of rank 1"] = loops
+        loop_scenario.leave_for_one(out / "loop", rank, world)
+        dist.barrier()
+        (out / "saved-by-two").touch()
+        results["equal"] = {name: equal([[[0, 1, 2, 3], [4, 5]][rank]], **train) for name, train in ENGINES.items()}
+        results["unequal"] = run([[[0, 1, 2, 3], [4, 5]][rank]])
+        results["accumulated"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank])
+        results["aware"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank], aware(**tiny.STILL), AWARE)
+        results["resumed"] = resumed(out / "resume", rank, [[[0, 1, 2, 3], [4, 5]][rank]])
     if rank == 0:
         torch.save(results, out / f"world-{world}.pt")
     dist.barrier()

@@ -58,6 +58,19 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     return results
 
 
+def leave_for_one(folder: Path, rank: int, world: int) -> None:
+    """A run that two ranks have begun and that is killed in its second epoch."""
+    manifest = noise.manifest(folder, TRAIN, DEV)
+    _train(manifest, folder / "fewer", rank, world, kill_after=11, checkpoint_steps=2)
+
+
+def go_on_alone(folder: Path) -> dict[str, Any]:
+    """One rank finishes it."""
+    told: list[str] = []
+    rows = _train(noise.manifest(folder, TRAIN, DEV), folder / "fewer", 0, 1, told=told)
+    return _end(folder / "fewer", rows) | {"told": told}
+
+
 MODEL = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
 
 
@@ -85,6 +98,7 @@ def _train(
     start: dict[str, Any] | None = None,
     *,
     kill_after: int | None = None,
+    told: list[str] | None = None,
     **settings: Any,
 ) -> list[int]:
     """Train the run in a folder to its end, or until it is killed; returns the rows trained on, in order."""
@@ -113,7 +127,8 @@ def _train(
         patch.setattr(Feed, "tensors", remembering)
         patch.setattr(Engine, "step", counting)
         try:
-            loop.train(feed, str(place), {"made": "by a test"}, [], lambda _: None)
+            tell = print if told is None else told.append
+            loop.train(feed, str(place), {"made": "by a test"}, [], lambda _: None, tell=tell)
         except Killed:
             dist.barrier()
     return rows

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from engine_worker import AWARE, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
+from engine_worker import AWARE, ENGINES, LONG, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
 
 from lakd_ray.config import Optim
 from lakd_ray.models import EmotionClassifier
-from lakd_ray.train.engine import parameter_groups, schedule
+from lakd_ray.train.optimizer import parameter_groups, schedule
 from lakd_ray.train.step import Objective, losses
 
 # Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.
@@ -55,6 +55,46 @@ def test_every_zero_stage_trains_as_plain_torch_does(found, plain, stage):
     run = found[1][f"zero-{stage}"]
     assert run["losses"] == pytest.approx(plain["losses"], abs=1e-5)
     same_weights(run["middle"], plain["middle"])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "torch"])
+def test_fifty_steps_are_those_of_the_plain_engine(found, world, name):
+    """Same seed, same losses, for every stage and either number of workers."""
+    plain = found[1]["equal"]["torch"]
+    assert found[world]["equal"][name] == pytest.approx(plain, abs=1e-5)
+    assert len({round(loss, 4) for loss in plain}) == LONG
+
+
+def test_the_plain_engine_with_two_workers_is_the_one_with_one(found):
+    assert found[2]["equal"]["torch"] == pytest.approx(found[1]["equal"]["torch"], abs=1e-5)
+
+
+def test_recomputing_layers_in_backward_changes_nothing(found, plain):
+    assert found[1]["recomputed"]["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    same_weights(found[1]["recomputed"]["middle"], plain["middle"])
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_one_worker_goes_on_where_two_have_stopped(found, name):
+    expected, gone_on = found[2][f"elsewhere {name}"], found[1][f"elsewhere {name}"]
+    assert gone_on["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    for weight, value in expected["weights"].items():
+        if not weight.endswith(NOISE):
+            torch.testing.assert_close(gone_on["weights"][weight], value, atol=1e-5, rtol=1e-5)
+
+
+def test_averaged_weights_are_judged_and_saved_and_training_goes_on_from_its_own(found):
+    run = found[1]["averaged"]
+    start = dict(tiny.model(**tiny.STILL).network.named_parameters())
+    for name, first in start.items():
+        mean = first.detach()
+        for steps, weights in enumerate(run["each"], start=1):
+            decay = min(0.5, (1 + steps) / (10 + steps))
+            mean = decay * mean + (1 - decay) * weights[name]
+        for kind in ("judged", "mean", "again"):
+            torch.testing.assert_close(run[kind][name], mean, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: n + text)
+        assert torch.equal(run["after"][name], run["each"][-1][name]), name
 
 
 def test_a_language_aware_student_is_trained_as_by_plain_torch(found):
@@ -125,11 +165,21 @@ def test_cosine_schedule_and_edges():
 def test_parameter_groups_decay_matrices_alone_and_leave_frozen_weights_out():
     model = tiny.model()
     model.network.freeze_feature_encoder()
-    decayed, others = parameter_groups(model, Optim(weight_decay=0.3))
+    decayed, others = parameter_groups(model, Optim(weight_decay=0.3, lr=1e-4))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert decayed["lr"] == others["lr"] == 1e-4
     assert {parameter.ndim for parameter in others["params"]} == {1}
     assert min(parameter.ndim for parameter in decayed["params"]) == 2
     chosen = {id(parameter) for group in (decayed, others) for parameter in group["params"]}
     assert chosen == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     frozen = {id(parameter) for parameter in model.network.wav2vec2.feature_extractor.parameters()}
     assert frozen and not chosen & frozen
+
+
+def test_the_head_may_have_a_rate_of_its_own():
+    model = tiny.model()
+    groups = parameter_groups(model, Optim(lr=1e-5, head_lr=1e-3))
+    assert sorted({group["lr"] for group in groups}) == [1e-5, 1e-3] and len(groups) == 4
+    fast = {id(parameter) for group in groups if group["lr"] == 1e-3 for parameter in group["params"]}
+    head = [*model.network.projector.parameters(), *model.network.classifier.parameters()]
+    assert fast == {id(parameter) for parameter in head}

@@ -15,7 +15,7 @@ from lakd_ray.errors import StorageError, TrainingError
 from lakd_ray.runs import Run, teacher_runs
 from lakd_ray.train import run as training
 from lakd_ray.train.queue import Queue
-from lakd_ray.train.state import State
+from lakd_ray.train.state import Position, State
 from lakd_ray.train.worker import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -70,7 +70,8 @@ def attempts(experiment: Experiment, run_of: Run, queue: Any, monkeypatch: pytes
                 step = next(script)
                 made.append(repr(step))
                 if isinstance(step, int):
-                    State(epoch=State.read(run_of.folder(experiment)).epoch + step).write(run_of.folder(experiment))
+                    folder = run_of.folder(experiment)
+                    State(Position(State.read(folder).at.epoch + step)).write(folder)
                     raise failed(LOST)
                 if step is not None:
                     raise step

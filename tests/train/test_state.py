@@ -14,6 +14,7 @@ from lakd_ray.errors import CheckpointError, StageError
 from lakd_ray.runs import Run, student_runs, teacher_runs
 from lakd_ray.train.state import (
     METRICS,
+    Position,
     State,
     best_checkpoint,
     load_generators,
@@ -35,17 +36,55 @@ def experiment(storage_root: Path | str = "out", **changes: Any) -> Experiment:
     return Experiment.model_validate(content | changes)
 
 
+def epoch(UR: float, ce: float = 1.0) -> dict[str, Any]:
+    return {"dev_UR": UR, "dev_ce": ce}
+
+
 def test_a_new_run_has_a_fresh_state(tmp_path):
-    assert State.read(str(tmp_path / "nothing")) == State(0, None, None, (-1.0, 0.0), [])
+    state = State.read(str(tmp_path / "nothing"))
+    assert state == State() and (state.best, state.best_score, state.at) == (None, (-1.0, 0.0), Position())
 
 
 def test_state_round_trip(tmp_path):
-    state = State(2, "resume-0002", "best-0001", (0.5, -1.25), [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}])
+    before = Position(1, 6, "resume-0001-00006", 2)
+    state = State(Position(2, 0, "resume-0002", 2), (before,), (epoch(0.5, 1.25), epoch(0.4)))
     state.write(str(tmp_path))
     found = State.read(str(tmp_path))
     assert found == state
+    assert (found.best, found.best_score) == ("best-0001", (0.5, -1.25))
     assert found.best_score < (0.5, -1.2)  # comparable with a new epoch's
     assert (tmp_path / METRICS).read_text().count("\n") == 2
+
+
+def test_epochs_are_ranked_by_recall_then_loss_and_the_earlier_of_two_alike_is_better():
+    state = State(metrics=(epoch(0.5, 1.0), epoch(0.6, 2.0), epoch(0.6, 1.5), epoch(0.6, 1.5)))
+    assert state.ranked(3) == ["best-0003", "best-0004", "best-0002"]
+    assert state.ranked(3, epochs=2) == ["best-0002", "best-0001"]
+    assert (state.best, state.stale, State().stale) == ("best-0003", 1, 0)
+
+
+def test_positions_that_are_kept():
+    """As many as asked for, and always one that another number of workers can go on from."""
+    state = State()
+    names = []
+    for number, (done, cursor) in enumerate([(0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (1, 12), (2, 0)]):
+        line = epoch(0.5 + 0.1 * done) if cursor == 0 else None
+        state = state.after(Position(done, cursor, f"p{number}"), line, keep=2)
+        names.append([position.resume for position in (state.at, *state.earlier)])
+    expected = ["p0", "p1 p0", "p2 p1", "p3 p2", "p4 p3 p2", "p5 p4 p2", "p6 p5"]
+    assert [" ".join(map(str, each)) for each in names] == expected
+
+
+def test_the_state_before_knows_nothing_of_what_came_after():
+    first = State().after(Position(1, 0, "one"), epoch(0.6), keep=2)
+    second = first.after(Position(2, 0, "two"), epoch(0.9), keep=2)
+    assert second.back() == first and first.back() == State()
+    assert second.folders(keep_best=1) == {"one", "two", "best-0001", "best-0002"}, "the first may be needed again"
+    third = second.after(Position(3, 0, "three"), epoch(0.1), keep=2)
+    assert second.folders(1) - third.folders(1) == {"one", "best-0001"}
+    assert third.folders(2) == {"two", "three", "best-0001", "best-0002"}
+    within = first.after(Position(1, 3, "within"), None, keep=1)
+    assert within.folders(1) == {"one", "within", "best-0001"}, "the end of an epoch stays"
 
 
 def test_best_checkpoint_of_a_finished_run(tmp_path):
@@ -55,12 +94,12 @@ def test_best_checkpoint_of_a_finished_run(tmp_path):
     with pytest.raises(StageError, match=r"teacher-en-f0-s42 is not trained.*stage `teachers`"):
         best_checkpoint(run, config)
     records.start(folder, {})
-    State(1, "resume-0001", "best-0001").write(folder)
+    State(Position(1, 0, "resume-0001"), metrics=(epoch(0.5),)).write(folder)
     with pytest.raises(StageError, match="no finished run"):
         best_checkpoint(run, config)
     records.finish(folder, {}, [])
     assert best_checkpoint(run, config) == storage.join(folder, "best-0001")
-    State(1).write(folder)
+    State(Position(1)).write(folder)
     with pytest.raises(CheckpointError, match="names no best checkpoint"):
         best_checkpoint(run, config)
 
@@ -78,7 +117,6 @@ def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
         {"student": {"model": {"pretrained": "another"}}},
         {"distill": {"mtkd": {"lam": 0.5}}},
         {"batch": {"max_utterances": 3}},
-        {"train": {"workers": 2}},
         {"train": {"zero_stage": 2}},
         {"train": {"accumulation": 2}},
         {"corpora": [{"name": "c", "root": "x", "split": {"folds": 5}}]},
@@ -92,7 +130,8 @@ def test_what_shapes_weights_makes_another_run(change):
     "change",
     [
         {"name": "other"},
-        {"train": {"max_failures": 0, "timeout_s": 5.0, "side_by_side": 2}},
+        {"train": {"max_failures": 0, "timeout_s": 5.0, "side_by_side": 2, "keep_best": 3, "recompute": True}},
+        {"train": {"workers": 2}},  # it goes on, and says so
         {"serve": {"port": 0}},
         {"tune": {"trials": 1}},
         {"stages": ["distill"]},

@@ -18,7 +18,7 @@ from lakd_ray.models import Card, build, save
 from lakd_ray.provenance import Provenance, Seen
 from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
 from lakd_ray.train import teaching
-from lakd_ray.train.state import State
+from lakd_ray.train.state import Position, State
 
 SPEAKERS = ["demo:train", "demo:dev", "demo:test"]
 ARCHITECTURE = {
@@ -152,7 +152,7 @@ def trained(tmp_path, monkeypatch) -> Experiment:
             (tmp_path / "one").mkdir(exist_ok=True)
             (tmp_path / "one" / "weights").write_text(run.id)
             storage.publish_folder(tmp_path / "one", storage.join(run.folder(config), "best-0001"))
-            State(1, None, "best-0001").write(run.folder(config))
+            State(Position(1), metrics=({"dev_UR": 0.5, "dev_ce": 1.0},)).write(run.folder(config))
             records.finish(run.folder(config), {}, [])
     return config
 

@@ -1,0 +1,328 @@
+"""One multi-teacher epoch at wav2vec2-base size: this project's step against the reference's and Trainer's. No Ray.
+
+    python benchmarks/steps.py [--utterances 64] [--repeats 2] [--small]
+
+Noise of lengths like IEMOCAP's (log-normal, mean 4.5 s, cut at 20 s) and random weights: speed depends on neither.
+Contestants take turns in each repeat; speeds are audio seconds per second of the whole epoch, median and range. Trainer
+needs accelerate: pip install -e ".[bench]".
+
+    reference    a faithful copy of its step: three live teachers in training mode, random batches of 16 padded to the
+                 longest, no mask, everything in fp32, the loss and the batch's weights as in its code
+    trainer      Hugging Face Trainer, group_by_length, bf16 (as it does on this device), three frozen teachers in eval
+                 mode in the step, plain KL: the strongest thing that is simple
+    the ladder   from the reference's step to this project's, one measure at a time
+
+Caches are part of this project's time: teachers' logits and the feature encoder's output are made once, and their time
+is divided by 20 epochs. `--small` takes a tiny network, to see whether the benchmark itself works.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lakd_ray.config import Batch as BatchSettings
+from lakd_ray.config import DistillLoss, Model, Optim, Train
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.plan import training_epoch
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import EmotionClassifier, build, pad
+from lakd_ray.train.engine import Engine
+from lakd_ray.train.engines import make
+from lakd_ray.train.step import Batch, Objective, losses
+
+RATE = 16_000
+EPOCHS = 20  # over which caches are divided
+LANGUAGES = ("en", "fi", "fr")
+BASE: dict[str, Any] = {"model_type": "wav2vec2", "apply_spec_augment": False}
+SMALL = BASE | {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+
+Epoch = Callable[[], float]  # trains one epoch; returns seconds
+
+
+class Task:
+    """Utterances and networks."""
+
+    def __init__(self, utterances: int, architecture: dict[str, Any]) -> None:
+        random = np.random.default_rng(0)
+        seconds = np.clip(random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7, utterances), 0.5, 20)
+        self.waves = [torch.from_numpy(random.standard_normal(int(s * RATE)).astype(np.float32)) for s in seconds]
+        self.labels_N = torch.from_numpy(random.integers(0, 4, utterances))
+        self.languages = [LANGUAGES[index % 3] for index in range(utterances)]
+        self.seconds = sum(len(wave) for wave in self.waves) / RATE
+        self._architecture = architecture
+        self.manifest = _manifest(self)
+
+    def network(self, seed: int) -> EmotionClassifier:
+        """A network with a frozen feature encoder, as the paper's."""
+        model = Model(architecture=self._architecture, freeze_feature_encoder=False)
+        built = build(model, PAPER_EMOTIONS, seed=seed)
+        built.backbone.feature_encoder.requires_grad_(False)
+        return built
+
+    def random_batches(self, seed: int) -> Iterator[list[int]]:
+        """Sixteen at a time, as they come."""
+        order = np.random.default_rng(seed).permutation(len(self.waves)).tolist()
+        for start in range(0, len(order), 16):
+            yield order[start : start + 16]
+
+    def planned_batches(self, epoch: int) -> Iterator[list[int]]:
+        """This project's."""
+        settings = BatchSettings(padded_seconds=60, max_utterances=16)
+        rows = np.arange(len(self.waves))
+        plan = training_epoch(self.manifest, rows, settings, seed=0, epoch=epoch, world=1, accumulation=1)
+        for batch in plan.batches(0):
+            yield batch.tolist()
+
+
+def _manifest(task: Task) -> Manifest:
+    count = len(task.waves)
+    names = [f"u{index}" for index in range(count)]
+    return Manifest(
+        table=pa.table({"utterance": names, "speaker": names, "audio_sha256": names}),
+        labels_N=task.labels_N.numpy(),
+        splits_N=np.array(["train"] * count),
+        languages_N=np.array(task.languages, dtype=object),
+        samples_N=np.array([len(wave) for wave in task.waves]),
+        shards=("none",),
+        shard_N=np.zeros(count, dtype=np.int64),
+        row_group_N=np.arange(count) // 16,
+        row_N=np.arange(count) % 16,
+    )
+
+
+def reference(task: Task) -> Epoch:
+    """Its training step, with transformers' own forward."""
+    student = task.network(0).network.train()
+    teachers = [task.network(seed).network.train() for seed in (1, 2, 3)]  # it never calls eval
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-5)
+    T, lam, tau = 5.0, 0.25, 0.25
+
+    def epoch() -> float:
+        started = time.perf_counter()
+        for batch in task.random_batches(0):
+            wave_BT, _ = pad([task.waves[row] for row in batch])
+            logits_BC = student(wave_BT).logits
+            with torch.no_grad():
+                teacher_KBC = torch.stack([teacher(wave_BT).logits for teacher in teachers])
+            cosine_K = F.cosine_similarity(logits_BC.detach().unsqueeze(0), teacher_KBC, dim=-1).mean(dim=1)
+            weights_K = torch.softmax(cosine_K / tau, dim=0)
+            log_q_BC = F.log_softmax(logits_BC / T, dim=-1)
+            kl = sum(
+                weight * F.kl_div(log_q_BC, F.softmax(soft / T, dim=-1), reduction="mean") * T * T
+                for weight, soft in zip(weights_K, teacher_KBC, strict=True)
+            )
+            loss = (1 - lam) * F.cross_entropy(logits_BC, task.labels_N[batch]) + lam * kl
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            loss.item()
+        return time.perf_counter() - started
+
+    return epoch
+
+
+class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __len__(self) -> int:
+        return len(self._task.waves)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"input_values": self._task.waves[row], "labels": int(self._task.labels_N[row])}
+
+
+def trainer(task: Task) -> Epoch:
+    """transformers' Trainer, one epoch of it."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    student = task.network(0).network
+    teachers = [task.network(seed).network.eval().requires_grad_(False) for seed in (1, 2, 3)]
+    T, lam = 5.0, 1 / 13
+
+    class Distilling(Trainer):  # type: ignore[misc]  # untyped here
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            labels_B = inputs.pop("labels")
+            outputs = model(**inputs)
+            with torch.no_grad():
+                soft = [F.softmax(teacher(**inputs).logits.float() / T, dim=-1) for teacher in teachers]
+            log_q_BC = F.log_softmax(outputs.logits.float() / T, dim=-1)
+            kl = sum(F.kl_div(log_q_BC, each, reduction="batchmean") * T * T / len(soft) for each in soft)
+            loss = (1 - lam) * F.cross_entropy(outputs.logits.float(), labels_B) + lam * kl
+            return (loss, outputs) if return_outputs else loss
+
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return LengthGroupedSampler(16, lengths=[len(wave) for wave in task.waves])  # group_by_length
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        wave_BT, lengths_B = pad([row["input_values"] for row in rows])
+        mask_BT = (torch.arange(wave_BT.shape[1]) < lengths_B.unsqueeze(1)).long()
+        labels_B = torch.tensor([row["labels"] for row in rows])
+        return {"input_values": wave_BT, "attention_mask": mask_BT, "labels": labels_B}
+
+    folder = tempfile.mkdtemp(prefix="lakd-")
+
+    def epoch() -> float:
+        settings = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=16, num_train_epochs=1, learning_rate=3e-5, bf16=True,
+            use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
+            logging_strategy="no", remove_unused_columns=False,
+        )  # fmt: skip
+        each = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            each.train()
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def ours(
+    task: Task, caches: "Caches", *, planned: bool, cached_logits: bool, features: bool, precision: str, engine: str
+) -> Epoch:
+    """This project's engine and loss, with some of its measures."""
+    student = task.network(0)
+    trainer_: Engine = make(
+        student, Optim(lr=3e-5), Train.model_construct(**_train(precision, engine)), steps=EPOCHS * len(task.waves) // 8
+    )
+    teachers = [] if cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
+    objective = Objective(DistillLoss(), LANGUAGES)
+
+    def epoch() -> float:
+        started = time.perf_counter()
+        for batch in task.planned_batches(0) if planned else task.random_batches(0):
+            signals = [caches.features[row] for row in batch] if features else [task.waves[row] for row in batch]
+            inputs, lengths_B = pad([signal.float() for signal in signals])
+            if cached_logits:
+                logits_BKC = caches.logits_NKC[batch]
+            else:
+                with torch.inference_mode():
+                    logits_BKC = torch.stack([teacher(inputs, lengths_B).logits_BC for teacher in teachers], dim=1)
+                logits_BKC = logits_BKC.clone()
+            whole = Batch(
+                inputs, lengths_B, task.labels_N[batch], [task.languages[row] for row in batch], logits_BKC
+            ).to(trainer_.device, trainer_.dtype)
+            parts = losses(trainer_.forward, whole, objective)
+            trainer_.backward(parts.loss, len(batch))
+            trainer_.step()
+        float(parts.loss.detach())
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def _train(precision: str, engine: str) -> dict[str, Any]:
+    return Train(gpu=torch.cuda.is_available(), precision=precision, engine=engine).model_dump()
+
+
+class Caches:
+    """Features and teachers' logits, and what making them took."""
+
+    def __init__(self, task: Task, precision: torch.dtype) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = task.network(0).eval().to(device)
+        teachers = [task.network(seed).eval().to(device) for seed in (1, 2, 3)]
+        started = time.perf_counter()
+        self.features, logits = [], []
+        with torch.inference_mode():
+            for wave in task.waves:  # alone, so that nothing is padded
+                length_1 = torch.tensor([len(wave)], device=device)
+                features_1FH = encoder.features(wave.to(device).unsqueeze(0), length_1)
+                with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                    frames_1 = torch.tensor([features_1FH.shape[1]], device=device)
+                    answers = [teacher(features_1FH, frames_1).logits_BC[0].float() for teacher in teachers]
+                self.features.append(features_1FH[0].half().cpu())
+                logits.append(torch.stack(answers).cpu())
+        self.logits_NKC = torch.stack(logits)
+        self.seconds = time.perf_counter() - started
+
+
+def main() -> None:
+    """Compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--utterances", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--engine", choices=("deepspeed", "torch"), default="deepspeed")
+    options = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", "0")
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{Path(folder, 'store')}", rank=0, world_size=1)
+        task = Task(options.utterances, SMALL if options.small else BASE)
+        compare(task, options.repeats, options.engine)
+        dist.destroy_process_group()
+
+
+def compare(task: Task, repeats: int, engine: str) -> None:
+    """Measure and print."""
+    caches = Caches(task, torch.bfloat16)
+    share = caches.seconds / EPOCHS
+    steps: dict[str, dict[str, Any]] = {
+        "teachers in eval mode, this project's loss and engine": {},
+        "+ teachers' logits once": {"cached_logits": True},
+        "+ planned batches": {"cached_logits": True, "planned": True},
+        "+ cached features (this project, fp32)": {"cached_logits": True, "planned": True, "features": True},
+        "+ bf16 (this project)": {
+            "cached_logits": True, "planned": True, "features": True, "precision": "bf16",
+        },
+    }  # fmt: skip
+    absent = {"planned": False, "cached_logits": False, "features": False, "precision": "fp32", "engine": engine}
+    contestants: dict[str, Callable[[], Epoch]] = {
+        "reference": lambda: reference(task),
+        "trainer, bf16": lambda: trainer(task),
+        **{name: (lambda some=some: ours(task, caches, **absent | some)) for name, some in steps.items()},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(repeats):
+        for name, prepare in contestants.items():
+            extra = share if "cached_logits" in steps.get(name, {}) else 0.0
+            seconds[name].append(prepare()() + extra)
+            print(f"{repeat + 1}/{repeats} {name}: {task.seconds / seconds[name][-1]:.2f} audio-s/s", flush=True)
+    _print(task, seconds, caches, share)
+
+
+def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: float) -> None:
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {where}")
+    print(f"caches: {caches.seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
+    print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")
+    for name, each in seconds.items():
+        speeds = [task.seconds / one for one in each]
+        ratios = [
+            median(base / one for base, one in zip(seconds[other], each, strict=True))
+            for other in ("reference", "trainer, bf16")
+        ]
+        range_ = f"{min(speeds):.2f} to {max(speeds):.2f}"
+        print(f"| {name} | {median(speeds):.2f} | {range_} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    padded = {
+        "random batches of 16": list(task.random_batches(0)),
+        "planned batches": list(task.planned_batches(0)),
+    }
+    for name, batches in padded.items():
+        lengths = [[len(task.waves[row]) for row in batch] for batch in batches]
+        share_padded = 1 - sum(map(sum, lengths)) / sum(max(each) * len(each) for each in lengths)
+        print(f"padding of {name}: {100 * share_padded:.1f} %")
+
+
+if __name__ == "__main__":
+    main()

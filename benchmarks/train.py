@@ -1,0 +1,215 @@
+"""Training inside Ray Train against the same steps in a bare loop; start-up; one and two workers.
+
+    python benchmarks/train.py [--epochs 6] [--repeats 3]
+
+The demo's corpus and network, real shards, DeepSpeed with ZeRO-1 and one thread for a worker. In each repeat, in turn:
+
+    bare loop    the plan's batches decoded beforehand, then nothing but engine and loss, in a process of its own
+    Ray Train    a run as `lakd teachers` does it: streamed by Ray Data, dev and checkpoints beside; the epochs' own
+                 `seconds` count, from the second epoch on, as the first waits for its stream to start
+
+Start-up is from the call to the first step's end: cold (a new Ray session), and of a second call in the same session.
+An empty TorchTrainer run beside says how much of it Ray Train takes by itself.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lakd_ray.config import Experiment, load
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
+from lakd_ray.data.stream import AudioBatch, Source, read_windows, request, unpack
+from lakd_ray.models import build
+from lakd_ray.runs import teacher_runs
+from lakd_ray.session import session
+from lakd_ray.train.engines import make
+from lakd_ray.train.feed import Feed
+from lakd_ray.train.step import Objective, losses
+
+DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
+
+
+def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
+    """The demo with English alone, whose teacher is another run for every seed."""
+    settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
+    return load(str(DEMO), [*settings, "distill.paradigms=[mtkd]", "languages=[en]"])
+
+
+def bare(folder: str, epochs: int) -> None:
+    """In its own process: prints seconds of every epoch."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    with tempfile.TemporaryDirectory() as store:
+        dist.init_process_group("gloo", init_method=f"file://{Path(store, 's')}", rank=0, world_size=1)
+        config = experiment(folder, 0, epochs, 1)
+        run, manifest = teacher_runs(config)[0], manifests.load(config)
+        feed = Feed(run, config, manifest, None, 0, 1)
+        source = Source(manifest.shards)
+        model = build(run.recipe.model, run.emotions, seed=run.seed)
+        steps = feed.steps_per_epoch * epochs
+        engine = make(model, run.recipe.optim, config.train, steps=steps)
+        for number in range(epochs):
+            plan = feed.epoch(number)
+            batches = [
+                feed.tensors(AudioBatch(window.epoch, window.split, rows, unpack(table, source)))
+                for window in plan.windows[0]
+                for rows, table in zip(window.batches, read_windows(request(manifest, window), source), strict=True)
+            ]
+            started = time.perf_counter()
+            for batch, count in zip(batches, plan.step_counts(1), strict=True):
+                parts = losses(engine.forward, batch.to(engine.device, engine.dtype), Objective())
+                engine.backward(parts.loss, count)
+                engine.step()
+            print(json.dumps(time.perf_counter() - started), flush=True)
+        dist.destroy_process_group()
+
+
+def in_bare_loop(folder: str, epochs: int) -> list[float]:
+    """Seconds of every epoch but the first."""
+    command = [sys.executable, __file__, "--bare", folder, "--epochs", str(epochs)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.replace(".", "").isdigit()]
+    return [float(line) for line in lines][1:]
+
+
+class Watched:
+    """When things happened in one call of the teachers stage."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, dict[str, Any]]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Note an event."""
+        self.events.append((time.perf_counter(), event))
+
+    def when(self, kind: str) -> float:
+        """Of the first event of a kind."""
+        return next(at for at, event in self.events if event["event"] == kind)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Every epoch's."""
+        return [event["line"] for _, event in self.events if event["event"] == "epoch"]
+
+
+def trained(config: Experiment) -> tuple[float, Watched]:
+    """Train the experiment's first teacher; returns when it was asked for, and what happened."""
+    from lakd_ray.train.run import train_tasks
+    from lakd_ray.train.worker import Task
+
+    watched, asked = Watched(), time.perf_counter()
+    train_tasks([Task(config, teacher_runs(config)[0])], name="bench", tell=watched)
+    return asked, watched
+
+
+def empty_run(folder: str) -> float:
+    """Seconds that Ray Train takes for nothing, one worker that imports torch alone."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    started = time.perf_counter()
+    TorchTrainer(
+        lambda: None,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name=f"empty-{time.time()}", storage_path=folder),
+    ).fit()
+    return time.perf_counter() - started
+
+
+def start_up(asked: float, watched: Watched) -> dict[str, float]:
+    """From the call to the end of the first step, split at the moment when the worker takes its run."""
+    line = watched.lines[0]
+    steps = line["steps"]
+    first_epoch = watched.when("epoch") - line["dev_seconds"] - line["seconds"]
+    taken = watched.when("started")
+    return {
+        "worker group: processes, imports, process group": taken - asked,
+        "run: manifest, model, engine, stream, first step": first_epoch + line["seconds"] / steps - taken,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bare", metavar="FOLDER", help="the bare loop alone; used by the benchmark itself")
+    options = parser.parse_args()
+    if options.bare:
+        bare(options.bare, options.epochs)
+        return
+    with tempfile.TemporaryDirectory(prefix="lakd-bench-") as folder:
+        measure(folder, options.epochs, options.repeats)
+
+
+def measure(folder: str, epochs: int, repeats: int) -> None:
+    """All of it."""
+    config = experiment(folder, 0, epochs, 1)
+    with session(config):
+        prepare.run(config)
+    audio = 0.0
+    ratios: list[float] = []
+    memory: list[float] = []
+    speeds: dict[int, list[float]] = {1: [], 2: []}
+    starts: dict[str, list[dict[str, float]]] = {"cold": [], "second in a session": []}
+    empty: list[float] = []
+    for repeat in range(repeats):
+        with session(config):
+            asked, first = trained(experiment(folder, 3 * repeat + 1, 1, 1))
+            starts["cold"].append(start_up(asked, first))
+            asked, second = trained(experiment(folder, 3 * repeat + 2, epochs, 1))
+            starts["second in a session"].append(start_up(asked, second))
+            empty.append(empty_run(folder))
+            _, two = trained(experiment(folder, 3 * repeat + 3, epochs, 2))
+        loop = in_bare_loop(folder, epochs)
+        lines = second.lines[1:]
+        audio = lines[0]["audio_seconds"]
+        ratios.append(sum(line["seconds"] for line in lines) / sum(loop))
+        for workers, each in ((1, second), (2, two)):
+            speeds[workers].append(median(line["audio_seconds_per_second"] for line in each.lines[1:]))
+        memory.append(max(line["memory_mb"] for line in second.lines))
+        print(f"{repeat + 1}/{repeats}: Ray Train takes {ratios[-1]:.3f} of the bare loop", flush=True)
+    _print(audio, epochs, ratios, starts, empty, speeds, memory)
+
+
+def _print(
+    audio: float,
+    epochs: int,
+    ratios: list[float],
+    starts: dict[str, list[dict[str, float]]],
+    empty: list[float],
+    speeds: dict[int, list[float]],
+    memory: list[float],
+) -> None:
+    print(f"\n{epochs - 1} epochs of {audio:.0f} s of audio; {len(ratios)} repeats; median (range)\n")
+    print(f"time inside Ray Train, of the bare loop's: {_range(ratios, 3)}")
+    print(f"two workers, of the speed of one: {_range([b / a for a, b in zip(speeds[1], speeds[2], strict=True)], 2)}")
+    print(f"audio-s/s with one worker: {_range(speeds[1], 0)}, with two: {_range(speeds[2], 0)}")
+    print(f"peak memory of a worker, MB: {_range(memory, 0)}\n")
+    print("| start-up to the first step, s | cold | second in a session |\n|---|---|---|")
+    parts = list(starts["cold"][0])
+    for part in parts:
+        cells = [_range([each[part] for each in some], 1) for some in starts.values()]
+        print(f"| {part} | {' | '.join(cells)} |")
+    sums = [_range([sum(each.values()) for each in some], 1) for some in starts.values()]
+    print(f"| together | {' | '.join(sums)} |")
+    print(f"| an empty run of Ray Train, all of it | | {_range(empty, 1)} |")
+
+
+def _range(values: list[float], digits: int) -> str:
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What an engine updates and how: parameter groups, the rate's schedule, the running average of the weights."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lakd_ray.config import Optim
+from lakd_ray.models import EmotionClassifier
+
+
+def parameter_groups(model: EmotionClassifier, optim: Optim) -> list[dict[str, Any]]:
+    """Trainable parameters by rate and decay: the head may have a rate of its own, only matrices have weight decay."""
+    encoder = {id(parameter) for parameter in model.backbone.encoder.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = optim.lr if id(parameter) in encoder or optim.head_lr is None else optim.head_lr
+            decay = optim.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": chosen, "lr": rate, "weight_decay": decay}
+        for (rate, decay), chosen in sorted(groups.items(), key=lambda entry: (entry[0][0], -entry[0][1]))
+    ]
+
+
+def schedule(optim: Optim, steps: int) -> Callable[[int], float]:
+    """Factor on the learning rate at each step: linear warm-up, then constant, linear or cosine decay to zero."""
+    warmup = round(optim.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[optim.schedule]
+
+    return factor
+
+
+class Average:
+    """An exponential running average of weights, in fp32 (Polyak and Juditsky 1992; the warm-up is TensorFlow's).
+
+    Args:
+        weights: those that are averaged; they are read at every `update`.
+        decay: share of the old average in the new one, after the first steps: there it is (1 + n) / (10 + n).
+    """
+
+    def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
+        self._weights, self._decay = list(weights), decay
+        self._steps = 0
+        self._means = [weight.detach().float().clone() for weight in weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights as they are into the average."""
+        self._steps += 1
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        torch._foreach_lerp_(self._means, [weight.detach().float() for weight in self._weights], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The weights are the average until the block ends."""
+        kept = [weight.detach().clone() for weight in self._weights]
+        try:
+            self._set(self._means)
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self._weights, values, strict=True):
+            weight.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"steps": self._steps, "means": [mean.cpu() for mean in self._means]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._steps = state["steps"]
+        for mean, value in zip(self._means, state["means"], strict=True):
+            mean.copy_(value)

@@ -1,0 +1,232 @@
+"""One rank and the plain engine: what is saved, when a run ends, and what it goes on from if something is damaged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import noise
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from loop_scenario import _read_here
+from safetensors.torch import load_file
+
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.errors import StorageError, TrainingError
+from lakd_ray.runs import teacher_runs
+from lakd_ray.train import feed as feeds
+from lakd_ray.train import loop, saving
+from lakd_ray.train.engine import Engine
+from lakd_ray.train.feed import Feed
+from lakd_ray.train.state import Position, State
+
+TRAIN, DEV, STEPS = 24, 8, 12
+MADE = {"made": "by a test"}
+
+
+class Killed(Exception):  # noqa: N818 -- not an error of the code under test
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    saving._group.cache_clear()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("noise")
+    noise.write(folder, TRAIN + DEV)
+    return noise.manifest(folder, TRAIN, DEV)
+
+
+@pytest.fixture(autouse=True)
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "stream", _read_here)
+
+
+class Run:
+    """A run in a folder, which may be trained again and again."""
+
+    def __init__(self, manifest: Manifest, folder: Path, *, optim: dict[str, Any] | None = None, **train: Any) -> None:
+        model = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
+        recipe = {"model": model, "optim": {"epochs": 3, "lr": 0.003} | (optim or {})}
+        content = {
+            "name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe,
+            "audio": {"row_group_utterances": noise.ROW_GROUP}, "corpora": [{"name": "c", "root": str(folder)}],
+            "batch": {"padded_seconds": 2, "max_utterances": 2, "window_row_groups": 2},
+            "train": {"engine": "torch", **train},
+        }  # fmt: skip
+        config = Experiment.model_validate(content)
+        self.folder, self.told, self.lines = folder, list[str](), list[dict[str, Any]]()
+        self._feed = Feed(teacher_runs(config)[0], config, manifest, None, 0, 1)
+
+    def train(self, **more: Any) -> State:
+        loop.train(
+            self._feed, str(self.folder), MADE, [], self.lines.append, tell=self.told.append, **more
+        )  # fmt: skip
+        return self.state
+
+    def kill(self, after: int, **more: Any) -> State:
+        """Train, and be killed at an optimizer step."""
+        steps = 0
+
+        def counting(engine: Engine) -> None:
+            nonlocal steps
+            steps += 1
+            if steps > after:
+                raise Killed
+            step(engine)
+
+        step = Engine.step
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Engine, "step", counting)
+            self.train(**more)
+        return self.state
+
+    @property
+    def state(self) -> State:
+        return State.read(str(self.folder))
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / str(self.state.best) / "model.safetensors")
+
+    @property
+    def folders(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained without an interruption."""
+    run = Run(manifest, tmp_path_factory.mktemp("whole"), optim={"average": 0.9})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feeds, "stream", _read_here)
+        run.train()
+    return run
+
+
+def same(one: Run, other: Run) -> None:
+    UR = [[(line["loss"], line["dev_UR"], line["dev_ce"]) for line in each.state.metrics] for each in (one, other)]
+    assert UR[0] == UR[1]
+    for name, value in one.weights.items():
+        assert torch.equal(value, other.weights[name]), name
+
+
+def spoil(folder: Path) -> None:
+    """One byte of the largest file is another one."""
+    file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_a_damaged_state_is_found_and_the_one_before_it_used(manifest: Manifest, tmp_path: Path, whole: Run):
+    run = Run(manifest, tmp_path / "run", optim={"average": 0.9}, checkpoint_steps=4)
+    state = run.kill(after=STEPS + 9)
+    assert (state.at.epoch, state.at.cursor, state.earlier[0].cursor) == (1, 8, 4)
+    spoil(run.folder / str(state.at.resume))
+    run.train()
+    (told,) = run.told
+    assert "is damaged" in told and "Going on from the state before it: epoch 1, batch 4" in told
+    same(run, whole)
+
+
+def test_a_state_without_its_seal_is_not_taken_for_whole_and_none_at_all_is_the_beginning(
+    manifest: Manifest, tmp_path: Path, whole: Run
+):
+    run = Run(manifest, tmp_path / "run", optim={"average": 0.9})
+    state = run.kill(after=2 * STEPS + 2)
+    for position in (state.at, *state.earlier):
+        (run.folder / str(position.resume) / "SEAL.json").unlink()
+    run.train()
+    assert len(run.told) == 2 and "the beginning" in run.told[1]
+    same(run, whole)
+
+
+def test_a_notice_saves_the_state_at_once_and_training_goes_on(manifest: Manifest, tmp_path: Path, whole: Run):
+    asked: list[int] = []
+
+    def leaving() -> bool:
+        asked.append(1)
+        return True
+
+    run = Run(manifest, tmp_path / "run", optim={"average": 0.9})
+    state = run.kill(after=11, leaving=leaving)
+    assert (state.at.epoch, state.at.cursor, len(asked)) == (0, 10, 1), "saved at the step at which it was asked"
+    run.train()
+    same(run, whole)
+
+
+def test_what_is_kept(manifest: Manifest, tmp_path: Path):
+    run = Run(manifest, tmp_path / "run", keep_best=2, keep_states=3)
+    state = run.kill(after=3 * STEPS - 1)
+    assert len([name for name in run.folders if name.startswith("resume-")]) == 2  # no third one was saved yet
+    assert set(state.ranked(2)) <= run.folders
+    state = run.train()
+    assert run.folders == set(state.ranked(2)) and len(run.folders) == 2
+    assert (state.at, state.earlier) == (Position(3), ())
+
+
+def test_a_run_ends_when_dev_gets_no_better(manifest: Manifest, tmp_path: Path):
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "patience": 2})
+    state = run.train()
+    assert (len(state.metrics), state.best) == (3, "best-0001")
+    assert run.train() == state and len(run.lines) == 3, "it is done, and not trained again"
+
+
+def test_a_patient_run_goes_on_where_it_was_killed(manifest: Manifest, tmp_path: Path):
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "patience": 2})
+    run.kill(after=2 * STEPS + 3)
+    assert len(run.train().metrics) == 3
+
+
+def test_a_loss_that_runs_away_is_diagnosed_and_nothing_bad_is_kept(manifest: Manifest, tmp_path: Path):
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e9, "clip": 1e9, "warmup": 0.0})
+    with pytest.raises(
+        TrainingError, match=r"epoch 1 the loss is .* on utt.*Learning rate .*e\+08, last gradient norm.* have run away"
+    ):
+        run.train()
+    assert not run.folders
+
+
+def test_a_batch_that_is_not_a_number_is_named(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tensors = Feed.tensors
+
+    def spoilt(self: Feed, arrived: Any) -> Any:
+        batch = tensors(self, arrived)
+        if 3 in arrived.rows:
+            batch.inputs[0, :] = float("nan")
+        return batch
+
+    monkeypatch.setattr(Feed, "tensors", spoilt)
+    run = Run(manifest, tmp_path / "run")
+    utterance = manifest.table["utterance"][3].as_py()
+    with pytest.raises(TrainingError, match=rf"{utterance}.*weights are sound, so it comes from this batch"):
+        run.train()
+
+
+def test_what_cannot_be_saved_ends_the_run(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(source: Path, location: str) -> Any:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(saving.storage, "copy_into", full)
+    run = Run(manifest, tmp_path / "run")
+    with pytest.raises(StorageError, match="rank 0 could not save its state: no space left"):
+        run.train()
+    assert run.state == State()
+
+
+def test_a_line_says_what_an_epoch_cost(whole: Run):
+    line = whole.lines[-1]
+    parts = sum(line[f"seconds_{part}"] for part in ("data", "forward", "backward", "optimizer"))
+    assert 0.5 * line["seconds"] < parts <= line["seconds"]
+    assert line["grad_norm"] > 0 and line["memory_mb"] > 100
