@@ -115,6 +115,8 @@ class Feed:
     def tensors(self, arrived: AudioBatch) -> Batch:
         """A batch as the model wants it."""
         inputs, lengths_B = pad([torch.from_numpy(signal) for signal in arrived.signals])
+        if torch.cuda.is_available():
+            inputs = inputs.pin_memory()  # so that copying it does not wait
         labels_B = torch.from_numpy(self.manifest.labels_N[arrived.rows])
         teachers, weights_C = self.teacher_logits_NKC, self.class_weights
         codes = [str(code) for code in self.manifest.languages_N[arrived.rows]]

@@ -10,8 +10,9 @@ import tiny
 import torch
 import torch.distributed as dist
 from loop_scenario import _read_here
-from safetensors.torch import load_file
+from safetensors.torch import load
 
+from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StorageError, TrainingError
@@ -55,7 +56,9 @@ def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
 class Run:
     """A run in a folder, which may be trained again and again."""
 
-    def __init__(self, manifest: Manifest, folder: Path, *, optim: dict[str, Any] | None = None, **train: Any) -> None:
+    def __init__(
+        self, manifest: Manifest, folder: Path | str, *, optim: dict[str, Any] | None = None, **train: Any
+    ) -> None:
         model = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
         recipe = {"model": model, "optim": {"epochs": 3, "lr": 0.003} | (optim or {})}
         content = {
@@ -65,12 +68,12 @@ class Run:
             "train": {"engine": "torch", **train},
         }  # fmt: skip
         config = Experiment.model_validate(content)
-        self.folder, self.told, self.lines = folder, list[str](), list[dict[str, Any]]()
+        self.folder, self.told, self.lines = str(folder), list[str](), list[dict[str, Any]]()
         self._feed = Feed(teacher_runs(config)[0], config, manifest, None, 0, 1)
 
     def train(self, **more: Any) -> State:
         loop.train(
-            self._feed, str(self.folder), MADE, [], self.lines.append, tell=self.told.append, **more
+            self._feed, self.folder, MADE, [], self.lines.append, tell=self.told.append, **more
         )  # fmt: skip
         return self.state
 
@@ -93,15 +96,15 @@ class Run:
 
     @property
     def state(self) -> State:
-        return State.read(str(self.folder))
+        return State.read(self.folder)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / str(self.state.best) / "model.safetensors")
+        return load(storage.read_bytes(f"{self.folder}/{self.state.best}/model.safetensors"))
 
     @property
     def folders(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir() if path.is_dir()}
+        return set(storage.list_folders(self.folder)) if storage.exists(self.folder) else set()
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +124,9 @@ def same(one: Run, other: Run) -> None:
         assert torch.equal(value, other.weights[name]), name
 
 
-def spoil(folder: Path) -> None:
+def spoil(folder: str) -> None:
     """One byte of the largest file is another one."""
-    file = max(folder.iterdir(), key=lambda path: path.stat().st_size)
+    file = max(Path(folder).iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
@@ -133,7 +136,7 @@ def test_a_damaged_state_is_found_and_the_one_before_it_used(manifest: Manifest,
     run = Run(manifest, tmp_path / "run", optim={"average": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 9)
     assert (state.at.epoch, state.at.cursor, state.earlier[0].cursor) == (1, 8, 4)
-    spoil(run.folder / str(state.at.resume))
+    spoil(f"{run.folder}/{state.at.resume}")
     run.train()
     (told,) = run.told
     assert "is damaged" in told and "Going on from the state before it: epoch 1, batch 4" in told
@@ -146,7 +149,7 @@ def test_a_state_without_its_seal_is_not_taken_for_whole_and_none_at_all_is_the_
     run = Run(manifest, tmp_path / "run", optim={"average": 0.9})
     state = run.kill(after=2 * STEPS + 2)
     for position in (state.at, *state.earlier):
-        (run.folder / str(position.resume) / "SEAL.json").unlink()
+        storage.delete(f"{run.folder}/{position.resume}/SEAL.json")
     run.train()
     assert len(run.told) == 2 and "the beginning" in run.told[1]
     same(run, whole)
@@ -164,6 +167,15 @@ def test_a_notice_saves_the_state_at_once_and_training_goes_on(manifest: Manifes
     assert (state.at.epoch, state.at.cursor, len(asked)) == (0, 10, 1), "saved at the step at which it was asked"
     run.train()
     same(run, whole)
+
+
+def test_a_run_in_a_bucket_goes_on(manifest: Manifest, whole: Run, s3: str):
+    run = Run(manifest, f"{s3}/going-on", optim={"average": 0.9}, checkpoint_steps=4)
+    state = run.kill(after=STEPS + 5)
+    assert (state.at.epoch, state.at.cursor) == (1, 4)
+    run.train()
+    same(run, whole)
+    assert run.folders == {run.state.best}
 
 
 def test_what_is_kept(manifest: Manifest, tmp_path: Path):

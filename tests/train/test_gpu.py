@@ -1,0 +1,90 @@
+"""The engines on a GPU: half precision, offload, timing. Everything else is the same code as on the CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
+
+from lakd_ray.config import Train
+from lakd_ray.train.engines import make
+from lakd_ray.train.meter import Stopwatch, peak_memory_mb
+from lakd_ray.train.step import losses
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of one."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+def trained(**train: Any) -> list[float]:
+    """Losses of a few steps."""
+    engine = make(tiny.model(**tiny.STILL), OPTIM, Train(gpu=True, **train), steps=STEPS)
+    found = []
+    for step in range(STEPS):
+        parts = losses(engine.forward, batch(step).to(engine.device, engine.dtype), PLAIN)
+        engine.backward(parts.loss, UTTERANCES)
+        engine.step()
+        found.append(float(parts.loss.detach()) / UTTERANCES)
+    engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[float]:
+    return trained(engine="torch")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_stages_are_the_plain_engine(plain: list[float], stage: int):
+    assert trained(zero_stage=stage) == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "train", [{"precision": "bf16"}, {"precision": "fp16"}, {"precision": "bf16", "zero_stage": 3}]
+)
+@pytest.mark.parametrize("engine", ["deepspeed", "torch"])
+def test_half_precision_is_near(plain: list[float], engine: str, train: dict[str, Any]):
+    assert trained(engine=engine, **train) == pytest.approx(plain, abs=0.05)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloading_changes_nothing(plain: list[float], stage: int):
+    assert trained(zero_stage=stage, offload=True) == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_saved_state_comes_back_to_the_gpu(tmp_path: Path):
+    engine = make(tiny.model(**tiny.STILL), OPTIM, Train(gpu=True), steps=STEPS)
+    engine.save(tmp_path)
+    before = engine.weights()[1]
+    engine.close()
+    engine = make(tiny.model(**tiny.STILL, seed=1), OPTIM, Train(gpu=True), steps=STEPS)
+    engine.load(tmp_path)
+    for name, value in engine.weights()[1].items():
+        assert torch.equal(value, before[name]), name
+    engine.close()
+
+
+def test_parts_of_a_step_are_timed_on_the_device():
+    watch = Stopwatch(torch.device("cuda"))
+    one = torch.randn(4096, 4096, device="cuda")
+    for _ in range(10):
+        one = one @ one / 64
+    watch.lap("work")
+    watch.lap("nothing")
+    spent = watch.read()
+    assert spent["work"] > 10 * spent["nothing"] and watch.read() == {}
+    assert peak_memory_mb(torch.device("cuda")) > 64

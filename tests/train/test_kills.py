@@ -1,0 +1,235 @@
+"""Workers, drivers and machines are killed while a real run trains; it ends as the one that nobody disturbed."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lakd_ray import records
+from lakd_ray.config import Experiment, load
+from lakd_ray.runs import teacher_runs
+from lakd_ray.train.state import State
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = """
+name: {name}
+storage: {storage}
+stages: [prepare, teachers]
+languages: [en]
+corpora:
+  - name: demo
+    importer: espeak
+    root: "{{storage}}/corpus"
+    options: {{speakers: 8, sentences: 2, languages: [en]}}
+    split: {{scheme: speaker-folds, folds: 4, dev_speakers: 2}}
+audio: {{row_group_utterances: 4}}
+teacher: &recipe
+  model:
+    freeze_feature_encoder: false
+    architecture:
+      model_type: wav2vec2
+      conv_dim: [16, 16, 16, 16, 16, 16, 16]
+      hidden_size: 32
+      num_hidden_layers: 1
+      num_attention_heads: 2
+      intermediate_size: 64
+      num_conv_pos_embeddings: 16
+      num_conv_pos_embedding_groups: 4
+      classifier_proj_size: 32
+  optim: {{epochs: {epochs}, lr: 0.001}}
+student: *recipe
+distill: {{paradigms: [mtkd]}}
+batch: {{padded_seconds: 12, max_utterances: 2}}
+train: {{workers: {workers}, checkpoint_steps: 1}}
+cluster: {{object_store_mb: 200, logs: true}}
+"""
+
+
+class Runs:
+    """An experiment's only run, in a folder, trained by processes that may be killed."""
+
+    def __init__(self, folder: Path, *, workers: int, epochs: int, environment: dict[str, str]) -> None:
+        self._folder, self._settings, self._environment = folder, {"workers": workers, "epochs": epochs}, environment
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.log = folder / "log"
+
+    def experiment(self, name: str) -> Path:
+        file = self._folder / f"{name}.yaml"
+        file.write_text(EXPERIMENT.format(name=name, storage=self._folder / "out", **self._settings))
+        return file
+
+    def start(self, name: str) -> "subprocess.Popen[bytes]":
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lakd_ray", "pipeline", str(self.experiment(name))],
+                cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self._processes.append(process)
+        return process
+
+    def finish(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.wait(timeout=900) == 0, self.told()
+
+    def told(self) -> str:
+        return self.log.read_text()[-4000:]
+
+    def close(self) -> None:
+        for process in self._processes:
+            kill_all(process)
+
+
+def kill_all(process: "subprocess.Popen[bytes]") -> None:
+    """A driver and all that it has started, at once."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    for each in family:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(timeout=60)
+
+
+def config_of(file: Path) -> tuple[Experiment, str]:
+    config = load(file)
+    return config, teacher_runs(config)[0].folder(config)
+
+
+def reached(folder: str) -> tuple[int, int]:
+    at = State.read(folder).at
+    return at.epoch, at.cursor
+
+
+def wait(until: Callable[[], bool], runs: Runs, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 300
+    while not until():
+        assert process.poll() is None, f"it ended too early:\n{runs.told()}"
+        assert time.monotonic() < deadline, f"it got no further:\n{runs.told()}"
+        time.sleep(0.02)
+
+
+def workers_of(mark: str) -> list[psutil.Process]:
+    """Ray Train's workers in clusters with this mark in their environment."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = process.info["cmdline"] or []
+        mine = (process.info["environ"] or {}).get("LAKD_TEST") == mark
+        if mine and words and words[0].startswith("ray::RayTrainWorker"):
+            found.append(process)
+    return found
+
+
+def kill_workers(count: int, mark: str, folder: str, runs: Runs, process: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker, wait until the run has got on, and so on."""
+    choose = random.Random(0)
+    for _ in range(count):
+        before = reached(folder)
+        steps = choose.randint(1, 2)
+        wait(lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(workers_of(mark)), runs, process)
+        choose.choice(workers_of(mark)).kill()
+        gone = reached(folder)
+        wait(lambda g=gone: reached(folder) > g, runs, process)
+
+
+def same_end(one: str, other: str) -> None:
+    """Same metrics, same weights to the last bit."""
+    states = [State.read(folder) for folder in (one, other)]
+    told = [[(line["loss"], line["dev_UR"], line["dev_ce"]) for line in state.metrics] for state in states]
+    assert told[0] == told[1]
+    assert states[0].best == states[1].best
+    files = [
+        Path(folder, str(state.best), "model.safetensors") for folder, state in zip((one, other), states, strict=True)
+    ]
+    weights = [load_file(file) for file in files]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    records_of = [records.read(folder) for folder in (one, other)]
+    assert all(record is not None and record["finished"] for record in records_of)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    home = tmp_path / "home"
+    home.mkdir()
+    return {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", "LAKD_TEST": str(tmp_path)}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Runs]:
+    one = Runs(tmp_path, **request.param, environment=environment)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("runs", [{"workers": 1, "epochs": 3}], indirect=True)
+def test_two_workers_are_killed(runs: Runs, tmp_path: Path) -> None:
+    whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+    process = runs.start("killed")
+    kill_workers(2, str(tmp_path), killed[1], runs, process)
+    runs.finish(process)
+    runs.finish(runs.start("whole"))
+    same_end(whole[1], killed[1])
+    assert runs.log.read_text().count("a worker was lost, going on from the last saved state") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [{"workers": 2, "epochs": 8}], indirect=True)
+def test_twenty_workers_and_two_drivers_are_killed(runs: Runs, tmp_path: Path) -> None:
+    whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+    runs.finish(runs.start("whole"))
+    for _ in range(2):
+        process = runs.start("killed")
+        before = reached(killed[1])
+        wait(lambda b=before: reached(killed[1]) > b, runs, process)
+        kill_all(process)
+    process = runs.start("killed")
+    kill_workers(20, str(tmp_path), killed[1], runs, process)
+    runs.finish(process)
+    same_end(whole[1], killed[1])
+
+
+@pytest.mark.slow
+def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head without room for the run, and two nodes; the one on which the run trains is killed, twice."""
+    from ray.cluster_utils import Cluster
+
+    for name in ("HOME", "LAKD_TEST"):
+        monkeypatch.setenv(name, environment[name])
+    size = {"object_store_memory": 200 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **size})
+    runs = Runs(tmp_path, workers=2, epochs=8, environment={**environment, "RAY_ADDRESS": cluster.address})
+    try:
+        nodes = [cluster.add_node(num_cpus=2, **size) for _ in range(2)]
+        whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+        runs.finish(runs.start("whole"))
+        process = runs.start("killed")
+        for _ in range(2):
+            before = reached(killed[1])
+            wait(lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))), runs, process)
+            training = {raylet_of(worker) for worker in workers_of(str(tmp_path))}
+            (victim,) = (node for node in nodes if node.all_processes["raylet"][0].process.pid in training)
+            cluster.remove_node(victim, allow_graceful=False)
+            nodes.remove(victim)
+            nodes.append(cluster.add_node(num_cpus=2, **size))
+        runs.finish(process)
+        same_end(whole[1], killed[1])
+    finally:
+        runs.close()
+        cluster.shutdown()
+
+
+def raylet_of(worker: psutil.Process) -> int | None:
+    """The node manager that a worker process belongs to."""
+    return next((parent.pid for parent in worker.parents() if parent.name() == "raylet"), None)
