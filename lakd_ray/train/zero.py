@@ -31,6 +31,8 @@ class ZeroEngine(Engine):
         super().__init__(model, optim, train, steps=steps)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
         self._stage = train.zero_stage
+        # What is frozen is as the model was built, and may be most of it. ZeRO-3 has it divided among the ranks.
+        self._without_frozen = train.zero_stage < 3 and any(not each.requires_grad for each in model.parameters())
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
@@ -69,11 +71,11 @@ class ZeroEngine(Engine):
         return super()._state()
 
     def _save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._without_frozen)
 
     def _load(self, folder: Path, world: int) -> None:
         if world == self.world:
-            self._engine.load_checkpoint(str(folder), tag=_TAG)
+            self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._without_frozen)
             return
         if self._stage == 0:
             self._load_whole(folder)
@@ -84,7 +86,7 @@ class ZeroEngine(Engine):
             config = self._engine._config
             config.load_universal_checkpoint = True
             try:
-                self._engine.load_checkpoint(scratch, tag=_TAG)
+                self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._without_frozen)
             finally:
                 config.load_universal_checkpoint = False
         # ZeRO-3 gives all groups the decay of the first one, and one count of steps, which each would add to.
@@ -98,7 +100,7 @@ class ZeroEngine(Engine):
         """Stage 0: every rank has all of the state, whatever their number, in the first one's file."""
         (file,) = sorted(Path(folder, _TAG).glob("mp_rank_*_model_states.pt"))[:1]
         state = torch.load(file, map_location="cpu", weights_only=False)
-        self._model.load_state_dict(state["module"])
+        self._model.load_state_dict(state["module"], strict=not self._without_frozen)
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["lr_scheduler"])
 

@@ -99,11 +99,15 @@ def run(
     return result
 
 
-def resumed(folder: Path, rank: int, shares: Sequence[Sequence[int]], **train: Any) -> dict[str, Any]:
+def resumed(
+    folder: Path, rank: int, shares: Sequence[Sequence[int]], *, frozen: bool = False, **train: Any
+) -> dict[str, Any]:
     """The same run with dropout, SpecAugment and hidden languages, uninterrupted and in two parts."""
     folder.mkdir(exist_ok=True)
     states.seed_generators(7, rank)
-    engine = start(aware(unknown_share=0.5, mask_time_length=2), **train)
+    network = aware(unknown_share=0.5, mask_time_length=2)
+    network.backbone.feature_encoder.requires_grad_(not frozen)
+    engine = start(network, **train)
     first = steps(engine, shares, range(3), AWARE)
     engine.save(folder)
     states.save_generators(folder / f"generators-{rank}.pt")
@@ -112,7 +116,9 @@ def resumed(folder: Path, rank: int, shares: Sequence[Sequence[int]], **train: A
     engine.close()
     dist.barrier()
     states.seed_generators(8, rank)
-    engine = start(aware(unknown_share=0.5, seed=1, mask_time_length=2), **train)
+    network = aware(unknown_share=0.5, seed=0 if frozen else 1, mask_time_length=2)  # what is frozen is not saved
+    network.backbone.feature_encoder.requires_grad_(not frozen)
+    engine = start(network, **train)
     engine.load(folder)
     states.load_generators(folder / f"generators-{rank}.pt")
     again = steps(engine, shares, range(3, 6), AWARE)
@@ -217,6 +223,7 @@ def main(rank: int, world: int, out: Path) -> None:
         results["accumulated"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank])
         results["aware"] = run([[[0, 1], [2]], [[3], [4, 5]]][rank], aware(**tiny.STILL), AWARE)
         results["resumed"] = resumed(out / "resume", rank, [[[0, 1, 2, 3], [4, 5]][rank]])
+        results["resumed frozen"] = resumed(out / "frozen", rank, [[[0, 1, 2, 3], [4, 5]][rank]], frozen=True)
     if rank == 0:
         torch.save(results, out / f"world-{world}.pt")
     dist.barrier()

@@ -131,8 +131,9 @@ def test_schedule_advances_once_per_step_whatever_the_accumulation(found):
         assert found[world][name]["rates"] == pytest.approx(expected), (world, name)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(found):
-    run = found[2]["resumed"]
+@pytest.mark.parametrize("name", ["resumed", "resumed frozen"])
+def test_a_resumed_run_goes_on_bit_for_bit(found, name):
+    run = found[2][name]
     losses_whole, weights_whole, rate_whole = run["whole"]
     losses_again, weights_again, rate_again = run["again"]
     assert losses_again == losses_whole
