@@ -138,8 +138,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(found, name):
     losses_again, weights_again, rate_again = run["again"]
     assert losses_again == losses_whole
     assert rate_again == rate_whole
-    for name, value in weights_whole.items():
-        assert torch.equal(weights_again[name], value), name
+    for weight, value in weights_whole.items():
+        assert torch.equal(weights_again[weight], value), weight
     assert len({*run["first"], *losses_whole}) == 6
 
 
