@@ -15,7 +15,7 @@ _STAGES = {
     "prepare": "corpora -> validated manifest and 16 kHz FLAC in Parquet shards",
     "teachers": "one fine-tuned teacher per language",
     "distill": "the students: ft, kd, mtkd",
-    "tune": "search temperature, lam and tau on dev",
+    "tune": "search a student's settings on dev",
     "evaluate": "predictions for every test utterance",
     "report": "report.json and report.html",
     "serve": "serve the best student over HTTP until interrupted",
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export = commands.add_parser("export", help="copy a checkpoint for release, without its speakers' names")
     export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
     export.add_argument("folder", help="a new folder")
+    _add_experiment(commands.add_parser("tune-report", help="draw a search as it stands, finished or not"))
     disk = commands.add_parser("disk", help="what the experiment takes on its storage, now and when it is finished")
     _add_experiment(disk)
     disk.add_argument("--json", action="store_true", help="for machines")
@@ -111,6 +112,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         return _collect(config, yes=options.yes, dry_run=options.dry_run)
     if options.command == "config":
         print(describe(config), end="")
+    elif options.command == "tune-report":
+        from lakd_ray.tune import page  # Ray and matplotlib take seconds to load
+
+        print(f"search: {page.write(config)}")
     elif options.command == "disk":
         _print_usage(config, as_json=options.json)
     else:

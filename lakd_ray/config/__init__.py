@@ -1,10 +1,11 @@
 """The experiment file as typed, frozen configuration."""
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.file import describe, dump, load, values, variant_of
+from lakd_ray.config.file import describe, dump, load, values, variant_of, with_settings
 from lakd_ray.config.grid import Grid
 from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
 from lakd_ray.config.recipe import LanguageAware, Model, Optim, Recipe
+from lakd_ray.config.search import Confirm, Dimension, Tune
 from lakd_ray.config.sections import (
     Audio,
     Batch,
@@ -13,13 +14,11 @@ from lakd_ray.config.sections import (
     Distill,
     Experiment,
     Paradigm,
-    Search,
     Serve,
     Setup,
     Split,
     Stage,
     Train,
-    Tune,
 )
 from lakd_ray.config.teachers import Brought
 
@@ -28,7 +27,9 @@ __all__ = [
     "Batch",
     "Brought",
     "Cluster",
+    "Confirm",
     "Corpus",
+    "Dimension",
     "Distill",
     "DistillLoss",
     "Experiment",
@@ -39,7 +40,6 @@ __all__ = [
     "Optim",
     "Paradigm",
     "Recipe",
-    "Search",
     "Section",
     "Serve",
     "Setup",
@@ -53,4 +53,5 @@ __all__ = [
     "load",
     "values",
     "variant_of",
+    "with_settings",
 ]

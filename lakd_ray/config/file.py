@@ -48,19 +48,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return _absolute(config)
 
 
+def with_settings(config: Experiment, settings: dict[str, Any], where: str) -> Experiment:
+    """The experiment with other values of some dotted keys.
+
+    Args:
+        where: what to call the place that they come from.
+
+    Raises:
+        ConfigError: keys or values are refused.
+    """
+    tree = dump(config)
+    for key, value in settings.items():
+        _set(tree, key, value, f"{where}: {key}")
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+
+
 def variant_of(config: Experiment, name: str) -> Experiment:
     """The experiment with one of its grid's variants as its students' settings.
 
     Raises:
         ConfigError: the variant's keys or values are refused.
     """
-    tree = dump(config)
-    for key, value in tree.pop("grid")["variants"][name].items():
-        _set(tree, key, value, f"grid.variants.{name}: {key}")
-    try:
-        return Experiment.model_validate(tree | {"variant": name})
-    except ValidationError as error:
-        raise ConfigError(f"grid.variants.{name}: {_explain(error)}") from None
+    alone = config.model_copy(update={"grid": config.grid.model_copy(update={"variants": {}})})
+    settings = {**config.grid.variants[name], "variant": name}
+    return with_settings(alone, settings, f"grid.variants.{name}")
 
 
 def values(overrides: Sequence[str]) -> dict[str, Any]:

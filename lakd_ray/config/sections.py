@@ -8,6 +8,7 @@ from lakd_ray.config.base import Section
 from lakd_ray.config.grid import Grid, Name
 from lakd_ray.config.losses import DistillLoss
 from lakd_ray.config.recipe import Recipe
+from lakd_ray.config.search import Tune
 from lakd_ray.config.teachers import Brought, Language
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
@@ -180,44 +181,6 @@ class Train(Section):
                 "train.zero_stage from 1, or offload: false"
             )
         return self
-
-
-class Search(Section):
-    """A log-uniform or uniform range."""
-
-    low: float
-    """Smallest value."""
-    high: float
-    """Largest value."""
-    log: bool = False
-    """Draw on a log scale."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high, and low > 0 with log; found low={self.low}, high={self.high}")
-        return self
-
-
-class Tune(Section):
-    """The search for the student's distillation settings. Sees dev, never test."""
-
-    trials: int = Field(16, ge=1)
-    """Settings tried; the first is the paper's: temperature 5, lam 0.25, tau 0.25 with `reference_compat`."""
-    concurrent: int = Field(2, ge=1)
-    """Trials at the same time, each one process."""
-    epochs: int | None = Field(None, ge=1)
-    """Epochs of a trial that is not stopped early; the student's own number if absent."""
-    grace: int = Field(2, ge=1)
-    """Epochs before a trial can be stopped."""
-    reduction: int = Field(3, ge=2)
-    """ASHA keeps one in this many trials at each rung."""
-    temperature: Search = Search(low=1.0, high=10.0)
-    """Range of mtkd.temperature."""
-    lam: Search = Search(low=0.02, high=0.9, log=True)
-    """Range of mtkd.lam."""
-    tau: Search = Search(low=0.05, high=2.0, log=True)
-    """Range of mtkd.tau."""
 
 
 class Serve(Section):

@@ -20,10 +20,10 @@ from lakd_ray.report.rows import Line, Row, percent
 
 _COLOURS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
 _OTHER = "#CC79A7"
-_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK, _FAINT = "#222222", "#8a8a8a"
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, FAINT = "#222222", "#8a8a8a"
 _MAP = "Blues"
-_WIDTH = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
+WIDTH = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Picture:
 def bars(lines: Sequence[Line], language: str, chance: float) -> Picture:
     """UR of every model in one language, with its interval, beside the line of guessing."""
     shown = [(line, line.cells[language]) for line in lines if language in line.cells]
-    figure = Figure(figsize=(_WIDTH, 0.75 + 0.34 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for place, (line, row) in enumerate(shown):
         colour = _COLOURS.get(row["paradigm"], _OTHER)
@@ -46,17 +46,17 @@ def bars(lines: Sequence[Line], language: str, chance: float) -> Picture:
         axes.barh(place, 100 * row["UR"], height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         if row["UR_interval"] is not None:
             low, high = (100 * bound for bound in row["UR_interval"])
-            axes.plot([low, high], [place, place], color=_INK, linewidth=1.4, marker="|", markersize=6)
-        axes.text(102, place, percent(row["UR"]), va="center", fontsize=9, color=_INK)
-    axes.axvline(100 * chance, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=6)
+        axes.text(102, place, percent(row["UR"]), va="center", fontsize=9, color=INK)
+    axes.axvline(100 * chance, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
     axes.set_xlim(0, 100)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(f"UR in %; dashed: chance, {percent(chance)}", fontsize=9)
-    _title(axes, _language(language))
-    _plain(axes)
+    title_of(axes, _language(language))
+    plain(axes)
     alt = "; ".join(f"{_label(line)} {percent(row['UR'])}" for line, row in shown)
-    return _png(figure, f"Unweighted recall in percent, {_language(language)}: {alt}.")
+    return png(figure, f"Unweighted recall in percent, {_language(language)}: {alt}.")
 
 
 def recalls(lines: Sequence[Line], language: str, emotions: Sequence[str]) -> Picture:
@@ -64,17 +64,17 @@ def recalls(lines: Sequence[Line], language: str, emotions: Sequence[str]) -> Pi
     shown = [(line, line.cells[language]) for line in lines if language in line.cells]
     shares = [[row["recall"][emotion] for emotion in emotions] for _, row in shown]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares])
-    figure = Figure(figsize=(_WIDTH, 0.65 + 0.34 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.65 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     _heat(axes, values, [[percent(share) for share in row] for row in shares], fontsize=9)
     axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
     _emotions_below(axes, emotions)
-    _title(axes, _language(language))
+    title_of(axes, _language(language))
     alt = "; ".join(
         f"{_label(line)}: " + ", ".join(f"{emotion} {percent(row['recall'][emotion])}" for emotion in emotions)
         for line, row in shown
     )
-    return _png(figure, f"Recall of each emotion in percent, {_language(language)}. {alt}.")
+    return png(figure, f"Recall of each emotion in percent, {_language(language)}. {alt}.")
 
 
 def confusion(row: Row, emotions: Sequence[str]) -> Picture:
@@ -92,39 +92,39 @@ def confusion(row: Row, emotions: Sequence[str]) -> Picture:
     _heat(axes, shares, words, fontsize=9)
     _emotions_below(axes, emotions, room=24)
     axes.set_yticks(range(len(emotions)), emotions)
-    axes.set_xlabel("predicted", fontsize=9, color=_FAINT)
-    axes.set_ylabel("true", fontsize=9, color=_FAINT)
-    _title(axes, f"{_language(row['language'])}, n = {row['n']}")
+    axes.set_xlabel("predicted", fontsize=9, color=FAINT)
+    axes.set_ylabel("true", fontsize=9, color=FAINT)
+    title_of(axes, f"{_language(row['language'])}, n = {row['n']}")
     alt = f"Confusion matrix of {row['model']}, {_language(row['language'])}: rows are the truth"
-    return _png(
+    return png(
         figure, f"{alt}; {'; '.join(f'{e} {list(c)}' for e, c in zip(emotions, row['confusion'], strict=True))}."
     )
 
 
 def training(curve: Curve) -> Picture:
     """One run: UR on dev by language above, training loss below."""
-    figure = Figure(figsize=(_WIDTH, 3.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     single = len(curve.dev_recall) < 2
     for place, (language, UR) in enumerate(curve.dev_recall.items()):
-        colour = _LINES[place % len(_LINES)]
+        colour = LINES[place % len(LINES)]
         if not single:
             upper.plot(curve.epochs, 100 * np.array(UR), color=colour, linewidth=1.2, marker=".", label=language)
-    upper.plot(curve.epochs, 100 * np.array(curve.dev_UR), color=_INK, linewidth=2.2, marker=".", label="all")
+    upper.plot(curve.epochs, 100 * np.array(curve.dev_UR), color=INK, linewidth=2.2, marker=".", label="all")
     upper.set_ylim(0, 102)
     upper.set_ylabel("UR on dev, %", fontsize=9)
     if not single:
         upper.legend(fontsize=8, frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.02))
-    lower.plot(curve.epochs, curve.loss, color=_INK, linewidth=1.6, marker=".")
+    lower.plot(curve.epochs, curve.loss, color=INK, linewidth=1.6, marker=".")
     lower.set_ylim(bottom=0)
     lower.set_ylabel("loss", fontsize=9)
     lower.set_xlabel("epoch", fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    _title(upper, curve.run)
+    title_of(upper, curve.run)
     for axes in (upper, lower):
-        _plain(axes)
+        plain(axes)
     figure.align_ylabels()
-    return _png(figure, f"Training of {curve.run}: UR on dev and loss over {len(curve.epochs)} epochs.")
+    return png(figure, f"Training of {curve.run}: UR on dev and loss over {len(curve.epochs)} epochs.")
 
 
 def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list[list[str]], fontsize: float) -> None:
@@ -132,7 +132,7 @@ def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list
     axes.set_facecolor("#e6e6e6")
     axes.imshow(values, cmap=_MAP, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.65 else _INK
+        colour = "white" if value > 0.65 else INK
         axes.text(column, row, words[row][column], ha="center", va="center", fontsize=fontsize, color=colour)
     axes.tick_params(length=0, labelsize=8.5)
     for spine in axes.spines.values():
@@ -143,16 +143,18 @@ def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list
     axes.tick_params(which="minor", length=0)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Two faint axes and nothing around."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
-    axes.tick_params(labelsize=9, color=_FAINT)
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(labelsize=9, color=FAINT)
 
 
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10, fontweight="bold", loc="left", color=_INK)
+def title_of(axes: Axes, text: str) -> None:
+    """A heading at the left."""
+    axes.set_title(text, fontsize=10, fontweight="bold", loc="left", color=INK)
 
 
 def _label(line: Line) -> str:
@@ -170,7 +172,8 @@ def _emotions_below(axes: Axes, emotions: Sequence[str], room: int = 40) -> None
     axes.set_xticks(range(len(emotions)), emotions, rotation=35 if slanted else 0, ha="right" if slanted else "center")
 
 
-def _png(figure: Figure, alt: str) -> Picture:
+def png(figure: Figure, alt: str) -> Picture:
+    """The figure as a picture."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)

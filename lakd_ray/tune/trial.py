@@ -1,61 +1,144 @@
-"""One trial: an mtkd student with some of the search's settings, trained in the trial's own process."""
+"""One trial: a student with some of the search's settings, trained in a process of its own."""
 
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ray import tune
 
-from lakd_ray.config import DistillLoss, Experiment
-from lakd_ray.data.stream import Source
-from lakd_ray.train.teaching import Job, teacher_logits
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.errors import ConfigError
+from lakd_ray.runs import Run, student_runs
+from lakd_ray.train.state import State
+from lakd_ray.tune.study import Settings, experiment_of
 
-# The paper's loss. The search's first trial.
-PAPER = DistillLoss(temperature=5.0, lam=0.25, tau=0.25, weighting="similarity", reference_compat=True)
-SEARCHED = ("temperature", "lam", "tau")
-
-
-def loss_of(settings: dict[str, Any], base: DistillLoss) -> DistillLoss:
-    """The loss that a trial tries: the paper's own at the paper's settings, else the experiment's with these."""
-    if all(settings[name] == getattr(PAPER, name) for name in SEARCHED):
-        return PAPER
-    return base.model_copy(update={name: settings[name] for name in SEARCHED})
+ERROR = "error.json"
+_CLIP_S, _ASKED = 5, 7
 
 
-def train_trial(settings: dict[str, Any], *, experiment: dict[str, Any], job: Job, source: Source | None) -> None:
+def student_of(config: Experiment) -> Run:
+    """The multilingual student that is searched for, for the search's number of epochs.
+
+    Raises:
+        ConfigError: the experiment has none.
+    """
+    wanted = config.tune.paradigm
+    found = [run for run in student_runs(config) if run.paradigm == wanted and run.setup == "multilingual"]
+    if not found:
+        raise ConfigError(
+            f"tune searches the multilingual {wanted} student: add it to distill.paradigms and distill.setups"
+        )
+    (student,) = found
+    if config.tune.epochs is None:
+        return student
+    optim = student.recipe.optim.model_copy(update={"epochs": config.tune.epochs})
+    return student.model_copy(update={"recipe": student.recipe.model_copy(update={"optim": optim})})
+
+
+def run_of(config: Experiment, number: int, seed: int | None = None) -> Run:
+    """The run of a trial, whose settings the configuration has already; with another seed if one is given."""
+    name = f"trials/{number:04d}" + ("" if seed is None else f"-s{seed}")
+    changes = {"id": name, "stage": "tune", "seed": config.seed if seed is None else seed}
+    return student_of(config).model_copy(update=changes)
+
+
+def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
     """Ray Tune's function: trains the student and reports after each epoch.
 
     Args:
-        settings: temperature, lam and tau of this trial.
+        trial: `number` and `settings`.
         experiment: the configuration, as plain data.
-        job: the student and its inputs.
-        source: cached features to train on, if any.
+    """
+    base = Experiment.model_validate(experiment)
+    place = storage.join(base.stage_folder("tune"), "trials", f"{trial['number']:04d}")
+    try:
+        train_student(base, trial["number"], trial["settings"], report=tune.report)
+    except Exception as error:
+        storage.write_json(storage.join(place, ERROR), {"cause": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def train_student(
+    base: Experiment,
+    number: int,
+    settings: Settings,
+    *,
+    seed: int | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> float:
+    """Train a trial's student to its end, from where it was interrupted; returns its objective.
+
+    Args:
+        base: the experiment that is searched in.
+        seed: another seed for the student.
+        report: given `{epoch, objective, cost, audio_seconds, loss}` after each epoch, those of an earlier attempt
+            first; `objective` is the highest so far.
     """
     import torch  # only trials need it
 
     from lakd_ray.data import manifest as manifests
+    from lakd_ray.infer.features import cached
+    from lakd_ray.train import teaching
     from lakd_ray.train.feed import Feed
     from lakd_ray.train.loop import train
 
-    config = Experiment.model_validate(experiment)
-    trial = f"trials/{tune.get_context().get_trial_id()}"
-    run = job.run.model_copy(update={"id": trial, "stage": "tune", "loss": loss_of(settings, config.distill.mtkd)})
+    config = experiment_of(base, settings)
+    run = run_of(config, number, seed)
     torch.set_num_threads(config.train.cpus_per_worker)
     _alone()
     manifest = manifests.load(config)
-    logits = torch.from_numpy(teacher_logits(config, manifest, run))
-    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=source)
-    made_by = {**job.made_by, "run": {**job.made_by["run"], "loss": run.loss and run.loss.model_dump()}}
-    best = 0.0
+    job = teaching.job(config, manifest, run)
+    logits = torch.from_numpy(teaching.teacher_logits(config, manifest, run)) if run.teachers else None
+    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=cached(config, manifest, run.recipe.model))
+    best, told, cost = 0.0, set[int](), cost_of(config, run)
 
-    def report(line: dict[str, Any]) -> None:
+    def tell(line: dict[str, Any]) -> None:
         nonlocal best
-        best = max(best, line["dev_UR"])
-        known = {key: line[key] for key in ("epoch", "loss", "dev_UR", "dev_WR", "dev_ce", "audio_seconds", "seconds")}
-        tune.report({**known, "best_dev_UR": best})
+        best = max(best, objective_of(line, config))
+        told.add(line["epoch"])
+        known = {key: line[key] for key in ("epoch", "loss", "audio_seconds")}
+        report({**known, "objective": best, "cost": cost})
 
-    train(feed, run.folder(config), made_by, list(job.parents), report)
+    folder = run.folder(config)
+    for line in State.read(folder).metrics:
+        tell(line)
+    train(feed, folder, job.made_by, list(job.parents), tell)
+    for line in State.read(folder).metrics:
+        if line["epoch"] not in told:
+            tell(line)
+    return best
+
+
+def objective_of(line: dict[str, Any], config: Experiment) -> float:
+    """What an epoch's line is worth."""
+    recalls = list(line["dev_recall"].values())
+    return float(min(recalls) if config.tune.objective == "worst" else line["dev_UR"])
+
+
+def cost_of(config: Experiment, run: Run) -> float | None:
+    """The second objective: parameters of the student, or milliseconds for a clip; None if there is none."""
+    if config.tune.against is None:
+        return None
+    import torch
+
+    from lakd_ray.models import build
+
+    model = build(run.recipe.model, run.emotions, seed=0, languages=config.languages).eval()
+    if config.tune.against == "size":
+        return float(sum(weight.numel() for weight in model.parameters()))
+    wave_1T, length_1 = torch.zeros(1, _CLIP_S * 16_000), torch.tensor([_CLIP_S * 16_000])
+    spent = []
+    with torch.inference_mode():
+        for _ in range(_ASKED):
+            started = time.perf_counter()
+            model(wave_1T, length_1)
+            spent.append(1000 * (time.perf_counter() - started))
+    return median(spent)
 
 
 def _alone() -> None:

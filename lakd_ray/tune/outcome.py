@@ -1,0 +1,106 @@
+"""What a search comes to: the winner as an experiment file, and how it compares with the paper's settings."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lakd_ray import metrics
+from lakd_ray.config import Experiment, dump
+from lakd_ray.tune.study import Settings, Trial, experiment_of, paper_settings
+
+Confirmed = Mapping[int, Sequence[float]]  # trial -> its objective with each of the other seeds
+
+
+def ranked(trials: Sequence[Trial], confirmed: Confirmed | None = None) -> list[Trial]:
+    """Trials that ended, the best first: by the mean over seeds if some were run again, those before all others."""
+    again = confirmed or {}
+
+    def key(trial: Trial) -> tuple[bool, float]:
+        own = trial.objective or 0.0
+        return trial.number in again, mean([own, *again[trial.number]]) if trial.number in again else own
+
+    ended = [trial for trial in trials if trial.objective is not None and trial.state in ("complete", "stopped")]
+    return sorted(ended, key=key, reverse=True)
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that no other beats in both objectives, the cheapest first."""
+    ended = [trial for trial in trials if trial.cost is not None and trial.objective is not None]
+    return sorted(
+        (one for one in ended if not any(_beats(other, one) for other in ended)), key=lambda one: one.cost or 0
+    )
+
+
+def _beats(one: Trial, other: Trial) -> bool:
+    first, second = ((each.objective or 0.0, -(each.cost or 0.0)) for each in (one, other))
+    return first != second and all(a >= b for a, b in zip(first, second, strict=True))
+
+
+def paper_trial(config: Experiment, trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the paper's settings, if it was run."""
+    paper = paper_settings(config)
+    return next((trial for trial in trials if paper and trial.settings == paper), None)
+
+
+def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) -> str:
+    """The winner against the paper's settings, in a sentence."""
+    best, paper = ranked(trials, confirmed)[0], paper_trial(config, trials)
+    if paper is None or paper.objective is None:
+        return "The paper's settings were not tried: they lie outside of tune.space."
+    if best.number == paper.number:
+        return "The paper's settings are the best."
+    own = 100 * ((best.objective or 0) - paper.objective)
+    if best.number not in confirmed or paper.number not in confirmed:
+        return (
+            f"On dev trial {best.number} is {own:+.1f} points above the paper's settings, with one seed each: that may "
+            "be luck, and the best of many trials is lucky. `tune.confirm` would run both with other seeds."
+        )
+    differences_A = np.array(confirmed[best.number]) - np.array(confirmed[paper.number])
+    bounds = metrics.mean_interval(differences_A)
+    told = (
+        f"{100 * differences_A.mean():+.1f} points against the paper's settings over {len(differences_A)} other seeds"
+    )
+    if bounds is None:
+        return f"On dev trial {best.number} is {told}; one seed gives no interval."
+    low, high = (100 * bound for bound in bounds)
+    verdict = "it beats them" if low > 0 else "it is not shown to beat them"
+    return f"On dev trial {best.number} is {told}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."
+
+
+def cost(config: Experiment, trials: Sequence[Trial], epoch_seconds: float, epochs: int) -> str:
+    """Audio that the trials were trained on, against one student trained on the full budget."""
+    trained, full = sum(trial.audio_seconds for trial in trials), epoch_seconds * epochs
+    return (
+        f"{len(trials)} trials were trained on {trained / 3600:.2f} audio-hours, {trained / full:.1f} times what one "
+        f"student on the full budget of {epochs} epochs is ({full / 3600:.2f})"
+    )
+
+
+def best_file(config: Experiment, settings: Settings, notes: Sequence[str]) -> str:
+    """An experiment file that distills the winner on the full budget, with this experiment's data and teachers."""
+    content = dump(experiment_of(config, settings))
+    content |= {"name": f"{config.name}-best", "base": config.base or config.name}
+    content["distill"] |= {"paradigms": [config.tune.paradigm], "setups": ["multilingual"]}
+    content["stages"] = ["prepare", "teachers", "distill", "evaluate", "report"]
+    content["grid"] |= {"variants": {}}
+    lines = [f"Found by the tune stage of {config.name} on {datetime.now(UTC):%Y-%m-%d}.", *notes]
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def plain(trial: Trial, confirmed: Confirmed) -> dict[str, Any]:
+    """A trial as trials.json has it."""
+    return {
+        "trial": f"{trial.number:04d}",
+        "settings": trial.settings,
+        "state": trial.state,
+        "objective": trial.objective,
+        "cost": trial.cost,
+        "epochs": trial.epochs,
+        "audio_seconds": trial.audio_seconds,
+        "confirmed": list(confirmed.get(trial.number, ())),
+        "cause": trial.cause,
+    }
