@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("errors", "labels", "config", "metrics", "storage", "schema", "records", "runs", "provenance"),
+    ("errors", "labels", "config", "metrics", "storage", "schema", "records", "runs", "provenance", "resources"),
     ("audio", "models", "distill"),
     ("corpora", "data"),
     ("infer", "train"),
