@@ -23,7 +23,7 @@ def _training(config: Experiment) -> Need:
     train = config.train
     groups, workers = train.side_by_side, train.side_by_side * train.workers
     return Need(
-        f"{groups} x {train.workers} workers with {train.cpus_per_worker} {_each(config)} and one CPU for reading data",
+        f"{groups} x {train.workers} workers with {_each(config)} and one CPU for reading data",
         workers * train.cpus_per_worker + 1,
         workers if train.gpu else 0,
         "train.workers, train.cpus_per_worker or train.side_by_side",
@@ -33,7 +33,7 @@ def _training(config: Experiment) -> Need:
 def _search(config: Experiment) -> Need:
     """Trials wait for each other, so room for one is enough."""
     cpus = config.train.cpus_per_worker
-    what = f"trials of the search with {cpus} {_each(config)} and one CPU for reading data"
+    what = f"trials of the search with {_each(config)} and one CPU for reading data"
     return Need(what, cpus + 1, int(config.train.gpu), "train.cpus_per_worker")
 
 
@@ -44,7 +44,8 @@ def _serving(config: Experiment) -> Need:
 
 
 def _each(config: Experiment) -> str:
-    return "CPUs and one GPU each" if config.train.gpu else "CPUs each"
+    cpus = config.train.cpus_per_worker
+    return f"{cpus} CPU{'s' if cpus > 1 else ''}" + (" and one GPU each" if config.train.gpu else " each")
 
 
 _NEEDS: dict[str, Callable[[Experiment], Need]] = {

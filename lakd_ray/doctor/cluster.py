@@ -16,6 +16,8 @@ from lakd_ray.doctor.results import Check, Result, Status, ask
 from lakd_ray.session import cpus_here, joined
 
 CONNECT_S = 5.0
+# What opens a connection of HTTP/2, on which gRPC runs, and an empty SETTINGS frame; servers answer with their own.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 NODES_S = 120.0  # a worker process starts on each node, and imports torch where there are GPUs
 _GRAVITY: tuple[Status, ...] = ("ok", "warn", "fail")
 
@@ -38,15 +40,24 @@ def token(address: str) -> Result:
 
 
 def answers(address: str) -> Result:
-    """Whether somebody listens at the address; Ray itself would try for a minute."""
+    """Whether Ray answers at the address; its own client would try for many minutes."""
     host, _, number = address.rpartition("://")[2].rpartition(":")
     if not host or not number.isdigit():
         return Result("cluster", "ok", address)  # `auto` and other names, which Ray resolves at once
     try:
-        socket.create_connection((host.strip("[]"), int(number)), timeout=CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(number)), timeout=CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", "false"):
+                connection.sendall(_HELLO)
+                if not connection.recv(1):
+                    raise ConnectionError("it closes the connection")
     except OSError as error:
         todo = "correct cluster.address or RAY_ADDRESS, or start the cluster"
-        return Result("cluster", "fail", f"{address}: {error}", "a Ray cluster there", todo)
+        found = (
+            f"nothing from {address} within {CONNECT_S:g} s"
+            if isinstance(error, TimeoutError)
+            else f"{address}: {error}"
+        )
+        return Result("cluster", "fail", found, "a Ray cluster there", todo)
     return Result("cluster", "ok", f"{address} answers")
 
 

@@ -20,6 +20,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.doctor.results import Check, Result, Status
 
 _ENGINES = ("torch", "ray", "deepspeed")  # another version of these is another program; of others, a risk
+_OP = "deepspeed_shm_comm"
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _MEMINFO, _SHM = "/proc/meminfo", "/dev/shm"
 _STORE_SHARE, _STORE_MOST, _STORE_SLOW = 0.3, 200 * 10**9, 10**10  # Ray's own: of memory, at most, refused in /tmp
@@ -79,22 +80,26 @@ def versions() -> Result:
 
 
 def compiler(config: Experiment) -> Result:
-    """What DeepSpeed builds its CPU op with; torch calls ninja by name, so it must be on PATH."""
-    tools = {"g++": os.environ.get("CXX", "g++"), "ninja": "ninja"}
+    """What DeepSpeed builds its CPU op with. torch calls ninja in every process; the compiler only if the op is new."""
+    tools = {"g++": os.environ.get("CXX", "c++"), "ninja": "ninja"}
     missing = [name for name, command in tools.items() if shutil.which(command) is None]
     if not missing:
         return Result("compiler", "ok", ", ".join(str(shutil.which(command)) for command in tools.values()))
-    todo = {
-        "g++": "install it (Debian: apt-get install g++)",
-        "ninja": "activate the environment, which puts it on PATH",
-    }
+    todo = {"g++": "install g++ (Debian: apt-get install g++)", "ninja": "activate the environment, which has ninja"}
+    spared = config.train.gpu or (missing == ["g++"] and _is_built())  # on GPUs there is no such op
     return Result(
         "compiler",
-        "warn" if config.train.gpu else "fail",  # on GPUs there is no such op
+        "warn" if spared else "fail",
         f"no {' and no '.join(missing)} on PATH",
         "g++ and ninja, with which DeepSpeed builds an op on first use",
         "; ".join(todo[name] for name in missing),
     )
+
+
+def _is_built() -> bool:
+    """Whether an earlier run left DeepSpeed's op where torch looks for it."""
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions").expanduser()
+    return any(folder.rglob(f"{_OP}/{_OP}.so"))
 
 
 def gpu(config: Experiment) -> Result:
