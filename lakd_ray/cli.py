@@ -22,6 +22,14 @@ _STAGES = {
     "pipeline": "all of them in order",
     "reproduce": "the whole grid: every fold, seed and variant, and one table over them",
 }
+# Commands that are looked at before they start, with the stages that they run; None: the experiment's own.
+_CHECKED: dict[str, tuple[str, ...] | None] = {
+    "teachers": ("teachers",),
+    "distill": ("distill",),
+    "tune": ("tune",),
+    "pipeline": None,
+    "reproduce": ("prepare", "teachers", "distill", "evaluate", "report"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
     export.add_argument("folder", help="a new folder")
     _add_experiment(commands.add_parser("tune-report", help="draw a search as it stands, finished or not"))
+    doctor = commands.add_parser("doctor", help="look for what would stop the experiment here, and say what to do")
+    _add_experiment(doctor)
+    doctor.add_argument("--json", action="store_true", help="for machines")
     disk = commands.add_parser("disk", help="what the experiment takes on its storage, now and when it is finished")
     _add_experiment(disk)
     disk.add_argument("--json", action="store_true", help="for machines")
@@ -110,6 +121,8 @@ def _dispatch(options: argparse.Namespace) -> int:
     config = load(options.experiment, options.overrides)
     if options.command == "gc":
         return _collect(config, yes=options.yes, dry_run=options.dry_run)
+    if options.command == "doctor":
+        return _examine(config, as_json=options.json)
     if options.command == "config":
         print(describe(config), end="")
     elif options.command == "tune-report":
@@ -129,7 +142,7 @@ def message(error: LakdError) -> str:
 
 
 def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
-    from lakd_ray import pipeline, reproduce  # Ray takes seconds to load, and `lakd config` needs none of it
+    from lakd_ray import doctor, pipeline, reproduce  # Ray takes seconds to load, and `lakd config` needs none of it
     from lakd_ray.session import session
 
     if options.command == "reproduce" and options.dry_run:
@@ -137,7 +150,10 @@ def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
         return
     stages: dict[str, Callable[[Experiment], object]] = {**pipeline.STAGES, "pipeline": pipeline.run, "serve": _serve}
     stages["reproduce"] = lambda config: reproduce.run(config, rate=options.rate)
-    with session(config):
+    surroundings = session(config)
+    if options.command in _CHECKED:
+        surroundings = doctor.ready_session(config, _CHECKED[options.command] or config.stages)
+    with surroundings:
         stages[options.command](config)
 
 
@@ -155,6 +171,18 @@ def _serve(config: Experiment) -> None:
             time.sleep(3600)
     finally:
         serving.stop(cluster_ends=joined(config) is None)
+
+
+def _examine(config: Experiment, *, as_json: bool) -> int:
+    from lakd_ray import doctor  # Ray takes seconds to load
+
+    results = doctor.examine(config)
+    healthy = all(result.status != "fail" for result in results)
+    if as_json:
+        print(json.dumps({"ok": healthy, "checks": [result.to_json() for result in results]}, indent=1))
+    else:
+        print(doctor.table(results))
+    return 0 if healthy else 2
 
 
 def _print_usage(config: Experiment, *, as_json: bool) -> None:

@@ -8,16 +8,26 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("errors", "labels", "config", "metrics", "storage", "schema", "records", "runs", "provenance"),
+    ("errors", "labels", "config", "metrics", "storage", "schema", "records", "runs", "provenance", "resources"),
     ("audio", "models", "distill"),
     ("corpora", "data"),
     ("infer", "train"),
     ("tune", "serve", "report", "housekeeping", "export"),
-    ("pipeline", "reproduce", "session", "submit", "cli", "__main__"),
+    ("pipeline", "reproduce", "session", "doctor", "submit", "cli", "__main__"),
 )
 FLOOR = {"": 0} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}  # "" is lakd_ray itself
 MAY_IMPORT = {
-    "ray": ("data/", "train/run.py", "train/worker.py", "infer/batch.py", "tune/", "serve/", "session.py", "submit.py"),
+    "ray": (
+        "data/",
+        "train/run.py",
+        "train/worker.py",
+        "infer/batch.py",
+        "tune/",
+        "serve/",
+        "session.py",
+        "submit.py",
+        "doctor/cluster.py",
+    ),
     "deepspeed": ("train/zero.py",),
 }
 FILES = sorted(str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py"))

@@ -49,7 +49,7 @@ def run(config: Experiment) -> str:
     wanted = made_by(config)
     done = records.is_done(folder, wanted) and _shards_are_there(folder)
     if done and (where := sources.unreachable(config)):
-        print(f"prepare: already done, {folder}; not compared with corpus {where}")
+        print(f"prepare: already done, {folder}; not compared with corpus {where[0]}")
         return folder
     found = [sources.find(corpus, config) for corpus in config.corpora]
     state = records.digest([*(corpus.digest for corpus in found), config.audio.max_quarantined])

@@ -112,8 +112,9 @@ def _place(location: str) -> str:
     return storage.resolve(location)[1].rstrip("/") if location else ""
 
 
-def unreachable(config: Experiment) -> str | None:
-    """The first corpus root that cannot be reached, as a line for people; None if all can."""
+def unreachable(config: Experiment) -> list[str]:
+    """Corpora whose root cannot be reached, as lines for people."""
+    lines = []
     for corpus in config.corpora:
         root = root_of(corpus, config)
         try:
@@ -122,5 +123,5 @@ def unreachable(config: Experiment) -> str | None:
             reason = "there is nothing"
         except StorageError as error:
             reason = str(error)
-        return f"{corpus.name} at {root}: {reason}"
-    return None
+        lines.append(f"{corpus.name} at {root}: {reason}")
+    return lines

@@ -2,19 +2,18 @@
 
 import logging
 import os
-import socket
 import time
 
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from lakd_ray import storage
+from lakd_ray import resources, storage
 from lakd_ray.config import Experiment, dump
-from lakd_ray.config import Serve as Limits
 from lakd_ray.errors import CheckpointError, ResourceError
 from lakd_ray.serve.app import QUIET, build
 from lakd_ray.serve.client import Client
+from lakd_ray.serve.port import free_port
 
 APPLICATION = "lakd"
 POLL_S = 0.1
@@ -41,9 +40,9 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + timeout_s
     section = config.serve
-    _check_room(section)
+    _check_room(config)
     application = build({"checkpoint": checkpoint, "serve": dump(section)})
-    port = _free_port(section)
+    port = free_port(section)
     try:
         serve.start(
             proxy_location="HeadOnly",
@@ -75,17 +74,12 @@ def stop(*, cluster_ends: bool = False) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
-def _check_room(section: Limits) -> None:
+def _check_room(config: Experiment) -> None:
     """Refuse what would otherwise wait for ever."""
     if serve.status().proxies:
         raise ResourceError("Ray Serve runs already in this cluster: stop it first with `serve shutdown`")
-    needed = section.replicas * section.cpus
-    found = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    if found < needed:
-        raise ResourceError(
-            f"serve.replicas={section.replicas} with serve.cpus={section.cpus} need {needed} CPUs, the cluster has "
-            f"{found:g}: lower them, or raise cluster.cpus"
-        )
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    resources.refuse_shortage(config, ("serve",), have)
 
 
 def _wait(deadline: float) -> None:
@@ -102,18 +96,6 @@ def _wait(deadline: float) -> None:
         if time.monotonic() > deadline:
             raise ResourceError(f"the endpoint did not start in time ({application.status.value}): {details}")
         time.sleep(POLL_S)
-
-
-def _free_port(section: Limits) -> int:
-    """The port to listen on. Ray's proxies share ports with one another, so two endpoints on one would go unnoticed."""
-    family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
-    try:
-        with socket.create_server((section.host, section.port), family=family) as probe:
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ResourceError(
-            f"cannot listen on {section.host} port {section.port}: {error}; choose another serve.port, 0 for a free one"
-        ) from None
 
 
 def _url(host: str, port: int) -> str:

@@ -21,7 +21,7 @@ from lakd_ray.storage.files import (
     writing,
 )
 from lakd_ray.storage.folders import SEAL, Seal, copy_into, fetched_folder, publish_folder, seal, unseal
-from lakd_ray.storage.places import free_bytes, is_remote, join, resolve, size_text
+from lakd_ray.storage.places import free_bytes, hurried, is_remote, join, nearest, resolve, size_text
 
 __all__ = [
     "SEAL",
@@ -32,10 +32,12 @@ __all__ = [
     "exists",
     "fetched_folder",
     "free_bytes",
+    "hurried",
     "is_remote",
     "join",
     "list_files",
     "list_folders",
+    "nearest",
     "publish_folder",
     "read_bytes",
     "read_json",

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from lakd_ray.errors import StorageError
 # which errors pass: a refused key is not tried again.
 ATTEMPTS = 8
 _CONNECT_S, _REQUEST_S = 5, 60
+_hurry: ContextVar[int | None] = ContextVar("hurry", default=None)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN", "EXPIRED", "status 403")
-_UNREACHED = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not connect", "timed out")
+_UNREACHED = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not connect", "timed out", "Read timeout")
 
 
 def is_remote(location: str) -> bool:
@@ -61,6 +63,16 @@ def lister(location: str) -> tuple[Any, str]:
     return _s3_lister(_settings()), _in_bucket(location)
 
 
+@contextmanager
+def hurried(seconds: int) -> Iterator[None]:
+    """In this thread, ask a bucket's server only once, and give it so many seconds: for looking whether it answers."""
+    token = _hurry.set(seconds)
+    try:
+        yield
+    finally:
+        _hurry.reset(token)
+
+
 def _in_bucket(location: str) -> str:
     scheme, _, path = location.partition("://")
     if scheme != "s3" or not path.strip("/"):
@@ -74,7 +86,17 @@ Settings = tuple[tuple[str, str], ...]
 def _settings() -> Settings:
     """What the environment says about S3: a client is made anew when it changes."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
-    return (*((name, os.environ[name]) for name in names), ("attempts", str(ATTEMPTS)))
+    return (*((name, os.environ[name]) for name in names), ("attempts", str(_attempts())), ("hurry", str(_hurry.get())))
+
+
+def _attempts() -> int:
+    return ATTEMPTS if _hurry.get() is None else 1
+
+
+def _timeouts() -> tuple[int, int]:
+    """Seconds for a connection, and for an answer."""
+    hurry = _hurry.get()
+    return (_CONNECT_S, _REQUEST_S) if hurry is None else (min(_CONNECT_S, hurry), hurry)
 
 
 def _endpoint() -> str | None:
@@ -92,10 +114,11 @@ def _local() -> pafs.FileSystem:
 
 @lru_cache(maxsize=4)
 def _s3(_: Settings) -> pafs.FileSystem:
+    connect_s, request_s = _timeouts()
     options: dict[str, Any] = {
-        "connect_timeout": _CONNECT_S,
-        "request_timeout": _REQUEST_S,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        "connect_timeout": connect_s,
+        "request_timeout": request_s,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_attempts()),
     }
     if endpoint := _endpoint():
         parsed = urlparse(endpoint)
@@ -110,13 +133,14 @@ def _s3_lister(_: Settings) -> Any:
     import s3fs  # takes a second, and only listings need it
 
     endpoint = _endpoint()
+    connect_s, request_s = _timeouts()
     filesystem = s3fs.S3FileSystem(
         endpoint_url=endpoint,
         client_kwargs={"region_name": _region()},
         config_kwargs={
-            "connect_timeout": _CONNECT_S,
-            "read_timeout": _REQUEST_S,
-            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "connect_timeout": connect_s,
+            "read_timeout": request_s,
+            "retries": {"mode": "standard", "total_max_attempts": _attempts()},
             "s3": {"addressing_style": "path" if endpoint else "auto"},  # as pyarrow does
         },
         use_listings_cache=False,
@@ -157,7 +181,8 @@ def explain_remote(error: OSError, location: str) -> str:
         )
     where = _endpoint() or "Amazon S3"
     if any(word in str(error) for word in _UNREACHED):
-        return f"no answer from {where} in {ATTEMPTS} attempts ({error}); check AWS_ENDPOINT_URL and the server"
+        tried = "1 attempt" if _attempts() == 1 else f"{_attempts()} attempts"
+        return f"no answer from {where} in {tried} ({error}); check AWS_ENDPOINT_URL and the server"
     return f"{error}; check the bucket's name, the AWS_* credentials and AWS_ENDPOINT_URL (now {where})"
 
 
@@ -186,10 +211,15 @@ def explain_full(error: OSError, folder: Path, written: int, needed: int) -> str
 
 def free_bytes(folder: str | Path) -> int:
     """Free bytes of the disk on which a local folder lies or will lie."""
+    return shutil.disk_usage(nearest(folder)).free
+
+
+def nearest(folder: str | Path) -> Path:
+    """The folder itself, or the last one on the way to it that is there."""
     place = Path(os.path.expanduser(folder)).absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 def size_text(size: float) -> str:

@@ -14,11 +14,11 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from lakd_ray import records, storage
+from lakd_ray import records, resources, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.errors import LakdError, ResourceError, StorageError, TrainingError
+from lakd_ray.errors import LakdError, StorageError, TrainingError
 from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
 from lakd_ray.train import teaching
 from lakd_ray.train.queue import Event, Queue
@@ -86,7 +86,8 @@ def train_tasks(
     if not todo:
         return
     config = tasks[0].config
-    _check_resources(config)
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+    resources.refuse_shortage(config, ("distill",), have)
     needs = {run: [other for other in task.run.needs if other in todo] for run, task in todo.items()}
     queue: Any = ray.remote(num_cpus=0)(Queue).remote(needs)
     groups = min(config.train.side_by_side, len(todo))
@@ -187,22 +188,3 @@ def _trainer(queue: Any, tasks: Sequence[Task], name: str) -> TorchTrainer:
             failure_config=FailureConfig(**limits),
         ),
     )
-
-
-def _check_resources(config: Experiment) -> None:
-    """Refuse at once what the cluster could never give; Ray would wait for ever."""
-    train = config.train
-    groups = train.side_by_side
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    cpus = groups * train.workers * train.cpus_per_worker + 1
-    if have.get("CPU", 0) < cpus:
-        raise ResourceError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs, but {groups} x {train.workers} workers with "
-            f"{train.cpus_per_worker} each and one for reading data need {cpus}. Lower train.workers, "
-            "train.cpus_per_worker or train.side_by_side, or add nodes."
-        )
-    if train.gpu and have.get("GPU", 0) < groups * train.workers:
-        raise ResourceError(
-            f"the cluster has {have.get('GPU', 0):g} GPUs, but {groups} x {train.workers} workers need one each. "
-            "Lower train.workers, set train.gpu: false, or add nodes."
-        )

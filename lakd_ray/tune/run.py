@@ -16,9 +16,10 @@ from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import Brought, Experiment, dump, with_settings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.errors import ConfigError, ResourceError, TrainingError
+from lakd_ray.errors import ConfigError, TrainingError
 from lakd_ray.infer.batch import logits_here
 from lakd_ray.infer.features import cached
+from lakd_ray.resources import refuse_shortage
 from lakd_ray.runs import cross_fitted_runs, teacher_runs
 from lakd_ray.train import teaching
 from lakd_ray.train.run import train_tasks
@@ -56,7 +57,8 @@ def run(config: Experiment) -> str:
         if finished and not study.left and _confirmed(config, folder):
             print(f"tune: already done, {folder}")
             return folder
-        _check_room(config)
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+        refuse_shortage(config, ["tune"], have)
         records.start(folder, made_by)
         _prepare(config)
         started = time.perf_counter()
@@ -121,19 +123,6 @@ def _resources(config: Experiment) -> dict[str, float]:
     """Of one trial."""
     gpu = {"GPU": config.tune.gpus_per_trial} if config.train.gpu else {}
     return {"CPU": config.train.cpus_per_worker, **gpu}
-
-
-def _check_room(config: Experiment) -> None:
-    """Refuse what would wait for ever: the driver and Ray Data need a CPU beside the trials."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    one = _resources(config)
-    needed = {name: config.tune.concurrent * count + (1 if name == "CPU" else 0) for name, count in one.items()}
-    for name, count in needed.items():
-        if have.get(name, 0) < count:
-            raise ResourceError(
-                f"the cluster has {have.get(name, 0):g} {name}s, but {config.tune.concurrent} trials at a time need "
-                f"{count:g}. Lower tune.concurrent, train.cpus_per_worker or tune.gpus_per_trial, or add nodes."
-            )
 
 
 def _search(config: Experiment, study: Study, folder: str) -> None:

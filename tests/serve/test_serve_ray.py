@@ -99,10 +99,10 @@ def test_build_refuses(tmp_path):
 
 def test_taken_port_is_refused():
     from lakd_ray.config import Serve
-    from lakd_ray.serve.run import _free_port
+    from lakd_ray.serve.port import free_port
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=str(port)):
-            _free_port(Serve(port=port))
-    assert _free_port(Serve(port=0)) > 0
+            free_port(Serve(port=port))
+    assert free_port(Serve(port=0)) > 0
