@@ -22,6 +22,7 @@ from lakd_ray.config.sections import (
     Tune,
 )
 from lakd_ray.config.teachers import Brought
+from lakd_ray.config.tracking import Mlflow, Tracking, Wandb
 
 __all__ = [
     "Audio",
@@ -35,6 +36,7 @@ __all__ = [
     "Grid",
     "LabelLoss",
     "LanguageAware",
+    "Mlflow",
     "Model",
     "Optim",
     "Paradigm",
@@ -45,8 +47,10 @@ __all__ = [
     "Setup",
     "Split",
     "Stage",
+    "Tracking",
     "Train",
     "Tune",
+    "Wandb",
     "Weighting",
     "describe",
     "dump",
