@@ -313,15 +313,20 @@ def test_weights_and_biases_offline(tmp_path):
 
 
 def wandb_history(file: Path) -> list[tuple[int, float]]:
-    """Steps and `dev/UR` of a file that `wandb sync` would send."""
+    """Steps and `dev/UR` of a file that `wandb sync` would send: LevelDB's log format after a head of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, found = DataStore(), []
-    store.open_for_scan(str(file))
-    while (content := store.scan_data()) is not None:
-        record = Record.FromString(content)
-        values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-        if "dev/UR" in values:
-            found.append((record.history.step.num, float(values["dev/UR"])))
+    content, position, whole, found = file.read_bytes(), 7, b"", []
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:  # the rest of a block, too short for a record's head
+            position += 32768 - position % 32768
+            continue
+        size, kind = struct.unpack_from("<HB", content, position + 4)
+        whole += content[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record, whole = Record.FromString(whole), b""
+            values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            if "dev/UR" in values:
+                found.append((record.history.step.num, float(values["dev/UR"])))
     return found
