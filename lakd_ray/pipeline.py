@@ -15,12 +15,18 @@ from lakd_ray.runs import student_runs
 from lakd_ray.serve.client import Client
 from lakd_ray.session import joined
 from lakd_ray.train import run as training
+from lakd_ray.train import track
 from lakd_ray.train.state import State, best_checkpoint
 from lakd_ray.train.watch import clock
 
 
 def run(config: Experiment) -> None:
-    """Run the experiment's stages."""
+    """Run the experiment's stages.
+
+    Raises:
+        ConfigError: a configured tracker is not installed; hours of preparation later would be late to say so.
+    """
+    track.check(config)
     started = time.perf_counter()
     steps = _steps(config)
     for number, (name, step) in enumerate(steps, start=1):

@@ -22,6 +22,7 @@ from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StageError, TrainingError
 from lakd_ray.infer import evaluate
 from lakd_ray.runs import Run, teacher_runs, training_runs
+from lakd_ray.train import track
 from lakd_ray.train.run import train_tasks
 from lakd_ray.train.state import State
 from lakd_ray.train.watch import clock, format_line
@@ -59,9 +60,11 @@ def run(config: Experiment, *, dry_run: bool = False, rate: float | None = None)
         Where the report lies; None for a dry run.
 
     Raises:
+        ConfigError: a configured tracker is not installed.
         TrainingError: runs failed; what could be done without them is done.
     """
     if not dry_run:
+        track.check(config)
         prepare.run(config)
     plan = plan_of(config)
     print(describe(config, plan, rate), flush=True)

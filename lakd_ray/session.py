@@ -51,6 +51,7 @@ def session(config: Experiment) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     else:
         options["address"] = address
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # fills the dashboard's page for training
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

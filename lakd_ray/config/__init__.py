@@ -21,6 +21,7 @@ from lakd_ray.config.sections import (
     Train,
 )
 from lakd_ray.config.teachers import Brought
+from lakd_ray.config.tracking import Mlflow, Tracking, Wandb
 
 __all__ = [
     "Audio",
@@ -36,6 +37,7 @@ __all__ = [
     "Grid",
     "LabelLoss",
     "LanguageAware",
+    "Mlflow",
     "Model",
     "Optim",
     "Paradigm",
@@ -45,8 +47,10 @@ __all__ = [
     "Setup",
     "Split",
     "Stage",
+    "Tracking",
     "Train",
     "Tune",
+    "Wandb",
     "Weighting",
     "describe",
     "dump",

@@ -10,6 +10,7 @@ from lakd_ray.config.losses import DistillLoss
 from lakd_ray.config.recipe import Recipe
 from lakd_ray.config.search import Tune
 from lakd_ray.config.teachers import Brought, Language
+from lakd_ray.config.tracking import Tracking
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
 Paradigm = Literal["ft", "kd", "mtkd"]
@@ -254,6 +255,8 @@ class Experiment(Section):
     """The search."""
     serve: Serve = Serve()
     """The endpoint."""
+    tracking: Tracking = Tracking()
+    """Where training can be watched."""
     cluster: Cluster = Cluster()
     """The Ray cluster."""
 

@@ -23,6 +23,7 @@ from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, tr
 from lakd_ray.train import teaching
 from lakd_ray.train.queue import Event, Queue
 from lakd_ray.train.state import State
+from lakd_ray.train.track import trackers, tracking
 from lakd_ray.train.watch import following, show
 from lakd_ray.train.worker import Task, work
 
@@ -75,6 +76,7 @@ def train_tasks(
 
     Raises:
         StageError: a run's folder was made by another configuration, or a teacher is not trained.
+        ConfigError: a configured tracker is not installed.
         ResourceError: the cluster cannot hold one worker group.
         TrainingError: a run failed and its retries are used up (not with `keep_going`).
     """
@@ -86,12 +88,13 @@ def train_tasks(
     if not todo:
         return
     config = tasks[0].config
+    watching = trackers(config)
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     resources.refuse_shortage(config, ("distill",), have)
     needs = {run: [other for other in task.run.needs if other in todo] for run, task in todo.items()}
     queue: Any = ray.remote(num_cpus=0)(Queue).remote(needs)
     groups = min(config.train.side_by_side, len(todo))
-    with following(lambda: ray.get(queue.news.remote()), tell):
+    with tracking(watching, todo) as track, following(lambda: ray.get(queue.news.remote()), track, tell):
         try:
             if groups == 1:
                 _fit(queue, list(todo.values()), name, keep_going)

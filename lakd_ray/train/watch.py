@@ -11,14 +11,18 @@ _PAUSE_S = 0.5
 
 
 @contextmanager
-def following(news: Callable[[], Sequence[Event]], tell: Callable[[Event], None]) -> Iterator[None]:
-    """Pass news on, in order, until the block ends."""
+def following(news: Callable[[], Sequence[Event]], *tell: Callable[[Event], None]) -> Iterator[None]:
+    """Pass news on to all who are told, in order, until the block ends."""
     stop = threading.Event()
+
+    def pass_on() -> None:
+        for event in news():
+            for one in tell:
+                one(event)
 
     def follow() -> None:
         while not stop.wait(_PAUSE_S):
-            for event in news():
-                tell(event)
+            pass_on()
 
     thread = threading.Thread(target=follow, name="watch", daemon=True)
     thread.start()
@@ -27,8 +31,7 @@ def following(news: Callable[[], Sequence[Event]], tell: Callable[[Event], None]
     finally:
         stop.set()
         thread.join()
-        for event in news():
-            tell(event)
+        pass_on()
 
 
 def show(event: Event) -> None:

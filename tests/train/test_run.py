@@ -126,3 +126,22 @@ def test_the_others_go_on_where_one_fails(experiment: Experiment, run_of: Run, q
     assert events(queue) == [
         ("started", run_of.id), ("failed", run_of.id), ("failed", "needs it"), ("started", "other"),
     ]  # fmt: skip
+
+
+def test_every_epoch_reaches_people_and_trackers(
+    experiment: Experiment, run_of: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"run": run_of.id, "epoch": 1, "loss": 0.5, "dev_UR": 0.25}
+
+    def fit(queue: Any, tasks: list[Task], name: str, keep_going: bool) -> None:
+        queue.take.remote(name)
+        queue.tell.remote({"event": "epoch", "run": run_of.id, "line": line})
+        ray.get(queue.done.remote(name))
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(training, "_fit", fit)
+    monkeypatch.setattr(training, "_not_done", lambda tasks: {task.run.id: task for task in tasks})
+    training.train_tasks([Task(experiment, run_of)], name="teachers", tell=told.append)
+    assert [event["event"] for event in told] == ["started", "epoch", "finished"]
+    (file,) = Path(experiment.folder, "tensorboard", run_of.id).iterdir()
+    assert b"dev/UR" in file.read_bytes()

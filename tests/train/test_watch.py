@@ -64,20 +64,20 @@ class News:
 
 
 def test_news_are_told_while_it_lasts_and_the_last_ones_at_the_end():
-    news, told, heard = News(), [], threading.Event()
+    news, told, other, heard = News(), [], [], threading.Event()
 
     def tell(event: Event) -> None:
         told.append(event["run"])
         heard.set()
 
-    with following(news, tell):
+    with following(news, tell, other.append):
         news.add(1, 2)
         assert heard.wait(20)
         deadline = time.monotonic() + 20
         while len(told) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         news.add(3)
-    assert told == ["1", "2", "3"]
+    assert told == ["1", "2", "3"] == [event["run"] for event in other]
 
 
 def test_it_ends_when_the_training_fails():
