@@ -150,11 +150,10 @@ def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
         return
     stages: dict[str, Callable[[Experiment], object]] = {**pipeline.STAGES, "pipeline": pipeline.run, "serve": _serve}
     stages["reproduce"] = lambda config: reproduce.run(config, rate=options.rate)
-    surroundings = session(config)
-    if options.command in _CHECKED:
-        surroundings = doctor.ready_session(config, _CHECKED[options.command] or config.stages)
-    with surroundings:
-        stages[options.command](config)
+    command = options.command
+    checked = command in _CHECKED
+    with doctor.ready_session(config, _CHECKED[command] or config.stages) if checked else session(config):
+        stages[command](config)
 
 
 def _serve(config: Experiment) -> None:
