@@ -19,6 +19,7 @@ from lakd_ray.tune.study import FILE, Study, Trial
 
 PAGE, TEMPLATE = "tune.html", "tune.html.j2"
 _MAP = "viridis"
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 
 
 def write(config: Experiment, notes: Sequence[str] = (), confirmed: outcome.Confirmed | None = None) -> str:
@@ -86,15 +87,15 @@ def parallel(config: Experiment, trials: Sequence[Trial]) -> Picture:
         colour = colormaps[_MAP](float(scale(trial.objective or 0)))
         axes.plot(range(len(heights)), heights, color=colour, linewidth=2.6 if top else 1.0, alpha=1 if top else 0.6)
     for place, (key, each) in enumerate(space.items()):
-        axes.axvline(place, color=FAINT, linewidth=0.8)
+        axes.vlines(place, 0, 1, color=FAINT, linewidth=0.8)
         for height, label in _ticks(each):
-            axes.text(place + 0.04, height, label, fontsize=8, color=INK, va="center")
-        axes.text(place, -0.12, key.rpartition(".")[2], fontsize=9, color=INK, ha="center", va="top")
+            axes.text(place + 0.04, height, label, fontsize=8, color=INK, va="center", bbox=_BEHIND)
+        axes.text(place, -0.1, key.rpartition(".")[2], fontsize=9, color=INK, ha="center", va="top")
     end = len(space)
-    axes.axvline(end, color=FAINT, linewidth=0.8)
+    axes.vlines(end, 0, 1, color=FAINT, linewidth=0.8)
     for height, score in ((0, scores.min()), (1, scores.max())):
         axes.text(end + 0.04, height, f"{100 * score:.1f}", fontsize=8, color=INK, va="center")
-    axes.text(end, -0.12, "UR on dev, %", fontsize=9, color=INK, ha="center", va="top")
+    axes.text(end, -0.1, "UR on dev, %", fontsize=9, color=INK, ha="center", va="top")
     axes.set_xlim(-0.3, end + 0.5)
     axes.set_ylim(-0.25, 1.08)
     axes.axis("off")

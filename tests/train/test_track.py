@@ -45,8 +45,9 @@ def tasks_of(config: Experiment) -> dict[str, Task]:
 def line(epoch: int, run: str = EN) -> dict[str, Any]:
     recall = {"en": 0.25 * epoch, "fi": 0.5}
     return {
-        "run": run, "epoch": epoch, "epochs": 4, "loss": 1 / epoch, "ce": 0.5, "lr": 0.125, "dev_UR": 0.25 * epoch, "dev_ce": 1.0,
-        "dev_recall": recall, "audio_seconds_per_second": 64.0, "padding": 0.0625, "seconds": 8.0, "seconds_data": 2.0,
+        "run": run, "epoch": epoch, "epochs": 4, "loss": 1 / epoch, "ce": 0.5, "lr": 0.125, "dev_UR": 0.25 * epoch,
+        "dev_ce": 1.0, "dev_recall": recall, "audio_seconds_per_second": 64.0, "padding": 0.0625, "seconds": 8.0,
+        "seconds_data": 2.0,
     }  # fmt: skip
 
 
@@ -115,7 +116,8 @@ def tasks(config: Experiment) -> dict[str, Task]:
 def test_numbers_are_grouped_and_the_rest_is_left_alone():
     extra = {"grad_norm": 3, "memory_mb": None, "steps": 7, "note": "x", "flag": True, "other_one": 2, "dev_seconds": 1}
     assert scalars(line(2) | extra) == {
-        "loss/total": 0.5, "loss/ce": 0.5, "dev/UR": 0.5, "dev/UR/en": 0.5, "dev/UR/fi": 0.5, "optim/lr": 0.125,
+        "loss/total": 0.5, "loss/ce": 0.5, "dev/UR": 0.5, "dev/UR/en": 0.5, "dev/UR/fi": 0.5, "dev/ce": 1.0,
+        "optim/lr": 0.125,
         "optim/grad_norm": 3.0, "optim/steps": 7.0, "speed/audio_seconds_per_second": 64.0, "data/padding": 0.0625,
         "time/train": 8.0, "time/data": 2.0, "time/dev": 1.0, "other/other_one": 2.0,
     }  # fmt: skip
