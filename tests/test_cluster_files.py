@@ -16,7 +16,7 @@ import yaml
 from lakd_ray import cli, storage
 from lakd_ray.config import DistillLoss, Weighting, describe, load, variant_of
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.tune.trial import PAPER
+from lakd_ray.tune.study import PAPER
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -215,13 +215,15 @@ def _explain(error: ValidationError) -> str:
 def _suggest(location: tuple[str | int, ...]) -> str:
     """`; did you mean ...` for a misspelt key."""
     section: Any = Experiment
-    for part in location[:-1]:
-        if isinstance(part, str):
-            section = section.model_fields[part].annotation
-            while not hasattr(section, "model_fields"):  # tuple[Corpus, ...], Model | None
-                inner = [item for item in getattr(section, "__args__", ()) if item is not Ellipsis]
-                if not inner:
-                    return ""
-                section = inner[0]
+    parts = [part for part in location[:-1] if isinstance(part, str)]
+    while parts:
+        section = section.model_fields[parts.pop(0)].annotation
+        while not hasattr(section, "model_fields"):  # tuple[Corpus, ...], Model | None, dict[str, Dimension]
+            inner = [item for item in getattr(section, "__args__", ()) if item is not Ellipsis]
+            if not inner:
+                return ""
+            if get_origin(section) is dict and parts:
+                parts.pop(0)  # the key
+            section = inner[-1] if get_origin(section) is dict else inner[0]
     close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(section.model_fields)}"
