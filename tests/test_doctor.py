@@ -9,6 +9,7 @@ import threading
 import time
 from collections import namedtuple
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +33,11 @@ GB = 10**9
 
 
 @pytest.fixture(autouse=True)
-def _no_cluster(monkeypatch):
+def _no_cluster(request, monkeypatch):
+    """Other tests of this process may have started Ray; only those marked so are to see it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
 
 
 @pytest.fixture
@@ -145,10 +149,17 @@ def test_the_error_says_whether_it_is_but_the_storage(content, tmp_path, changed
 
 
 def test_a_healthy_session_is_ready(content, monkeypatch):
-    started = []
-    monkeypatch.setattr(session.ray, "init", lambda **options: started.append(options))
+    steps = []
+
+    @contextmanager
+    def joined(config: Experiment) -> Iterator[None]:
+        steps.append("session")
+        yield
+
+    monkeypatch.setattr(session, "session", joined)
     with doctor.ready_session(experiment(content), ["teachers", "tune"]):
-        assert [options["address"] for options in started] == ["local"]
+        steps.append("stage")
+    assert steps == ["session", "stage"]
 
 
 def test_checks_are_asked_together_and_never_waited_for_too_long():
