@@ -97,7 +97,7 @@ class _Follower:
     def wait(self, deadline: float) -> None:
         """Until all is taken, or it is too late; the thread of one that hangs ends with the process."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        if self._thread.is_alive() and not self._out:
+        if self._thread.is_alive():
             self._leave(f"it has not taken everything {_PATIENCE_S:.0f} s after the end of training")
 
     def _follow(self) -> None:
@@ -113,6 +113,8 @@ class _Follower:
                     self._close(run, "interrupted")
 
     def _leave(self, reason: str) -> None:
+        if self._out:
+            return
         self._out = True
         print(
             f"warning: {self._tracker.name} is left out from here on, training goes on without it ({reason[:300]})",

@@ -276,7 +276,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow(tmp_path):
+def test_mlflow(tmp_path, capsys):
     client_of = pytest.importorskip("mlflow.tracking").MlflowClient
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = experiment(str(tmp_path), tensorboard=False, mlflow={"uri": uri})
@@ -286,6 +286,7 @@ def test_mlflow(tmp_path):
             for epoch in (first, first + 1):
                 tell(event(epoch))
         trained(tasks[EN], 2)
+    assert "left out" not in capsys.readouterr().out
     client = client_of(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
     history = client.get_metric_history(run.info.run_id, "dev/UR/en")
@@ -297,7 +298,7 @@ def test_mlflow(tmp_path):
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
-def test_weights_and_biases_offline(tmp_path):
+def test_weights_and_biases_offline(tmp_path, capsys):
     pytest.importorskip("wandb")
     config = experiment(str(tmp_path), tensorboard=False, wandb={})
     tasks = tasks_of(config)
@@ -309,6 +310,7 @@ def test_weights_and_biases_offline(tmp_path):
             tell(finished())
         for run in (EN, FI):
             trained(tasks[run], 2)
+    assert "left out" not in capsys.readouterr().out
     for run in (EN, FI):
         (file,) = tmp_path.glob(f"watched/wandb/{run}/wandb/offline-run-*/*.wandb")
         assert wandb_history(file) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
