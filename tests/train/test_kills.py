@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -182,7 +183,8 @@ def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureReq
 def train_here(config: Experiment, folder: str, scratch: Path) -> None:
     """The same run in this process, of which nothing is killed and whose windows no stream reads."""
     run, manifest = teacher_runs(config)[0], manifests.load(config)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, when DeepSpeed is imported
         patch.setattr(feeds, "stream", _read_here)
         patch.setenv("LOCAL_RANK", "0")
         threads = torch.get_num_threads()
