@@ -298,9 +298,11 @@ def test_mlflow(tmp_path, capsys):
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
-def test_weights_and_biases_offline(tmp_path, capsys):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_weights_and_biases_offline(place, tmp_path, capsys, request):
     pytest.importorskip("wandb")
-    config = experiment(str(tmp_path), tensorboard=False, wandb={})
+    where = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    config = experiment(where, tensorboard=False, wandb={})
     tasks = tasks_of(config)
     for first in (1, 3):
         with tracking(trackers(config), tasks) as tell:
@@ -312,15 +314,16 @@ def test_weights_and_biases_offline(tmp_path, capsys):
             trained(tasks[run], 2)
     assert "left out" not in capsys.readouterr().out
     for run in (EN, FI):
-        (file,) = tmp_path.glob(f"watched/wandb/{run}/wandb/offline-run-*/*.wandb")
-        assert wandb_history(file) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
+        files = [info.location for info in storage.list_files(f"{where}/watched/wandb/{run}")]
+        (file,) = [file for file in files if file.endswith(".wandb") and "latest-run" not in file]
+        assert wandb_history(storage.read_bytes(file)) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
 
 
-def wandb_history(file: Path) -> list[tuple[int, float]]:
+def wandb_history(content: bytes) -> list[tuple[int, float]]:
     """Steps and `dev/UR` of a file that `wandb sync` would send: LevelDB's log format after a head of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    content, position, whole, found = file.read_bytes(), 7, b"", []
+    position, whole, found = 7, b"", []
     while position + 7 <= len(content):
         if 32768 - position % 32768 < 7:  # the rest of a block, too short for a record's head
             position += 32768 - position % 32768

@@ -25,6 +25,7 @@ class Wandb:
     def __init__(self, section: Section) -> None:
         self._section = section
         self._open: dict[str, tuple[LocalFolder, Any]] = {}
+        self._ended: list[LocalFolder] = []
 
     def open(self, config: Experiment, run: Run) -> int:
         """Go on with a run there, or make one. What is written offline is written anew, whole."""
@@ -59,10 +60,22 @@ class Wandb:
     def close(self, run: str, outcome: Outcome) -> None:
         """Say how it ended, and send what is left to be sent."""
         folder, theirs = self._open.pop(run)
+        self._ended.append(folder)
         try:
             theirs.finish(exit_code=int(outcome != "finished"))
         finally:
-            folder.close()
+            if not self._open:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Close the folders of runs that have ended; `finish` comes back while their files are still being written."""
+        import wandb
+
+        try:
+            wandb.teardown()  # waits for all that is being written, and so only when no run is open
+        finally:
+            while self._ended:
+                self._ended.pop().close()
 
 
 def _id(known: str) -> str:
