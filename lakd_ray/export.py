@@ -32,6 +32,7 @@ def run(checkpoint: str, folder: str) -> str:
         card = read_card(source)
         run = card.training.get("run", {})
         training = {"run": {name: run[name] for name in _TOLD if name in run}, "dev": card.training.get("dev", {})}
+        training["corpora"] = list(card.corpora)
         training |= {name: card.training[name] for name in ("layers",) if name in card.training}
         released = replace(card, provenance=card.provenance.salted(secrets.token_hex(8)), training=training)
         shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD, storage.SEAL))

@@ -18,6 +18,7 @@ from lakd_ray.errors import DataError
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
+TEMPERATURES = (0.25, 10.0)  # between which a calibration is looked for
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 DRAWS = 1000
 LEVEL = 0.95
@@ -190,6 +191,31 @@ def calibration_error(probabilities_NC: Floats, labels_N: Integers) -> float:
     # n_m / N * |accuracy_m - confidence_m| = |sum over the bin of (right - confidence)| / N
     gap_M = np.bincount(bin_N, weights=right_N - top_N, minlength=BINS)
     return float(np.abs(gap_M).sum() / len(top_N))
+
+
+def calibration_temperature(logits_NC: Floats, labels_N: Integers) -> float:
+    """The T for which softmax(logits / T) gives the labels the highest likelihood (Guo et al. 2017, section 4.2).
+
+    Kept within `TEMPERATURES`: what gets every utterance of a small dev set right would have no bound at all.
+
+    Args:
+        logits_NC: of N utterances that the model was not trained on.
+        labels_N: their classes.
+    """
+    logits_NC = np.asarray(logits_NC, dtype=np.float64)
+    truths_N = logits_NC[np.arange(len(labels_N)), labels_N]
+
+    def slope(inverse: float) -> float:
+        """Derivative of the mean negative log-likelihood in 1/T, in which it is convex."""
+        weights_NC = np.exp(inverse * (logits_NC - logits_NC.max(axis=1, keepdims=True)))
+        means_N = (weights_NC * logits_NC).sum(axis=1) / weights_NC.sum(axis=1)
+        return float((means_N - truths_N).mean())
+
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    for _ in range(60):  # bisection: the slope only rises
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return 2 / (low + high)
 
 
 def _check(probabilities_NC: Floats, labels_N: Integers, classes: int) -> None:

@@ -16,8 +16,9 @@ from lakd_ray.data.manifest import Manifest, Rows
 from lakd_ray.errors import DataError
 from lakd_ray.infer.batch import Answers, Asked, Condition, logits
 from lakd_ray.infer.predictor import softmax
+from lakd_ray.models import Card
 from lakd_ray.models.checkpoint import read_card_at
-from lakd_ray.provenance import Provenance, Seen
+from lakd_ray.provenance import Seen
 from lakd_ray.runs import Run, languages_folder, predictions_folder, student_runs, teacher_runs
 from lakd_ray.schema import LANGUAGES, PREDICTIONS
 from lakd_ray.train.state import best_checkpoint
@@ -41,9 +42,13 @@ class _Model:
         return storage.join(predictions_folder(self.cell), self.run.id)
 
     @cached_property
-    def provenance(self) -> Provenance:
-        """What it has heard."""
-        return read_card_at(self.checkpoint).provenance
+    def card(self) -> Card:
+        """The checkpoint's."""
+        return read_card_at(self.checkpoint)
+
+    def probabilities(self, logits_RC: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """Calibrated on dev, as the endpoint gives them."""
+        return list(softmax(logits_RC / self.card.temperature))
 
     @property
     def ways(self) -> tuple[Condition, ...]:
@@ -82,7 +87,7 @@ def run(config: Experiment, *others: Experiment, without: Collection[str] = ()) 
     models = list({model.place: model for model in models}.values())
     made_by = {model.place: _made_by(manifest, rows, model) for model in models}
     for model in models:
-        model.provenance.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
+        model.card.provenance.check(model=model.run.id, dev=Seen(), test=manifest.seen(rows))
     missing = [model for model in models if not _done(model, made_by[model.place])]
     if not missing:
         print(f"evaluate: already done, {predictions_folder(config)}")
@@ -176,8 +181,8 @@ def _table(manifest: Manifest, rows: Rows, model: _Model, logits_RC: npt.NDArray
         "setup": [run.setup] * count,
         "variant": [run.variant] * count,
         "model": [run.id] * count,
-        "unknown": [", ".join(sorted(model.provenance.unknown))] * count,
-        "probabilities": list(softmax(logits_RC[keep])),
+        "unknown": [", ".join(sorted(model.card.provenance.unknown))] * count,
+        "probabilities": model.probabilities(logits_RC[keep]),
     }
     return pa.table({name: columns[name] for name in PREDICTIONS.names}, schema=PREDICTIONS)
 
@@ -195,7 +200,7 @@ def _languages(manifest: Manifest, rows: Rows, model: _Model, ways: Mapping[Cond
             "model": [model.run.id] * len(part),
             "condition": [way] * len(part),
             "heard": [model.cell.languages[place] for place in answers.heard_R[keep]],
-            "probabilities": list(softmax(answers.logits_RC[keep])),
+            "probabilities": model.probabilities(answers.logits_RC[keep]),
         }
         tables.append(pa.table({column: columns[column] for column in LANGUAGES.names}, schema=LANGUAGES))
     return pa.concat_tables(tables)

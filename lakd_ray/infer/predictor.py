@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lakd_ray import records, storage
 from lakd_ray.audio import Wave
 from lakd_ray.config import Brought
 from lakd_ray.models import Card, EmotionClassifier, load, pad
@@ -32,15 +33,19 @@ class Predictor:
         languages: languages it was trained on.
         hears: languages that it knows apart, if it is a language-aware student.
         model_id: names the checkpoint in answers and tables.
+        version: which weights of it, a short hash of the checkpoint; empty if it was not read from one.
+        temperature: what logits are divided by before the softmax, so that probabilities are calibrated.
     """
 
-    def __init__(self, model: EmotionClassifier, card: Card) -> None:
+    def __init__(self, model: EmotionClassifier, card: Card, *, version: str = "") -> None:
         self.model = model.eval()
         self.card = card
         self.emotions = card.emotions
         self.languages = card.languages
         self.hears = model.languages
         self.model_id = card.model_id
+        self.version = version
+        self.temperature = card.temperature
 
     @classmethod
     def load(cls, location: str | Brought, *, emotions: Sequence[str] = (), threads: int | None = None) -> "Predictor":
@@ -60,7 +65,8 @@ class Predictor:
             card = Card(location.name, tuple(emotions), (), Provenance(), {})
             predictor = cls(load_brought(location, emotions), card)
         else:
-            predictor = cls(*load(location))
+            version = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
+            predictor = cls(*load(location), version=version)
         if torch.cuda.is_available():
             predictor.model.to("cuda")
         return predictor
@@ -75,8 +81,8 @@ class Predictor:
         return self.answer(waves, languages)[0]
 
     def probabilities(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
-        """Class probabilities of 16 kHz mono waves, shape [B, C]."""
-        return softmax(self.logits(waves, languages))
+        """Calibrated class probabilities of 16 kHz mono waves, shape [B, C]."""
+        return softmax(self.logits(waves, languages) / self.temperature)
 
     def answer(self, waves: Sequence[Wave], languages: Languages = None) -> Answer:
         """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""

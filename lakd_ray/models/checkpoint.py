@@ -39,6 +39,17 @@ class Card:
         recipe = self.training.get("run", {}).get("recipe", {})
         return bool(recipe.get("model", {}).get("freeze_encoder", False))
 
+    @property
+    def temperature(self) -> float:
+        """What its logits are divided by before the softmax, fitted on dev; 1 for checkpoints of which none is known."""
+        return float(self.training.get("dev", {}).get("calibration_temperature", 1.0))
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of the corpora that it was trained on; a released card names them beside the hashes of speakers."""
+        named = {speaker.partition(":")[0] for speaker in self.provenance.trained_on.speakers if ":" in speaker}
+        return tuple(sorted(named | set(self.training.get("corpora", ()))))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {**vars(self), "provenance": self.provenance.to_json()}

@@ -79,6 +79,7 @@ def create_app(model: Model, limits: Serve) -> FastAPI:
             language_probability=None if language else said.language_probability,
             duration_s=len(wave_T) / SAMPLE_RATE,
             model=card.model,
+            version=card.version,
         )
 
     @app.get("/v1/model", responses={503: _REFUSALS[503]})

@@ -60,7 +60,13 @@ class ModelReplica:
     async def describe(self) -> dict[str, Any]:
         """The model card as plain values."""
         model = self._predictor
-        card = ModelCard(model=model.model_id, emotions=model.emotions, languages=model.languages)
+        card = ModelCard(
+            model=model.model_id,
+            version=model.version,
+            emotions=model.emotions,
+            languages=model.languages,
+            hears=model.hears,
+        )
         return card.model_dump()
 
     async def __call__(self, wave_T: Wave, language: str | None) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class Trainer:
 
 
 def dev_scores(feed: Feed, rows_N: Any, logits_NC: Any) -> dict[str, Any]:
-    """UR of each language, their mean (which chooses the epoch), pooled WR and mean cross-entropy."""
+    """UR of each language, their mean (which chooses the epoch), pooled WR, mean cross-entropy, and the calibration."""
     labels_N = feed.manifest.labels_N[rows_N]
     languages_N = feed.manifest.languages_N[rows_N].astype(str)
     probabilities_NC = softmax(logits_NC)
@@ -287,10 +287,13 @@ def dev_scores(feed: Feed, rows_N: Any, logits_NC: Any) -> dict[str, Any]:
         code: metrics.score(probabilities_NC[languages_N == code], labels_N[languages_N == code], feed.run.emotions).UR
         for code in feed.run.languages
     }
+    temperature = metrics.calibration_temperature(logits_NC, labels_N)
     chosen_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
     return {
         "dev_UR": float(np.mean(list(recall.values()))),
         "dev_WR": metrics.score(probabilities_NC, labels_N, feed.run.emotions).WR,
         "dev_ce": float(-np.log(np.maximum(chosen_N, 1e-12)).mean()),
         "dev_recall": recall,
+        "dev_ece": metrics.calibration_error(softmax(logits_NC / temperature), labels_N),
+        "calibration_temperature": temperature,
     }
