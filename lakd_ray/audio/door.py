@@ -93,7 +93,8 @@ def read(
             rate = int(file.samplerate)
             raw = _read_part(file, part, _is_broken_off(file, content), where)
     except _ERRORS as error:
-        raise ClipError(f"cannot decode {where}: {error}; expected WAV, FLAC, OGG or MP3") from None
+        said = getattr(error, "error_string", error)  # without the name of the object that was read
+        raise ClipError(f"cannot decode {where}: {said}; expected WAV, FLAC, OGG or MP3") from None
     wave_T = raw.wave_T if rate == SAMPLE_RATE else resample(raw.wave_T, rate)
     if not np.isfinite(wave_T).all():
         raise ClipError(f"{where} holds values that are not finite numbers", "not-finite")

@@ -9,6 +9,7 @@ from lakd_ray.config.search import Confirm, Dimension, Tune
 from lakd_ray.config.sections import (
     Audio,
     Batch,
+    Canary,
     Cluster,
     Corpus,
     Distill,
@@ -27,6 +28,7 @@ __all__ = [
     "Audio",
     "Batch",
     "Brought",
+    "Canary",
     "Cluster",
     "Confirm",
     "Corpus",

@@ -184,21 +184,50 @@ class Train(Section):
         return self
 
 
+class Canary(Section):
+    """A second model that is tried out beside the one that serves."""
+
+    checkpoint: str
+    """Sealed checkpoint folder: an absolute path that every node sees, or s3://bucket/prefix."""
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of recordings that it answers; any request may choose by the header X-Model: stable or canary."""
+    replicas: int = Field(1, ge=1)
+    """Copies of it."""
+
+
 class Serve(Section):
     """The HTTP endpoint."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. The endpoint has no authentication of its own yet: keep it local or behind a gateway."""
+    """Address to listen on. With another one, set `api_keys`, and put a gateway that speaks HTTPS in front."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     replicas: int = Field(1, ge=1)
     """Copies of the model."""
+    max_replicas: int | None = Field(None, ge=1)
+    """With it, Serve starts up to so many copies while many requests wait, and stops them again; never below
+    `replicas`."""
     cpus: int = Field(1, ge=1)
     """Logical CPUs of one copy; also its torch threads."""
     max_upload_mb: float = Field(25.0, gt=0)
     """Larger uploads are refused (413)."""
     max_seconds: float = Field(120.0, gt=0)
     """Longer recordings are refused (413)."""
+    max_files: int = Field(32, ge=1)
+    """Most recordings of a batch; together they may have four times `max_upload_mb`."""
+    max_streams: int = Field(8, ge=0)
+    """Most streams that are open at a time."""
+    max_stream_s: float = Field(600.0, gt=0)
+    """Longest stream; its last answer is about its last `max_seconds`."""
+    deadline_s: float = Field(60.0, gt=0)
+    """Longest time from a request's arrival to its answer (408), and between two messages of a stream."""
+    decoders: int = Field(2, ge=1)
+    """Processes that decode recordings, so that a bad one harms nothing else."""
+    api_keys: str | None = None
+    """File with one key a line, read again when it changes; keys may also be in LAKD_API_KEYS, separated by commas.
+    Without either, everybody who reaches the endpoint may ask it."""
+    canary: Canary | None = None
+    """A second model to try out."""
 
 
 class Cluster(Section):

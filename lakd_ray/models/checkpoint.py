@@ -41,7 +41,7 @@ class Card:
 
     @property
     def temperature(self) -> float:
-        """What its logits are divided by before the softmax, fitted on dev; 1 for checkpoints of which none is known."""
+        """What its logits are divided by before the softmax, fitted on dev; 1 where none is known."""
         return float(self.training.get("dev", {}).get("calibration_temperature", 1.0))
 
     @property

@@ -1,6 +1,7 @@
 """The Ray Serve application: an ingress that speaks HTTP and decodes, and the model behind it.
 
     client -> Serve's proxy -> Ingress (checks, decodes) -> ModelReplica x replicas (batches, predicts)
+                                                         -> CanaryReplica, if a second model is tried
 
 `build` makes it from plain values, so a Serve config file can name it:
 
@@ -9,9 +10,13 @@
         import_path: lakd_ray.serve.app:build
         args: {checkpoint: "s3://bucket/run", serve: {replicas: 2}}
 
-Legend: B recordings, T samples, C emotions.
+Rolled out anew with another checkpoint (`serve deploy`), a replica leaves when its successor is there.
 """
 
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +34,17 @@ from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Section, Serve, dump
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.serve.answers import ModelCard, Prediction
-from lakd_ray.serve.api import create_app
+from lakd_ray.serve.api import Models, create_app
+from lakd_ray.serve.decoding import Decoders
 from lakd_ray.serve.upload import RequestError
 
-MAX_BATCH = 16  # the predictor cuts it further, by padded seconds
-BATCH_WAIT_S = 0.01
-ONGOING = 2 * MAX_BATCH  # requests that one replica holds: the batch that runs and the next one
+BATCH_S = 60  # seconds of audio that run together; a longer recording runs alone
+BATCH_WAIT_S = 0.005
+CALL_S = 30.0  # seconds of audio in one call of a replica: a timeline is spread over replicas
+ONGOING = 32  # requests that one replica holds: the batch that runs and the next ones
 QUEUED = 64  # requests that wait in the proxy before it answers 429
+TARGET = 8  # requests of one replica at a time that autoscaling aims at
+TRIES = 4  # of one call, when replicas are lost under it
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -48,56 +57,64 @@ class Arguments(Section):
     """The `serve` section. Host and port are the proxy's, which is not this application's to choose."""
 
 
+Item = tuple[list[Wave], str | None]
+
+
+def _seconds(items: list[Item]) -> int:
+    return math.ceil(sum(len(wave_T) for waves, _ in items for wave_T in waves) / SAMPLE_RATE)
+
+
 class ModelReplica:
     """One copy of the model."""
 
-    def __init__(self, checkpoint: str, cpus: int):
+    def __init__(self, checkpoint: str, cpus: int, max_seconds: float):
         from lakd_ray.infer.predictor import Predictor  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus)
         self._predictor.probabilities([np.zeros(SAMPLE_RATE, np.float32)])  # the first call is slow: not a client's
+        # Serve refuses an item that is larger than a batch
+        batches: Any = self._predict
+        batches.set_max_batch_size(max(BATCH_S, math.ceil(max_seconds) + 1))
 
     async def describe(self) -> dict[str, Any]:
         """The model card as plain values."""
-        model = self._predictor
-        card = ModelCard(
-            model=model.model_id,
-            version=model.version,
-            emotions=model.emotions,
-            languages=model.languages,
-            hears=model.hears,
-        )
-        return card.model_dump()
+        from lakd_ray.serve.answering import describe  # as above
 
-    async def __call__(self, wave_T: Wave, language: str | None) -> dict[str, Any]:
-        """The values of a `Prediction` of one recording."""
-        return await self._predict((wave_T, language))
+        return describe(self._predictor).model_dump()
+
+    async def __call__(self, waves: list[Wave], language: str | None) -> list[dict[str, Any]]:
+        """The values of a `Prediction` of each recording."""
+        return await self._predict((waves, language))
 
     # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together in
     # the next batch. In a thread they would not, for `serve.batch` closes a batch every few milliseconds, busy or not.
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def _predict(self, asked: list[tuple[Wave, str | None]]) -> list[dict[str, Any]]:
-        from lakd_ray.infer.predictor import softmax  # as above
+    @serve.batch(max_batch_size=BATCH_S, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_seconds)
+    async def _predict(self, items: list[Item]) -> list[list[dict[str, Any]]]:
+        from lakd_ray.serve.answering import predictions  # as above
 
-        waves, languages = zip(*asked, strict=True)
-        logits_BC, languages_BL = self._predictor.answer(waves, languages)
-        said: list[dict[str, Any]] = [{"probabilities": row} for row in softmax(logits_BC).tolist()]
-        for one, heard_L in zip(said, [] if languages_BL is None else softmax(languages_BL), strict=False):
-            place = int(heard_L.argmax())
-            one |= {"language": self._predictor.hears[place], "language_probability": float(heard_L[place])}
-        return said
+        waves = [wave_T for waves, _ in items for wave_T in waves]
+        languages = [language for waves, language in items for _ in waves]
+        said = iter(predictions(self._predictor, waves, languages))
+        return [[next(said).model_dump() for _ in waves] for waves, _ in items]
 
 
 class Ingress:
-    """Speaks HTTP; waits for the model, never computes on it."""
+    """Speaks HTTP; decodes, and waits for the models, never computes on them."""
 
-    def __init__(self, replica: DeploymentHandle[ModelReplica], limits: dict[str, Any]):
-        self._model = RemoteModel(replica)
+    def __init__(
+        self,
+        stable: DeploymentHandle[ModelReplica],
+        canary: DeploymentHandle[ModelReplica] | None,
+        limits: dict[str, Any],
+    ):
         self._limits = Serve.model_validate(limits)
+        tried, share = self._limits.canary, 0.0 if self._limits.canary is None else self._limits.canary.share
+        self._models = Models(RemoteModel(stable), None if canary is None else RemoteModel(canary), share)
+        assert (tried is None) == (canary is None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The API; `serve.ingress` asks for it when a replica starts, so nothing of it is pickled."""
-        return create_app(self._model, self._limits)
+        return create_app(self._models, self._limits, Decoders(self._limits.decoders))
 
 
 class RemoteModel:
@@ -110,18 +127,39 @@ class RemoteModel:
     async def card(self) -> ModelCard:
         """What it is; asked once, for an application never changes its checkpoint."""
         if self._card is None:
-            self._card = ModelCard.model_validate(await self._reach(self._replica.describe.remote()))
+            self._card = ModelCard.model_validate(await self._reach(self._replica.describe.remote))
         return self._card
 
-    async def predict(self, wave_T: Wave, language: str | None) -> Prediction:
-        """What it says of a recording."""
-        return Prediction.model_validate(await self._reach(self._replica.remote(wave_T, language)))
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+        """What it says of recordings."""
+        calls = [self._reach(partial(self._replica.remote, part, language)) for part in _parts(waves)]
+        return [Prediction.model_validate(one) for said in await asyncio.gather(*calls) for one in said]
 
-    async def _reach(self, response: Any) -> Any:
-        try:
-            return await response
-        except (RayServeException, RayActorError) as error:
-            raise RequestError(503, f"the model cannot be reached ({type(error).__name__}); try again") from error
+    async def _reach(self, call: Callable[[], Any]) -> Any:
+        """Call a replica; if it is lost under the call, another one: what is asked changes nothing there."""
+        for left in reversed(range(TRIES)):
+            try:
+                return await call()
+            except (RayServeException, RayActorError) as error:
+                if isinstance(error, RayActorError) and left:
+                    continue
+                raise RequestError(503, f"the model cannot be reached ({type(error).__name__}); try again") from error
+        raise AssertionError("unreachable")
+
+
+def _parts(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
+    """What goes to a replica in one call."""
+    part: list[Wave] = []
+    seconds = 0.0
+    for wave_T in waves:
+        length = len(wave_T) / SAMPLE_RATE
+        if part and seconds + length > CALL_S:
+            yield part
+            part, seconds = [], 0.0
+        part.append(wave_T)
+        seconds += length
+    if part:
+        yield part
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -135,26 +173,42 @@ def build(args: dict[str, Any]) -> Application:
         given = Arguments.model_validate(args)
     except ValidationError as error:
         raise ConfigError(f"arguments of the Serve application: {error}") from None
-    if not storage.is_remote(given.checkpoint) and not Path(given.checkpoint).is_absolute():
-        raise ConfigError(f"checkpoint {given.checkpoint!r}: replicas run elsewhere, give an absolute path or s3://")
-    if not storage.exists(storage.join(given.checkpoint, storage.SEAL)):
-        raise CheckpointError(f"{given.checkpoint} holds no finished checkpoint ({storage.SEAL} is missing)")
     limits = given.serve
-    replica = serve.deployment(
-        num_replicas=limits.replicas,
-        ray_actor_options={"num_cpus": limits.cpus},
-        max_ongoing_requests=ONGOING,
-        max_constructor_retry_count=2,
-        graceful_shutdown_wait_loop_s=0.2,
-        logging_config=QUIET,
-    )(ModelReplica)
+    model = _model(given.checkpoint, limits, limits.replicas, "ModelReplica")
+    canary = limits.canary and _model(limits.canary.checkpoint, limits, limits.canary.replicas, "CanaryReplica")
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": 0},  # decoding is short: a CPU held for it could leave none for the model
-        max_ongoing_requests=ONGOING * limits.replicas,
+        max_ongoing_requests=ONGOING * (limits.max_replicas or limits.replicas),
         max_queued_requests=QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        graceful_shutdown_wait_loop_s=0.2,
-        logging_config=QUIET,
+        **_LIFE,
     )(serve.ingress()(Ingress))
-    return ingress.bind(replica.bind(given.checkpoint, limits.cpus), dump(limits))
+    return ingress.bind(model, canary, dump(limits))
+
+
+_LIFE: dict[str, Any] = {
+    "max_surge_percent": 100,  # a replica leaves when its successor is there
+    "graceful_shutdown_wait_loop_s": 0.2,
+    "logging_config": QUIET,
+}
+
+
+def _model(checkpoint: str, limits: Serve, replicas: int, name: str) -> Application:
+    """Replicas of a checkpoint."""
+    if not storage.is_remote(checkpoint) and not Path(checkpoint).is_absolute():
+        raise ConfigError(f"checkpoint {checkpoint!r}: replicas run elsewhere, give an absolute path or s3://")
+    if not storage.exists(storage.join(checkpoint, storage.SEAL)):
+        raise CheckpointError(f"{checkpoint} holds no finished checkpoint ({storage.SEAL} is missing)")
+    count: dict[str, Any] = {"num_replicas": replicas}
+    if limits.max_replicas is not None:
+        scaling = {"min_replicas": replicas, "max_replicas": limits.max_replicas, "target_ongoing_requests": TARGET}
+        count = {"num_replicas": "auto", "autoscaling_config": scaling}
+    return serve.deployment(
+        name=name,
+        ray_actor_options={"num_cpus": limits.cpus},
+        max_ongoing_requests=ONGOING,
+        max_constructor_retry_count=2,
+        **count,
+        **_LIFE,
+    )(ModelReplica).bind(checkpoint, limits.cpus, limits.max_seconds)

@@ -17,7 +17,7 @@ from lakd_ray.serve.port import free_port
 
 APPLICATION = "lakd"
 POLL_S = 0.1
-REQUEST_TIMEOUT_S = 300.0  # the longest recording on a busy CPU, with others before it
+_GRACE_S = 30.0  # the application keeps its own deadlines; the proxy ends what should get past them
 
 
 def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> str:
@@ -46,7 +46,11 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     try:
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": section.host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S},
+            http_options={
+                "host": section.host,
+                "port": port,
+                "request_timeout_s": max(section.deadline_s, section.max_stream_s) + _GRACE_S,
+            },
             logging_config=QUIET,
         )
         target = serve.RunTarget(application, name=APPLICATION, logging_config=QUIET)

@@ -1,4 +1,4 @@
-"""Takes a recording out of an HTTP request without ever holding more than the limit.
+"""Takes recordings out of an HTTP request without ever holding more than the limit.
 
 The declared length is checked before anything is read, and what arrives is counted, because a length may be missing.
 """
@@ -10,7 +10,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 MEGABYTE = 1_000_000
+_FORM = "multipart/form-data"
 ENVELOPE_BYTES = 64 * 1024  # what boundaries, part headers and small fields may add to the file in a multipart body
+PART_BYTES = 1024  # what the headers of one file of many may add
 
 
 class RequestError(Exception):
@@ -32,46 +34,70 @@ async def read(request: Request, limit: int) -> bytes:
     Raises:
         RequestError: 413 too large, 415 not audio by its Content-Type, 422 a form without a file, 400 broken off.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    form = kind == "multipart/form-data"
-    if not form and not kind.startswith("audio/") and kind != "application/octet-stream":
+    kind = _kind(request)
+    if kind == _FORM:
+        (content,) = (file for _, file in await read_many(request, limit, 1, limit))
+        return content
+    if not kind.startswith("audio/") and kind != "application/octet-stream":
         raise RequestError(
             415,
             f"Content-Type is {kind[:40] or 'missing'}, expected audio/* or application/octet-stream with the "
             "recording as the body, or multipart/form-data with a field `file`",
         )
-    allowed = limit + ENVELOPE_BYTES if form else limit
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > allowed:
-        raise _too_large(limit)
+    _check_declared(request, limit, limit)
     try:
-        content = await (_file_field(request, allowed, limit) if form else _body(request, limit))
+        return b"".join([chunk async for chunk in _counted(request, limit, limit)])
     except ClientDisconnect:
-        raise RequestError(400, "the upload broke off") from None
-    if len(content) > limit:
-        raise _too_large(limit)
-    return content
+        raise _broken_off() from None
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    return b"".join([chunk async for chunk in _counted(request, limit, limit)])
+async def read_many(request: Request, limit: int, most: int, total: int) -> list[tuple[str, bytes]]:
+    """Names and contents of all fields `file` of a multipart form, in their order; at least one.
 
+    Args:
+        limit: largest recording in bytes; a larger one comes back empty, unless it is the only one that may come.
+        most: how many may come.
+        total: largest sum of all in bytes.
 
-async def _file_field(request: Request, allowed: int, limit: int) -> bytes:
-    stream = _counted(request, allowed, limit)
-    parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=8, max_part_size=ENVELOPE_BYTES)
+    Raises:
+        RequestError: 413 too much, 415 no form, 422 a form without a file or with too many, 400 broken off.
+    """
+    kind = _kind(request)
+    if kind != _FORM:
+        raise RequestError(
+            415, f"Content-Type is {kind[:40] or 'missing'}, expected multipart/form-data with fields `file`"
+        )
+    allowed = total + ENVELOPE_BYTES + most * PART_BYTES
+    _check_declared(request, allowed, total)
+    stream = _counted(request, allowed, total)
+    parser = MultiPartParser(request.headers, stream, max_files=most, max_fields=8, max_part_size=ENVELOPE_BYTES)
     parser.spool_max_size = allowed + 1  # recordings stay in memory: the count above bounds it, and no disk sees them
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise RequestError(422, f"cannot read the multipart form: {error.message}") from None
+    except ClientDisconnect:
+        raise _broken_off() from None
     try:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
+        files = [one for one in form.getlist("file") if isinstance(one, UploadFile)]
+        if not files:
             raise RequestError(422, "the multipart form has no file in its field `file`")
-        return await file.read()
+        if most == 1 and (files[0].size or 0) > limit:
+            raise _too_large(limit)
+        return [(one.filename or "", await one.read() if (one.size or 0) <= limit else b"") for one in files]
     finally:
         await form.close()
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_declared(request: Request, allowed: int, limit: int) -> None:
+    """Refuse by the declared length, before anything is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > allowed:
+        raise _too_large(limit)
 
 
 async def _counted(request: Request, allowed: int, limit: int) -> AsyncGenerator[bytes, None]:
@@ -85,4 +111,8 @@ async def _counted(request: Request, allowed: int, limit: int) -> AsyncGenerator
 
 
 def _too_large(limit: int) -> RequestError:
-    return RequestError(413, f"the recording is larger than the limit of {limit / MEGABYTE:g} MB")
+    return RequestError(413, f"the request is larger than the limit of {limit / MEGABYTE:g} MB")
+
+
+def _broken_off() -> RequestError:
+    return RequestError(400, "the upload broke off")

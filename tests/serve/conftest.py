@@ -1,12 +1,14 @@
 """What the tests of the endpoint share."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+from lakd_ray.serve.decoding import Decoders
 
 Recording = Callable[..., bytes]
 
@@ -15,13 +17,22 @@ Recording = Callable[..., bytes]
 def recording() -> Recording:
     """Makes an encoded recording of quiet noise."""
 
-    def make(seconds: float = 1.0, *, rate: int = 16_000, channels: int = 1, format: str = "WAV") -> bytes:
-        noise = 0.1 * np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
+    def make(
+        seconds: float = 1.0, *, rate: int = 16_000, channels: int = 1, format: str = "WAV", loudness: float = 0.1
+    ) -> bytes:
+        noise = loudness * np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
         buffer = io.BytesIO()
         soundfile.write(buffer, noise.clip(-1, 1), rate, format=format)
         return buffer.getvalue()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[Decoders]:
+    """Real decoding processes."""
+    with Decoders(2, seconds=5.0, memory_mb=512) as decoders:
+        yield decoders
 
 
 @pytest.fixture

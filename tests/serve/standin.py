@@ -1,0 +1,35 @@
+"""A model that needs no weights, for tests of what is around it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from lakd_ray.audio import Wave
+from lakd_ray.serve.answers import ModelCard, Prediction
+
+CARD = ModelCard(
+    model="student", version="1f", emotions=("anger", "happiness", "neutral", "sadness"), languages=("en", "de")
+)
+
+
+class StandIn:
+    """Remembers what it heard, and says that it is neutral."""
+
+    def __init__(
+        self, fault: Exception | None = None, *, name: str = "student", waits: bool = False, **listens: Any
+    ) -> None:
+        self.heard: list[Wave] = []
+        self.told: list[str | None] = []
+        self._fault, self._name, self._waits, self._listens = fault, name, waits, listens
+
+    async def card(self) -> ModelCard:
+        return CARD.model_copy(update={"model": self._name})
+
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+        if self._fault:
+            raise self._fault
+        if self._waits:
+            await asyncio.Event().wait()
+        self.heard += waves
+        self.told += [language] * len(waves)
+        return [Prediction(probabilities=(0.1, 0.2, 0.6, 0.1), **self._listens) for _ in waves]
