@@ -4,10 +4,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,61 +14,27 @@ from typing import Any
 
 import pytest
 
+from cluster import ROOT, Cluster, started
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load
 from lakd_ray.reproduce import plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-ROOT = Path(__file__).parents[1]
 FILE = "jobs/experiments/paper-demo.yaml"
 SMALL = ["corpora.0.options.sentences=2", "teacher.optim.epochs=2", "student.optim.epochs=2", "grid.seeds=[42]"]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-class Cluster:
-    """`cluster/local.sh` in a folder of its own."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.dashboard = folder, free_port()
-        binaries = str(Path(sys.executable).parent)
-        self.environment = {
-            **os.environ, "LAKD_RAY_DIR": folder, "HOME": folder, "RAY_AUTH_MODE": "token",
-            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1",
-            "RAY_AUTH_TOKEN_PATH": f"{folder}/.ray/auth_token",
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
-        }  # fmt: skip
-
-    def script(self, *arguments: str) -> None:
-        done = subprocess.run(
-            ["bash", str(ROOT / "cluster/local.sh"), *arguments],
-            env=self.environment, check=False, capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-    def start(self) -> None:
-        ports = ["--port", str(free_port()), "--dashboard-port", str(self.dashboard)]
-        self.script("start", "--cpus", "8", *ports)
-
-    def submit(self, storage_folder: str, log: Path) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "jobs/submit.py", "reproduce", FILE, "--set", f"storage={storage_folder}", *SMALL]
-        with log.open("wb") as stream:
-            return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=stream, stderr=subprocess.STDOUT)
+def submit(cluster: Cluster, storage_folder: str, log: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "jobs/submit.py", "reproduce", FILE, "--set", f"storage={storage_folder}", *SMALL]
+    with log.open("wb") as stream:
+        return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=stream, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="lakd-", dir="/tmp") as folder:
-        one = Cluster(folder)
-        one.start()
-        try:
-            yield one
-        finally:
-            one.script("stop")
+    with started() as cluster:
+        yield cluster
 
 
 def entries(config: Experiment) -> list[dict[str, Any]]:
@@ -109,19 +73,19 @@ def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path:
     config = load(ROOT / FILE, [f"storage={out}", *SMALL])
     students = ("kd-", "mtkd-")
 
-    process = cluster.submit(out, log)  # killed among the teachers, as when memory runs out
+    process = submit(cluster, out, log)  # killed among the teachers, as when memory runs out
     wait(process, lambda: count(config, "finished", ("teacher-",)) >= 1, log)
     os.kill(driver(out), signal.SIGKILL)
     assert process.wait(timeout=120) not in (0, 130)
     first = count(config, "finished", ("teacher-",))
 
-    process = cluster.submit(out, log)  # stopped among the students, as by somebody else
+    process = submit(cluster, out, log)  # stopped among the students, as by somebody else
     wait(process, lambda: count(config, "finished", students) >= 1, log)
     (job,) = set(re.findall(r"submitted (\S+) to", log.read_text()))
     subprocess.run(["ray", "job", "stop", job], env=cluster.environment, check=True, capture_output=True, timeout=120)
     assert process.wait(timeout=120) == 130
 
-    process = cluster.submit(out, log)  # the whole cluster goes while test utterances are asked about
+    process = submit(cluster, out, log)  # the whole cluster goes while test utterances are asked about
     runs = [task.run for task in plan_of(config).tasks]
     wait(process, lambda: count(config, "finished", ("",)) == len(runs), log)
     cluster.script("stop")
@@ -129,7 +93,7 @@ def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path:
     process.wait(timeout=120)
     cluster.start()
 
-    process = cluster.submit(out, log)
+    process = submit(cluster, out, log)
     assert process.wait(timeout=900) == 0, log.read_text()[-3000:]
     finished = Counter(entry["run"] for entry in entries(config) if entry["event"] == "finished")
     assert finished == {run.id: 1 for run in runs}

@@ -1,8 +1,14 @@
 """What the tests of the endpoint share."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +17,7 @@ import soundfile
 from lakd_ray.serve.decoding import Decoders
 
 Recording = Callable[..., bytes]
+Endpoint = Callable[..., tuple[str, "subprocess.Popen[str]"]]
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +40,41 @@ def decoders() -> Iterator[Decoders]:
     """Real decoding processes."""
     with Decoders(2, seconds=5.0, memory_mb=512) as decoders:
         yield decoders
+
+
+@pytest.fixture
+def endpoint(tiny_checkpoint: str, tmp_path: Path) -> Iterator[Endpoint]:
+    """Starts an endpoint of Ray Serve in a process of its own, with settings of the `serve` section."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> tuple[str, "subprocess.Popen[str]"]:
+            return stack.enter_context(_running(tiny_checkpoint, tmp_path, settings))
+
+        yield start
+
+
+@contextmanager
+def _running(checkpoint: str, folder: Path, settings: dict[str, Any]) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    log = folder / "endpoint.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("endpoint.py")), checkpoint, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # ray.init writes an access token to HOME, and gives up after 30 s unless told to wait
+            env={**os.environ, "HOME": str(folder), "RAY_raylet_start_wait_time_s": "120"},
+        )
+    with process:
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), f"the endpoint did not start:\n{log.read_text()}"
+            yield url, process
+        finally:
+            process.stdin.close()
+            if process.wait(timeout=60):
+                print(log.read_text())
 
 
 @pytest.fixture

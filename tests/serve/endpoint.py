@@ -3,6 +3,7 @@
 Prints the URL, and `stopped` at the end.
 """
 
+import json
 import sys
 
 import ray
@@ -11,7 +12,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.serve.run import start, stop
 
 
-def main(checkpoint: str) -> None:
+def main(checkpoint: str, settings: str) -> None:
     recipe = {"model": {"pretrained": "unused"}}
     config = Experiment.model_validate(
         {
@@ -20,7 +21,7 @@ def main(checkpoint: str) -> None:
             "corpora": [{"name": "unused", "root": "unused"}],
             "teacher": recipe,
             "student": recipe,
-            "serve": {"port": 0, "max_upload_mb": 1, "max_seconds": 10},
+            "serve": {"port": 0, "max_upload_mb": 1, "max_seconds": 10, **json.loads(settings)},
         }
     )
     ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
@@ -32,4 +33,4 @@ def main(checkpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

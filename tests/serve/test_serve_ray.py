@@ -1,12 +1,7 @@
 """The endpoint on a real Ray Serve, in a process of its own."""
 
-import os
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -22,33 +17,8 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def endpoint(tiny_checkpoint: str, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The URL of a running endpoint, and its process."""
-    log = tmp_path / "endpoint.log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("endpoint.py")), tiny_checkpoint],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            # ray.init writes an access token to HOME, and gives up after 30 s unless told to wait
-            env={**os.environ, "HOME": str(tmp_path), "RAY_raylet_start_wait_time_s": "120"},
-        )
-    with process:
-        try:
-            url = process.stdout.readline().strip()
-            assert url.startswith("http://"), f"the endpoint did not start:\n{log.read_text()}"
-            yield url, process
-        finally:
-            process.stdin.close()
-            if process.wait(timeout=60):
-                print(log.read_text())
-
-
 def test_endpoint(endpoint, recording):
-    url, process = endpoint
+    url, process = endpoint()
     with Client(url) as client:
         card = client.model()
         assert card.languages == ("en", "de")

@@ -1,0 +1,35 @@
+"""Debian's Chromium, driven by Playwright: `apt-get install chromium`."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--use-fake-ui-for-media-stream",  # a microphone that hums, and nobody to be asked about it
+    "--use-fake-device-for-media-stream",
+]
+
+needed = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
+
+
+@contextmanager
+def chromium(**options: Any) -> Iterator[Any]:
+    """A browser without a window; options are those of a browser context."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=FLAGS)
+        try:
+            yield browser.new_context(**options)
+        finally:
+            browser.close()

@@ -1,0 +1,180 @@
+"""Ten thousand bad requests to a real endpoint: none is answered by 5xx, nothing crashes, memory stays where it was."""
+
+import io
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from fuzz import spoilt
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning"),
+]
+
+FORM = "multipart/form-data; boundary=x"
+KINDS = ["audio/wav", "audio/mpeg", "application/octet-stream", "text/plain", FORM, "é", ""]
+LONG = f"?a={5000 * 'b'}"
+QUERIES = ["", "?language=de", "?language=%00", "?window_s=1", "?window_s=nan&hop_s=-1", "?top_k=1e9", LONG]
+PATHS = ["/v1/emotion"] * 6 + ["/v1/emotion:batch", "/v1/model", "/nothing", "/v1/emotion/../../etc/passwd"]
+SECONDS = 5.0
+
+
+def requests(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
+    """Path, content type and body."""
+    chance = random.Random(seed)
+    for _, content in spoilt(count, seed=seed):
+        kind = chance.choice(KINDS) if chance.random() < 0.3 else "audio/wav"
+        path = chance.choice(PATHS) + chance.choice(QUERIES)
+        if chance.random() < 0.15:
+            head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            yield path, FORM, (head + content + b"\r\n--x--\r\n")[: chance.randrange(1, len(content) + 100)]
+        else:
+            yield path, kind, content
+
+
+def bombs() -> Iterator[bytes]:
+    """Small files that hold hours."""
+    for format, seconds in (("FLAC", 3600), ("OGG", 1800), ("MP3", 600)):
+        buffer = io.BytesIO()
+        with soundfile.SoundFile(buffer, "w", 16_000, 1, format=format) as file:
+            for _ in range(seconds // 60):
+                file.write(np.zeros(60 * 16_000, np.float32))
+        yield buffer.getvalue()[:990_000]
+    for size in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, np.zeros(1600, np.float32), 16_000, format="WAV")
+        whole = bytearray(buffer.getvalue())
+        whole[40:44] = whole[4:8] = size
+        yield bytes(whole)
+
+
+HEAD = b"POST /v1/emotion HTTP/1.1\r\nHost: a\r\nContent-Type: audio/wav\r\n"
+RAW = [
+    HEAD + b"Content-Length: 100000\r\n\r\nRIFF",  # cut off
+    HEAD + b"Content-Length: 3\r\n\r\nRIFFRIFFRIFF",  # more than declared
+    HEAD + b"Content-Length: -1\r\n\r\n",
+    HEAD + b"Content-Length: 99999999999999999999\r\n\r\nRIFF",
+    HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nRIFFxx",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\nRIFF\r\n0\r\n\r\n",
+    HEAD + b"Transfer-Encoding: chunked\r\n\r\n4\r\nRIFF\r\n",  # the last chunk never comes
+    HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n4\r\nRIFF\r\n0\r\n\r\n",
+    HEAD + b"X: " + b"y" * 200_000 + b"\r\n\r\n",
+    HEAD + b"Expect: 100-continue\r\nContent-Length: 10\r\n\r\n",
+    HEAD + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+    b"\x00" * 1000,
+    b"POST " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET /v1/stream HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+]
+
+
+def raw(address: tuple[str, int], content: bytes) -> int:
+    """Status of what the server says to bytes that are no orderly request; 0 if it only closes the connection."""
+    with socket.create_connection(address, timeout=SECONDS + 20) as line:
+        try:
+            line.sendall(content)
+            line.shutdown(socket.SHUT_WR)
+            said = line.recv(4096)
+        except OSError:
+            return 0
+    return int(said.split(b" ", 2)[1]) if said.startswith(b"HTTP/") else 0
+
+
+def drip(address: tuple[str, int]) -> int:
+    """A byte now and then, until the server has had enough."""
+    with socket.create_connection(address, timeout=SECONDS + 20) as line:
+        line.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+        line.settimeout(0.5)
+        deadline = time.monotonic() + SECONDS + 20
+        while time.monotonic() < deadline:
+            try:
+                line.sendall(b"R")
+                if said := line.recv(4096):
+                    return int(said.split(b" ", 2)[1])
+                return 0
+            except TimeoutError:
+                continue
+            except OSError:
+                return 0
+    raise AssertionError("a slow upload was never refused")
+
+
+def held_mb(process: psutil.Process) -> dict[str, float]:
+    """Memory of the processes that strangers' bytes pass through."""
+    held: Counter[str] = Counter()
+    for child in process.children(recursive=True):
+        try:
+            words = " ".join([child.name(), *child.cmdline()])
+            for name in ("ProxyActor", "Ingress", "ModelReplica", "forkserver"):
+                if name in words:
+                    held[name] += child.memory_full_info().uss / 1e6
+        except psutil.Error:
+            continue
+    return dict(held)
+
+
+def test_bad_requests(endpoint: Callable[..., tuple[str, "subprocess.Popen[str]"]], tmp_path: Path) -> None:
+    url, process = endpoint(deadline_s=SECONDS)
+    parts = urlsplit(url)
+    address = str(parts.hostname), int(parts.port or 0)
+    met: Counter[tuple[str, int]] = Counter()
+
+    def send(request: tuple[str, str, bytes]) -> None:
+        path, kind, content = request
+        headers = {"Content-Type": kind.encode("latin-1")} if kind else {}
+        try:
+            answer = client.post(path, content=content, headers=headers)
+        except httpx.RemoteProtocolError:  # closed before all was read, as after a 413
+            met["spoilt", 0] += 1
+            return
+        assert answer.status_code < 500, (path, kind, answer.status_code, answer.text[:300], content[:80])
+        met["spoilt", answer.status_code] += 1
+
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, requests(1_000, seed=0)))
+        before = held_mb(psutil.Process(process.pid))
+        for seed in range(1, 9):
+            list(pool.map(send, requests(1_000, seed=seed)))
+        for bomb in bombs():
+            send(("/v1/emotion", "audio/flac", bomb))
+        for _ in range(20):
+            for status in pool.map(raw, [address] * len(RAW), RAW):
+                assert status < 500, status
+                met["raw", status] += 1
+        for status in pool.map(drip, [address] * 8):
+            assert status in (0, 408), status
+            met["slow", status] += 1
+        drawn = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--workers", "4",
+                "--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", "150",
+                "--suppress-health-check", "all", "--seed", "1", "--warnings", "off", "--no-color",
+            ],
+            check=False, capture_output=True, text=True, timeout=900, cwd=tmp_path,
+        )  # fmt: skip
+        after = held_mb(psutil.Process(process.pid))
+        good = io.BytesIO()
+        soundfile.write(good, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000, format="WAV")
+        answer = client.post("/v1/emotion", content=good.getvalue(), headers={"Content-Type": "audio/wav"})
+    print(dict(met), before, after, drawn.stdout[-1500:], sep="\n")
+    assert drawn.returncode == 0, drawn.stdout[-3000:]
+    assert answer.status_code == 200
+    assert set(after) == set(before)
+    for name, held in after.items():
+        assert held < before[name] + 60, f"{name} grew from {before[name]:.0f} to {held:.0f} MB"
