@@ -1,0 +1,249 @@
+"""The endpoint under load, beside transformers' pipeline behind plain FastAPI and uvicorn with the same weights.
+
+    python benchmarks/serve.py [--requests 64] [--repeats 3] [--threads 1] [--backends torch onnx-int8] [--small]
+
+Clips of 2 to 10 s of noise, random weights of wav2vec2-base's size: speed depends on neither. Each contestant is a
+server in a process of its own with so many torch threads for its model, loaded over loopback by this process; they are
+started and loaded in turn in each repeat. Throughput is in audio seconds per second at `--concurrency`, with the slowest percent of answers
+beside it; latency is one request at a time.
+
+    pipeline        each request in a thread of uvicorn's pool, as FastAPI does with a plain `def`
+    pipeline, lock  the same, one forward pass at a time
+    BACKEND         this project's endpoint: Ray Serve, a replica with that backend
+    no-op           a Ray Serve endpoint that reads the body and answers {}: what Serve takes by itself
+    predictor       this project's model in this process, without any server
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import numpy as np
+import soundfile
+
+RATE = 16_000
+START_S = 180.0
+BASE: dict[str, Any] = {"model_type": "wav2vec2"}
+SMALL = BASE | {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+
+
+def clips(count: int) -> list[bytes]:
+    """WAV files of 2 to 10 s."""
+    random = np.random.default_rng(0)
+    found = []
+    for seconds in random.uniform(2, 10, count):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.1 * random.standard_normal(round(seconds * RATE)), RATE, format="WAV")
+        found.append(buffer.getvalue())
+    return found
+
+
+def checkpoint(folder: Path, small: bool) -> str:
+    """A sealed checkpoint with random weights."""
+    from lakd_ray.config import Model
+    from lakd_ray.labels import PAPER_EMOTIONS
+    from lakd_ray.models import Card, build, save
+    from lakd_ray.provenance import Provenance
+
+    model = build(Model(architecture=SMALL if small else BASE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+    card = Card("benchmark", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    (folder / "scratch").mkdir()
+    save(str(folder / "model"), model.network, card, scratch=folder / "scratch")
+    return str(folder / "model")
+
+
+def serve(name: str, place: str, threads: int) -> None:
+    """A server, until standard input closes; prints its URL."""
+    if name.startswith("pipeline"):
+        _serve_pipeline(place, threads, one_at_a_time=name.endswith("lock"))
+        return
+    import ray
+
+    ray.init(address="local", num_cpus=threads, include_dashboard=False, log_to_driver=False)
+    if name == "no-op":
+        print(_no_op(), flush=True)
+    else:
+        from lakd_ray.config import Experiment
+        from lakd_ray.serve import run
+
+        recipe = {"model": {"pretrained": "unused"}}
+        settings = {"port": 0, "cpus": threads, "backend": name}
+        content = {"name": "b", "languages": ["en"], "corpora": [{"name": "c", "root": "c"}], "serve": settings}
+        print(
+            run.start(Experiment.model_validate({**content, "teacher": recipe, "student": recipe}), place), flush=True
+        )
+    sys.stdin.read()
+
+
+def _no_op() -> str:
+    from fastapi import FastAPI, Request
+    from ray import serve as ray_serve
+
+    from lakd_ray.config import Serve
+    from lakd_ray.serve.port import free_port
+
+    app = FastAPI()
+
+    @ray_serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)
+    @ray_serve.ingress(app)
+    class NoOp:
+        @app.post("/v1/emotion")
+        async def nothing(self, request: Request) -> dict[str, str]:
+            await request.body()
+            return {}
+
+    port = free_port(Serve(port=0))
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
+    ray_serve.run(NoOp.bind())
+    return f"http://127.0.0.1:{port}"
+
+
+def _serve_pipeline(place: str, threads: int, *, one_at_a_time: bool) -> None:
+    import socket
+    import threading
+    from contextlib import nullcontext
+
+    import torch
+    import uvicorn
+    from fastapi import Body, FastAPI
+    from transformers import pipeline
+
+    torch.set_num_threads(threads)
+    classify = pipeline("audio-classification", model=place, device="cpu")
+    turn: Any = threading.Lock() if one_at_a_time else nullcontext()
+    app = FastAPI()
+
+    @app.post("/v1/emotion")
+    def emotion(content: bytes = Body(media_type="application/octet-stream")) -> Any:
+        wave, rate = soundfile.read(io.BytesIO(content), dtype="float32")
+        with turn, torch.inference_mode():
+            return classify({"raw": wave, "sampling_rate": rate})
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    print(f"http://127.0.0.1:{port}", flush=True)
+    sys.stdin.read()
+    server.should_exit = True
+    thread.join()
+
+
+@contextmanager
+def running(name: str, place: str, threads: int) -> Iterator[str]:
+    """URL of a contestant's server."""
+    command = [sys.executable, __file__, "--serve", name, "--place", place, "--threads", str(threads)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            for line in process.stdout:
+                if line.startswith("http"):
+                    break
+            else:
+                raise SystemExit(f"{name} did not start")
+            yield line.strip()
+        finally:
+            process.stdin.close()
+
+
+async def load(url: str, contents: list[bytes], concurrency: int) -> tuple[float, list[float]]:
+    """Seconds for all, and of each."""
+    waiting, took = list(contents), []
+    headers = {"Content-Type": "application/octet-stream"}
+    async with httpx.AsyncClient(base_url=url, timeout=600, headers=headers) as client:
+
+        async def ask() -> None:
+            while waiting:
+                content, started = waiting.pop(), time.perf_counter()
+                (await client.post("/v1/emotion", content=content)).raise_for_status()
+                took.append(time.perf_counter() - started)
+
+        started = time.perf_counter()
+        await asyncio.gather(*[ask() for _ in range(concurrency)])
+        return time.perf_counter() - started, took
+
+
+def in_process(place: str, threads: int, contents: list[bytes]) -> list[float]:
+    """Seconds of each, decoded and answered here."""
+    from lakd_ray.audio import decode
+    from lakd_ray.infer.predictor import Predictor
+
+    predictor = Predictor.load(place, threads=threads)
+    took = []
+    for content in contents:
+        started = time.perf_counter()
+        predictor.probabilities([decode(content, where="a clip")])
+        took.append(time.perf_counter() - started)
+    return took
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median and range."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backends", nargs="+", default=["torch", "onnx", "onnx-int8"])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--place", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.place, options.threads)
+        return
+    names = ["pipeline", "pipeline, lock", *options.backends, "no-op"]
+    contents = clips(options.requests)
+    audio = sum(len(content) - 44 for content in contents) / 2 / RATE
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    worst: dict[str, list[float]] = {name: [] for name in names}
+    alone: dict[str, list[float]] = {name: [] for name in [*names, "predictor"]}
+    with tempfile.TemporaryDirectory() as folder:
+        place = checkpoint(Path(folder), options.small)
+        for _ in range(options.repeats):
+            alone["predictor"].append(1e3 * median(in_process(place, options.threads, contents[:12])[2:]))
+            for name in names:
+                with running(name, place, options.threads) as url:
+                    asyncio.run(load(url, contents[:4], 2))
+                    alone[name].append(1e3 * median(asyncio.run(load(url, contents[:12], 1))[1]))
+                    seconds, took = asyncio.run(load(url, contents, options.concurrency))
+                speeds[name].append(audio / seconds)
+                worst[name].append(float(np.quantile(took, 0.99)))
+                print(f"{name}: {speeds[name][-1]:.1f} audio-s/s, {alone[name][-1]:.0f} ms alone", file=sys.stderr)
+    best = max(("pipeline", "pipeline, lock"), key=lambda name: median(speeds[name]))
+    print(f"{len(contents)} clips, {audio:.0f} s, concurrency {options.concurrency}, {options.threads} thread(s)\n")
+    print(f"| | audio-s/s | of {best} | slowest percent, s | one at a time, ms |\n|---|---|---|---|---|")
+    for name in names:
+        ratios = [one / other for one, other in zip(speeds[name], speeds[best], strict=True)]
+        of = "" if name == "no-op" else spread(ratios, 2)
+        print(f"| {name} | {spread(speeds[name])} | {of} | {spread(worst[name])} | {spread(alone[name])} |")
+    print(f"| predictor | | | | {spread(alone['predictor'])} |")
+
+
+if __name__ == "__main__":
+    main()
