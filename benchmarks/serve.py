@@ -3,9 +3,9 @@
     python benchmarks/serve.py [--requests 64] [--repeats 3] [--threads 1] [--backends torch onnx-int8] [--small]
 
 Clips of 2 to 10 s of noise, random weights of wav2vec2-base's size: speed depends on neither. Each contestant is a
-server in a process of its own with so many torch threads for its model, loaded over loopback by this process; they are
-started and loaded in turn in each repeat. Throughput is in audio seconds per second at `--concurrency`, with the slowest percent of answers
-beside it; latency is one request at a time.
+server in a process of its own with so many torch threads for its model, loaded over loopback by this process; in each
+repeat they are started and loaded in turn. Throughput is in audio seconds per second at `--concurrency`, with the
+slowest percent of answers beside it; latency is one request at a time.
 
     pipeline        each request in a thread of uvicorn's pool, as FastAPI does with a plain `def`
     pipeline, lock  the same, one forward pass at a time
