@@ -27,6 +27,7 @@ from lakd_ray.provenance import Provenance
 from lakd_ray.train import engines
 from lakd_ray.train import state as states
 from lakd_ray.train.feed import Feed
+from lakd_ray.train.flops import peak_flops, step_flops
 from lakd_ray.train.meter import Check, Stopwatch, peak_memory_mb
 from lakd_ray.train.saving import Publisher, restore
 from lakd_ray.train.state import Position, State
@@ -117,6 +118,7 @@ class Trainer:
         self.objective = Objective(
             feed.run.loss, feed.run.teacher_languages, recipe.label_loss, aware.identify if aware else 0.0
         )
+        self.flops = step_flops(model, cached=feed.source is not None)
         self.layers = {} if model.taken is None else {"layers": list(model.taken)}
         steps = feed.steps_per_epoch * recipe.optim.epochs
         self.engine = engines.make(model, recipe.optim, settings, steps=steps)
@@ -218,6 +220,7 @@ class Trainer:
         self, epoch: int, skipped: int, means: Tensor, dev: dict[str, Any], seconds: float, dev_seconds: float
     ) -> dict[str, Any]:
         """An epoch's entry in the metrics file; speed is that of the part that was trained in one go."""
+        peak = peak_flops(self.engine.device, self.engine.dtype)
         padded, audio = self.feed.seconds(skip(self.feed.epoch(epoch), skipped))
         left = self.run.recipe.optim.epochs - epoch - 1
         parts = {name: mean for name, mean in zip(PARTS, means.tolist(), strict=True) if name in self.objective.parts}
@@ -236,6 +239,8 @@ class Trainer:
             "audio_seconds": audio,
             "audio_seconds_per_second": audio / seconds,
             "padding": 1 - audio / padded,
+            "tflops": self.flops * padded / seconds / 1e12,
+            **({} if peak is None else {"mfu": self.flops * padded / seconds / (peak * self.feed.world)}),
             "memory_mb": peak_memory_mb(self.engine.device),
             "seconds_left": left * (seconds + dev_seconds),
         }

@@ -12,6 +12,7 @@ from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
 
 from lakd_ray.config import Train
 from lakd_ray.train.engines import make
+from lakd_ray.train.flops import peak_flops
 from lakd_ray.train.meter import Stopwatch, peak_memory_mb
 from lakd_ray.train.step import losses
 
@@ -76,6 +77,14 @@ def test_a_saved_state_comes_back_to_the_gpu(tmp_path: Path):
     for name, value in engine.weights()[1].items():
         assert torch.equal(value, before[name]), name
     engine.close()
+
+
+def test_what_the_gpu_could_do_is_known():
+    device = torch.device("cuda")
+    peak = peak_flops(device, torch.bfloat16)
+    if peak is None:
+        pytest.skip(f"not known of {torch.cuda.get_device_name(device)}")
+    assert peak > (peak_flops(device, torch.float32) or 0) > 1e12
 
 
 def test_parts_of_a_step_are_timed_on_the_device():

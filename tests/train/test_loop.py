@@ -8,7 +8,7 @@ from loop_scenario import EPOCHS, KILLS, TRAIN
 
 from lakd_ray.train.state import State
 
-TIMED = ("seconds", "dev_seconds", "audio_seconds", "padding", "memory_mb")
+TIMED = ("seconds", "dev_seconds", "audio_seconds", "padding", "memory_mb", "tflops")
 
 
 @pytest.fixture(scope="module")

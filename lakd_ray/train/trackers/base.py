@@ -28,6 +28,8 @@ _TAGS = {
     "steps": "optim/steps",
     "audio_seconds_per_second": "speed/audio_seconds_per_second",
     "memory_mb": "speed/memory_mb",
+    "tflops": "speed/tflops",
+    "mfu": "speed/mfu",
     "audio_seconds": "data/audio_seconds",
     "padding": "data/padding",
     "seconds": "time/train",

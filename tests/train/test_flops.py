@@ -1,0 +1,49 @@
+"""Arithmetic of a training step, counted."""
+
+import pytest
+import tiny
+import torch
+
+from lakd_ray.models import build
+from lakd_ray.train.flops import peak_flops, step_flops
+
+
+def flops(*, cached: bool = False, **changes: object) -> float:
+    return step_flops(tiny.model(**changes), cached=cached)
+
+
+def test_another_layer_costs_what_its_matrices_do():
+    """A layer's matrices have 4 D^2 + 2 D I weights; each is a multiplication and an addition for each frame."""
+    D, inner, frames = 32, 64, 16_000 / (5 * 8 * 8)
+    more = flops(num_hidden_layers=3) - flops(num_hidden_layers=2)
+    matrices = 3 * 2 * frames * (4 * D * D + 2 * D * inner)
+    attention = 3 * 2 * frames * 2 * D * (5 * frames)  # keys and values of five seconds
+    assert more == pytest.approx(matrices + attention, rel=0.02)
+
+
+def test_what_is_frozen_or_cached_costs_less():
+    frozen = tiny.model()
+    frozen.backbone.feature_encoder.requires_grad_(False)
+    first = (flops() - flops(cached=True)) / 3
+    assert first > 0
+    assert step_flops(frozen, cached=False) == pytest.approx(flops(cached=True) + first)
+
+
+def test_nothing_is_left_changed():
+    model = tiny.model()
+    before = torch.get_rng_state()
+    step_flops(model, cached=False)
+    assert model.training and all(weight.grad is None for weight in model.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_every_family_is_counted():
+    for config in (tiny.config(aware=tiny.AWARE), tiny.config(feat_extract_norm="layer", do_stable_layer_norm=True)):
+        model = build(config, tiny.PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES, teachers=3)
+        assert step_flops(model, cached=False) > 1e6
+    whisper = tiny.Model(architecture=tiny.WHISPER, freeze_feature_encoder=False)
+    assert step_flops(build(whisper, tiny.PAPER_EMOTIONS, seed=0), cached=False) > 1e5
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu"), torch.float32) is None
