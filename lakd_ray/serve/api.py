@@ -22,6 +22,7 @@ from fastapi import Depends, FastAPI, Header, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from lakd_ray.audio import SAMPLE_RATE
@@ -149,7 +150,9 @@ def create_app(models: Models, limits: Serve, decoders: Decoders) -> FastAPI:
         yield
         decoders.close()
 
-    app = FastAPI(title="lakd-ray", description="Emotion of a spoken utterance", redoc_url=None, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="lakd-ray", description="Emotion of a spoken utterance", redoc_url=None, lifespan=lifespan
+    )
     app.add_middleware(Metered, meters=meters)
     _explain_errors(app)
     limit_bytes = int(limits.max_upload_mb * MEGABYTE)

@@ -1,6 +1,7 @@
 """The HTTP API in front of a stand-in model: what it answers, and that bad input is never a 500."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -383,4 +384,8 @@ def test_documentation(ask):
     assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(post["responses"])
     assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Answer")
     assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
-    assert ask(StandIn(), "GET", "/docs").status_code == 200
+    page = ask(StandIn(), "GET", "/docs")
+    assert page.status_code == 200
+    assert "//" not in page.text.replace("window.location.origin + '/docs", ""), "nothing comes from other hosts"
+    for script in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert ask(StandIn(), "GET", script).status_code == 200
