@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export = commands.add_parser("export", help="copy a checkpoint for release, without its speakers' names")
     export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
     export.add_argument("folder", help="a new folder")
+    convert = commands.add_parser("convert", help="rewrite an encoder's pytorch_model.bin as safetensors")
+    convert.add_argument("name", help="of a model of the hub, or a folder")
+    convert.add_argument("folder", help="a new folder")
+    convert.add_argument("--revision", help="of the hub's model")
     _add_experiment(commands.add_parser("tune-report", help="draw a search as it stands, finished or not"))
     doctor = commands.add_parser("doctor", help="look for what would stop the experiment here, and say what to do")
     _add_experiment(doctor)
@@ -107,16 +111,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    if options.command == "corpora":
-        _print_corpora(options.name)
-        return 0
-    if options.command == "scan":
-        _scan(options)
-        return 0
-    if options.command == "export":
-        from lakd_ray import export  # torch takes seconds to load
-
-        print(f"exported to {export.run(options.checkpoint, options.folder)}")
+    if options.command in _WITHOUT_EXPERIMENT:
+        _WITHOUT_EXPERIMENT[options.command](options)
         return 0
     config = load(options.experiment, options.overrides)
     if options.command == "gc":
@@ -209,9 +205,10 @@ def _collect(config: Experiment, *, yes: bool, dry_run: bool) -> int:
     return 0
 
 
-def _print_corpora(name: str | None) -> None:
+def _print_corpora(options: argparse.Namespace) -> None:
     from lakd_ray.corpora import IMPORTERS, layout_of  # only this command needs it
 
+    name: str | None = options.name
     for each, entry in IMPORTERS.items() if name is None else [(name, layout_of(name))]:
         print(f"{each}\n  layout   {entry.layout}\n  licence  {entry.licence}\n  obtain   {entry.obtain}")
         for option, text in entry.options.items() if name else ():
@@ -227,6 +224,25 @@ def _scan(options: argparse.Namespace) -> None:
     told = scan.scan(options.corpus, options.root, values(options.overrides))
     print(json.dumps(dataclasses.asdict(told), indent=1, ensure_ascii=False) if options.json else scan.text(told))
 
+
+def _export(options: argparse.Namespace) -> None:
+    from lakd_ray import export  # torch takes seconds to load
+
+    print(f"exported to {export.run(options.checkpoint, options.folder)}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from lakd_ray.models.convert import convert  # torch takes seconds to load
+
+    print(f"converted to {convert(options.name, options.folder, revision=options.revision)}")
+
+
+_WITHOUT_EXPERIMENT: dict[str, Callable[[argparse.Namespace], None]] = {
+    "corpora": _print_corpora,
+    "scan": _scan,
+    "export": _export,
+    "convert": _convert,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -76,5 +76,6 @@ def _of_transformers(spec: Brought) -> Any:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load teacher {spec.name} from {spec.checkpoint}: {error}. Expected a checkpoint of this project, "
-            "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors."
+            "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. Of "
+            "one that has pytorch_model.bin alone: lakd convert NAME FOLDER, and name the folder."
         ) from error

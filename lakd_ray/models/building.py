@@ -85,7 +85,8 @@ def _pretrained(model: Model, emotions: Sequence[str]) -> Any:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load `model.pretrained: {model.pretrained}`: {error}. Expected a hub name (with network "
-            "access or a filled cache) or a folder with config.json and model.safetensors."
+            "access or a filled cache) or a folder with config.json and model.safetensors. Of one that has "
+            "pytorch_model.bin alone: lakd convert NAME FOLDER, and name the folder."
         ) from error
 
 
