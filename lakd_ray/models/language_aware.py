@@ -6,11 +6,12 @@
     u            sum_l b_l p_l        b = softmax_l(M e + m)                            layers
     logits       W2 gelu(W1 u)
     scores_k     (S [stop(u); e]) . t_k / sqrt(A)                                       teachers, t_k learned
-    languages    V2 gelu(V1 stop(mean of h over frames and layers))                     identification
+    languages    V2 gelu(V1 stop(mean and deviation of h over frames, mean over layers)) identification
 
 stop: no gradient flows back. The scores are trained by their own objective (`lakd_ray.distill.mixture_losses`), which
 would otherwise make the student easy to place instead of right; identification reads what is there and shapes nothing,
-for an encoder that separates languages better need not hear emotions better.
+for an encoder that separates languages better need not hear emotions better. Mean and deviation are pooled as for
+speakers (Snyder et al., ICASSP 2018): with the mean alone languages are hardly told apart.
 
 The whole is an ordinary transformers model: importing this module registers it, and then
 `AutoModelForAudioClassification.from_pretrained` loads it. Its own `forward` takes waves as transformers' feature
@@ -80,7 +81,7 @@ class LanguageAwareHead(nn.Module):
         self.frame_query, self.frame_key = nn.Linear(E, A), nn.Linear(size, A)
         self.layer_scores = nn.Linear(E, layers + 1)
         self.projector, self.classifier = nn.Linear(size, P), nn.Linear(P, config.num_labels)
-        self.identifier = nn.Sequential(nn.Linear(size, P), nn.GELU(), nn.Linear(P, languages))
+        self.identifier = nn.Sequential(nn.Linear(2 * size, P), nn.GELU(), nn.Linear(P, languages))
         self.teacher_query = nn.Linear(size + E, A) if config.teachers else None
         self.teacher_keys = nn.Embedding(config.teachers, A) if config.teachers else None
 
@@ -96,8 +97,7 @@ class LanguageAwareHead(nn.Module):
         hidden_BLFD = torch.stack([F.layer_norm(each_BFD, each_BFD.shape[-1:]) for each_BFD in hidden], dim=1)
         own_BF = own_frames(hidden_BLFD.shape[2], frames_B)
         hidden_BLFD = hidden_BLFD.masked_fill(~own_BF[:, None, :, None], 0)
-        mean_BD = hidden_BLFD.mean(dim=1).sum(dim=1) / frames_B.unsqueeze(1)
-        language_logits_BL = self.identifier(mean_BD.detach())
+        language_logits_BL = self.identifier(_statistics(hidden_BLFD.detach(), frames_B))
         embedding_BE = self.language(self._known(languages_B, language_logits_BL))
         pooled_BLD = self._over_frames(hidden_BLFD, own_BF, embedding_BE)
         share_BL = F.softmax(self.layer_scores(embedding_BE), dim=-1)
@@ -126,6 +126,15 @@ class LanguageAwareHead(nn.Module):
         query_BA = self.teacher_query(torch.cat([utterance_BD, embedding_BE], dim=-1))
         scores_BK: Tensor = query_BA @ self.teacher_keys.weight.T / math.sqrt(query_BA.shape[-1])
         return scores_BK
+
+
+def _statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
+    """Mean and deviation over an utterance's own frames, mean over layers, [B, 2 D]; all other hidden states are 0."""
+    frames_B11 = frames_B.view(-1, 1, 1)
+    mean_BLD = hidden_BLFD.sum(dim=2) / frames_B11
+    square_BLD = hidden_BLFD.square().sum(dim=2) / frames_B11
+    deviation_BLD = (square_BLD - mean_BLD.square()).clamp(min=1e-5).sqrt()
+    return torch.cat([mean_BLD, deviation_BLD], dim=-1).mean(dim=1)
 
 
 class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # as above
@@ -203,7 +212,9 @@ def language_aware(network: Any, *, languages: Sequence[str], teachers: int, **s
     encoder: Any = backbone_of(network).encoder
     labels = {name: getattr(network.config, name) for name in ("id2label", "label2id")}
     shape = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
-    config = LanguageAwareConfig(backbone=shape, languages=languages, teachers=teachers, **sizes, **labels)
+    # the head starts as transformers' own head on this backbone would
+    start = {"initializer_range": shape.get("initializer_range", shape.get("init_std", 0.02))}
+    config = LanguageAwareConfig(backbone=shape, languages=languages, teachers=teachers, **start, **sizes, **labels)
     aware = LanguageAwareForAudioClassification(config)
     aware.encoder = encoder
     return aware

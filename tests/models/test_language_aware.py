@@ -215,12 +215,36 @@ def test_a_language_aware_checkpoint_is_no_start(tmp_path: Path):
         build(source, PAPER_EMOTIONS, seed=0)
 
 
+def test_its_head_starts_as_large_as_the_backbones_own():
+    for spread in (0.02, 0.2):
+        head = tiny.aware(initializer_range=spread).network.head
+        for weight in (head.classifier.weight, head.projector.weight, head.identifier[0].weight):
+            assert float(weight.detach().std()) == pytest.approx(spread, rel=0.15)
+
+
+def test_what_differs_in_deviation_alone_is_told_apart():
+    """As languages are whose sounds have one mean: three kinds of noise around it."""
+    head, random = tiny.aware(initializer_range=0.2).network.head, torch.Generator().manual_seed(0)
+    scale_31D = torch.rand(3, 1, 32, generator=random) * 2
+    languages_B = torch.arange(30) % 3
+    hidden = [torch.randn(30, 40, 32, generator=random) * scale_31D[languages_B] for _ in range(3)]
+    optimizer = torch.optim.Adam(head.identifier.parameters(), lr=3e-3)
+    for _ in range(100):
+        loss = cross_entropy(head(hidden, torch.full((30,), 40), languages_B).language_logits_BL, languages_B)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh = [torch.randn(30, 40, 32, generator=random) * scale_31D[languages_B] for _ in range(3)]
+    heard_B = head(fresh, torch.full((30,), 40), languages_B).language_logits_BL.argmax(dim=-1)
+    assert float((heard_B == languages_B).float().mean()) > 0.9
+
+
 # Seeded student and synthetic waves, one language each. After a change that is meant to change them, print them anew:
 #     PYTHONPATH=tests:. .venv/bin/python tests/models/test_language_aware.py
 GOLDEN: dict[str, list[list[float]]] = {
-    "logits_BC": [[-0.8528, 6.2407, -2.0316, 2.3463], [-3.4883, -3.244, 2.269, 0.8267]],
-    "language_logits_BL": [[2.8778, -1.3257, 0.7416], [7.1626, -2.1697, 4.5441]],
-    "teacher_scores_BK": [[1.5224, -2.0443, -2.657], [0.8163, -2.1174, -1.8418]],
+    "logits_BC": [[3.2246, 12.5775, -3.564, 1.0733], [-3.165, -3.2993, 2.1099, 1.0151]],
+    "language_logits_BL": [[-0.8113, 0.5345, 0.15], [-3.7645, -0.566, -0.9396]],
+    "teacher_scores_BK": [[-2.3814, 1.5922, -2.9563], [0.7463, -5.2753, -3.5938]],
 }
 
 
