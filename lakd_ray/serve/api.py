@@ -105,8 +105,10 @@ class Options:
         self,
         language: Annotated[
             str | None,
-            Query(description="Language of the recording, such as `en`; if left out, what the model hears"),
-            Query(pattern="^[a-z]{2,3}$"),
+            Query(
+                pattern="^[a-z]{2,3}$",
+                description="Language of the recording, such as `en`; if left out, what the model hears",
+            ),
         ] = None,
         window_s: Annotated[
             float | None, Query(ge=0.25, le=60, description="Length of a timeline's segments; no timeline if left out")
