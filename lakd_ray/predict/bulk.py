@@ -130,8 +130,9 @@ def run(bulk: Bulk) -> Summary:
     if done and not missing:
         print(f"predict: already done, {bulk.out}")
         return _told(bulk, list(tables.values()))
+    workers = _workers(bulk, len(missing))
     records.start(bulk.out, made_by)
-    _predict(bulk, missing, len(found.entries))
+    _predict(bulk, missing, len(found.entries), workers)
     tables |= _whole(missing, retried=False)
     return _finish(bulk, made_by, parts, tables)
 
@@ -189,11 +190,10 @@ def _whole(parts: Sequence[_Part], *, retried: bool) -> dict[str, pa.Table]:
         return {part.place: table for part, table in found if table is not None}
 
 
-def _predict(bulk: Bulk, missing: Sequence[_Part], total: int) -> None:
+def _predict(bulk: Bulk, missing: Sequence[_Part], total: int, workers: int) -> None:
     """Answer some parts and write them."""
     if not missing:
         return
-    workers = _workers(bulk, len(missing))
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [
         {"part": part.place, "entries": json.dumps([list(vars(one).values()) for one in part.entries])}
