@@ -133,6 +133,9 @@ def _run(options: argparse.Namespace) -> int:
     except LakdError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

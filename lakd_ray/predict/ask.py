@@ -176,6 +176,7 @@ def run(
             failed += result.answer is None
             for line in shown.of(result.file, result.answer, result.error):
                 bar.write(line, file=sys.stdout)
+            sys.stdout.flush()  # whoever reads it through a pipe need not wait for the others
             bar.update()
     if failed:
         print(f"{failed} of {len(found)} without an answer", file=sys.stderr)

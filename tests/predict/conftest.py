@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+from samples import LENGTHS
 
 from lakd_ray.audio import read
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.serve.answering import LocalModel, answer, describe
 from lakd_ray.serve.answers import Answer
-
-LENGTHS = {"a.wav": 1.5, "b.flac": 0.4, "sub/c.ogg": 2.0, "sub/deep/d.wav": 1.0, "sub/e.mp3": 3.0}
-BAD = ("bad.wav", "empty.flac", "sub/short.wav")
 
 
 @pytest.fixture(scope="session")

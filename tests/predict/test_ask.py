@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BAD, LENGTHS
+from samples import BAD, LENGTHS
 
 from lakd_ray.cli import main
 from lakd_ray.predict.ask import Result, places
@@ -132,3 +132,13 @@ def test_what_is_not_needed_is_not_loaded(clips, model, endpoint, absent, asked)
     )  # fmt: skip
     assert (done.returncode, done.stderr.strip()) == (1, ""), done.stderr  # sys.exit("") ends with 1
     assert json.loads(done.stdout)["emotion"]
+
+
+def test_a_reader_that_goes_is_no_error(clips, model):
+    code = "import sys; from lakd_ray.cli import main; sys.exit(main(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "predict", str(clips), "--model", model],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=120)) == ("", 1)

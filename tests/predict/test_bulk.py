@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from conftest import BAD, LENGTHS
+from samples import BAD, LENGTHS
 
 from lakd_ray import records, storage
 from lakd_ray.cli import main
@@ -184,7 +184,7 @@ class Job:
             )  # fmt: skip
 
     def finish(self, *arguments: str) -> None:
-        assert self.start(*arguments).wait(timeout=280) == 0, self.log.read_text()
+        assert self.start(*arguments).wait(timeout=420) == 0, self.log.read_text()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs because of it."""
@@ -216,7 +216,7 @@ def until(condition: Callable[[], bool], seconds: float, told: Callable[[], str]
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_killed_driver_loses_no_finished_part_and_leaves_no_process(job, tmp_path, clips, model):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -224,7 +224,7 @@ def test_a_killed_driver_loses_no_finished_part_and_leaves_no_process(job, tmp_p
         shutil.copy(clips / "a.wav", folder / f"{number:03d}.wav")
     arguments = [str(folder), str(out), "--model", model, "--part-files", "2", "--workers", "2"]
     driver = job.start(*arguments)
-    until(lambda: len(written(out)) >= 3 or driver.poll() is not None, 240, job.log.read_text)
+    until(lambda: len(written(out)) >= 3 or driver.poll() is not None, 420, job.log.read_text)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL, job.log.read_text()
     until(lambda: not job.processes(), 120, lambda: str([process.cmdline() for process in job.processes()]))

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import BAD, LENGTHS
+from samples import BAD, LENGTHS
 
 from lakd_ray.errors import DataError, StorageError
 from lakd_ray.predict.inputs import Entry, find

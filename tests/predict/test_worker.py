@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from conftest import BAD, LENGTHS
+from samples import BAD, LENGTHS
 
 from lakd_ray import schema, storage
 from lakd_ray.audio import Recording
