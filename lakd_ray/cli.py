@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 from lakd_ray import __version__
-from lakd_ray.config import Experiment, describe, load, values
+from lakd_ray.config import Cluster, Experiment, describe, load, values
 from lakd_ray.errors import LakdError
 
 _STAGES = {
@@ -21,6 +22,7 @@ _STAGES = {
     "serve": "serve the best student over HTTP until interrupted",
     "pipeline": "all of them in order",
     "reproduce": "the whole grid: every fold, seed and variant, and one table over them",
+    "predict-bulk": "emotions of all recordings in a folder, bucket or manifest, as Parquet",
 }
 # Commands that are looked at before they start, with the stages that they run; None: the experiment's own.
 _CHECKED: dict[str, tuple[str, ...] | None] = {
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in _STAGES.items():
         _add_stage(commands.add_parser(stage, help=text, description=text), stage)
+    text = "emotions of a few recordings, as a table or JSON lines"
+    _add_predict(commands.add_parser("predict", help=text, description=f"{text}: docs/predict.md"))
     _add_experiment(commands.add_parser("config", help="print the resolved configuration, every field explained"))
     corpora = commands.add_parser("corpora", help="list the corpora that can be imported")
     corpora.add_argument("name", nargs="?", help="show one whole, with its options")
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def job(stage: str) -> None:
-    """Entry point of the scripts in jobs/: `python jobs/X.py EXPERIMENT.yaml [--set dotted.key=value ...]`."""
+    """Entry point of the scripts in jobs/: `python jobs/X.py EXPERIMENT.yaml [--set dotted.key=value ...]`, mostly."""
     parser = argparse.ArgumentParser(description=_STAGES[stage])
     _add_stage(parser, stage)
     parser.set_defaults(command=stage)
@@ -79,6 +83,9 @@ def job(stage: str) -> None:
 
 
 def _add_stage(parser: argparse.ArgumentParser, stage: str) -> None:
+    if stage == "predict-bulk":
+        _add_bulk(parser)
+        return
     _add_experiment(parser)
     if stage == "reproduce":
         parser.add_argument("--dry-run", action="store_true", help="print the plan and what it costs, and do nothing")
@@ -95,6 +102,31 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     _add_overrides(parser, "dotted.key=value", "change fields of the experiment file; values are YAML")
 
 
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder, pattern, s3://bucket/file or /prefix")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--url", help="endpoint that is asked; its key is in LAKD_API_KEY")
+    asked.add_argument("--model", metavar="FOLDER", help="checkpoint folder that answers in this process")
+    parser.add_argument("--language", metavar="CODE", help="language of the recordings, such as en")
+    parser.add_argument("--window", type=float, metavar="S", help="a timeline of segments so long")
+    parser.add_argument("--hop", type=float, metavar="S", help="from one segment to the next; the window if left out")
+    parser.add_argument("--top-k", type=int, metavar="N", help="only so many of the most probable emotions")
+    parser.add_argument("--max-seconds", type=float, default=120.0, metavar="S", help="with --model: the longest (120)")
+    parser.add_argument("--json", action="store_true", help="print JSON lines")
+
+
+def _add_bulk(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", help="folder or s3://bucket/prefix, or a manifest with a column path")
+    parser.add_argument("out", metavar="OUT", help="a folder of its own for the predictions, here or in a bucket")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="checkpoint folder")
+    parser.add_argument("--workers", type=int, metavar="N", help="copies of the model; as many as there is room for")
+    parser.add_argument("--cpus", type=int, metavar="N", help="CPUs of each (1)")
+    parser.add_argument("--gpu", action="store_true", help="a GPU for each")
+    parser.add_argument("--language", metavar="CODE", help="language of recordings whose manifest tells none")
+    parser.add_argument("--max-seconds", type=float, metavar="S", help="longer ones are quarantined (120)")
+    parser.add_argument("--part-files", type=int, metavar="N", help="recordings of one Parquet file (256)")
+
+
 def _add_overrides(parser: argparse.ArgumentParser, form: str, text: str) -> None:
     parser.add_argument("--set", action="extend", nargs="+", default=[], dest="overrides", metavar=form, help=text)
 
@@ -105,15 +137,25 @@ def _run(options: argparse.Namespace) -> int:
     except LakdError as error:
         print(f"error: {message(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    if options.command in _WITHOUT_EXPERIMENT:
-        _WITHOUT_EXPERIMENT[options.command](options)
-        return 0
+    without_experiment: dict[str, Callable[[argparse.Namespace], int]] = {
+        "corpora": _print_corpora,
+        "scan": _scan,
+        "export": _export,
+        "convert": _convert,
+        "predict": _predict,
+        "predict-bulk": _predict_bulk,
+    }
+    if options.command in without_experiment:
+        return without_experiment[options.command](options)
     config = load(options.experiment, options.overrides)
     if options.command == "gc":
         return _collect(config, yes=options.yes, dry_run=options.dry_run)
@@ -168,6 +210,25 @@ def _serve(config: Experiment) -> None:
         serving.stop(cluster_ends=joined(config) is None)
 
 
+def _predict(options: argparse.Namespace) -> int:
+    from lakd_ray.predict import ask  # httpx and, for a model here, torch take seconds to load
+
+    question = ask.Question(options.language, options.window, options.hop, options.top_k)
+    asked = {"url": options.url, "model": options.model, "max_seconds": options.max_seconds}
+    return ask.run(options.files, question, **asked, as_json=options.json)
+
+
+def _predict_bulk(options: argparse.Namespace) -> int:
+    from lakd_ray.predict import bulk  # Ray and torch take seconds to load
+    from lakd_ray.session import connected
+
+    chosen = bulk.settings(**{name: getattr(options, name) for name in bulk.Bulk.model_fields})
+    cpus = max(os.cpu_count() or 1, (chosen.workers or 1) * chosen.cpus)
+    with connected(Cluster(object_store_mb=bulk.OBJECT_STORE_MB), cpus):
+        bulk.run(chosen)
+    return 0
+
+
 def _examine(config: Experiment, *, as_json: bool) -> int:
     from lakd_ray import doctor  # Ray takes seconds to load
 
@@ -205,7 +266,7 @@ def _collect(config: Experiment, *, yes: bool, dry_run: bool) -> int:
     return 0
 
 
-def _print_corpora(options: argparse.Namespace) -> None:
+def _print_corpora(options: argparse.Namespace) -> int:
     from lakd_ray.corpora import IMPORTERS, layout_of  # only this command needs it
 
     name: str | None = options.name
@@ -215,34 +276,31 @@ def _print_corpora(options: argparse.Namespace) -> None:
             print(f"  option   {option}: {text}")
         if name and entry.published.get(""):
             print(f"  holds    {entry.published['']} utterances")
+    return 0
 
 
-def _scan(options: argparse.Namespace) -> None:
+def _scan(options: argparse.Namespace) -> int:
     """Tell what a corpus holds."""
     from lakd_ray.corpora import scan  # soundfile is loaded where it is used
 
     told = scan.scan(options.corpus, options.root, values(options.overrides))
     print(json.dumps(dataclasses.asdict(told), indent=1, ensure_ascii=False) if options.json else scan.text(told))
+    return 0
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> int:
     from lakd_ray import export  # torch takes seconds to load
 
     print(f"exported to {export.run(options.checkpoint, options.folder)}")
+    return 0
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> int:
     from lakd_ray.models.convert import convert  # torch takes seconds to load
 
     print(f"converted to {convert(options.name, options.folder, revision=options.revision)}")
+    return 0
 
-
-_WITHOUT_EXPERIMENT: dict[str, Callable[[argparse.Namespace], None]] = {
-    "corpora": _print_corpora,
-    "scan": _scan,
-    "export": _export,
-    "convert": _convert,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,11 @@ FEATURES     cached output of a frozen feature encoder, a file for each shard wi
 LOGITS       one row per utterance and model (inference -> training)
 LANGUAGES    one row per test utterance and way of telling a language-aware student its language (evaluation -> report)
 PREDICTIONS  one row per test utterance and model (evaluation -> report)
+answers      one row per recording of a bulk prediction, with a column of probabilities for each of the model's emotions
+UNANSWERED   those of them that have no answer, and why
 """
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -120,3 +124,33 @@ LANGUAGES = pa.schema(
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]
 )
+
+UNANSWERED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # one of KINDS
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+def answers(emotions: Sequence[str]) -> pa.Schema:
+    """Columns of a bulk prediction by a model of these emotions; whatever an answer tells is null without one."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),  # the manifest's, else the path as it was given
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),  # answered, quarantined
+            pa.field("kind", pa.string()),  # why there is no answer: one of KINDS
+            pa.field("reason", pa.string()),  # the same in words
+            pa.field("emotion", pa.string()),  # the most probable
+            *(pa.field(f"p_{emotion}", pa.float32()) for emotion in emotions),  # calibrated; they sum to 1
+            pa.field("language", pa.string()),  # as given, else as a language-aware student heard it
+            pa.field("language_probability", pa.float32()),  # of what was heard
+            pa.field("duration_s", pa.float64()),
+            pa.field("warnings", pa.list_(pa.string())),  # codes of lakd_ray.serve.answers.Remark
+            pa.field("model", pa.string()),
+            pa.field("version", pa.string()),  # short hash of the checkpoint
+        ]
+    )

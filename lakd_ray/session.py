@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from lakd_ray.config import Experiment
+from lakd_ray.config import Cluster, Experiment
 from lakd_ray.errors import ResourceError
 
 # Environment of every worker. Set before a cluster starts here, so that its processes inherit it.
@@ -27,7 +27,21 @@ _QUIET = {
 
 @contextmanager
 def session(config: Experiment) -> Iterator[None]:
+    """Connect to Ray for an experiment, and shut down what was started here.
+
+    Raises:
+        ResourceError: the named cluster cannot be reached.
+    """
+    with connected(config.cluster, cpus_here(config)):
+        yield
+
+
+@contextmanager
+def connected(cluster: Cluster, cpus: int) -> Iterator[None]:
     """Connect to Ray, and shut down what was started here.
+
+    Args:
+        cpus: logical CPUs of a cluster started here.
 
     Raises:
         ResourceError: the named cluster cannot be reached.
@@ -37,16 +51,16 @@ def session(config: Experiment) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    address = joined(config)
+    address = _address(cluster)
     options: dict[str, Any] = {
-        "log_to_driver": config.cluster.logs,
+        "log_to_driver": cluster.logs,
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
     if address is None:
-        options |= {"num_cpus": cpus_here(config), "include_dashboard": False, "address": "local"}
-        if config.cluster.object_store_mb is not None:
-            options["object_store_memory"] = config.cluster.object_store_mb * 1024**2
+        options |= {"num_cpus": cpus, "include_dashboard": False, "address": "local"}
+        if cluster.object_store_mb is not None:
+            options["object_store_memory"] = cluster.object_store_mb * 1024**2
         # a watcher process for a whole group, but nobody takes this machine's one node away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     else:
@@ -60,7 +74,7 @@ def session(config: Experiment) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {where}: {error}") from error
     for chatty in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(chatty).setLevel(logging.INFO if config.cluster.logs else logging.ERROR)
+        logging.getLogger(chatty).setLevel(logging.INFO if cluster.logs else logging.ERROR)
     try:
         yield
     finally:
@@ -69,7 +83,11 @@ def session(config: Experiment) -> Iterator[None]:
 
 def joined(config: Experiment) -> str | None:
     """Address of the cluster that stages join; None where one is started here, and ends with them."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    return _address(config.cluster)
+
+
+def _address(cluster: Cluster) -> str | None:
+    return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def cpus_here(config: Experiment) -> int:

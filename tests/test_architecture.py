@@ -12,7 +12,7 @@ FLOORS = (
     ("audio", "models", "distill"),
     ("corpora", "data"),
     ("infer", "train"),
-    ("tune", "serve", "report", "housekeeping", "export"),
+    ("tune", "serve", "predict", "report", "housekeeping", "export"),
     ("pipeline", "reproduce", "session", "doctor", "submit", "cli", "__main__"),
 )
 FLOOR = {"": 0} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}  # "" is lakd_ray itself
@@ -24,6 +24,7 @@ MAY_IMPORT = {
         "infer/batch.py",
         "tune/",
         "serve/",
+        "predict/bulk.py",
         "session.py",
         "submit.py",
         "doctor/cluster.py",

@@ -1,7 +1,7 @@
 """The experiment file as typed, frozen configuration."""
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.file import describe, dump, load, values, variant_of, with_settings
+from lakd_ray.config.file import absolute, describe, dump, load, values, variant_of, with_settings
 from lakd_ray.config.grid import Grid
 from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
 from lakd_ray.config.recipe import LanguageAware, Model, Optim, Recipe
@@ -54,6 +54,7 @@ __all__ = [
     "Tune",
     "Wandb",
     "Weighting",
+    "absolute",
     "describe",
     "dump",
     "load",

@@ -95,16 +95,29 @@ def _absolute(config: Experiment) -> Experiment:
     Raises:
         ConfigError: storage is relative although this runs as a Ray job.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and _resolved(config.storage).rstrip("/") != config.storage.rstrip(
-        "/"
-    ):
-        raise ConfigError(
-            f"storage {config.storage!r} is relative, and a Ray job runs in a temporary copy that is deleted. "
-            "Give an absolute path that all nodes share, or s3://bucket/prefix: --set storage=/path"
-        )
+    where = absolute(config.storage, f"storage {config.storage!r}", "--set storage=/path")
     corpora = tuple(corpus.model_copy(update={"root": _resolved(corpus.root)}) for corpus in config.corpora)
     recipes = {name: _with_absolute_model(getattr(config, name)) for name in ("teacher", "student")}
-    return config.model_copy(update={"storage": _resolved(config.storage), "corpora": corpora, **recipes})
+    return config.model_copy(update={"storage": where, "corpora": corpora, **recipes})
+
+
+def absolute(location: str, named: str, example: str) -> str:
+    """A location that other processes understand too: the path made absolute, a bucket's as it is.
+
+    Args:
+        named: what an error calls the location.
+        example: how to give another one.
+
+    Raises:
+        ConfigError: it is relative although this runs as a Ray job.
+    """
+    resolved = _resolved(location)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and resolved.rstrip("/") != location.rstrip("/"):
+        raise ConfigError(
+            f"{named} is relative, and a Ray job runs in a temporary copy that is deleted. "
+            f"Give an absolute path that all nodes share, or s3://bucket/prefix: {example}"
+        )
+    return resolved
 
 
 def _with_absolute_model(recipe: Recipe) -> Recipe:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakd_ray import storage
-from lakd_ray.errors import DataError, StorageError
+from lakd_ray.errors import ClipError, DataError, StorageError
 
 # Endings of files that are recordings, whether or not they can be decoded here.
 AUDIO = (
@@ -106,6 +106,20 @@ def read(source: str) -> bytes:
     except IndexError:
         raise DataError(f"{location} has no row {found['row']}; read the corpus again") from None
     return _content(value, source, location)
+
+
+def content(source: str) -> bytes:
+    """As `read`, where a file that cannot be read is a recording that cannot be used.
+
+    Raises:
+        ClipError: the file is `missing` or `unreadable`.
+        DataError: as `read`.
+    """
+    try:
+        return read(source)
+    except StorageError as error:
+        kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
+        raise ClipError(str(error), kind) from error
 
 
 def _read_local(source: str) -> bytes:

@@ -1,8 +1,10 @@
 """Decoding in a process of its own, for recordings that are suspected of killing the one that decodes them."""
 
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from lakd_ray.data.quality import admit
@@ -22,7 +24,7 @@ class Alone:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.close()
 
     def admit(self, content: bytes, **arguments: Any) -> dict[str, Any]:
         """`lakd_ray.data.quality.admit`, there.
@@ -39,20 +41,33 @@ class Alone:
             ClipError: it killed the process, or was not done in time.
         """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
         try:
             return self._pool.submit(function, *arguments, **named).result(self._deadline_s)
         except BrokenProcessPool:
-            self._end()
+            self.close()
             raise ClipError("it kills the process that decodes it") from None
         except TimeoutError:
-            self._end()
+            self.close()
             raise ClipError(f"decoding was not done after {self._deadline_s:g} s") from None
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the process."""
         if self._pool is None:
             return
         for process in list((self._pool._processes or {}).values()):  # a hanging one would be waited for
             process.kill()
         self._pool.shutdown()
         self._pool = None
+
+
+def _end_with_parent() -> None:
+    """Whoever is killed cannot end its processes, and they would wait for it for ever."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

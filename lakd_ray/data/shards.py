@@ -187,21 +187,13 @@ def _outcomes(
         clip = Clip(**entry["clip"])
         try:
             if clip.source != last:
-                last, content = "", _content(clip.source)
+                last, content = "", recordings.content(clip.source)
                 last = clip.source
             row = decoder.admit(content, where=clip.source, start=clip.start, end=clip.end, limits=limits)
         except ClipError as error:
             yield entry["key"], error
             continue
         yield entry["key"], {"utterance": f"{entry['corpus']}/{clip.id}", "recording": entry["key"], **row}
-
-
-def _content(source: str) -> bytes:
-    try:
-        return recordings.read(source)
-    except StorageError as error:
-        kind = "missing" if isinstance(error.__cause__, FileNotFoundError) else "unreadable"
-        raise ClipError(str(error), kind) from error
 
 
 def _write(

@@ -1,0 +1,9 @@
+"""Emotions of all recordings in a folder, bucket or manifest, as Parquet.
+
+python jobs/predict.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpu] [--language CODE] ...
+"""
+
+from lakd_ray.cli import job
+
+if __name__ == "__main__":
+    job("predict-bulk")
