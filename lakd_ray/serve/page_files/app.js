@@ -42,6 +42,7 @@ function take(files) {
   work();
 }
 
+byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", ({ target }) => {
   take(target.files);
   target.value = ""; // the same file may be chosen again

@@ -53,4 +53,4 @@ function body(card) {
 
 const recallOf = (name) => (name.startsWith("UR ") ? `Recall, ${languageName(name.slice(3))}` : name);
 
-const list = (items) => new Intl.ListFormat("en", { type: "conjunction" }).format(items);
+const list = (items) => new Intl.ListFormat("en-GB", { type: "conjunction" }).format(items);

@@ -13,6 +13,7 @@ export class Live {
   #bars = null;
   #emotion = null;
   #stopped = false;
+  #level = 0;
   #settle;
   #final = new Promise((resolve) => (this.#settle = resolve));
 
@@ -97,7 +98,8 @@ export class Live {
 
   #meter(loudest) {
     byId("elapsed").textContent = clock(this.#microphone?.seconds ?? 0);
-    const decibels = 20 * Math.log10(Math.max(loudest, 1e-3)); // -60 dB and less is an empty meter
+    this.#level = Math.max(loudest, 0.8 * this.#level); // falls slowly, or short sounds would not be seen
+    const decibels = 20 * Math.log10(Math.max(this.#level, 1e-3)); // -60 dB and less is an empty meter
     byId("level").firstElementChild.style.transform = `scaleX(${1 + decibels / 60})`;
   }
 }

@@ -112,7 +112,7 @@ export class Result {
     const next = this.element.nextElementSibling ?? this.element.previousElementSibling;
     this.element.remove();
     if (this.#address) URL.revokeObjectURL(this.#address);
-    (next?.querySelector("h3") ?? document.getElementById("files")).focus();
+    (next?.querySelector("h3") ?? document.getElementById("choose")).focus();
     announce(`${this.#name} removed.`);
   }
 }

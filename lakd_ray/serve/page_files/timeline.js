@@ -71,7 +71,7 @@ function lanes(parts, emotions, seconds) {
 function axis(seconds) {
   const step = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600].find((one) => seconds / one <= 6) ?? 1800;
   const marks = [];
-  for (let at = 0; at <= seconds * 0.97; at += step) {
+  for (let at = 0; at <= seconds * 0.86; at += step) {
     const mark = make("span", {}, clock(at, step < 1 ? 1 : 0));
     mark.style.left = `${(100 * at) / seconds}%`;
     marks.push(mark);
