@@ -33,6 +33,7 @@ from lakd_ray.serve.answers import Answer, Answers, Item, ModelCard, Problem
 from lakd_ray.serve.decoding import Decoders
 from lakd_ray.serve.keys import Keys
 from lakd_ray.serve.meters import TYPE, Metered, Meters
+from lakd_ray.serve.page import pages
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -178,6 +179,8 @@ def create_app(models: Models, limits: Serve, decoders: Decoders) -> FastAPI:
         )
         meters.answered(answer)
         return answer
+
+    app.include_router(pages())
 
     @app.post("/v1/emotion", responses=_REFUSALS, openapi_extra=_BODY, dependencies=[Depends(authorised)])
     async def emotion(request: Request, options: Annotated[Options, Depends()]) -> Answer:
