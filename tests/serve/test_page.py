@@ -24,7 +24,6 @@ from lakd_ray.audio import Wave
 from lakd_ray.config import Serve
 from lakd_ray.serve.answers import ModelCard, Prediction
 from lakd_ray.serve.api import Models, create_app
-from lakd_ray.serve.page import pages
 
 KEY = "a key that nobody guesses"
 WAV = {"mimeType": "audio/wav"}
@@ -92,7 +91,6 @@ class Ears(StandIn):
 def served(model: StandIn, decoders: Any, **limits: Any) -> Iterator[str]:
     """The API and the page on a port of this machine."""
     app = create_app(Models(model), Serve(**limits), decoders)
-    app.include_router(pages())
     # without lifespan, for the decoders belong to all tests
     config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
     server = uvicorn.Server(config)

@@ -125,6 +125,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_fleet_under_load(cluster: Cluster, recording: Callable[..., bytes], tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
     old, new = (tiny.checkpoint(tmp_path / str(seed), seed=seed) for seed in (0, 1))
     fleet = Fleet(cluster, tmp_path)
     fleet.deploy(old)
