@@ -49,9 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scan.add_argument("root", help="folder or manifest, here or in a bucket")
     _add_overrides(scan, "option=value", "options of the importer; values are YAML")
     scan.add_argument("--json", action="store_true", help="print JSON")
-    export = commands.add_parser("export", help="copy a checkpoint for release, without its speakers' names")
+    export = commands.add_parser(
+        "export", help="copy a checkpoint for release, with a model card, without its speakers' names"
+    )
     export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
     export.add_argument("folder", help="a new folder")
+    export.add_argument("--report", metavar="PATH", help="a report.json with test metrics of this run, for the card")
+    export.add_argument("--onnx", action="store_true", help="also write model.onnx, held against torch")
+    export.add_argument("--int8", action="store_true", help="also write model.int8.onnx, and model.onnx")
+    export.add_argument("--experiment", metavar="FILE", help="its corpora go on the card, its test clips judge int8")
+    _add_overrides(export, "dotted.key=value", "change fields of that file; values are YAML")
     _add_experiment(commands.add_parser("tune-report", help="draw a search as it stands, finished or not"))
     doctor = commands.add_parser("doctor", help="look for what would stop the experiment here, and say what to do")
     _add_experiment(doctor)
@@ -114,9 +121,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         _scan(options)
         return 0
     if options.command == "export":
-        from lakd_ray import export  # torch takes seconds to load
-
-        print(f"exported to {export.run(options.checkpoint, options.folder)}")
+        _export(options)
         return 0
     config = load(options.experiment, options.overrides)
     if options.command == "gc":
@@ -170,6 +175,21 @@ def _serve(config: Experiment) -> None:
             time.sleep(3600)
     finally:
         serving.stop(cluster_ends=joined(config) is None)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lakd_ray import export  # torch takes seconds to load
+
+    experiment = None if options.experiment is None else load(options.experiment, options.overrides)
+    place = export.run(
+        options.checkpoint,
+        options.folder,
+        report=options.report,
+        experiment=experiment,
+        onnx=options.onnx,
+        int8=options.int8,
+    )
+    print(f"exported to {place}")
 
 
 def _examine(config: Experiment, *, as_json: bool) -> int:

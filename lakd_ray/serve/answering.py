@@ -139,10 +139,14 @@ def remarks(card: ModelCard, recording: Recording, language: str | None = None) 
     seconds, found = len(wave_T) / SAMPLE_RATE, []
     loudness = 10 * np.log10(float(np.mean(np.square(wave_T, dtype=np.float64))) + 1e-20)
     if seconds < _SHORT_S:
-        found.append(Remark(code="short", message=f"only {seconds:.2f} s; from about {_SHORT_S:g} s on it is heard well"))
+        found.append(
+            Remark(code="short", message=f"only {seconds:.2f} s; from about {_SHORT_S:g} s on it is heard well")
+        )
     if recording.clipped > _CLIPPED:
         found.append(
-            Remark(code="clipped", message=f"{recording.clipped:.1%} of the samples are at full scale: record less loud")
+            Remark(
+                code="clipped", message=f"{recording.clipped:.1%} of the samples are at full scale: record less loud"
+            )
         )
     if loudness < _SILENT_DB:
         found.append(Remark(code="silent", message=f"hardly anything is heard ({loudness:.0f} dB of full scale)"))
