@@ -104,7 +104,7 @@ DEV |= {"calibration_temperature": 1.7}
 
 def trained(folder: Path, *, aware: bool = False, **training: Any) -> str:
     """A sealed checkpoint that knows how it was trained."""
-    network = tiny.aware(initializer_range=0.5) if aware else tiny.model(initializer_range=0.5)
+    network = tiny.loud(tiny.aware(initializer_range=0.5)) if aware else tiny.model(initializer_range=0.5)
     told = replace(tiny.card(("en", "fi", "fr")), training={"run": RUN, "dev": DEV, **training})
     (folder / "scratch").mkdir()
     save(str(folder / "trained"), network.network, told, scratch=folder / "scratch")
@@ -229,6 +229,7 @@ def test_every_snippet_of_the_card_runs_and_they_agree(released: Path, monkeypat
         assert answer == pytest.approx(expected, abs=2e-3)  # they print three places
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's import warns of what it uses itself
 def test_the_endpoint_of_the_card_can_be_built(released: Path):
     from lakd_ray.serve.app import build as application
 
@@ -256,8 +257,7 @@ def test_graphs_of_a_release_are_sealed_and_their_figures_said(released: Path):
 def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """An experiment with noise for its test utterances."""
     noise.write(tmp_path, 9)
-    manifest = noise.manifest(tmp_path, 0, 9)
-    manifest.splits_N[:] = "test"
+    manifest = replace(noise.manifest(tmp_path, 0, 9), splits_N=np.array(["test"] * 9))
     monkeypatch.setattr(price.manifests, "load", lambda config: manifest)
     recipe = {"model": {"pretrained": "x"}}
     return Experiment.model_validate(

@@ -13,7 +13,7 @@ import torch
 
 from lakd_ray import storage
 from lakd_ray.audio import Wave
-from lakd_ray.config import Backend, Model
+from lakd_ray.config import Backend, LanguageAware, Model
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.infer import backends
 from lakd_ray.infer.backends import Onnx
@@ -33,9 +33,9 @@ def waves(*seconds: float) -> list[Wave]:
 CLIPS = waves(1.0, 0.3, 2.1, 0.6)
 
 
-def whisper(**changes: Any) -> EmotionClassifier:
-    model = Model(architecture=tiny.WHISPER | changes, freeze_feature_encoder=False)
-    return build(model, PAPER_EMOTIONS, seed=0)
+def whisper(aware: LanguageAware | None = None) -> EmotionClassifier:
+    model = Model(architecture=tiny.WHISPER | {"init_std": 0.5}, freeze_feature_encoder=False, language_aware=aware)
+    return build(model, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
 
 
 def frozen() -> EmotionClassifier:
@@ -45,13 +45,14 @@ def frozen() -> EmotionClassifier:
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 NETWORKS: dict[str, Callable[[], EmotionClassifier]] = {
     "group-norm": lambda: tiny.model(**LOUD),
-    "language-aware": lambda: tiny.aware(**LOUD),
+    "language-aware": lambda: tiny.loud(tiny.aware(**LOUD)),
     "layer-norm": lambda: tiny.model(**LOUD, **LAYER_NORM),
     "frozen": frozen,
     "hubert": lambda: tiny.model(**LOUD, model_type="hubert"),
     "wavlm": lambda: tiny.model(**LOUD, model_type="wavlm"),
     "unispeech-sat": lambda: tiny.model(**LOUD, model_type="unispeech-sat"),
-    "whisper": lambda: whisper(init_std=0.5),
+    "whisper": whisper,
+    "whisper-language-aware": lambda: tiny.loud(whisper(tiny.AWARE)),
 }
 EXPORTED_QUICKLY = ("group-norm", "language-aware")  # the others, some ten seconds each, are slow tests
 SHAPES = [name if name in EXPORTED_QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
