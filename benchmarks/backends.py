@@ -69,7 +69,9 @@ def speeds(predictors: dict[Backend, Predictor], repeats: int) -> dict[Backend, 
                 for start in range(0, len(waves), size):
                     predictor.logits(waves[start : start + size])
                 found[name][size].append(seconds / (time.perf_counter() - started))
-        print(f"{repeat + 1}/{repeats}", {name: round(each[8][-1], 1) for name, each in found.items()}, flush=True)
+        for name, by_size in found.items():
+            told = ", ".join(f"batch of {size}: {each[-1]:.2f}" for size, each in by_size.items())
+            print(f"{repeat + 1}/{repeats} {name}: {told} audio-s/s", flush=True)
     return found
 
 

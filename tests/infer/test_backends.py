@@ -118,6 +118,8 @@ def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
 @pytest.mark.parametrize("name", ["torch-int8", "torch-bf16"])
 def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
     model = NETWORKS[shape]().eval()
+    for weight in model.backbone.transformer_layers.parameters():
+        weight.data /= 5  # with large random weights a network is chaotic, and rounding another answer
     plain = Predictor(model, card(model)).probabilities(CLIPS)
     found = Predictor(backends.of_model(name, model), card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE[name])
