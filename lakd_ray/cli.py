@@ -53,9 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scan.add_argument("root", help="folder or manifest, here or in a bucket")
     _add_overrides(scan, "option=value", "options of the importer; values are YAML")
     scan.add_argument("--json", action="store_true", help="print JSON")
-    export = commands.add_parser("export", help="copy a checkpoint for release, without its speakers' names")
+    export = commands.add_parser(
+        "export", help="copy a checkpoint for release, with a model card, without its speakers' names"
+    )
     export.add_argument("checkpoint", help="folder best-NNNN of a finished run, here or in a bucket")
     export.add_argument("folder", help="a new folder")
+    export.add_argument("--report", metavar="PATH", help="a report.json with test metrics of this run, for the card")
+    export.add_argument("--onnx", action="store_true", help="also write model.onnx, held against torch")
+    export.add_argument("--int8", action="store_true", help="also write model.int8.onnx, and model.onnx")
+    export.add_argument("--experiment", metavar="FILE", help="its corpora go on the card, its test clips judge int8")
+    _add_overrides(export, "dotted.key=value", "change fields of that file; values are YAML")
     convert = commands.add_parser("convert", help="rewrite an encoder's pytorch_model.bin as safetensors")
     convert.add_argument("name", help="of a model of the hub, or a folder")
     convert.add_argument("folder", help="a new folder")
@@ -291,7 +298,16 @@ def _scan(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from lakd_ray import export  # torch takes seconds to load
 
-    print(f"exported to {export.run(options.checkpoint, options.folder)}")
+    experiment = None if options.experiment is None else load(options.experiment, options.overrides)
+    place = export.run(
+        options.checkpoint,
+        options.folder,
+        report=options.report,
+        experiment=experiment,
+        onnx=options.onnx,
+        int8=options.int8,
+    )
+    print(f"exported to {place}")
     return 0
 
 

@@ -8,6 +8,7 @@ from lakd_ray.config.recipe import LanguageAware, Model, Optim, Recipe
 from lakd_ray.config.search import Confirm, Dimension, Tune
 from lakd_ray.config.sections import (
     Audio,
+    Backend,
     Batch,
     Canary,
     Cluster,
@@ -26,6 +27,7 @@ from lakd_ray.config.tracking import Mlflow, Tracking, Wandb
 
 __all__ = [
     "Audio",
+    "Backend",
     "Batch",
     "Brought",
     "Canary",

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lakd_ray import records, storage
 from lakd_ray.audio import Wave
+from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import Brought
-from lakd_ray.models import Card, EmotionClassifier, load, pad
+from lakd_ray.errors import ConfigError
+from lakd_ray.infer import backends
+from lakd_ray.infer.backends import Backend, FirstSteps, Torch
+from lakd_ray.models import Card, EmotionClassifier, language_ids, pad
 from lakd_ray.models.brought import load_brought
 from lakd_ray.provenance import Provenance
 
@@ -27,8 +30,11 @@ Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 class Predictor:
     """A checkpoint in eval mode.
 
+    Args:
+        model: the network, answering in torch's fp32, or a backend that has one.
+
     Attributes:
-        model: the network.
+        backend: what computes.
         emotions: classes in the order of the logits.
         languages: languages it was trained on.
         hears: languages that it knows apart, if it is a language-aware student.
@@ -37,39 +43,46 @@ class Predictor:
         temperature: what logits are divided by before the softmax, so that probabilities are calibrated.
     """
 
-    def __init__(self, model: EmotionClassifier, card: Card, *, version: str = "") -> None:
-        self.model = model.eval()
+    def __init__(self, model: EmotionClassifier | Backend, card: Card, *, version: str = "") -> None:
+        self.backend = Torch(model) if isinstance(model, EmotionClassifier) else model
         self.card = card
         self.emotions = card.emotions
         self.languages = card.languages
-        self.hears = model.languages
+        self.hears = self.backend.languages
         self.model_id = card.model_id
         self.version = version
         self.temperature = card.temperature
 
     @classmethod
-    def load(cls, location: str | Brought, *, emotions: Sequence[str] = (), threads: int | None = None) -> "Predictor":
+    def load(
+        cls,
+        location: str | Brought,
+        *,
+        emotions: Sequence[str] = (),
+        threads: int | None = None,
+        backend: BackendName = "torch",
+    ) -> "Predictor":
         """Read a checkpoint folder.
 
         Args:
             location: path or s3:// location of a sealed checkpoint folder, or a teacher that was trained elsewhere.
             emotions: for the latter, the classes that its own are to become.
-            threads: torch's CPU threads for this process, unchanged if None.
+            threads: torch's CPU threads for this process and onnxruntime's for this model, as torch has them if None.
+            backend: what computes, see `lakd_ray.infer.backends`. Those of ONNX take the graph of an exported folder;
+                of another one they make it now, which takes up to minutes.
 
         Raises:
-            StorageError, CheckpointError: the folder cannot be trusted.
+            StorageError, CheckpointError: the folder cannot be trusted, or its network cannot be written as ONNX.
+            ConfigError: the backend cannot be had here.
         """
         if threads is not None:
             torch.set_num_threads(threads)
+        backends.check(backend)
         if isinstance(location, Brought):
             card = Card(location.name, tuple(emotions), (), Provenance(), {})
-            predictor = cls(load_brought(location, emotions), card)
-        else:
-            version = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
-            predictor = cls(*load(location), version=version)
-        if torch.cuda.is_available():
-            predictor.model.to("cuda")
-        return predictor
+            return cls(backends.of_model(backend, load_brought(location, emotions), threads), card)
+        version = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
+        return cls(*backends.of_checkpoint(backend, location, threads), version=version)
 
     def logits(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
         """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others.
@@ -96,8 +109,19 @@ class Predictor:
         return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
 
     @property
+    def model(self) -> EmotionClassifier:
+        """The network.
+
+        Raises:
+            ConfigError: the backend is not torch's and holds none.
+        """
+        if not isinstance(self.backend, Torch):
+            raise ConfigError("this needs the network itself, which an ONNX backend does not hold: take backend torch")
+        return self.backend.model
+
+    @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Where the network lies; see `model`."""
         return next(self.model.parameters()).device
 
 
@@ -116,14 +140,10 @@ def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, 
     }
     for chosen in _chunks(waves):
         wave_BT, lengths_B = pad([torch.from_numpy(waves[index]) for index in chosen])
-        made: dict[str, tuple[Tensor, Tensor]] = {}
+        made: FirstSteps = {}
         for name, (predictor, codes) in asked.items():
-            model, device = predictor.model, predictor.device
-            if model.first_step_key not in made:
-                inputs = wave_BT.to(device), lengths_B.to(device)
-                made[model.first_step_key] = model.features(*inputs), model.frames(inputs[1])
             told = [None if codes is None else codes[index] for index in chosen]
-            outputs = model.classify(*made[model.first_step_key], model.language_ids(told).to(device))
+            outputs = predictor.backend.answer(wave_BT, lengths_B, language_ids(predictor.hears, told), made)
             logits_BC, languages_BL = found[name]
             logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
             if languages_BL is not None and outputs.language_logits_BL is not None:

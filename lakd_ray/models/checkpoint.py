@@ -110,15 +110,24 @@ def load(location: str) -> tuple[EmotionClassifier, Card]:
         StorageError: the folder is missing, incomplete or damaged.
         CheckpointError: it is not one of this project's checkpoints.
     """
+    with storage.fetched_folder(location) as folder:
+        return load_folder(folder)
+
+
+def load_folder(folder: Path) -> tuple[EmotionClassifier, Card]:
+    """The same from a local folder that was verified already.
+
+    Raises:
+        CheckpointError: it is not one of this project's checkpoints.
+    """
     from transformers import AutoModelForAudioClassification  # seconds to load
 
     import lakd_ray.models.language_aware  # noqa: F401 -- registers it
 
-    with storage.fetched_folder(location) as folder:
-        card = read_card(folder)
-        network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    card = read_card(folder)
+    network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     if network.config.num_labels != len(card.emotions):
-        raise CheckpointError(f"{location}: {network.config.num_labels} outputs for {len(card.emotions)} emotions")
+        raise CheckpointError(f"{folder}: {network.config.num_labels} outputs for {len(card.emotions)} emotions")
     return EmotionClassifier(network, frozen=card.frozen).eval(), card
 
 

@@ -93,8 +93,7 @@ class EmotionClassifier(nn.Module):
 
     def language_ids(self, codes: Sequence[str | None]) -> Tensor:
         """What `forward` takes for languages, shape [B]. None is to be identified, one not learned is UNKNOWN."""
-        known = {code: place for place, code in enumerate(self.languages)}
-        return torch.tensor([IDENTIFY if code is None else known.get(code, len(known)) for code in codes])
+        return language_ids(self.languages, codes)
 
     def frames(self, lengths_B: Tensor) -> Tensor:
         """Number of frames that `features` makes of so many samples, shape [B]."""
@@ -140,6 +139,12 @@ class EmotionClassifier(nn.Module):
         if inputs.ndim == 3:
             return self.classify(inputs, lengths_B, languages_B)
         return self.classify(self.features(inputs, lengths_B), self.frames(lengths_B), languages_B)
+
+
+def language_ids(languages: Sequence[str], codes: Sequence[str | None]) -> Tensor:
+    """Places of some languages among those that a network knows apart, see `EmotionClassifier.language_ids`."""
+    known = {code: place for place, code in enumerate(languages)}
+    return torch.tensor([IDENTIFY if code is None else known.get(code, len(known)) for code in codes])
 
 
 def pad(signals: list[Tensor]) -> tuple[Tensor, Tensor]:

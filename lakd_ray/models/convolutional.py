@@ -78,10 +78,12 @@ class ConvolutionalBackbone(Backbone):
 
     def _spec_augmented(self, hidden_BFD: Tensor, mask_BF: Tensor) -> Tensor:
         """As transformers masks in training; no time is masked where a mask does not fit, which it raises at."""
+        if not self._base.training:
+            return hidden_BFD
         if hidden_BFD.shape[1] >= self.config.mask_time_length:
             masked_BFD: Tensor = self._base._mask_hidden_states(hidden_BFD, attention_mask=mask_BF)
             return masked_BFD
-        if not self._base.training or not self.config.mask_feature_prob:
+        if not self.config.mask_feature_prob:
             return hidden_BFD
         no_time_BF = torch.zeros_like(mask_BF)
         channels_BFD: Tensor = self._base._mask_hidden_states(hidden_BFD, no_time_BF, attention_mask=mask_BF)

@@ -68,7 +68,8 @@ class WhisperBackbone(Backbone):
         """The spectrogram as transformers' WhisperFeatureExtractor makes it, shape [B, S, M]."""
         samples = 2 * self.config.max_source_positions * _HOP
         own_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
-        wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0)[:, :samples], (0, max(0, samples - wave_BT.shape[1])))
+        # Padded before it is cut, so that no shape depends on the clip's length and the exporter need not ask for it.
+        wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0), (0, samples))[:, :samples]
         window = torch.hann_window(_WINDOW, device=wave_BT.device)
         spectrum = torch.stft(wave_BT, _WINDOW, _HOP, window=window, return_complex=True)
         power = spectrum[..., :-1].abs() ** 2

@@ -31,7 +31,7 @@ from ray.serve.handle import DeploymentHandle
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
-from lakd_ray.config import Section, Serve, dump
+from lakd_ray.config import Backend, Section, Serve, dump
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.serve.answers import ModelCard, Prediction
 from lakd_ray.serve.api import Models, create_app
@@ -67,10 +67,10 @@ def _seconds(items: list[Item]) -> int:
 class ModelReplica:
     """One copy of the model."""
 
-    def __init__(self, checkpoint: str, cpus: int, max_seconds: float):
+    def __init__(self, checkpoint: str, cpus: int, max_seconds: float, backend: Backend):
         from lakd_ray.infer.predictor import Predictor  # loads torch, only where the model runs
 
-        self._predictor = Predictor.load(checkpoint, threads=cpus)
+        self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.probabilities([np.zeros(SAMPLE_RATE, np.float32)])  # the first call is slow: not a client's
         # Serve refuses an item that is larger than a batch
         batches: Any = self._predict
@@ -211,4 +211,4 @@ def _model(checkpoint: str, limits: Serve, replicas: int, name: str) -> Applicat
         max_constructor_retry_count=2,
         **count,
         **_LIFE,
-    )(ModelReplica).bind(checkpoint, limits.cpus, limits.max_seconds)
+    )(ModelReplica).bind(checkpoint, limits.cpus, limits.max_seconds, limits.backend)

@@ -1,0 +1,208 @@
+"""What computes a predictor's answers: torch in fp32, bf16 or int8, or onnxruntime in fp32 or int8.
+
+    torch        fp32, on a GPU where there is one: what trains and evaluates
+    torch-bf16   weights and activations in bf16, on a GPU where there is one
+    torch-int8   fp32, linear layers in int8 with activations quantised as they come; CPUs
+    onnx         the graph of `lakd_ray.models.graph`, fp32; CPUs
+    onnx-int8    the same, products with weights in int8; CPUs
+
+Shape suffixes: B utterances, T samples, F frames, H channels, C classes.
+"""
+
+import copy
+import tempfile
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lakd_ray import storage
+from lakd_ray.config import Backend as Name
+from lakd_ray.errors import ConfigError
+from lakd_ray.models import Card, EmotionClassifier, Outputs, graph
+from lakd_ray.models.checkpoint import load_folder, read_card
+
+FirstSteps = dict[str, tuple[Tensor, Tensor]]
+"""What the first steps of networks made of a batch, and its frames, by `EmotionClassifier.first_step_key`."""
+
+_ON_CPU: tuple[Name, ...] = ("torch-int8", "onnx", "onnx-int8")
+
+
+class Backend(ABC):
+    """Answers padded batches.
+
+    Attributes:
+        languages: those that the network knows apart; none if its head does not look at them.
+    """
+
+    languages: tuple[str, ...]
+
+    @abstractmethod
+    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+        """See `EmotionClassifier.forward`; arguments lie on the CPU.
+
+        Args:
+            made: what networks asked before made of the same batch; a backend that can share adds its own.
+        """
+
+
+class Torch(Backend):
+    """torch in fp32, on the device where the network lies."""
+
+    def __init__(self, model: EmotionClassifier) -> None:
+        self.model = model.eval()
+        self.languages = model.languages
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.model.parameters()).device
+
+    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+        """As `Backend`; a first step that was made already is not made again."""
+        model, device = self.model, self.device
+        if model.first_step_key not in made:
+            inputs = wave_BT.to(device), lengths_B.to(device)
+            made[model.first_step_key] = model.features(*inputs), model.frames(inputs[1])
+        return model.classify(*made[model.first_step_key], languages_B.to(device))
+
+
+class _Whole(Torch):
+    """torch in another arithmetic: its first step is nobody else's."""
+
+    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+        """As `Backend`."""
+        device = self.device
+        found: Outputs = self.model(wave_BT.to(device), lengths_B.to(device), languages_B.to(device))
+        return found
+
+
+class TorchBf16(_Whole):
+    """Weights and activations in bf16, as `train.precision: bf16` computes. The network is converted in place."""
+
+    def __init__(self, model: EmotionClassifier) -> None:
+        super().__init__(model.to(torch.bfloat16))
+
+
+class TorchInt8(_Whole):
+    """Linear layers in int8 but for those whose weights transformers reads itself (WavLM's attention).
+
+    Args:
+        model: stays as it is.
+
+    Raises:
+        ConfigError: this torch has no int8 arithmetic for this CPU.
+    """
+
+    def __init__(self, model: EmotionClassifier) -> None:
+        network = copy.deepcopy(model.network)
+        wanted = {
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear) and not _reads_weights(network, name)
+        }
+        quantize: Any = torch.ao.quantization.quantize_dynamic  # untyped
+        with warnings.catch_warnings():
+            # torch moves this to another package, torchao, which has no counterpart for CPUs yet.
+            warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
+            try:
+                quantised = quantize(network, wanted, dtype=torch.qint8)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"this torch cannot quantise here ({error}): take the backend onnx-int8, or torch"
+                ) from error
+        super().__init__(EmotionClassifier(quantised, frozen=model.frozen))
+
+
+def _reads_weights(network: nn.Module, name: str) -> bool:
+    parent = network.get_submodule(name.rpartition(".")[0])
+    return type(parent).__name__ == "WavLMAttention"
+
+
+class Onnx(Backend):
+    """onnxruntime, on CPUs."""
+
+    def __init__(self, answering: graph.Graph) -> None:
+        self.graph = answering
+        self.languages = answering.languages
+
+    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+        """As `Backend`."""
+        return self.graph(wave_BT, lengths_B, languages_B)
+
+
+_TORCH: dict[Name, Callable[[EmotionClassifier], Torch]] = {
+    "torch": Torch,
+    "torch-bf16": TorchBf16,
+    "torch-int8": TorchInt8,
+}
+
+
+def check(name: Name) -> None:
+    """Refuse what cannot be computed here, before anything is loaded.
+
+    Raises:
+        ConfigError: a backend for CPUs where there is a GPU, or packages are missing.
+    """
+    if name in _ON_CPU and torch.cuda.is_available():
+        raise ConfigError(
+            f"backend {name} computes on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): take torch "
+            "or torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
+        )
+    if name.startswith("onnx"):
+        graph.require()
+
+
+def of_model(name: Name, model: EmotionClassifier, threads: int | None = None) -> Backend:
+    """A network, on the CPU, behind a backend; torch's fp32 and bf16 move it to the GPU if there is one.
+
+    Args:
+        threads: onnxruntime's; torch's number if None.
+
+    Raises:
+        ConfigError, CheckpointError: this cannot be had here, or of this network.
+    """
+    if name in _TORCH:
+        backend = _TORCH[name](model)
+        if torch.cuda.is_available() and name not in _ON_CPU:
+            backend.model.to("cuda")
+        return backend
+    with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
+        return Onnx(graph.Graph(_graph(name, Path(scratch), Path(scratch), model), threads))
+
+
+def of_checkpoint(name: Name, location: str, threads: int | None = None) -> tuple[Backend, Card]:
+    """A sealed checkpoint behind a backend. A graph that an exported folder has is taken; otherwise it is made now.
+
+    Raises:
+        StorageError, CheckpointError: the folder cannot be trusted.
+        ConfigError: this cannot be had here.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(storage.fetched_folder(location))
+        if name in _TORCH:
+            model, card = load_folder(folder)
+            return of_model(name, model), card
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
+        network = None if (folder / graph.MODEL).is_file() else load_folder(folder)[0]
+        return Onnx(graph.Graph(_graph(name, folder, scratch, network), threads)), read_card(folder)
+
+
+def _graph(name: Name, folder: Path, scratch: Path, model: EmotionClassifier | None) -> Path:
+    """The graph of a folder, or made from its fp32 graph or the network."""
+    file = folder / (graph.INT8 if name == "onnx-int8" else graph.MODEL)
+    if file.is_file():
+        return file
+    source = folder / graph.MODEL
+    if model is not None:
+        source = scratch / graph.MODEL
+        graph.write(model, source)
+    if name == "onnx-int8":
+        graph.quantise(source, scratch / graph.INT8)
+        return scratch / graph.INT8
+    return source

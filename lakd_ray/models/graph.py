@@ -1,0 +1,291 @@
+"""A network as an ONNX graph: written and held against torch, quantised, run by onnxruntime.
+
+The graph is `EmotionClassifier.forward` itself, masks and all, so an utterance's answer is its own there too:
+
+    waves      [B, T] float32    16 kHz, in [-1, 1], whatever lies beyond the lengths
+    lengths    [B]    int64      samples of each
+    languages  [B]    int64      of a language-aware student alone: see `lakd_ray.models.classifier.language_ids`
+    logits            [B, C] float32
+    language_logits   [B, L] float32, of a language-aware student alone
+
+Needs `pip install "lakd-ray[onnx]"`. Shape suffixes: B utterances, T samples, C classes, L languages.
+"""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.models.classifier import EmotionClassifier, pad
+from lakd_ray.models.outputs import IDENTIFY, Outputs
+
+MODEL, INT8 = "model.onnx", "model.int8.onnx"
+OPSET = 20
+BOUND = 1e-4
+"""How far a logit may be from torch's, as a share of the largest one where that is above 1."""
+QUANTISED = ("MatMul", "Gemm")
+
+_LANGUAGES = "lakd.languages"
+_CHECKED_S = ((1.0,), (0.4, 2.5, 1.3), (3.0, 0.2, 3.0, 0.7, 1.9))  # seconds of the waves of each batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a graph is held against torch with."""
+
+    wave_BT: Tensor
+    lengths_B: Tensor
+    languages_B: Tensor
+
+    def alone(self) -> Iterator["Batch"]:
+        """Each utterance by itself, without its padding."""
+        for row, length in enumerate(self.lengths_B.tolist()):
+            part = slice(row, row + 1)
+            yield Batch(self.wave_BT[part, :length], self.lengths_B[part], self.languages_B[part])
+
+
+def check_batches(languages: int) -> list[Batch]:
+    """Noise of several lengths and loudnesses, always the same; every language, UNKNOWN and IDENTIFY take turns."""
+    generator = torch.Generator().manual_seed(0)
+    batches: list[Batch] = []
+    for seconds in _CHECKED_S:
+        waves = [0.1 * torch.randn(round(each * SAMPLE_RATE), generator=generator) for each in seconds]
+        told = [IDENTIFY + (len(batches) + row) % (languages + 2) for row in range(len(waves))]
+        batches.append(Batch(*pad(waves), torch.tensor(told)))
+    return batches
+
+
+def require() -> None:
+    """Refuse to go on without the packages.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'ONNX needs {", ".join(missing)}, not installed here: pip install "lakd-ray[onnx]"')
+
+
+class Graph:
+    """A graph that answers, on CPUs.
+
+    Args:
+        file: as `write` or `quantise` made it.
+        threads: onnxruntime's; torch's number if None.
+
+    Attributes:
+        languages: those that it knows apart, if it is a language-aware student's.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        CheckpointError: the file is not such a graph.
+    """
+
+    def __init__(self, file: Path, threads: int | None = None) -> None:
+        require()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        # Threads that spin between two calls take the CPU from whatever else runs beside: decoding, other replicas.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no other common base
+            raise CheckpointError(
+                f"{file} cannot be run by onnxruntime: {error}. Export the checkpoint again."
+            ) from error
+        told = self._session.get_modelmeta().custom_metadata_map
+        if _LANGUAGES not in told:
+            raise CheckpointError(
+                f"{file} was not made by this project: expected a graph that `lakd export --onnx` wrote"
+            )
+        self.languages: tuple[str, ...] = tuple(json.loads(told[_LANGUAGES]))
+
+    @property
+    def threads(self) -> int:
+        """That one call computes with."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
+        """As `EmotionClassifier.forward`, of waves alone."""
+        given = {"waves": wave_BT.float().numpy(), "lengths": lengths_B.numpy()}
+        if self.languages:
+            given["languages"] = languages_B.numpy()
+        return Outputs(*map(torch.from_numpy, self._session.run(None, given)))
+
+
+class _Forward(nn.Module):
+    """What the graph computes. The network is registered, so that its weights are seen."""
+
+    def __init__(self, model: EmotionClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, waves: Tensor, lengths: Tensor, languages: Tensor | None = None) -> tuple[Tensor, ...]:
+        found = self.model(waves, lengths, languages)
+        if found.language_logits_BL is None:
+            return (found.logits_BC,)
+        return found.logits_BC, found.language_logits_BL
+
+
+def write(model: EmotionClassifier, file: Path, told: Mapping[str, str] | None = None) -> float:
+    """Write a network in eval mode, on the CPU, as a graph; nothing is left where it does not answer as torch does.
+
+    Weights above 2 GB lie beside it, in `<file>.data`.
+
+    Args:
+        told: metadata that the file carries.
+
+    Returns:
+        The largest difference of a logit from torch's, over `check_batches`, together and alone.
+
+    Raises:
+        ConfigError: a package is missing.
+        CheckpointError: torch cannot export this network, or the graph's answers are further than `BOUND` away.
+    """
+    require()
+    try:
+        with _quiet():
+            program = _export(model)
+    except torch.onnx.OnnxExporterError as error:
+        family = model.network.config.model_type
+        raise CheckpointError(
+            f"torch cannot write this {family} network as ONNX: {_first_line(error)} Export it without --onnx, and "
+            "serve it with the backend torch"
+        ) from error
+    metadata = {_LANGUAGES: json.dumps(model.languages), **(told or {})}
+    program.model.metadata_props.update(metadata)
+    program.save(file)
+    try:
+        return _check(model, Graph(file))
+    except CheckpointError:
+        for written in (file, file.with_name(file.name + ".data")):
+            written.unlink(missing_ok=True)
+        raise
+
+
+def _export(model: EmotionClassifier) -> Any:
+    example = check_batches(len(model.languages))[1]
+    given: tuple[Tensor, ...] = (example.wave_BT, example.lengths_B)
+    shapes: dict[str, Any] = {"waves": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+    outputs = ["logits"]
+    if model.languages:
+        given += (example.languages_B,)
+        shapes["languages"] = {0: "batch"}
+        outputs.append("language_logits")
+    with torch.no_grad():
+        model(*given)  # what it keeps from its first call must be a tensor, not the exporter's stand-in for one
+        return torch.onnx.export(
+            _Forward(model).eval(),
+            given,
+            dynamo=True,
+            input_names=list(shapes),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of itself: that torchvision is missing, what it could not fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Both inputs have the axis `batch`, which is what is meant.
+            warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            # torch's exporter is not done with torch's own move to another test of a tree's leaves.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    cause: BaseException = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0].rstrip('.') if lines else ''}."
+
+
+@torch.inference_mode()
+def _check(model: EmotionClassifier, graph: Graph) -> float:
+    largest = 0.0
+    for batch in check_batches(len(model.languages)):
+        expected = _stacked(model(batch.wave_BT, batch.lengths_B, batch.languages_B))
+        together = _stacked(graph(batch.wave_BT, batch.lengths_B, batch.languages_B))
+        alone = torch.cat([_stacked(graph(one.wave_BT, one.lengths_B, one.languages_B)) for one in batch.alone()])
+        scale = max(1.0, float(expected.abs().max()))
+        for found, how in ((together, "in a batch"), (alone, "alone")):
+            difference = float((found - expected).abs().max())
+            if not difference <= BOUND * scale:  # NaN is no number below it
+                raise CheckpointError(
+                    f"the ONNX graph's logits are {difference:.2g} away from torch's on {len(found)} utterances {how}, "
+                    f"expected at most {BOUND * scale:.2g}: it is not written. Take the backend torch for this network"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+def _stacked(outputs: Outputs) -> Tensor:
+    parts = [outputs.logits_BC] + ([] if outputs.language_logits_BL is None else [outputs.language_logits_BL])
+    return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What of a graph computes with eight bits."""
+
+    weights: int
+    """Matrices that are kept in int8."""
+    left: int
+    """Products that stay in fp32: both sides are computed, as in attention."""
+
+
+def quantise(source: Path, file: Path) -> Quantised:
+    """Write a graph whose products with a weight matrix compute in int8, one scale for each output channel.
+
+    Activations are quantised as they come (dynamically), to eight bits for each tensor. Convolutions, norms, softmax
+    and the products within attention stay in fp32.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    require()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises on the root logger to prepare the graph; the exporter has done so
+    try:
+        quantize_dynamic(
+            source,
+            file,
+            op_types_to_quantize=list(QUANTISED),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=source.with_name(source.name + ".data").exists(),
+        )
+    finally:
+        root.setLevel(level)
+    nodes = Counter(node.op_type for node in cast(Any, onnx.load(str(file), load_external_data=False)).graph.node)
+    return Quantised(nodes["MatMulInteger"], nodes["MatMul"] + nodes["Gemm"])

@@ -1,0 +1,240 @@
+"""Backends answer as torch in fp32 does, as far as their arithmetic lets them, alone and together."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+
+from lakd_ray import storage
+from lakd_ray.audio import Wave
+from lakd_ray.config import Backend, LanguageAware, Model
+from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.infer import backends
+from lakd_ray.infer.backends import Onnx
+from lakd_ray.infer.predictor import Predictor, answer_together
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.models import EmotionClassifier, build, graph, save
+
+LOUD = {"initializer_range": 0.5}  # so that utterances are told apart
+CLOSE: dict[Backend, float] = {"torch-bf16": 0.3, "torch-int8": 0.2, "onnx": 1e-4, "onnx-int8": 0.2}  # of a probability
+
+
+def waves(*seconds: float) -> list[Wave]:
+    random = np.random.default_rng(4)
+    return [random.standard_normal(round(16_000 * length)).astype(np.float32) for length in seconds]
+
+
+CLIPS = waves(1.0, 0.3, 2.1, 0.6)
+
+
+def whisper(aware: LanguageAware | None = None) -> EmotionClassifier:
+    model = Model(architecture=tiny.WHISPER | {"init_std": 0.5}, freeze_feature_encoder=False, language_aware=aware)
+    return build(model, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
+
+
+def frozen() -> EmotionClassifier:
+    return EmotionClassifier(tiny.model(**LOUD).network, frozen=True)
+
+
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+NETWORKS: dict[str, Callable[[], EmotionClassifier]] = {
+    "group-norm": lambda: tiny.model(**LOUD),
+    "language-aware": lambda: tiny.loud(tiny.aware(**LOUD)),
+    "layer-norm": lambda: tiny.model(**LOUD, **LAYER_NORM),
+    "frozen": frozen,
+    "hubert": lambda: tiny.model(**LOUD, model_type="hubert"),
+    "wavlm": lambda: tiny.model(**LOUD, model_type="wavlm"),
+    "unispeech-sat": lambda: tiny.model(**LOUD, model_type="unispeech-sat"),
+    "whisper": whisper,
+    "whisper-language-aware": lambda: tiny.loud(whisper(tiny.AWARE)),
+}
+EXPORTED_QUICKLY = ("group-norm", "language-aware")  # the others, some ten seconds each, are slow tests
+SHAPES = [name if name in EXPORTED_QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[EmotionClassifier, Path]]:
+    """Networks and the folders of their graphs, each exported once."""
+    made: dict[str, tuple[EmotionClassifier, Path]] = {}
+
+    def export(name: str) -> tuple[EmotionClassifier, Path]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            model = NETWORKS[name]().eval()
+            graph.write(model, folder / graph.MODEL)
+            graph.quantise(folder / graph.MODEL, folder / graph.INT8)
+            made[name] = model, folder
+        return made[name]
+
+    return export
+
+
+def card(model: EmotionClassifier) -> Any:
+    return tiny.card(model.languages or ("en", "de"))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape):
+    model, folder = exported(shape)
+    plain = Predictor(model, card(model))
+    other = Predictor(Onnx(graph.Graph(folder / graph.MODEL, 1)), card(model))
+    told = [None, "fi", "xx", "en"] if model.languages else None
+    expected_BC, expected_BL = plain.answer(CLIPS, told)
+    found_BC, found_BL = other.answer(CLIPS, told)
+    np.testing.assert_allclose(found_BC, expected_BC, rtol=0, atol=1e-4)
+    assert (found_BL is None) == (expected_BL is None) == (not model.languages)
+    if found_BL is not None and expected_BL is not None:
+        np.testing.assert_allclose(found_BL, expected_BL, rtol=0, atol=1e-4)
+    for place, clip in enumerate(CLIPS):
+        alone = other.logits([clip], None if told is None else told[place : place + 1])
+        np.testing.assert_allclose(alone[0], found_BC[place], rtol=0, atol=1e-4)
+    assert np.abs(expected_BC - expected_BC[0]).max() > 1e-2  # or else nothing was tested
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_quantised_graph_is_close_and_has_the_weights_in_int8(exported, shape):
+    model, folder = exported(shape)
+    plain = Predictor(model, card(model)).probabilities(CLIPS)
+    found = Predictor(Onnx(graph.Graph(folder / graph.INT8, 1)), card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["onnx-int8"])
+    assert np.abs(found - plain).max() > 1e-6
+    left = [node.op_type for node in onnx.load(folder / graph.INT8).graph.node]
+    assert left.count("MatMulInteger") >= 6 * model.backbone.layers  # query, key, value, out and two of feed-forward
+
+
+def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
+    _, folder = exported("group-norm")
+    told = graph.quantise(folder / graph.MODEL, tmp_path / "q.onnx")
+    assert told.weights >= 12 and told.left >= 4
+
+
+@pytest.mark.parametrize("shape", NETWORKS)
+@pytest.mark.parametrize("name", ["torch-int8", "torch-bf16"])
+def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
+    model = NETWORKS[shape]().eval()
+    for weight in model.backbone.transformer_layers.parameters():
+        weight.data /= 5  # with large random weights a network is chaotic, and rounding another answer
+    plain = Predictor(model, card(model)).probabilities(CLIPS)
+    found = Predictor(backends.of_model(name, model), card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE[name])
+    assert np.abs(found - plain).max() > 1e-6
+
+
+def test_int8_leaves_the_network_it_was_made_from_as_it_is():
+    model = tiny.model(**LOUD).eval()
+    before = Predictor(model, tiny.card()).logits(CLIPS)
+    backends.of_model("torch-int8", model)
+    np.testing.assert_array_equal(Predictor(model, tiny.card()).logits(CLIPS), before)
+
+
+def test_backends_are_asked_together_and_each_answers_for_itself(exported):
+    model, folder = exported("group-norm")
+    asked = {
+        "torch": Predictor(model, tiny.card()),
+        "onnx": Predictor(Onnx(graph.Graph(folder / graph.MODEL, 1)), tiny.card()),
+        "torch-int8": Predictor(backends.of_model("torch-int8", model), tiny.card()),
+    }
+    together = answer_together(CLIPS, {name: (one, None) for name, one in asked.items()})
+    for name, one in asked.items():
+        np.testing.assert_array_equal(together[name][0], one.logits(CLIPS))
+
+
+def released(folder: Path, exported: Any) -> tuple[str, EmotionClassifier]:
+    """A sealed folder that has its graphs."""
+    model, graphs = exported("group-norm")
+    (folder / "scratch").mkdir()
+    save(str(folder / "plain"), model.network, tiny.card(), scratch=folder / "scratch")
+    with storage.fetched_folder(str(folder / "plain")) as source:
+        for name in (graph.MODEL, graph.INT8):
+            (source / name).write_bytes((graphs / name).read_bytes())
+        storage.publish_folder(source, str(folder / "released"))
+    return str(folder / "released"), model
+
+
+def test_a_released_folder_is_answered_by_the_graph_it_has(exported, tmp_path, monkeypatch):
+    place, model = released(tmp_path, exported)
+    monkeypatch.setattr(backends, "load_folder", None)  # neither weights are read
+    monkeypatch.setattr(graph, "write", None)  # nor anything exported
+    for name in ("onnx", "onnx-int8"):
+        loaded = Predictor.load(place, backend=name, threads=1)
+        assert loaded.version and loaded.model_id == "test/tiny" and loaded.emotions == PAPER_EMOTIONS
+        found = loaded.probabilities(CLIPS)
+        np.testing.assert_allclose(found, Predictor(model, tiny.card()).probabilities(CLIPS), atol=CLOSE[name])
+        with pytest.raises(ConfigError, match="take backend torch"):
+            loaded.answer_features([np.zeros((3, 16), np.float32)])
+
+
+def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
+    place = tiny.checkpoint(tmp_path, **LOUD)
+    before = sorted(file.name for file in Path(place).iterdir())
+    loaded = Predictor.load(place, backend="onnx", threads=2)
+    assert isinstance(loaded.backend, Onnx) and loaded.backend.graph.threads == 2
+    np.testing.assert_allclose(loaded.logits(CLIPS), Predictor.load(place).logits(CLIPS), rtol=0, atol=1e-4)
+    assert sorted(file.name for file in Path(place).iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8"])
+def test_backends_for_cpus_are_refused_where_there_is_a_gpu(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    with pytest.raises(ConfigError, match=f"{name} computes on CPUs, and this process has a GPU"):
+        Predictor.load(str(tmp_path), backend=name)
+
+
+def test_without_the_packages_it_says_which_to_install(monkeypatch, tmp_path):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else known(name))
+    with pytest.raises(ConfigError, match=r'needs onnxruntime, .*pip install "lakd-ray\[onnx\]"'):
+        Predictor.load(str(tmp_path), backend="onnx")
+
+
+def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monkeypatch):
+    """The exporter's program is that of another network."""
+    _, folder = exported("group-norm")
+
+    class Program:
+        model = type("Model", (), {"metadata_props": {}})()
+
+        def save(self, file: Path) -> None:
+            file.write_bytes((folder / graph.MODEL).read_bytes())
+
+    monkeypatch.setattr(graph, "_export", lambda model: Program())
+    with pytest.raises(CheckpointError, match=r"away from torch's .* it is not written"):
+        graph.write(tiny.model(seed=1, **LOUD).eval(), tmp_path / graph.MODEL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
+    def refuse(model: EmotionClassifier) -> None:
+        raise torch.onnx.OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(graph, "_export", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot write this wav2vec2 network as ONNX: .*no such operator"):
+        graph.write(tiny.model().eval(), tmp_path / graph.MODEL)
+
+
+def test_a_foreign_graph_is_refused(exported, tmp_path):
+    _, folder = exported("group-norm")
+    foreign = onnx.load(folder / graph.MODEL)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match="not made by this project"):
+        graph.Graph(tmp_path / "foreign.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="cannot be run by onnxruntime"):
+        graph.Graph(tmp_path / "broken.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_base_size(tmp_path):
+    """Large weights go other ways through the exporter: none may escape int8, and sums of 768 terms stay close."""
+    model = build(Model(architecture={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+    assert graph.write(model.eval(), tmp_path / graph.MODEL) < 1e-4
+    assert graph.quantise(tmp_path / graph.MODEL, tmp_path / graph.INT8).weights >= 6 * 12
