@@ -104,7 +104,7 @@ DEV |= {"calibration_temperature": 1.7}
 
 def trained(folder: Path, *, aware: bool = False, **training: Any) -> str:
     """A sealed checkpoint that knows how it was trained."""
-    network = tiny.loud(tiny.aware(initializer_range=0.5)) if aware else tiny.model(initializer_range=0.5)
+    network = tiny.aware(initializer_range=0.5) if aware else tiny.model(initializer_range=0.5)
     told = replace(tiny.card(("en", "fi", "fr")), training={"run": RUN, "dev": DEV, **training})
     (folder / "scratch").mkdir()
     save(str(folder / "trained"), network.network, told, scratch=folder / "scratch")

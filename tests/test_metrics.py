@@ -190,3 +190,25 @@ def test_what_cannot_be_scored_is_refused(probabilities: np.ndarray, labels: lis
 def test_speakers_must_match_utterances() -> None:
     with pytest.raises(DataError, match="found 1 speakers for 2 utterances"):
         metrics.interval(certain([0, 1]), np.array([0, 1]), ["x"])
+
+
+def test_the_calibration_temperature_has_the_highest_likelihood():
+    random = np.random.default_rng(0)
+    logits_NC = random.standard_normal((400, 4))
+    labels_N = (random.gumbel(size=(400, 4)) + logits_NC).argmax(axis=1)  # drawn with the softmax's probabilities
+
+    def likelihood(temperature: float, scale: float) -> float:
+        scaled_NC = scale * logits_NC / temperature
+        return float((scaled_NC[np.arange(400), labels_N] - np.log(np.exp(scaled_NC).sum(axis=1))).mean())
+
+    for scale in (0.5, 1.0, 3.0, 8.0):
+        found = metrics.calibration_temperature(scale * logits_NC, labels_N)
+        assert found == pytest.approx(scale, rel=0.25)
+        assert all(likelihood(found, scale) >= likelihood(found * near, scale) for near in (0.97, 1.03))
+
+
+def test_a_calibration_temperature_has_bounds():
+    logits_NC = np.eye(4)
+    low, high = metrics.TEMPERATURES
+    assert metrics.calibration_temperature(logits_NC, np.arange(4)) == pytest.approx(low)
+    assert metrics.calibration_temperature(logits_NC, np.arange(4)[::-1]) == pytest.approx(high)

@@ -51,13 +51,6 @@ def aware(seed: int = 0, *, teachers: int = 3, head: LanguageAware = AWARE, **ch
     return build(config(aware=head, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, teachers=teachers)
 
 
-def loud(model: EmotionClassifier) -> EmotionClassifier:
-    """A language-aware student that tells utterances apart; transformers starts a head with a deviation of 0.02."""
-    for layer in (model.network.head.projector, model.network.head.classifier, model.network.head.identifier[0]):
-        layer.weight.data *= 25
-    return model
-
-
 def card(languages: tuple[str, ...] = ("en", "de")) -> Card:
     seen = Provenance(Seen(frozenset({"c:one"}), frozenset({"0" * 64})), Seen(frozenset({"c:two"})))
     return Card("test/tiny", PAPER_EMOTIONS, languages, seen, {"epoch": 3})

@@ -14,7 +14,7 @@ from lakd_ray.infer.predictor import Predictor
 from lakd_ray.predict.inputs import Entry
 from lakd_ray.predict.opening import Opener
 from lakd_ray.serve.answering import answer, describe, predictions
-from lakd_ray.serve.answers import Answer, ModelCard, Prediction
+from lakd_ray.serve.answers import Answer, ModelCard, Said
 
 _TOGETHER_S = 240.0  # seconds of audio that the model is asked about at once; it sorts them by length
 _TOGETHER = 64
@@ -114,18 +114,18 @@ class _AtOnce:
 
     def __init__(self, predictor: Predictor):
         self._predictor, self._card = predictor, describe(predictor)
-        self._asked: list[tuple[Sequence[Wave], str | None, asyncio.Future[list[Prediction]]]] = []
+        self._asked: list[tuple[Sequence[Wave], str | None, asyncio.Future[Said]]] = []
 
     async def card(self) -> ModelCard:
         """What it is."""
         return self._card
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
         """What it says of recordings."""
         loop = asyncio.get_running_loop()
         if not self._asked:
             loop.call_soon(self._answer)  # after those who are about to ask
-        coming: asyncio.Future[list[Prediction]] = loop.create_future()
+        coming: asyncio.Future[Said] = loop.create_future()
         self._asked.append((waves, language, coming))
         return await coming
 
@@ -140,4 +140,4 @@ class _AtOnce:
                 coming.set_exception(error)
             return
         for some, _, coming in asked:
-            coming.set_result([next(said) for _ in some])
+            coming.set_result(Said(card=self._card, predictions=tuple(next(said) for _ in some)))

@@ -3,15 +3,16 @@
 The endpoint, bulk prediction and the command line all answer by these functions, and evaluation by the same predictor.
 """
 
-import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
-from lakd_ray.infer.predictor import Predictor, softmax
-from lakd_ray.serve.answers import Answer, ModelCard, Prediction, Remark, Segment
+from lakd_ray.serve.answers import Answer, ModelCard, Prediction, Remark, Said, Segment
+
+if TYPE_CHECKING:  # loads torch, which the process that speaks HTTP does without
+    from lakd_ray.infer.predictor import Predictor
 
 MIN_SECONDS = 0.1  # less than a few frames of any encoder
 MAX_SEGMENTS = 500
@@ -26,26 +27,27 @@ class Model(Protocol):
     async def card(self) -> ModelCard:
         """What it is."""
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
-        """What it says of recordings in a language: None if it is to hear which, empty if it knows none such."""
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
+        """What it says of recordings in a language; None if it is to hear which."""
 
 
 class LocalModel:
     """A predictor in this process."""
 
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: "Predictor"):
         self._predictor = predictor
 
     async def card(self) -> ModelCard:
         """What it is."""
         return describe(self._predictor)
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
         """What it says of recordings."""
-        return predictions(self._predictor, waves, [language] * len(waves))
+        found = predictions(self._predictor, waves, [language] * len(waves))
+        return Said(card=describe(self._predictor), predictions=tuple(found))
 
 
-def describe(predictor: Predictor) -> ModelCard:
+def describe(predictor: "Predictor") -> ModelCard:
     """The card of a model."""
     dev = predictor.card.training.get("dev", {})
     scores = {name: dev[f"dev_{name}"] for name in ("UR", "WR", "ece") if f"dev_{name}" in dev}
@@ -61,8 +63,10 @@ def describe(predictor: Predictor) -> ModelCard:
     )
 
 
-def predictions(predictor: Predictor, waves: Sequence[Wave], languages: Sequence[str | None]) -> list[Prediction]:
-    """What a model says of recordings, each in a language as `Model.predict` takes it."""
+def predictions(predictor: "Predictor", waves: Sequence[Wave], languages: Sequence[str | None]) -> list[Prediction]:
+    """What a model says of recordings, each in its language, None if the model is to hear which."""
+    from lakd_ray.infer.predictor import softmax  # as above
+
     logits_BC, heard_BL = predictor.answer(waves, languages)
     rows = softmax(logits_BC / predictor.temperature).tolist()
     if heard_BL is None:
@@ -95,13 +99,10 @@ async def answer(
         hop_s: from one segment's begin to the next one's, `window_s` if None.
         top_k: how many of the most probable emotions are told; all, in the order of the logits, if None.
     """
-    card = await model.card()
     wave_T = recording.wave_T
-    told = language if language is None or language in card.languages else ""
     spans = [] if window_s is None else segments(len(wave_T), window_s, hop_s or window_s)
-    whole, parts = await asyncio.gather(
-        model.predict([wave_T], told), model.predict([wave_T[start:end] for start, end in spans], told)
-    )
+    said = await model.predict([wave_T, *(wave_T[start:end] for start, end in spans)], language)
+    card, (whole, *parts) = said.card, said.predictions
     timeline = [
         Segment(
             start_s=start / SAMPLE_RATE,
@@ -112,10 +113,10 @@ async def answer(
         for (start, end), part in zip(spans, parts, strict=True)
     ]
     return Answer(
-        emotion=_best(card, whole[0]),
-        probabilities=_shares(card, whole[0], top_k),
-        language=language or whole[0].language,
-        language_probability=None if language else whole[0].language_probability,
+        emotion=_best(card, whole),
+        probabilities=_shares(card, whole, top_k),
+        language=language or whole.language,
+        language_probability=None if language else whole.language_probability,
         duration_s=len(wave_T) / SAMPLE_RATE,
         segments=None if window_s is None else tuple(timeline),
         warnings=remarks(card, recording, language),

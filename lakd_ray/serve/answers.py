@@ -134,6 +134,15 @@ class ModelCard(Message):
     """Logits are divided by it before the softmax; fitted on dev."""
 
 
+class Said(Message):
+    """What one model says of several recordings."""
+
+    card: ModelCard
+    """The model's."""
+    predictions: tuple[Prediction, ...]
+    """In the order of the recordings."""
+
+
 class Problem(Message):
     """Why there is no answer."""
 

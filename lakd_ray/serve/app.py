@@ -33,7 +33,8 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, Serve, dump
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.serve.answers import ModelCard, Prediction
+from lakd_ray.serve.answering import describe, predictions
+from lakd_ray.serve.answers import ModelCard, Said
 from lakd_ray.serve.api import Models, create_app
 from lakd_ray.serve.decoding import Decoders
 from lakd_ray.serve.upload import RequestError
@@ -78,20 +79,16 @@ class ModelReplica:
 
     async def describe(self) -> dict[str, Any]:
         """The model card as plain values."""
-        from lakd_ray.serve.answering import describe  # as above
-
         return describe(self._predictor).model_dump()
 
-    async def __call__(self, waves: list[Wave], language: str | None) -> list[dict[str, Any]]:
-        """The values of a `Prediction` of each recording."""
-        return await self._predict((waves, language))
+    async def __call__(self, waves: list[Wave], language: str | None) -> dict[str, Any]:
+        """The values of what is `Said` of recordings."""
+        return {"card": await self.describe(), "predictions": await self._predict((waves, language))}
 
     # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together in
     # the next batch. In a thread they would not, for `serve.batch` closes a batch every few milliseconds, busy or not.
     @serve.batch(max_batch_size=BATCH_S, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_seconds)
     async def _predict(self, items: list[Item]) -> list[list[dict[str, Any]]]:
-        from lakd_ray.serve.answering import predictions  # as above
-
         waves = [wave_T for waves, _ in items for wave_T in waves]
         languages = [language for waves, language in items for _ in waves]
         said = iter(predictions(self._predictor, waves, languages))
@@ -122,18 +119,19 @@ class RemoteModel:
 
     def __init__(self, replica: DeploymentHandle[ModelReplica]):
         self._replica = replica
-        self._card: ModelCard | None = None
 
     async def card(self) -> ModelCard:
-        """What it is; asked once, for an application never changes its checkpoint."""
-        if self._card is None:
-            self._card = ModelCard.model_validate(await self._reach(self._replica.describe.remote))
-        return self._card
+        """What it is."""
+        return ModelCard.model_validate(await self._reach(self._replica.describe.remote))
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
-        """What it says of recordings."""
-        calls = [self._reach(partial(self._replica.remote, part, language)) for part in _parts(waves)]
-        return [Prediction.model_validate(one) for said in await asyncio.gather(*calls) for one in said]
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
+        """What it says of recordings; one answer is of one checkpoint, also while another one is rolled out."""
+        for _ in range(TRIES):
+            calls = [self._reach(partial(self._replica.remote, part, language)) for part in _parts(waves)]
+            said = [Said.model_validate(one) for one in await asyncio.gather(*calls)]
+            if len({one.card.version for one in said}) == 1:
+                return Said(card=said[0].card, predictions=tuple(each for one in said for each in one.predictions))
+        raise RequestError(503, "the model is being replaced; try again")
 
     async def _reach(self, call: Callable[[], Any]) -> Any:
         """Call a replica; if it is lost under the call, another one: what is asked changes nothing there."""

@@ -45,14 +45,14 @@ def frozen() -> EmotionClassifier:
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 NETWORKS: dict[str, Callable[[], EmotionClassifier]] = {
     "group-norm": lambda: tiny.model(**LOUD),
-    "language-aware": lambda: tiny.loud(tiny.aware(**LOUD)),
+    "language-aware": lambda: tiny.aware(**LOUD),
     "layer-norm": lambda: tiny.model(**LOUD, **LAYER_NORM),
     "frozen": frozen,
     "hubert": lambda: tiny.model(**LOUD, model_type="hubert"),
     "wavlm": lambda: tiny.model(**LOUD, model_type="wavlm"),
     "unispeech-sat": lambda: tiny.model(**LOUD, model_type="unispeech-sat"),
     "whisper": whisper,
-    "whisper-language-aware": lambda: tiny.loud(whisper(tiny.AWARE)),
+    "whisper-language-aware": lambda: whisper(tiny.AWARE),
 }
 EXPORTED_QUICKLY = ("group-norm", "language-aware")  # the others, some ten seconds each, are slow tests
 SHAPES = [name if name in EXPORTED_QUICKLY else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]

@@ -13,6 +13,8 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.infer import evaluate
 from lakd_ray.infer.batch import Answers
+from lakd_ray.models import Card
+from lakd_ray.provenance import Provenance
 from lakd_ray.runs import student_runs
 
 LANGUAGES, CORPORA = ("en", "fi"), ("c", "c", "c", "new")
@@ -47,9 +49,14 @@ def experiment(folder: Path, languages: tuple[str, ...], setup: str) -> Experime
     )
 
 
+DEV = {"calibration_temperature": 2.0}
+
+
 def model(config: Experiment) -> Any:
     run = student_runs(config)[-1]
-    return evaluate._Model(config, run, run.paradigm, "nowhere")
+    one = evaluate._Model(config, run, run.paradigm, "nowhere")
+    one.__dict__["card"] = Card("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
+    return one
 
 
 def written(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
@@ -70,6 +77,13 @@ def test_every_way_of_asking_has_the_test_rows_once(tmp_path: Path, manifest: Ma
         assert [row["corpus_in_train"] for row in part] == [True, True, True, False]
         assert [row["heard"] for row in part] == ["en", "fi", "en", "fi"]
     assert len(found) == 4 * len(ids)
+
+
+def test_probabilities_are_calibrated(tmp_path: Path, manifest: Manifest):
+    one = model(experiment(tmp_path, LANGUAGES, "multilingual"))
+    (first, *_) = written(one, manifest)
+    hit = np.exp(1 / DEV["calibration_temperature"])
+    assert max(first["probabilities"]) == pytest.approx(hit / (hit + 3))
 
 
 def test_a_monolingual_student_answers_for_its_own_language(tmp_path: Path, manifest: Manifest):

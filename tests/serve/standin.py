@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lakd_ray.audio import Wave
-from lakd_ray.serve.answers import ModelCard, Prediction
+from lakd_ray.serve.answers import ModelCard, Prediction, Said
 
 CARD = ModelCard(
     model="student", version="1f", emotions=("anger", "happiness", "neutral", "sadness"), languages=("en", "de")
@@ -25,11 +25,12 @@ class StandIn:
     async def card(self) -> ModelCard:
         return CARD.model_copy(update={"model": self._name})
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
         if self._fault:
             raise self._fault
         if self._waits:
             await asyncio.Event().wait()
         self.heard += waves
         self.told += [language] * len(waves)
-        return [Prediction(probabilities=(0.1, 0.2, 0.6, 0.1), **self._listens) for _ in waves]
+        one = Prediction(probabilities=(0.1, 0.2, 0.6, 0.1), **self._listens)
+        return Said(card=await self.card(), predictions=(one,) * len(waves))

@@ -108,7 +108,7 @@ def test_a_language_that_was_not_trained_is_answered_with_a_warning(ask, recordi
     assert answer["language"] == "fr"
     assert [remark["code"] for remark in answer["warnings"]] == ["language"]
     assert "en, de" in answer["warnings"][0]["message"]
-    assert model.told == [""]
+    assert model.told == ["fr"]
 
 
 def test_warnings(ask, recording):

@@ -22,7 +22,7 @@ from standin import CARD, StandIn
 
 from lakd_ray.audio import Wave
 from lakd_ray.config import Serve
-from lakd_ray.serve.answers import ModelCard, Prediction
+from lakd_ray.serve.answers import ModelCard, Said
 from lakd_ray.serve.api import Models, create_app
 
 KEY = "a key that nobody guesses"
@@ -75,16 +75,17 @@ class Ears(StandIn):
         told = {"hears": ("en", "de"), "corpora": ("emodb",), "dev": {"UR": 0.75, "UR de": 0.5}}
         return CARD.model_copy(update=told)
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> list[Prediction]:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
         said = await super().predict(waves, language)
         loud = [float(np.sqrt(np.mean(np.square(wave_T)))) > 0.2 for wave_T in waves]
         heard = {} if language else {"language": "de", "language_probability": 0.9}
-        return [
+        found = [
             one.model_copy(
                 update={"probabilities": (0.7, 0.15, 0.1, 0.05) if is_loud else (0.05, 0.1, 0.15, 0.7), **heard}
             )
-            for one, is_loud in zip(said, loud, strict=True)
+            for one, is_loud in zip(said.predictions, loud, strict=True)
         ]
+        return said.model_copy(update={"predictions": tuple(found)})
 
 
 @contextmanager

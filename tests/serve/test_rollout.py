@@ -22,7 +22,8 @@ from cluster import ROOT, Cluster, free_port, started
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-CLIENTS = 4
+CLIENTS = 3
+PAUSE_S = 0.1  # of a client, so that there is time left on two cores to start replicas in
 
 
 class Fleet:
@@ -85,6 +86,7 @@ class Load:
                 except httpx.HTTPError as error:
                     self.answers.append((0, repr(error)))
                 self.seconds.append(time.monotonic() - started)
+                self._stop.wait(PAUSE_S)
 
     def more(self, count: int = 20) -> set[str]:
         """What the next requests are answered by."""
@@ -93,7 +95,7 @@ class Load:
         return {told for _, told in self.answers[before + CLIENTS :]}
 
 
-def wait(reached: Callable[[], object], seconds: float = 180) -> None:
+def wait(reached: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < deadline, "not reached in time"
