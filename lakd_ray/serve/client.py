@@ -22,6 +22,7 @@ Body = TypeVar("Body", bound=Message)
 Files = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 _LATER = (429, 503)  # too many wait, or the model is not there at the moment
+_BROKEN_TRIES = 3  # of a request whose connection breaks
 _PAUSE_S = (0.25, 8.0)  # first and longest pause before the next attempt, where the endpoint names none
 
 
@@ -150,6 +151,7 @@ class Client:
         """The last response within the time."""
         deadline = time.monotonic() + self._timeout_s
         pause = _PAUSE_S[0]
+        broken = _BROKEN_TRIES
         request.read()  # a form is a stream, and can be sent once more only from memory
         while True:
             left = max(0.001, deadline - time.monotonic())
@@ -157,6 +159,9 @@ class Client:
             try:
                 response = self._http.send(request)
             except httpx.TransportError as error:
+                broken -= 1
+                if broken and isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
+                    continue  # a proxy or an ingress has gone, and another one is there or comes; nothing was changed
                 raise ResourceError(
                     f"no answer from {self._url} ({type(error).__name__}: {error}); is it running?"
                 ) from None

@@ -20,6 +20,7 @@ ANSWER: dict[str, Any] = {
     "version": "0123456789abcdef",
 }  # fmt: skip
 OK = (200, json.dumps(ANSWER).encode(), {})
+BROKEN = (0, b"", {})
 BUSY = (429, b"busy", {"Retry-After": "0"})
 
 
@@ -44,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         replies = self.server.replies
         status, body, headers = replies.pop(0) if len(replies) > 1 else replies[0]
         self.server.asked.append((self.path, dict(self.headers), content))
+        if not status:
+            self.close_connection = True  # without a word, as when a proxy is killed
+            return
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -163,6 +167,13 @@ def test_a_busy_endpoint_is_not_waited_for_longer_than_the_timeout(server):
     with pytest.raises(ResourceError, match=r"answered 429: busy; it was asked again for 5 s"):
         ask(server, (429, b"busy", {"Retry-After": "3600"}), timeout_s=5)
     assert len(server.asked) == 1
+
+
+def test_a_connection_that_breaks_is_made_again(server):
+    assert ask(server, BROKEN, BROKEN, OK).emotion == "anger"
+    with pytest.raises(ResourceError, match="no answer"):
+        ask(server, BROKEN)
+    assert len(server.asked) == 6
 
 
 def test_nobody_there(server):
