@@ -1,6 +1,6 @@
 """One multi-teacher epoch at wav2vec2-base size: this project's step against the reference's and Trainer's. No Ray.
 
-    python benchmarks/steps.py [--utterances 64] [--repeats 2] [--small]
+    python benchmarks/steps.py [--utterances 64] [--repeats 2] [--batch 16] [--small]
 
 Noise of lengths like IEMOCAP's (log-normal, mean 4.5 s, cut at 20 s) and random weights: speed depends on neither.
 Contestants take turns in each repeat; speeds are audio seconds per second of the whole epoch, median and range. Trainer
@@ -59,14 +59,14 @@ Epoch = Callable[[], float]  # trains one epoch; returns seconds
 class Task:
     """Utterances and networks."""
 
-    def __init__(self, utterances: int, architecture: dict[str, Any]) -> None:
+    def __init__(self, utterances: int, architecture: dict[str, Any], batch: int) -> None:
         random = np.random.default_rng(0)
         seconds = np.clip(random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7, utterances), 0.5, 20)
         self.waves = [torch.from_numpy(random.standard_normal(int(s * RATE)).astype(np.float32)) for s in seconds]
         self.labels_N = torch.from_numpy(random.integers(0, 4, utterances))
         self.languages = [LANGUAGES[index % 3] for index in range(utterances)]
         self.seconds = sum(len(wave) for wave in self.waves) / RATE
-        self._architecture = architecture
+        self._architecture, self.batch = architecture, batch
         self.manifest = _manifest(self)
 
     def network(self, seed: int) -> EmotionClassifier:
@@ -77,14 +77,14 @@ class Task:
         return built
 
     def random_batches(self, seed: int) -> Iterator[list[int]]:
-        """Sixteen at a time, as they come."""
+        """So many at a time, as they come."""
         order = np.random.default_rng(seed).permutation(len(self.waves)).tolist()
-        for start in range(0, len(order), 16):
-            yield order[start : start + 16]
+        for start in range(0, len(order), self.batch):
+            yield order[start : start + self.batch]
 
     def planned_batches(self, epoch: int) -> Iterator[list[int]]:
         """This project's."""
-        settings = BatchSettings(padded_seconds=60, max_utterances=16)
+        settings = BatchSettings(padded_seconds=60, max_utterances=self.batch)
         rows = np.arange(len(self.waves))
         plan = training_epoch(self.manifest, rows, settings, seed=0, epoch=epoch, world=1, accumulation=1)
         for batch in plan.batches(0):
@@ -171,7 +171,7 @@ def trainer(task: Task) -> Epoch:
             return (loss, outputs) if return_outputs else loss
 
         def _get_train_sampler(self, *_: Any) -> Any:
-            return LengthGroupedSampler(16, lengths=[len(wave) for wave in task.waves])  # group_by_length
+            return LengthGroupedSampler(task.batch, lengths=[len(wave) for wave in task.waves])  # group_by_length
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         wave_BT, lengths_B = pad([row["input_values"] for row in rows])
@@ -183,7 +183,7 @@ def trainer(task: Task) -> Epoch:
 
     def epoch() -> float:
         settings = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=16, num_train_epochs=1, learning_rate=3e-5, bf16=True,
+            output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5, bf16=True,
             use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
             logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
@@ -261,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16, help="utterances; 16 in fp32 take over 24 GB")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--engine", choices=("deepspeed", "torch"), default="deepspeed")
     options = parser.parse_args()
@@ -268,7 +269,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method=f"file://{Path(folder, 'store')}", rank=0, world_size=1)
-        task = Task(options.utterances, SMALL if options.small else BASE)
+        task = Task(options.utterances, SMALL if options.small else BASE, options.batch)
         compare(task, options.repeats, options.engine)
         dist.destroy_process_group()
 
@@ -315,7 +316,7 @@ def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: f
         range_ = f"{min(speeds):.2f} to {max(speeds):.2f}"
         print(f"| {name} | {median(speeds):.2f} | {range_} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
     padded = {
-        "random batches of 16": list(task.random_batches(0)),
+        f"random batches of {task.batch}": list(task.random_batches(0)),
         "planned batches": list(task.planned_batches(0)),
     }
     for name, batches in padded.items():
