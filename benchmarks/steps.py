@@ -183,8 +183,8 @@ def trainer(task: Task) -> Epoch:
 
     def epoch() -> float:
         settings = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5, bf16=True,
-            use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
+            output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5,
+            bf16=True, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
             logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
         each = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
