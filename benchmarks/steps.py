@@ -18,6 +18,7 @@ is divided by 20 epochs. `--small` takes a tiny network, to see whether the benc
 
 import argparse
 import contextlib
+import gc
 import io
 import os
 import tempfile
@@ -225,7 +226,9 @@ def ours(
             trainer_.backward(parts.loss, len(batch))
             trainer_.step()
         float(parts.loss.detach())
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        trainer_.close()
+        return seconds
 
     return epoch
 
@@ -298,6 +301,7 @@ def compare(task: Task, repeats: int, engine: str) -> None:
         for name, prepare in contestants.items():
             extra = share if "cached_logits" in steps.get(name, {}) else 0.0
             seconds[name].append(prepare()() + extra)
+            gc.collect()  # networks and optimizers go in circles, and the next ones need the room
             print(f"{repeat + 1}/{repeats} {name}: {task.seconds / seconds[name][-1]:.2f} audio-s/s", flush=True)
     _print(task, seconds, caches, share)
 
