@@ -112,6 +112,7 @@ class TestRuns:
                 bulk.run(asked.model_copy(update=change))
         assert written(Path(asked.out)) == before
 
+    @pytest.mark.slow
     def test_a_manifest_with_languages_ids_and_paths_that_are_not_there(self, asked, clips, tmp_path):
         manifest = tmp_path / "list.csv"
         manifest.write_text(f"id,path,language\none,{clips}/a.wav,fr\ntwo,gone.wav,\nthree,{clips}/a.wav,\n")
@@ -121,6 +122,7 @@ class TestRuns:
         assert (two["path"], two["kind"]) == (f"{tmp_path}/gone.wav", "missing")
         assert (three["id"], three["language"], three["warnings"]) == ("three", "de", [])
 
+    @pytest.mark.slow
     def test_nothing_is_answered(self, asked, tmp_path):
         (tmp_path / "in").mkdir()
         (tmp_path / "in/a.wav").touch()
