@@ -105,9 +105,8 @@ class Ingress:
         limits: dict[str, Any],
     ):
         self._limits = Serve.model_validate(limits)
-        tried, share = self._limits.canary, 0.0 if self._limits.canary is None else self._limits.canary.share
+        share = 0.0 if self._limits.canary is None else self._limits.canary.share
         self._models = Models(RemoteModel(stable), None if canary is None else RemoteModel(canary), share)
-        assert (tried is None) == (canary is None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The API; `serve.ingress` asks for it when a replica starts, so nothing of it is pickled."""
