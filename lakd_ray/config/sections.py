@@ -16,7 +16,7 @@ from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 Paradigm = Literal["ft", "kd", "mtkd"]
 Setup = Literal["monolingual", "multilingual"]
 PAPER_FOLDS = {"iemocap": 5, "fesc": 9, "cafe": 3}  # sessions, speakers, groups of actors
-Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8"]
+Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"]
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
 
 
@@ -211,8 +211,9 @@ class Serve(Section):
     cpus: int = Field(1, ge=1)
     """Logical CPUs of one copy; also its threads."""
     backend: Backend = "torch"
-    """What computes: torch in fp32, bf16 or int8, or onnxruntime (`lakd-ray[onnx]`) in fp32 or int8. int8 and ONNX are
-    for CPUs alone; what they gain and cost is in docs/export.md."""
+    """What computes: torch in fp32, bf16 or int8, or an exported graph by onnxruntime (`lakd-ray[onnx]`) in fp32 or
+    int8 or by OpenVINO (`lakd-ray[openvino]`) in fp32 or bf16. int8 and graphs are for CPUs alone; what they gain and
+    cost is in docs/export.md."""
     max_upload_mb: float = Field(25.0, gt=0)
     """Larger uploads are refused (413)."""
     max_seconds: float = Field(120.0, gt=0)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from lakd_ray.config import Experiment
-from lakd_ray.infer.backends import Onnx
+from lakd_ray.infer.backends import OfGraph
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.infer.price import held_out, price
 from lakd_ray.models import EmotionClassifier, graph
 from lakd_ray.models.checkpoint import load_folder
+from lakd_ray.models.runtimes import OnnxRuntime
 
 FIGURES = "onnx.json"
 
@@ -45,21 +46,21 @@ def write(source: Path, folder: Path, experiment: Experiment | None, *, int8: bo
     }
     if int8:
         quantised = graph.quantise(folder / graph.MODEL, folder / graph.INT8)
-        answering = graph.Graph(folder / graph.INT8)
+        answering = OnnxRuntime(folder / graph.INT8)
         figures["int8"] = asdict(quantised) | {
             "largest_change": _largest_change(model, answering, card.temperature),
             "test": None,
         }
         if experiment is not None:
             clips = held_out(experiment, card)
-            found = price(Predictor(model, card), Predictor(Onnx(answering), card), clips)
+            found = price(Predictor(model, card), Predictor(OfGraph(answering), card), clips)
             figures["int8"]["test"] = asdict(found)
     (folder / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
 
 
 @torch.inference_mode()
-def _largest_change(model: EmotionClassifier, answering: graph.Graph, temperature: float) -> float:
+def _largest_change(model: EmotionClassifier, answering: OnnxRuntime, temperature: float) -> float:
     changes = []
     for batch in graph.check_batches(len(model.languages)):
         given = batch.wave_BT, batch.lengths_B, batch.languages_B

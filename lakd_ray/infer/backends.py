@@ -1,10 +1,12 @@
-"""What computes a predictor's answers: torch in fp32, bf16 or int8, or onnxruntime in fp32 or int8.
+"""What computes a predictor's answers: torch, onnxruntime or OpenVINO, in fp32, bf16 or int8.
 
-    torch        fp32, on a GPU where there is one: what trains and evaluates
-    torch-bf16   weights and activations in bf16, on a GPU where there is one
-    torch-int8   fp32, linear layers in int8 with activations quantised as they come; CPUs
-    onnx         the graph of `lakd_ray.models.graph`, fp32; CPUs
-    onnx-int8    the same, products with weights in int8; CPUs
+    torch          fp32, on a GPU where there is one: what trains and evaluates
+    torch-bf16     weights and activations in bf16, on a GPU where there is one
+    torch-int8     fp32, linear layers in int8 with activations quantised as they come; CPUs
+    onnx           the graph of `lakd_ray.models.graph` by onnxruntime, fp32; CPUs
+    onnx-int8      the same, products with weights in int8; CPUs
+    openvino       the graph by OpenVINO, fp32; CPUs
+    openvino-bf16  the same, products and convolutions in bf16; CPUs that have it
 
 Shape suffixes: B utterances, T samples, F frames, H channels, C classes.
 """
@@ -15,6 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,12 @@ from lakd_ray.config import Backend as Name
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import Card, EmotionClassifier, Outputs, graph
 from lakd_ray.models.checkpoint import load_folder, read_card
+from lakd_ray.models.runtimes import OnnxRuntime, OpenVino, Runtime, require
 
 FirstSteps = dict[str, tuple[Tensor, Tensor]]
 """What the first steps of networks made of a batch, and its frames, by `EmotionClassifier.first_step_key`."""
 
-_ON_CPU: tuple[Name, ...] = ("torch-int8", "onnx", "onnx-int8")
+_ON_CPU: tuple[Name, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
 
 
 class Backend(ABC):
@@ -124,16 +128,16 @@ def _reads_weights(network: nn.Module, name: str) -> bool:
     return type(parent).__name__ == "WavLMAttention"
 
 
-class Onnx(Backend):
-    """onnxruntime, on CPUs."""
+class OfGraph(Backend):
+    """A graph, on CPUs."""
 
-    def __init__(self, answering: graph.Graph) -> None:
-        self.graph = answering
-        self.languages = answering.languages
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.languages = runtime.languages
 
     def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
         """As `Backend`."""
-        return self.graph(wave_BT, lengths_B, languages_B)
+        return self.runtime(wave_BT, lengths_B, languages_B)
 
 
 _TORCH: dict[Name, Callable[[EmotionClassifier], Torch]] = {
@@ -141,6 +145,13 @@ _TORCH: dict[Name, Callable[[EmotionClassifier], Torch]] = {
     "torch-bf16": TorchBf16,
     "torch-int8": TorchInt8,
 }
+_RUNTIMES: dict[Name, Callable[[Path, int | None], Runtime]] = {
+    "onnx": OnnxRuntime,
+    "onnx-int8": OnnxRuntime,
+    "openvino": OpenVino,
+    "openvino-bf16": partial(OpenVino, precision="bf16"),
+}
+_NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}
 
 
 def check(name: Name) -> None:
@@ -154,15 +165,15 @@ def check(name: Name) -> None:
             f"backend {name} computes on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): take torch "
             "or torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
         )
-    if name.startswith("onnx"):
-        graph.require()
+    if name in _RUNTIMES:
+        require(*_NEEDS[name.partition("-")[0]])
 
 
 def of_model(name: Name, model: EmotionClassifier, threads: int | None = None) -> Backend:
     """A network, on the CPU, behind a backend; torch's fp32 and bf16 move it to the GPU if there is one.
 
     Args:
-        threads: onnxruntime's; torch's number if None.
+        threads: of a graph's runtime; torch's number if None.
 
     Raises:
         ConfigError, CheckpointError: this cannot be had here, or of this network.
@@ -173,7 +184,7 @@ def of_model(name: Name, model: EmotionClassifier, threads: int | None = None) -
             backend.model.to("cuda")
         return backend
     with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-        return Onnx(graph.Graph(_graph(name, Path(scratch), Path(scratch), model), threads))
+        return OfGraph(_RUNTIMES[name](_graph(name, Path(scratch), Path(scratch), model), threads))
 
 
 def of_checkpoint(name: Name, location: str, threads: int | None = None) -> tuple[Backend, Card]:
@@ -190,7 +201,7 @@ def of_checkpoint(name: Name, location: str, threads: int | None = None) -> tupl
             return of_model(name, model), card
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
         network = None if (folder / graph.MODEL).is_file() else load_folder(folder)[0]
-        return Onnx(graph.Graph(_graph(name, folder, scratch, network), threads)), read_card(folder)
+        return OfGraph(_RUNTIMES[name](_graph(name, folder, scratch, network), threads)), read_card(folder)
 
 
 def _graph(name: Name, folder: Path, scratch: Path, model: EmotionClassifier | None) -> Path:

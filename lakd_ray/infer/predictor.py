@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from lakd_ray import records, storage
-from lakd_ray.audio import Wave
+from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import Brought
 from lakd_ray.errors import ConfigError
@@ -20,8 +20,9 @@ from lakd_ray.models import Card, EmotionClassifier, language_ids, pad
 from lakd_ray.models.brought import load_brought
 from lakd_ray.provenance import Provenance
 
-# Waves of similar length are run together up to this many padded seconds, so that little is spent on padding.
-_BATCH_SAMPLES = 60 * 16_000
+# Waves of similar length are run together up to this many padded seconds, so that little is spent on padding. A CPU is
+# busy with a single one of a large network, and a batch leaves its caches.
+_BATCH_S = {"cuda": 60, "cpu": 10}
 
 Languages = Sequence[str | None] | None
 Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
@@ -151,11 +152,17 @@ def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, 
     return found
 
 
+def batch_seconds() -> int:
+    """How much audio is run together here, at most, padding included; a longer wave runs alone."""
+    return _BATCH_S["cuda" if torch.cuda.is_available() else "cpu"]
+
+
 def _chunks(waves: Sequence[Wave]) -> Iterator[list[int]]:
     """Waves of similar length that are run together."""
+    samples = batch_seconds() * SAMPLE_RATE
     order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
     while order:
-        fits = max(1, _BATCH_SAMPLES // max(1, len(waves[order[0]])))
+        fits = max(1, samples // max(1, len(waves[order[0]])))
         chosen, order = order[:fits], order[fits:]
         yield chosen
 

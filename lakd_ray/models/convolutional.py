@@ -108,6 +108,8 @@ def masked_group_norm(hidden_BHT: Tensor, valid_B: Tensor, norm: nn.GroupNorm) -
     """
     if norm.num_groups != norm.num_channels:
         raise ConfigError(f"expected a group per channel, found {norm.num_groups} for {norm.num_channels} channels")
+    if hidden_BHT.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _each_group_norm(hidden_BHT, valid_B.tolist(), norm)
     mask_B1T = own_frames(hidden_BHT.shape[-1], valid_B).unsqueeze(1).to(hidden_BHT.dtype)
     count_B11 = valid_B.view(-1, 1, 1).to(hidden_BHT.dtype)
     mean_BH1 = (hidden_BHT * mask_B1T).sum(dim=-1, keepdim=True) / count_B11
@@ -115,3 +117,18 @@ def masked_group_norm(hidden_BHT: Tensor, valid_B: Tensor, norm: nn.GroupNorm) -
     variance_BH1 = centred_BHT.square().sum(dim=-1, keepdim=True) / count_B11
     scale_BH1 = norm.weight.view(1, -1, 1) * torch.rsqrt(variance_BH1 + norm.eps)
     return centred_BHT * scale_BH1 + norm.bias.view(1, -1, 1)
+
+
+def _each_group_norm(hidden_BHT: Tensor, valid_B: list[int], norm: nn.GroupNorm) -> Tensor:
+    """The same by torch's own kernel, one by one: this tensor is the network's largest, and a CPU is slow to
+    pass over it eight times. A GPU would wait for the lengths, and a graph cannot know them."""
+
+    def one(row: int, valid: int) -> Tensor:
+        own_1HT = hidden_BHT[row : row + 1, :, :valid]
+        # not its `forward`, which refuses a single step
+        return torch.group_norm(own_1HT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    steps = hidden_BHT.shape[-1]
+    if all(valid == steps for valid in valid_B):
+        return torch.group_norm(hidden_BHT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return torch.cat([nn.functional.pad(one(*each), (0, steps - each[1])) for each in enumerate(valid_B)])

@@ -1,4 +1,4 @@
-"""A network as an ONNX graph: written and held against torch, quantised, run by onnxruntime.
+"""A network as an ONNX graph: written and held against torch, quantised; `lakd_ray.models.runtimes` runs it.
 
 The graph is `EmotionClassifier.forward` itself, masks and all, so an utterance's answer is its own there too:
 
@@ -11,7 +11,6 @@ The graph is `EmotionClassifier.forward` itself, masks and all, so an utterance'
 Needs `pip install "lakd-ray[onnx]"`. Shape suffixes: B utterances, T samples, C classes, L languages.
 """
 
-import importlib.util
 import json
 import logging
 import warnings
@@ -26,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.errors import CheckpointError
+from lakd_ray.models import runtimes
 from lakd_ray.models.classifier import EmotionClassifier, pad
 from lakd_ray.models.outputs import IDENTIFY, Outputs
 
@@ -36,7 +36,6 @@ BOUND = 1e-4
 """How far a logit may be from torch's, as a share of the largest one where that is above 1."""
 QUANTISED = ("MatMul", "Gemm")
 
-_LANGUAGES = "lakd.languages"
 _CHECKED_S = ((1.0,), (0.4, 2.5, 1.3), (3.0, 0.2, 3.0, 0.7, 1.9))  # seconds of the waves of each batch
 
 
@@ -67,65 +66,12 @@ def check_batches(languages: int) -> list[Batch]:
 
 
 def require() -> None:
-    """Refuse to go on without the packages.
+    """Refuse to go on without the packages that write a graph and check it.
 
     Raises:
         ConfigError: one is not installed.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f'ONNX needs {", ".join(missing)}, not installed here: pip install "lakd-ray[onnx]"')
-
-
-class Graph:
-    """A graph that answers, on CPUs.
-
-    Args:
-        file: as `write` or `quantise` made it.
-        threads: onnxruntime's; torch's number if None.
-
-    Attributes:
-        languages: those that it knows apart, if it is a language-aware student's.
-
-    Raises:
-        ConfigError: onnxruntime is not installed.
-        CheckpointError: the file is not such a graph.
-    """
-
-    def __init__(self, file: Path, threads: int | None = None) -> None:
-        require()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        # Threads that spin between two calls take the CPU from whatever else runs beside: decoding, other replicas.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no other common base
-            raise CheckpointError(
-                f"{file} cannot be run by onnxruntime: {error}. Export the checkpoint again."
-            ) from error
-        told = self._session.get_modelmeta().custom_metadata_map
-        if _LANGUAGES not in told:
-            raise CheckpointError(
-                f"{file} was not made by this project: expected a graph that `lakd export --onnx` wrote"
-            )
-        self.languages: tuple[str, ...] = tuple(json.loads(told[_LANGUAGES]))
-
-    @property
-    def threads(self) -> int:
-        """That one call computes with."""
-        return int(self._session.get_session_options().intra_op_num_threads)
-
-    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
-        """As `EmotionClassifier.forward`, of waves alone."""
-        given = {"waves": wave_BT.float().numpy(), "lengths": lengths_B.numpy()}
-        if self.languages:
-            given["languages"] = languages_B.numpy()
-        return Outputs(*map(torch.from_numpy, self._session.run(None, given)))
+    runtimes.require("onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 class _Forward(nn.Module):
@@ -167,11 +113,11 @@ def write(model: EmotionClassifier, file: Path, told: Mapping[str, str] | None =
             f"torch cannot write this {family} network as ONNX: {_first_line(error)} Export it without --onnx, and "
             "serve it with the backend torch"
         ) from error
-    metadata = {_LANGUAGES: json.dumps(model.languages), **(told or {})}
+    metadata = {runtimes.LANGUAGES: json.dumps(model.languages), **(told or {})}
     program.model.metadata_props.update(metadata)
     program.save(file)
     try:
-        return _check(model, Graph(file))
+        return _check(model, runtimes.OnnxRuntime(file))
     except CheckpointError:
         for written in (file, file.with_name(file.name + ".data")):
             written.unlink(missing_ok=True)
@@ -227,7 +173,7 @@ def _first_line(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _check(model: EmotionClassifier, graph: Graph) -> float:
+def _check(model: EmotionClassifier, graph: runtimes.Runtime) -> float:
     largest = 0.0
     for batch in check_batches(len(model.languages)):
         expected = _stacked(model(batch.wave_BT, batch.lengths_B, batch.languages_B))

@@ -39,7 +39,6 @@ from lakd_ray.serve.api import Models, create_app
 from lakd_ray.serve.decoding import Decoders
 from lakd_ray.serve.upload import RequestError
 
-BATCH_S = 60  # seconds of audio that run together; a longer recording runs alone
 BATCH_WAIT_S = 0.005
 CALL_S = 30.0  # seconds of audio in one call of a replica: a timeline is spread over replicas
 ONGOING = 32  # requests that one replica holds: the batch that runs and the next ones
@@ -61,21 +60,31 @@ class Arguments(Section):
 Item = tuple[list[Wave], str | None]
 
 
-def _seconds(items: list[Item]) -> int:
-    return math.ceil(sum(len(wave_T) for waves, _ in items for wave_T in waves) / SAMPLE_RATE)
-
-
 class ModelReplica:
     """One copy of the model."""
 
-    def __init__(self, checkpoint: str, cpus: int, max_seconds: float, backend: Backend):
-        from lakd_ray.infer.predictor import Predictor  # loads torch, only where the model runs
+    def __init__(self, checkpoint: str, cpus: int, backend: Backend):
+        from lakd_ray.infer.predictor import Predictor, batch_seconds  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.probabilities([np.zeros(SAMPLE_RATE, np.float32)])  # the first call is slow: not a client's
-        # Serve refuses an item that is larger than a batch
-        batches: Any = self._predict
-        batches.set_max_batch_size(max(BATCH_S, math.ceil(max_seconds) + 1))
+        most = batch_seconds()
+
+        def seconds(items: list[Item]) -> int:
+            """Of audio; a longer recording fills a batch, for Serve refuses one that is larger."""
+            each = (sum(map(len, waves)) / SAMPLE_RATE for waves, _ in items)
+            return sum(min(most, math.ceil(one)) for one in each)
+
+        # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together
+        # in the next batch. In a thread they would not, for Serve closes a batch every few milliseconds, busy or not.
+        @serve.batch(max_batch_size=most, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=seconds)
+        async def together(items: list[Item]) -> list[list[dict[str, Any]]]:
+            waves = [wave_T for waves, _ in items for wave_T in waves]
+            languages = [language for waves, language in items for _ in waves]
+            said = iter(predictions(self._predictor, waves, languages))
+            return [[next(said).model_dump() for _ in waves] for waves, _ in items]
+
+        self._together = together
 
     async def describe(self) -> dict[str, Any]:
         """The model card as plain values."""
@@ -83,16 +92,7 @@ class ModelReplica:
 
     async def __call__(self, waves: list[Wave], language: str | None) -> dict[str, Any]:
         """The values of what is `Said` of recordings."""
-        return {"card": await self.describe(), "predictions": await self._predict((waves, language))}
-
-    # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together in
-    # the next batch. In a thread they would not, for `serve.batch` closes a batch every few milliseconds, busy or not.
-    @serve.batch(max_batch_size=BATCH_S, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=_seconds)
-    async def _predict(self, items: list[Item]) -> list[list[dict[str, Any]]]:
-        waves = [wave_T for waves, _ in items for wave_T in waves]
-        languages = [language for waves, language in items for _ in waves]
-        said = iter(predictions(self._predictor, waves, languages))
-        return [[next(said).model_dump() for _ in waves] for waves, _ in items]
+        return {"card": await self.describe(), "predictions": await self._together((waves, language))}
 
 
 class Ingress:
@@ -208,4 +208,4 @@ def _model(checkpoint: str, limits: Serve, replicas: int, name: str) -> Applicat
         max_constructor_retry_count=2,
         **count,
         **_LIFE,
-    )(ModelReplica).bind(checkpoint, limits.cpus, limits.max_seconds, limits.backend)
+    )(ModelReplica).bind(checkpoint, limits.cpus, limits.backend)

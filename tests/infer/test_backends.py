@@ -16,13 +16,22 @@ from lakd_ray.audio import Wave
 from lakd_ray.config import Backend, LanguageAware, Model
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.infer import backends
-from lakd_ray.infer.backends import Onnx
+from lakd_ray.infer.backends import OfGraph
 from lakd_ray.infer.predictor import Predictor, answer_together
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build, graph, save
+from lakd_ray.models.runtimes import OnnxRuntime, OpenVino
 
 LOUD = {"initializer_range": 0.5}  # so that utterances are told apart
-CLOSE: dict[Backend, float] = {"torch-bf16": 0.3, "torch-int8": 0.2, "onnx": 1e-4, "onnx-int8": 0.2}  # of a probability
+CLOSE: dict[Backend, float] = {  # of a probability
+    "torch-bf16": 0.3,
+    "torch-int8": 0.2,
+    "onnx": 1e-4,
+    "onnx-int8": 0.2,
+    "openvino": 1e-4,
+    "openvino-bf16": 0.3,
+}
+RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
 
 
 def waves(*seconds: float) -> list[Wave]:
@@ -75,15 +84,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
     return export
 
 
+def calm(model: EmotionClassifier) -> EmotionClassifier:
+    """With large random weights a network is chaotic, and rounding another answer."""
+    for weight in model.backbone.transformer_layers.parameters():
+        weight.data /= 5
+    return model.eval()
+
+
 def card(model: EmotionClassifier) -> Any:
     return tiny.card(model.languages or ("en", "de"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape, runtime):
+    if runtime == "openvino" and shape.startswith("whisper"):
+        pytest.skip("OpenVINO does not know its spectrogram")
     model, folder = exported(shape)
     plain = Predictor(model, card(model))
-    other = Predictor(Onnx(graph.Graph(folder / graph.MODEL, 1)), card(model))
+    other = Predictor(OfGraph(RUNTIMES[runtime](folder / graph.MODEL, 1)), card(model))
     told = [None, "fi", "xx", "en"] if model.languages else None
     expected_BC, expected_BL = plain.answer(CLIPS, told)
     found_BC, found_BL = other.answer(CLIPS, told)
@@ -101,11 +120,41 @@ def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape):
 def test_a_quantised_graph_is_close_and_has_the_weights_in_int8(exported, shape):
     model, folder = exported(shape)
     plain = Predictor(model, card(model)).probabilities(CLIPS)
-    found = Predictor(Onnx(graph.Graph(folder / graph.INT8, 1)), card(model)).probabilities(CLIPS)
+    found = Predictor(OfGraph(OnnxRuntime(folder / graph.INT8, 1)), card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["onnx-int8"])
     assert np.abs(found - plain).max() > 1e-6
     left = [node.op_type for node in onnx.load(folder / graph.INT8).graph.node]
     assert left.count("MatMulInteger") >= 6 * model.backbone.layers  # query, key, value, out and two of feed-forward
+
+
+@pytest.mark.parametrize("shape", EXPORTED_QUICKLY)
+def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
+    model = calm(NETWORKS[shape]())
+    graph.write(model, tmp_path / graph.MODEL)
+    try:
+        runtime = OpenVino(tmp_path / graph.MODEL, 1, "bf16")
+    except ConfigError:
+        pytest.skip("this CPU has no bf16")
+    found = Predictor(OfGraph(runtime), card(model)).probabilities(CLIPS)
+    plain = Predictor(model, card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["openvino-bf16"])
+    assert np.abs(found - plain).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_a_network_that_openvino_does_not_know_is_told(exported):
+    with pytest.raises(CheckpointError, match=r"cannot be run by OpenVINO: .*STFT.* take another backend"):
+        OpenVino(exported("whisper")[1] / graph.MODEL, 1)
+
+
+def test_a_cpu_without_bf16_is_told_what_to_take(exported, monkeypatch):
+    class Old:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr("openvino.Core", Old)
+    with pytest.raises(ConfigError, match="no bf16 arithmetic: take the backend openvino"):
+        OpenVino(exported("group-norm")[1] / graph.MODEL, 1, "bf16")
 
 
 def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
@@ -117,9 +166,7 @@ def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
 @pytest.mark.parametrize("shape", NETWORKS)
 @pytest.mark.parametrize("name", ["torch-int8", "torch-bf16"])
 def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
-    model = NETWORKS[shape]().eval()
-    for weight in model.backbone.transformer_layers.parameters():
-        weight.data /= 5  # with large random weights a network is chaotic, and rounding another answer
+    model = calm(NETWORKS[shape]())
     plain = Predictor(model, card(model)).probabilities(CLIPS)
     found = Predictor(backends.of_model(name, model), card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE[name])
@@ -137,7 +184,7 @@ def test_backends_are_asked_together_and_each_answers_for_itself(exported):
     model, folder = exported("group-norm")
     asked = {
         "torch": Predictor(model, tiny.card()),
-        "onnx": Predictor(Onnx(graph.Graph(folder / graph.MODEL, 1)), tiny.card()),
+        "onnx": Predictor(OfGraph(OnnxRuntime(folder / graph.MODEL, 1)), tiny.card()),
         "torch-int8": Predictor(backends.of_model("torch-int8", model), tiny.card()),
     }
     together = answer_together(CLIPS, {name: (one, None) for name, one in asked.items()})
@@ -161,7 +208,7 @@ def test_a_released_folder_is_answered_by_the_graph_it_has(exported, tmp_path, m
     place, model = released(tmp_path, exported)
     monkeypatch.setattr(backends, "load_folder", None)  # neither weights are read
     monkeypatch.setattr(graph, "write", None)  # nor anything exported
-    for name in ("onnx", "onnx-int8"):
+    for name in ("onnx", "onnx-int8", "openvino"):
         loaded = Predictor.load(place, backend=name, threads=1)
         assert loaded.version and loaded.model_id == "test/tiny" and loaded.emotions == PAPER_EMOTIONS
         found = loaded.probabilities(CLIPS)
@@ -174,12 +221,12 @@ def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
     place = tiny.checkpoint(tmp_path, **LOUD)
     before = sorted(file.name for file in Path(place).iterdir())
     loaded = Predictor.load(place, backend="onnx", threads=2)
-    assert isinstance(loaded.backend, Onnx) and loaded.backend.graph.threads == 2
+    assert isinstance(loaded.backend, OfGraph) and loaded.backend.runtime.threads == 2
     np.testing.assert_allclose(loaded.logits(CLIPS), Predictor.load(place).logits(CLIPS), rtol=0, atol=1e-4)
     assert sorted(file.name for file in Path(place).iterdir()) == before
 
 
-@pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8"])
+@pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"])
 def test_backends_for_cpus_are_refused_where_there_is_a_gpu(name, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -187,11 +234,14 @@ def test_backends_for_cpus_are_refused_where_there_is_a_gpu(name, monkeypatch, t
         Predictor.load(str(tmp_path), backend=name)
 
 
-def test_without_the_packages_it_says_which_to_install(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "package", "extra"), [("onnx", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")]
+)
+def test_without_the_packages_it_says_which_to_install(backend, package, extra, monkeypatch, tmp_path):
     known = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else known(name))
-    with pytest.raises(ConfigError, match=r'needs onnxruntime, .*pip install "lakd-ray\[onnx\]"'):
-        Predictor.load(str(tmp_path), backend="onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else known(name))
+    with pytest.raises(ConfigError, match=rf'needs {package}, .*pip install "lakd-ray\[{extra}\]"'):
+        Predictor.load(str(tmp_path), backend=backend)
 
 
 def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monkeypatch):
@@ -224,11 +274,12 @@ def test_a_foreign_graph_is_refused(exported, tmp_path):
     foreign = onnx.load(folder / graph.MODEL)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(CheckpointError, match="not made by this project"):
-        graph.Graph(tmp_path / "foreign.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="cannot be run by onnxruntime"):
-        graph.Graph(tmp_path / "broken.onnx")
+    for runtime in RUNTIMES.values():
+        with pytest.raises(CheckpointError, match="not made by this project"):
+            runtime(tmp_path / "foreign.onnx")
+        with pytest.raises(CheckpointError, match="cannot be run by"):
+            runtime(tmp_path / "broken.onnx")
 
 
 @pytest.mark.slow

@@ -1,0 +1,146 @@
+"""What runs a graph of `lakd_ray.models.graph` on CPUs: onnxruntime, or OpenVINO.
+
+Shape suffixes: B utterances, T samples, C classes, L languages.
+"""
+
+import importlib.util
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.models.outputs import Outputs
+
+LANGUAGES = "lakd.languages"
+"""Metadata of a graph: the languages that it knows apart."""
+
+# OpenVINO makes its kernels anew for each shape that it has not met: waves are padded to whole half seconds, which
+# changes no answer.
+_STEP = 8_000
+
+
+def require(extra: str, *packages: str) -> None:
+    """Refuse to go on without some packages.
+
+    Args:
+        extra: the part of this project's installation that has them.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'this needs {", ".join(missing)}, not installed here: pip install "lakd-ray[{extra}]"')
+
+
+class Runtime(ABC):
+    """A graph that answers.
+
+    Attributes:
+        languages: those that it knows apart, if it is a language-aware student's.
+        threads: that one call computes with.
+    """
+
+    languages: tuple[str, ...]
+    threads: int
+
+    @abstractmethod
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
+        """As `EmotionClassifier.forward`, of waves alone."""
+
+    def _given(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> dict[str, Any]:
+        given = {"waves": wave_BT.float().numpy(), "lengths": lengths_B.numpy()}
+        return given | ({"languages": languages_B.numpy()} if self.languages else {})
+
+
+class OnnxRuntime(Runtime):
+    """onnxruntime.
+
+    Args:
+        file: as `graph.write` or `graph.quantise` made it.
+        threads: torch's number if None.
+
+    Raises:
+        ConfigError: onnxruntime is not installed.
+        CheckpointError: the file is not such a graph.
+    """
+
+    def __init__(self, file: Path, threads: int | None = None) -> None:
+        require("onnx", "onnxruntime")
+        import onnxruntime
+
+        self.threads = threads or torch.get_num_threads()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        # Threads that spin between two calls take the CPU from whatever else runs beside: decoding, other replicas.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no other common base
+            raise _broken(file, "onnxruntime", error) from error
+        self.languages = _languages(file, self._session.get_modelmeta().custom_metadata_map.get(LANGUAGES))
+
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
+        """As `Runtime`."""
+        return Outputs(*map(torch.from_numpy, self._session.run(None, self._given(wave_BT, lengths_B, languages_B))))
+
+
+class OpenVino(Runtime):
+    """OpenVINO.
+
+    Args:
+        file: as `graph.write` made it.
+        threads: torch's number if None.
+        precision: what products and convolutions compute in.
+
+    Raises:
+        ConfigError: OpenVINO is not installed, or the CPU has no bf16.
+        CheckpointError: the file is not such a graph, or of a network that OpenVINO does not know (Whisper's).
+    """
+
+    def __init__(self, file: Path, threads: int | None = None, precision: Literal["f32", "bf16"] = "f32") -> None:
+        require("openvino", "openvino")
+        import openvino
+
+        self.threads = threads or torch.get_num_threads()
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ConfigError("this CPU has no bf16 arithmetic: take the backend openvino, in fp32, or onnx-int8")
+        wanted = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        try:
+            found = core.read_model(file)
+            self._request = core.compile_model(found, "CPU", wanted).create_infer_request()
+        except RuntimeError as error:
+            raise _broken(file, "OpenVINO", error) from error
+        place = ["framework", LANGUAGES]
+        self.languages = _languages(file, found.get_rt_info(place).astype(str) if found.has_rt_info(place) else None)
+
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
+        """As `Runtime`."""
+        padded_BT = nn.functional.pad(wave_BT, (0, -wave_BT.shape[1] % _STEP))
+        found = self._request.infer(self._given(padded_BT, lengths_B, languages_B)).to_tuple()
+        return Outputs(*(torch.from_numpy(each.copy()) for each in found))
+
+
+def _languages(file: Path, told: str | None) -> tuple[str, ...]:
+    if told is None:
+        raise CheckpointError(f"{file} was not made by this project: expected a graph that `lakd export --onnx` wrote")
+    return tuple(json.loads(told))
+
+
+def _broken(file: Path, runtime: str, error: Exception) -> CheckpointError:
+    cause = [line for line in str(error).splitlines() if any(map(str.isalpha, line))][-1]  # OpenVINO's summary
+    return CheckpointError(
+        f"{file} cannot be run by {runtime}: {cause.strip().rstrip('.')}. If the file is damaged, export the "
+        "checkpoint again; if that runtime does not know the network, take another backend (torch knows all)"
+    )
