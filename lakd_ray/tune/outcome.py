@@ -16,12 +16,12 @@ Confirmed = Mapping[int, Sequence[float]]  # trial -> its objective with each of
 
 
 def ranked(trials: Sequence[Trial], confirmed: Confirmed | None = None) -> list[Trial]:
-    """Trials that ended, the best first: by the mean over seeds if some were run again, those before all others."""
+    """Trials that ended, the best first: those that were run again by their mean over the other seeds, for their own
+    number was chosen as one of the best; then all others."""
     again = confirmed or {}
 
     def key(trial: Trial) -> tuple[bool, float]:
-        own = trial.objective or 0.0
-        return trial.number in again, mean([own, *again[trial.number]]) if trial.number in again else own
+        return trial.number in again, mean(again.get(trial.number, [trial.objective or 0.0]))
 
     ended = [trial for trial in trials if trial.objective is not None and trial.state in ("complete", "stopped")]
     return sorted(ended, key=key, reverse=True)
@@ -47,12 +47,17 @@ def paper_trial(config: Experiment, trials: Sequence[Trial]) -> Trial | None:
 
 
 def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) -> str:
-    """The winner against the paper's settings, in a sentence."""
-    best, paper = ranked(trials, confirmed)[0], paper_trial(config, trials)
+    """The winner against the paper's settings, or the next best where these win, in a sentence."""
+    order, paper = ranked(trials, confirmed), paper_trial(config, trials)
     if paper is None or paper.objective is None:
         return "The paper's settings were not tried: they lie outside of tune.space."
+    best, said = order[0], ""
     if best.number == paper.number:
-        return "The paper's settings are the best."
+        said = "The paper's settings are the best. "
+        others = [trial for trial in order if trial.number in confirmed and trial.number != paper.number]
+        if paper.number not in confirmed or not others:
+            return said.strip()
+        best = others[0]
     own = 100 * ((best.objective or 0) - paper.objective)
     if best.number not in confirmed or paper.number not in confirmed:
         return (
@@ -65,19 +70,24 @@ def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) 
         f"{100 * differences_A.mean():+.1f} points against the paper's settings over {len(differences_A)} other seeds"
     )
     if bounds is None:
-        return f"On dev trial {best.number} is {told}; one seed gives no interval."
+        return f"{said}On dev trial {best.number} is {told}; one seed gives no interval."
     low, high = (100 * bound for bound in bounds)
     verdict = "it beats them" if low > 0 else "it is not shown to beat them"
-    return f"On dev trial {best.number} is {told}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."
+    return f"{said}On dev trial {best.number} is {told}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."
 
 
-def cost(config: Experiment, trials: Sequence[Trial], epoch_seconds: float, epochs: int) -> str:
-    """Audio that the trials were trained on, against one student trained on the full budget."""
+def cost(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed, epoch_seconds: float) -> str:
+    """Audio that the trials were trained on, against one student trained on the full budget, in a sentence."""
+    epochs = config.student.optim.epochs
     trained, full = sum(trial.audio_seconds for trial in trials), epoch_seconds * epochs
-    return (
+    told = (
         f"{len(trials)} trials were trained on {trained / 3600:.2f} audio-hours, {trained / full:.1f} times what one "
         f"student on the full budget of {epochs} epochs is ({full / 3600:.2f})"
     )
+    if again := sum(map(len, confirmed.values())):
+        more = again * epoch_seconds * (config.tune.epochs or epochs)
+        told += f"; the {again} runs with other seeds add {more / 3600:.2f}, {more / full:.1f} times"
+    return told + "."
 
 
 def best_file(config: Experiment, settings: Settings, notes: Sequence[str]) -> str:

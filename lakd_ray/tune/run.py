@@ -200,7 +200,7 @@ def _notes(config: Experiment, manifest: Manifest, trials: Sequence[Trial], conf
         f"Best of {len(trials)} trials ({counted}): #{best.number}, objective {best.objective or 0:.4f} on dev after "
         f"{best.epochs} epochs, with {settings_text(best.settings)}.",
         outcome.compared(config, trials, confirmed),
-        outcome.cost(config, trials, seconds, config.student.optim.epochs) + ".",
+        outcome.cost(config, trials, confirmed, seconds),
     ]
     if config.tune.against:
         shown = "; ".join(f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in outcome.front(trials))

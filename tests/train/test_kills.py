@@ -1,18 +1,16 @@
 """Workers, drivers and machines are killed while a real run trains; it ends as the one that nobody disturbed."""
 
-import os
 import random
 import subprocess
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from kills import MARK, SMALL, Runs, kill_all, marked, workers
 from loop_scenario import _read_here
 from safetensors.torch import load_file
 
@@ -27,86 +25,7 @@ from lakd_ray.train.state import State
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
 
-ROOT = Path(__file__).parents[2]
-EXPERIMENT = """
-name: {name}
-storage: {storage}
-stages: [prepare, teachers]
-languages: [en]
-corpora:
-  - name: demo
-    importer: espeak
-    root: "{{storage}}/corpus"
-    options: {{speakers: 8, sentences: 2, languages: [en]}}
-    split: {{scheme: speaker-folds, folds: 4, dev_speakers: 2}}
-audio: {{row_group_utterances: 4}}
-teacher: &recipe
-  model:
-    freeze_feature_encoder: false
-    architecture:
-      model_type: wav2vec2
-      conv_dim: [16, 16, 16, 16, 16, 16, 16]
-      hidden_size: 32
-      num_hidden_layers: 1
-      num_attention_heads: 2
-      intermediate_size: 64
-      num_conv_pos_embeddings: 16
-      num_conv_pos_embedding_groups: 4
-      classifier_proj_size: 32
-  optim: {{epochs: {epochs}, lr: 0.001}}
-student: *recipe
-distill: {{paradigms: [mtkd]}}
-batch: {{padded_seconds: 12, max_utterances: 2}}
-train: {{workers: {workers}, checkpoint_steps: 1}}
-cluster: {{object_store_mb: 200, logs: true}}
-"""
-
-
-class Runs:
-    """An experiment's only run, in a folder, trained by processes that may be killed."""
-
-    def __init__(self, folder: Path, *, workers: int, epochs: int, environment: dict[str, str]) -> None:
-        self._folder, self._settings, self._environment = folder, {"workers": workers, "epochs": epochs}, environment
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.log = folder / "log"
-
-    def experiment(self, name: str) -> Path:
-        file = self._folder / f"{name}.yaml"
-        file.write_text(EXPERIMENT.format(name=name, storage=self._folder / "out", **self._settings))
-        return file
-
-    def start(self, name: str) -> "subprocess.Popen[bytes]":
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lakd_ray", "pipeline", str(self.experiment(name))],
-                cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        self._processes.append(process)
-        return process
-
-    def finish(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.wait(timeout=900) == 0, self.told()
-
-    def told(self) -> str:
-        return self.log.read_text()[-4000:]
-
-    def close(self) -> None:
-        for process in self._processes:
-            kill_all(process)
-
-
-def kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """A driver and all that it has started, at once."""
-    try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
-    for each in family:
-        try:
-            each.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait(timeout=60)
+EXPERIMENT = f"stages: [prepare, teachers]\n{SMALL}train: {{{{workers: {{workers}}, checkpoint_steps: 1}}}}\n"
 
 
 def config_of(file: Path) -> tuple[Experiment, str]:
@@ -119,23 +38,8 @@ def reached(folder: str) -> tuple[int, int]:
     return at.epoch, at.cursor
 
 
-def wait(until: Callable[[], bool], runs: Runs, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 300
-    while not until():
-        assert process.poll() is None, f"it ended too early:\n{runs.told()}"
-        assert time.monotonic() < deadline, f"it got no further:\n{runs.told()}"
-        time.sleep(0.02)
-
-
 def workers_of(mark: str) -> list[psutil.Process]:
-    """Ray Train's workers in clusters with this mark in their environment."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        words = process.info["cmdline"] or []
-        mine = (process.info["environ"] or {}).get("LAKD_TEST") == mark
-        if mine and words and words[0].startswith("ray::RayTrainWorker"):
-            found.append(process)
-    return found
+    return workers(mark, "RayTrainWorker")
 
 
 def kill_workers(count: int, mark: str, folder: str, runs: Runs, process: "subprocess.Popen[bytes]") -> None:
@@ -144,10 +48,10 @@ def kill_workers(count: int, mark: str, folder: str, runs: Runs, process: "subpr
     for _ in range(count):
         before = reached(folder)
         steps = choose.randint(1, 2)
-        wait(lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(workers_of(mark)), runs, process)
+        runs.wait(process, lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(workers_of(mark)))
         choose.choice(workers_of(mark)).kill()
         gone = reached(folder)
-        wait(lambda g=gone: reached(folder) > g, runs, process)
+        runs.wait(process, lambda g=gone: reached(folder) > g)
 
 
 def same_end(one: str, other: str) -> None:
@@ -168,14 +72,12 @@ def same_end(one: str, other: str) -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    home = tmp_path / "home"
-    home.mkdir()
-    return {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", "LAKD_TEST": str(tmp_path)}
+    return marked(tmp_path)
 
 
 @pytest.fixture
 def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Runs]:
-    one = Runs(tmp_path, **request.param, environment=environment)
+    one = Runs(tmp_path, EXPERIMENT, environment=environment, **request.param)
     yield one
     one.close()
 
@@ -217,7 +119,7 @@ def test_twenty_workers_and_two_drivers_are_killed(runs: Runs, tmp_path: Path) -
     for _ in range(2):
         process = runs.start("killed")
         before = reached(killed[1])
-        wait(lambda b=before: reached(killed[1]) > b, runs, process)
+        runs.wait(process, lambda b=before: reached(killed[1]) > b)
         kill_all(process)
     process = runs.start("killed")
     kill_workers(20, str(tmp_path), killed[1], runs, process)
@@ -230,11 +132,12 @@ def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str], monk
     """A head without room for the run, and two nodes; the one on which the run trains is killed, twice."""
     from ray.cluster_utils import Cluster
 
-    for name in ("HOME", "LAKD_TEST"):
+    for name in ("HOME", MARK):
         monkeypatch.setenv(name, environment[name])
     size = {"object_store_memory": 200 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **size})
-    runs = Runs(tmp_path, workers=2, epochs=8, environment={**environment, "RAY_ADDRESS": cluster.address})
+    reached_by = {**environment, "RAY_ADDRESS": cluster.address}
+    runs = Runs(tmp_path, EXPERIMENT, environment=reached_by, workers=2, epochs=8)
     try:
         nodes = [cluster.add_node(num_cpus=2, **size) for _ in range(2)]
         whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
@@ -242,7 +145,7 @@ def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str], monk
         process = runs.start("killed")
         for _ in range(2):
             before = reached(killed[1])
-            wait(lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))), runs, process)
+            runs.wait(process, lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))))
             training = {raylet_of(worker) for worker in workers_of(str(tmp_path))}
             (victim,) = (node for node in nodes if node.all_processes["raylet"][0].process.pid in training)
             cluster.remove_node(victim, allow_graceful=False)
