@@ -7,9 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from lakd_ray import __version__
-from lakd_ray.config import Cluster, Experiment, describe, load, values
+from lakd_ray.config import Backend, Cluster, Experiment, describe, load, values
 from lakd_ray.errors import LakdError
 
 _STAGES = {
@@ -119,6 +120,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hop", type=float, metavar="S", help="from one segment to the next; the window if left out")
     parser.add_argument("--top-k", type=int, metavar="N", help="only so many of the most probable emotions")
     parser.add_argument("--max-seconds", type=float, default=120.0, metavar="S", help="with --model: the longest (120)")
+    _add_backend(parser, "with --model: what computes (torch), see docs/export.md")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
 
 
@@ -129,9 +131,14 @@ def _add_bulk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="copies of the model; as many as there is room for")
     parser.add_argument("--cpus", type=int, metavar="N", help="CPUs of each (1)")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each")
+    _add_backend(parser, "what computes (torch), see docs/export.md")
     parser.add_argument("--language", metavar="CODE", help="language of recordings whose manifest tells none")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="longer ones are quarantined (120)")
     parser.add_argument("--part-files", type=int, metavar="N", help="recordings of one Parquet file (256)")
+
+
+def _add_backend(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--backend", choices=get_args(Backend), default="torch", help=text)
 
 
 def _add_overrides(parser: argparse.ArgumentParser, form: str, text: str) -> None:
@@ -221,7 +228,7 @@ def _predict(options: argparse.Namespace) -> int:
     from lakd_ray.predict import ask  # httpx and, for a model here, torch take seconds to load
 
     question = ask.Question(options.language, options.window, options.hop, options.top_k)
-    asked = {"url": options.url, "model": options.model, "max_seconds": options.max_seconds}
+    asked = {name: getattr(options, name) for name in ("url", "model", "max_seconds", "backend")}
     return ask.run(options.files, question, **asked, as_json=options.json)
 
 

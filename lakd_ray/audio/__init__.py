@@ -3,6 +3,7 @@
 door     decode, read: any recording, with everything checked on the way in
 ffmpeg   containers that libsndfile does not read, through the program of that name
 samples  rates, 16-bit samples, FLAC
+apart    processes that may die over a recording
 """
 
 from lakd_ray.audio.door import Recording, decode, read

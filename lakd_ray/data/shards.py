@@ -10,8 +10,9 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,10 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from lakd_ray import storage
+from lakd_ray.audio.apart import Apart
 from lakd_ray.config import Audio, dump
 from lakd_ray.corpora import recordings
 from lakd_ray.corpora.clip import Clip
-from lakd_ray.data.alone import Alone
 from lakd_ray.data.quality import admit
 from lakd_ray.data.stream import quiet_and_ordered
 from lakd_ray.errors import ClipError, DataError, LakdError, StorageError
@@ -150,8 +151,9 @@ def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], alone
     task, limits = json.loads(item["item"]), Audio.model_validate(audio)
     rows: list[dict[str, Any]] = []
     refused: dict[str, Outcome] = {}
-    with Alone() if alone else _Here() as decoder:
-        for key, result in _outcomes(task["clips"], decoder, limits):
+    with Apart() if alone else nullcontext() as apart:
+        decode = admit if apart is None else partial(apart.call, admit)
+        for key, result in _outcomes(task["clips"], decode, limits):
             if isinstance(result, ClipError):
                 refused[key] = {"kind": result.kind, "reason": str(result)}
             else:
@@ -166,20 +168,8 @@ def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], alone
     return {"outcomes": json.dumps(refused | _placed(rows, name, limits)), "error": ""}
 
 
-class _Here:
-    """Decodes in this process."""
-
-    admit = staticmethod(admit)
-
-    def __enter__(self) -> "_Here":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def _outcomes(
-    entries: list[dict[str, Any]], decoder: Any, limits: Audio
+    entries: list[dict[str, Any]], decode: Callable[..., dict[str, Any]], limits: Audio
 ) -> Iterator[tuple[str, dict[str, Any] | ClipError]]:
     """Each clip's key with its shard row or its refusal. Parts of one recording follow each other: it is read once."""
     last, content = "", b""
@@ -189,7 +179,7 @@ def _outcomes(
             if clip.source != last:
                 last, content = "", recordings.content(clip.source)
                 last = clip.source
-            row = decoder.admit(content, where=clip.source, start=clip.start, end=clip.end, limits=limits)
+            row = decode(content, where=clip.source, start=clip.start, end=clip.end, limits=limits)
         except ClipError as error:
             yield entry["key"], error
             continue

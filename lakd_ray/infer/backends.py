@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lakd_ray import storage
+from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import Backend as Name
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import Card, EmotionClassifier, Outputs, graph
@@ -42,9 +43,11 @@ class Backend(ABC):
 
     Attributes:
         languages: those that the network knows apart; none if its head does not look at them.
+        slow_once: lengths of waves, in samples, whose first answers take longer than the next.
     """
 
     languages: tuple[str, ...]
+    slow_once: tuple[int, ...] = (SAMPLE_RATE,)
 
     @abstractmethod
     def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
@@ -133,7 +136,7 @@ class OfGraph(Backend):
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.languages = runtime.languages
+        self.languages, self.slow_once = runtime.languages, runtime.slow_once
 
     def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
         """As `Backend`."""

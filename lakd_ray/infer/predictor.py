@@ -85,6 +85,11 @@ class Predictor:
         version = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
         return cls(*backends.of_checkpoint(backend, location, threads), version=version)
 
+    def warm(self) -> None:
+        """Answer silence of the lengths at which the first call is slow, so that nobody waits for it."""
+        for samples in self.backend.slow_once:
+            self.answer([np.zeros(samples, np.float32)])
+
     def logits(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
         """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others.
 

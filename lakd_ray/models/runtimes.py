@@ -18,9 +18,9 @@ from lakd_ray.models.outputs import Outputs
 LANGUAGES = "lakd.languages"
 """Metadata of a graph: the languages that it knows apart."""
 
-# OpenVINO makes its kernels anew for each shape that it has not met: waves are padded to whole half seconds, which
-# changes no answer.
-_STEP = 8_000
+# OpenVINO makes its kernels anew for each shape that it has not met. So waves go through it one by one, padded to whole
+# half seconds, which changes no answer, and shapes of up to ten seconds can be met beforehand.
+_STEP, _MET = 8_000, 20
 
 
 def require(extra: str, *packages: str) -> None:
@@ -43,10 +43,12 @@ class Runtime(ABC):
     Attributes:
         languages: those that it knows apart, if it is a language-aware student's.
         threads: that one call computes with.
+        slow_once: lengths of waves, in samples, whose first answers take longer than the next.
     """
 
     languages: tuple[str, ...]
     threads: int
+    slow_once: tuple[int, ...] = (_STEP,)
 
     @abstractmethod
     def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
@@ -104,6 +106,8 @@ class OpenVino(Runtime):
         CheckpointError: the file is not such a graph, or of a network that OpenVINO does not know (Whisper's).
     """
 
+    slow_once = tuple(_STEP * count for count in range(1, _MET + 1))
+
     def __init__(self, file: Path, threads: int | None = None, precision: Literal["f32", "bf16"] = "f32") -> None:
         require("openvino", "openvino")
         import openvino
@@ -127,9 +131,16 @@ class OpenVino(Runtime):
 
     def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
         """As `Runtime`."""
-        padded_BT = nn.functional.pad(wave_BT, (0, -wave_BT.shape[1] % _STEP))
-        found = self._request.infer(self._given(padded_BT, lengths_B, languages_B)).to_tuple()
-        return Outputs(*(torch.from_numpy(each.copy()) for each in found))
+        rows = [
+            self._one(wave_BT[row : row + 1], *each)
+            for row, each in enumerate(zip(lengths_B, languages_B, strict=True))
+        ]
+        return Outputs(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+    def _one(self, wave_1T: Tensor, length: Tensor, language: Tensor) -> list[Tensor]:
+        padded_1T = nn.functional.pad(wave_1T[:, : int(length)], (0, -int(length) % _STEP))
+        given = self._given(padded_1T, length.unsqueeze(0), language.unsqueeze(0))
+        return [torch.from_numpy(each.copy()) for each in self._request.infer(given).to_tuple()]
 
 
 def _languages(file: Path, told: str | None) -> tuple[str, ...]:

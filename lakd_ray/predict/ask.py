@@ -14,6 +14,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from lakd_ray import storage
+from lakd_ray.config import Backend
 from lakd_ray.corpora import recordings
 from lakd_ray.errors import ConfigError, DataError, LakdError
 from lakd_ray.predict import show
@@ -90,21 +91,23 @@ class Here:
     Args:
         folder: checkpoint folder, a path or s3:// location.
         max_seconds: longer recordings are refused.
+        backend: what computes.
 
     Raises:
         StorageError, CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: the backend cannot be had here.
     """
 
     at_once = 1
 
-    def __init__(self, folder: str, max_seconds: float):
+    def __init__(self, folder: str, max_seconds: float, backend: Backend):
         import transformers  # it and torch take seconds to load
 
         from lakd_ray.infer.predictor import Predictor
         from lakd_ray.serve.answering import LocalModel
 
         transformers.utils.logging.disable_progress_bar()  # of a moment, and it would go where nobody looks for one
-        predictor = Predictor.load(folder)
+        predictor = Predictor.load(folder, backend=backend)
         self._model, self._max_seconds = LocalModel(predictor), max_seconds
         self.emotions = predictor.emotions
 
@@ -139,6 +142,7 @@ def run(
     url: str | None = None,
     model: str | None = None,
     max_seconds: float = MAX_SECONDS,
+    backend: Backend = "torch",
     as_json: bool = False,
 ) -> int:
     """Print the answer to every recording; a file without one does not stop the others.
@@ -148,6 +152,7 @@ def run(
         url: the endpoint that is asked; its key is in LAKD_API_KEY.
         model: else the checkpoint folder that is loaded here.
         max_seconds: longer recordings are refused; the endpoint has a limit of its own.
+        backend: what computes here; the endpoint has its own.
         as_json: print JSON lines, one a file, instead of a table.
 
     Returns:
@@ -164,7 +169,7 @@ def run(
         reasons = "".join(f"\n  {place.file}: {place.error}" for place in found if isinstance(place, Result))
         raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were named")
     with ExitStack() as stack:
-        asked = Here(model, max_seconds) if model is not None else Endpoint(stack.enter_context(Client(str(url))))
+        asked = Endpoint(stack.enter_context(Client(str(url)))) if model is None else Here(model, max_seconds, backend)
         shown = show.lines(as_json, asked.emotions, question.top_k, [_file(place) for place in found])
         bar = stack.enter_context(
             tqdm(total=len(found), unit="file", delay=_QUIET_S, leave=False, disable=not sys.stderr.isatty())

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 from tqdm import tqdm
 
 from lakd_ray import records, schema, storage
-from lakd_ray.config import Section, absolute, dump
+from lakd_ray.config import Backend, Section, absolute, dump
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StorageError
 from lakd_ray.models.checkpoint import read_card_at
 from lakd_ray.predict import inputs
@@ -37,6 +37,7 @@ OBJECT_STORE_MB = 100  # enough of one: recordings do not travel through it, onl
 
 _LOOKED_AT = ["id", "path", "status", "kind", "reason", "emotion", "duration_s"]
 _READERS = 16
+_DECIDING = ("backend", "language", "max_seconds", "part_files")
 
 
 class Bulk(Section):
@@ -54,6 +55,9 @@ class Bulk(Section):
     """Logical CPUs of one worker; also its torch threads, and the processes by which it decodes."""
     gpu: bool = False
     """One GPU for each worker."""
+    backend: Backend = "torch"
+    """What computes, as the endpoint's. Workers read a graph that lies in the checkpoint folder (`lakd export --onnx`);
+    without one each makes its own."""
     language: str | None = Field(None, pattern="^[a-z]{2,3}$")
     """Language of the recordings, where the manifest tells none; if absent, what the model hears."""
     max_seconds: float = Field(120.0, gt=0)
@@ -150,7 +154,7 @@ def _made_by(bulk: Bulk, model: str, found: inputs.Inputs, emotions: Sequence[st
         "stage": "predict",
         "model": model,
         "inputs": {"place": bulk.input, "recordings": len(found.entries), "digest": found.digest},
-        **{name: value for name, value in dump(bulk).items() if name in ("language", "max_seconds", "part_files")},
+        **{name: value for name, value in dump(bulk).items() if name in _DECIDING},
         "columns": schema.answers(emotions).names,
     }
 
@@ -201,7 +205,7 @@ def _predict(bulk: Bulk, missing: Sequence[_Part], total: int, workers: int) -> 
     ]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Worker,
-        fn_constructor_args=(bulk.model, bulk.cpus, bulk.language, bulk.max_seconds),
+        fn_constructor_args=(bulk.model, bulk.cpus, bulk.language, bulk.max_seconds, bulk.backend),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),

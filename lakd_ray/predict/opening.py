@@ -6,16 +6,14 @@ In bulk that is done ahead of the model, and by processes that may die over a re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import Self
 
-from lakd_ray.audio import SAMPLE_RATE, Recording, read
+from lakd_ray.audio import Recording, read
+from lakd_ray.audio.apart import Apart
 from lakd_ray.corpora import recordings
-from lakd_ray.data.alone import Alone
 from lakd_ray.errors import ClipError, DataError
-from lakd_ray.serve.answering import MIN_SECONDS
+from lakd_ray.serve.answering import WHERE, checked
 
-_WHERE = "the recording"
 _READERS = 6  # read while others are decoded: a bucket takes its time to answer
 _AHEAD = 4  # recordings that are ready or on their way, for each reader
 
@@ -26,31 +24,19 @@ def decoded(content: bytes, max_seconds: float) -> Recording:
     Raises:
         ClipError: it cannot be decoded, or is shorter or longer than it may be.
     """
-    return _checked(read(content, where=_WHERE, max_seconds=max_seconds + 1), max_seconds)
-
-
-def _checked(recording: Recording, max_seconds: float) -> Recording:
-    seconds = len(recording.wave_T) / SAMPLE_RATE
-    if seconds > max_seconds + 0.01:  # resampling may add a sample
-        raise ClipError(f"{_WHERE} is longer than the limit of {max_seconds:g} s", "long")
-    if seconds < MIN_SECONDS:
-        raise ClipError(f"{_WHERE} lasts {seconds:.3f} s, expected at least {MIN_SECONDS} s", "short")
-    return recording
+    return checked(read(content, where=WHERE, max_seconds=max_seconds + 1), max_seconds)
 
 
 class Opener:
     """Opens recordings ahead of whoever takes them. Close it, or use it as a context.
 
     Args:
-        decoders: processes that decode. One that dies or hangs over a recording is replaced, and the recording refused.
+        decoders: processes that decode.
         max_seconds: longer recordings are refused.
     """
 
     def __init__(self, decoders: int, max_seconds: float):
-        self._all = [Alone() for _ in range(decoders)]
-        self._free: SimpleQueue[Alone] = SimpleQueue()
-        for decoder in self._all:
-            self._free.put(decoder)
+        self._apart = Apart(decoders)
         self._max_seconds = max_seconds
         self._ahead = _AHEAD * (_READERS + decoders)
         self._pool = ThreadPoolExecutor(_READERS + decoders, "open")
@@ -64,8 +50,7 @@ class Opener:
     def close(self) -> None:
         """End threads and processes; what is on its way is waited for."""
         self._pool.shutdown(cancel_futures=True)
-        for decoder in self._all:
-            decoder.close()
+        self._apart.close()
 
     def open(self, sources: Sequence[str]) -> Iterator[Recording | ClipError]:
         """Each source's recording or why there is none, in their order."""
@@ -80,15 +65,9 @@ class Opener:
     def _one(self, source: str) -> Recording | ClipError:
         try:
             content = recordings.content(source)
-            decoder = self._free.get()
-            try:
-                recording = decoder.call(read, content, where=_WHERE, max_seconds=self._max_seconds + 1)
-            finally:
-                self._free.put(decoder)
-            return _checked(recording, self._max_seconds)
+            recording: Recording = self._apart.call(decoded, content, self._max_seconds)
+            return recording
         except ClipError as error:
             return error
         except DataError as error:  # a table that does not hold what it should
             return ClipError(str(error))
-        except MemoryError:
-            return ClipError(f"{_WHERE} needs more memory to decode than there is")

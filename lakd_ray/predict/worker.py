@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lakd_ray import schema, storage
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
+from lakd_ray.config import Backend
 from lakd_ray.errors import ClipError, LakdError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.predict.inputs import Entry
@@ -30,10 +31,11 @@ class Worker:
         cpus: torch's threads, and processes that decode.
         language: of recordings whose manifest has none; None if it is to be heard, or is not known.
         max_seconds: longer recordings are quarantined.
+        backend: what computes.
     """
 
-    def __init__(self, model: str, cpus: int, language: str | None, max_seconds: float):
-        self._folder, self._cpus, self._language = model, cpus, language
+    def __init__(self, model: str, cpus: int, language: str | None, max_seconds: float, backend: Backend = "torch"):
+        self._folder, self._cpus, self._language, self._backend = model, cpus, language, backend
         self._opener = Opener(cpus, max_seconds)  # for all parts: its processes take a while to start
         self._predictor: Predictor | None = None
 
@@ -57,10 +59,10 @@ class Worker:
         """The rows of a part (`lakd_ray.schema.answers`), in the order of its entries.
 
         Raises:
-            StorageError, CheckpointError: the model cannot be loaded.
+            StorageError, CheckpointError, ConfigError: the model cannot be loaded, or the backend cannot be had here.
         """
         if self._predictor is None:  # not earlier: an actor that cannot be made would be made again and again
-            self._predictor = Predictor.load(self._folder, threads=self._cpus)
+            self._predictor = Predictor.load(self._folder, threads=self._cpus, backend=self._backend)
         rows: list[dict[str, Any]] = []
         opened = self._opener.open([entry.path for entry in entries])
         for some in _together(zip(entries, opened, strict=True)):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
+from lakd_ray.errors import ClipError
 from lakd_ray.serve.answers import Answer, ModelCard, Prediction, Remark, Said, Segment
 
 if TYPE_CHECKING:  # loads torch, which the process that speaks HTTP does without
     from lakd_ray.infer.predictor import Predictor
 
+WHERE = "the recording"  # what messages call it
 MIN_SECONDS = 0.1  # less than a few frames of any encoder
 MAX_SEGMENTS = 500
 _SHORT_S = 1.0
@@ -123,6 +125,20 @@ async def answer(
         model=card.model,
         version=card.version,
     )
+
+
+def checked(recording: Recording, max_seconds: float) -> Recording:
+    """A recording, if it can be answered.
+
+    Raises:
+        ClipError: it is shorter or longer than it may be.
+    """
+    seconds = len(recording.wave_T) / SAMPLE_RATE
+    if seconds > max_seconds + 0.01:  # resampling may add a sample
+        raise ClipError(f"{WHERE} is longer than the limit of {max_seconds:g} s", "long")
+    if seconds < MIN_SECONDS:
+        raise ClipError(f"{WHERE} lasts {seconds:.3f} s, expected at least {MIN_SECONDS} s", "short")
+    return recording
 
 
 def segments(samples: int, window_s: float, hop_s: float) -> list[tuple[int, int]]:

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
@@ -67,7 +66,7 @@ class ModelReplica:
         from lakd_ray.infer.predictor import Predictor, batch_seconds  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
-        self._predictor.probabilities([np.zeros(SAMPLE_RATE, np.float32)])  # the first call is slow: not a client's
+        self._predictor.warm()
         most = batch_seconds()
 
         def seconds(items: list[Item]) -> int:

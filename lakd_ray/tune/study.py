@@ -68,6 +68,7 @@ class Study:
 
     def __init__(self, config: Experiment, folder: str) -> None:
         self._config, self._tune = config, config.tune
+        self._epochs = config.tune.epochs or config.student.optim.epochs
         self._place = storage.join(folder, FILE)
         self._copy: Path | None = None
         with warnings.catch_warnings():
@@ -147,7 +148,7 @@ class Study:
             return False
         if epoch not in self._frozen(number).intermediate_values:
             trial.report(objective, epoch)
-        return trial.should_prune()
+        return epoch < self._epochs and trial.should_prune()  # after its last epoch it is complete
 
     def finish(self, number: int, cost: float | None, *, stopped: bool) -> None:
         """A trial has ended: by itself, or because it should."""

@@ -128,22 +128,24 @@ def test_copies_and_what_is_tried_again(prepared):
 
 def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any], alone: bool) -> dict[str, str]:
     """What the task does, but one recording takes the process with it that decodes it (runs in a Ray worker)."""
-    from lakd_ray.data import alone as alones
+    from lakd_ray.audio import apart
     from lakd_ray.data import quality, shards
+
+    call = apart.Apart.call
 
     def here(content: bytes, **arguments: Any) -> dict[str, Any]:
         if "en2-sadness" in arguments["where"]:
             signal.raise_signal(signal.SIGKILL)
         return quality.admit(content, **arguments)
 
-    def there(self: Any, content: bytes, **arguments: Any) -> Any:
+    def there(self: Any, function: Any, content: bytes, **arguments: Any) -> Any:
         if "en2-sadness" in arguments["where"]:
-            return self.call(signal.raise_signal, signal.SIGKILL)
-        return self.call(quality.admit, content, **arguments)
+            return call(self, signal.raise_signal, signal.SIGKILL)
+        return call(self, quality.admit, content, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards._Here, "admit", staticmethod(here))
-        patch.setattr(alones.Alone, "admit", there)
+        patch.setattr(shards, "admit", here)
+        patch.setattr(apart.Apart, "call", there)
         return shards._write_shard(item, folder, audio, alone)
 
 
@@ -157,7 +159,7 @@ def test_a_recording_that_kills_its_decoder(tmp_path, monkeypatch, capsys):
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert table(config, "quarantine").keys() == {"c/en2-sadness.flac"}
-    assert "kills the process" in table(config, "quarantine")["c/en2-sadness.flac"]["reason"]
+    assert "its decoder broke down over it" in table(config, "quarantine")["c/en2-sadness.flac"]["reason"]
     assert "tasks died while decoding" in capsys.readouterr().err
     assert len(table(config, "manifest")) == 31
 

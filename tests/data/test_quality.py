@@ -1,8 +1,6 @@
 """Which clips go to quarantine, each for its own reason; copies; and the process that may die. No Ray."""
 
 import io
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import soundfile
 
 from lakd_ray.audio import SAMPLE_RATE, decode_flac
 from lakd_ray.config import Audio
-from lakd_ray.data.alone import Alone
 from lakd_ray.data.duplicates import divide
 from lakd_ray.data.quality import admit
 from lakd_ray.errors import ClipError
@@ -71,20 +68,6 @@ def test_copies_that_do_not_agree_all_go(other):
     kept, refused = divide([row("a/1", "x"), row("a/2", "x", **other), row("a/3", "y")])
     assert [each["utterance"] for each in kept] == ["a/3"]
     assert {each["utterance"]: "same audio as a/2" in reason for each, reason in refused} == {"a/1": True, "a/2": False}
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_process_that_may_die_or_hang():
-    with Alone(deadline_s=60.0) as alone:
-        with pytest.raises(ClipError, match="kills the process that decodes it"):
-            alone.call(signal.raise_signal, signal.SIGKILL)
-        arguments = {"where": "a clip", "start": None, "end": None, "limits": Audio()}
-        assert alone.admit(wav(NOISE_T), **arguments)["num_samples"] == SAMPLE_RATE
-        with pytest.raises(ClipError, match="a clip holds no samples") as caught:
-            alone.admit(wav(NOISE_T[:0]), **arguments)
-        assert caught.value.kind == "empty"
-    with Alone(deadline_s=0.01) as alone, pytest.raises(ClipError, match=r"not done after 0\.01 s"):
-        alone.call(time.sleep, 60)
 
 
 def test_every_kind_is_explained():

@@ -26,6 +26,17 @@ def worker(model):
     made.close()
 
 
+def test_another_backend_answers_a_part(model, clips, said):
+    made = Worker(model, 1, "fr", 2.5, "torch-int8")
+    try:
+        row = made.answered([Entry("a", f"{clips}/a.wav", None)]).to_pylist()[0]
+    finally:
+        made.close()
+    expected = said((clips / "a.wav").read_bytes(), language="fr").probabilities
+    found = {emotion: row[f"p_{emotion}"] for emotion in expected}
+    assert found == pytest.approx(expected, abs=0.2) and found != pytest.approx(expected, abs=1e-7)
+
+
 def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, clips, said):
     entries = [Entry(one.id, one.path, "en" if one.id == "a.wav" else None) for one in find(str(clips)).entries]
     entries.append(Entry("gone", f"{clips}/gone.wav", None))

@@ -84,6 +84,12 @@ def test_trials_are_stopped_at_rungs_and_count_as_stopped(tmp_path: Path):
     assert one.left == 3, "what was stopped is a trial"
 
 
+def test_a_trial_that_has_done_its_last_epoch_is_complete_however_it_did(tmp_path: Path):
+    one = study(tmp_path, trials=9, grace=1, reduction=3, epochs=3)
+    told = [play(one, [0.8, 0.8, value]) for value in (0.90, 0.85, 0.80, 0.81)]
+    assert not any(stopped for _, stopped in told)
+
+
 def test_an_interrupted_trial_is_handed_out_again_with_what_it_had_reported(tmp_path: Path):
     one = study(tmp_path, stopping="none")
     number, settings = one.next()

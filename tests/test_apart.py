@@ -1,0 +1,64 @@
+"""Processes that may die over a recording: what they survive, and that they do not outlive who asked."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from lakd_ray.audio.apart import Apart
+from lakd_ray.errors import ClipError
+
+
+def devour() -> None:
+    np.ones(1 << 30)
+
+
+def refuse() -> None:
+    raise ClipError("a clip holds no samples", "empty")
+
+
+@pytest.fixture(scope="module")
+def apart():
+    with Apart(1, memory_mb=256, seconds=5.0) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("fault", "argument", "words"),
+    [
+        (signal.raise_signal, signal.SIGKILL, "its decoder broke down over it"),
+        (signal.raise_signal, signal.SIGSEGV, "its decoder broke down over it"),
+        (devour, None, "needs more than 256 MB"),
+    ],
+)
+def test_what_breaks_a_process_is_refused_and_the_next_one_answered(apart, fault, argument, words):
+    with pytest.raises(ClipError, match=words):
+        apart.call(fault, *([] if argument is None else [argument]))
+    assert apart.call(abs, -3) == 3
+
+
+def test_what_hangs_is_ended():
+    with Apart(1, seconds=0.2) as apart, pytest.raises(ClipError, match=r"not decoded within 0\.2 s"):
+        apart.call(time.sleep, 60)
+
+
+def test_what_a_function_raises_is_raised_here(apart):
+    with pytest.raises(ClipError, match="no samples") as caught:
+        apart.call(refuse)
+    assert caught.value.kind == "empty"
+
+
+def test_processes_end_with_the_one_that_asked():
+    code = "import os, time; from lakd_ray.audio.apart import Apart; "
+    code += "print(Apart(1).call(os.getpid), flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        process = psutil.Process(int(asking.stdout.readline()))
+        assert process.is_running() and process.pid != os.getpid()
+        asking.kill()
+    process.wait(timeout=30)
