@@ -120,6 +120,7 @@ class OpenVino(Runtime):
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # several replicas of a machine would share the first cores
         }
         try:
             found = core.read_model(file)
