@@ -43,7 +43,8 @@ DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
 def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
     """The demo with English alone, whose teacher is another run for every seed."""
     settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
-    return load(str(DEMO), [*settings, "distill.paradigms=[mtkd]", "languages=[en]"])
+    english = ["languages=[en]", "corpora.0.options.languages=[en]"]
+    return load(str(DEMO), [*settings, *english, "distill.paradigms=[mtkd]"])
 
 
 def bare(folder: str, epochs: int) -> None:

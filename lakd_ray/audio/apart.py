@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Overdue
+from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Self
@@ -59,13 +60,13 @@ class Apart:
         Raises:
             ClipError: it killed the process, was not done in time or needed too much memory.
         """
-        return self._told(self._start(function, arguments, named).result)
+        with self._refusing():
+            return self._start(function, arguments, named).result()
 
     async def ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """The same, awaited."""
-        coming = asyncio.wrap_future(self._start(function, arguments, named))
-        await asyncio.wait([coming])
-        return self._told(coming.result)
+        """The same, awaited; whoever stops waiting ends the call."""
+        with self._refusing():
+            return await asyncio.wrap_future(self._start(function, arguments, named))
 
     async def warm(self) -> None:
         """Wait until a process has loaded what it needs."""
@@ -75,9 +76,10 @@ class Apart:
         found: Future[Any] = self._pool.schedule(function, args=arguments, kwargs=named, timeout=self._seconds)
         return found
 
-    def _told(self, result: Callable[[], Any]) -> Any:
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         try:
-            return result()
+            yield
         except Overdue:
             raise ClipError(f"the recording was not decoded within {self._seconds:g} s") from None
         except ProcessExpired:

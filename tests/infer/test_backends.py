@@ -127,7 +127,7 @@ def test_a_quantised_graph_is_close_and_has_the_weights_in_int8(exported, shape)
     assert left.count("MatMulInteger") >= 6 * model.backbone.layers  # query, key, value, out and two of feed-forward
 
 
-@pytest.mark.parametrize("shape", EXPORTED_QUICKLY)
+@pytest.mark.parametrize("shape", ["group-norm", pytest.param("language-aware", marks=pytest.mark.slow)])
 def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
     model = calm(NETWORKS[shape]())
     graph.write(model, tmp_path / graph.MODEL)
