@@ -1,15 +1,17 @@
 """Training inside Ray Train against the same steps in a bare loop; start-up; one and two workers.
 
-    python benchmarks/train.py [--epochs 6] [--repeats 3]
+    python benchmarks/train.py [--epochs 12] [--repeats 3]
 
 The demo's corpus and network, real shards, DeepSpeed with ZeRO-1 and one thread for a worker. In each repeat, in turn:
 
     bare loop    the plan's batches decoded beforehand, then nothing but engine and loss, in a process of its own
     Ray Train    a run as `lakd teachers` does it: streamed by Ray Data, dev and checkpoints beside; the epochs' own
                  `seconds` count, from the second epoch on, as the first waits for its stream to start
+    bare loop    once more, so that a machine that gets slower meanwhile does not count
 
-Start-up is from the call to the first step's end: cold (a new Ray session), and of a second call in the same session.
-An empty TorchTrainer run beside says how much of it Ray Train takes by itself.
+and a repeat's ratio is that of the medians. Start-up is from the call to the first step's end: cold (a new Ray
+session), and of a second call in the same session. An empty TorchTrainer run beside says how much of it Ray Train takes
+by itself, and what a worker imports is timed in a process of its own.
 """
 
 import argparse
@@ -128,6 +130,23 @@ def empty_run(folder: str) -> float:
     return time.perf_counter() - started
 
 
+IMPORTS = {
+    "torch, ray.train": "ray.train.torch",
+    "transformers' wav2vec2": "transformers.models.wav2vec2.modeling_wav2vec2",
+    "DeepSpeed": "deepspeed",
+}
+
+
+def imports() -> dict[str, float]:
+    """Seconds that a fresh process takes for what every worker imports, one after the other."""
+    script = "import importlib, sys, time\nfor name in sys.argv[1:]:\n    started = time.perf_counter()\n"
+    script += "    importlib.import_module(name)\n    print('took', time.perf_counter() - started)\n"
+    command = [sys.executable, "-W", "ignore", "-c", script, *IMPORTS.values()]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    took = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("took ")]
+    return dict(zip(IMPORTS, took, strict=True))
+
+
 def start_up(asked: float, watched: Watched) -> dict[str, float]:
     """From the call to the end of the first step, split at the moment when the worker takes its run."""
     line = watched.lines[0]
@@ -143,7 +162,7 @@ def start_up(asked: float, watched: Watched) -> dict[str, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bare", metavar="FOLDER", help="the bare loop alone; used by the benchmark itself")
     options = parser.parse_args()
@@ -161,11 +180,15 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
         prepare.run(config)
     audio = 0.0
     ratios: list[float] = []
+    waits: list[float] = []
     memory: list[float] = []
+    loading: list[dict[str, float]] = []
     speeds: dict[int, list[float]] = {1: [], 2: []}
     starts: dict[str, list[dict[str, float]]] = {"cold": [], "second in a session": []}
     empty: list[float] = []
     for repeat in range(repeats):
+        loading.append(imports())
+        loop = in_bare_loop(folder, epochs)
         with session(config):
             asked, first = trained(experiment(folder, 3 * repeat + 1, 1, 1))
             starts["cold"].append(start_up(asked, first))
@@ -173,28 +196,32 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
             starts["second in a session"].append(start_up(asked, second))
             empty.append(empty_run(folder))
             _, two = trained(experiment(folder, 3 * repeat + 3, epochs, 2))
-        loop = in_bare_loop(folder, epochs)
+        loop += in_bare_loop(folder, epochs)
         lines = second.lines[1:]
         audio = lines[0]["audio_seconds"]
-        ratios.append(sum(line["seconds"] for line in lines) / sum(loop))
+        ratios.append(median(line["seconds"] for line in lines) / median(loop))
+        waits.append(100 * median(line["seconds_data"] / line["seconds"] for line in lines))
         for workers, each in ((1, second), (2, two)):
             speeds[workers].append(median(line["audio_seconds_per_second"] for line in each.lines[1:]))
         memory.append(max(line["memory_mb"] for line in second.lines))
         print(f"{repeat + 1}/{repeats}: Ray Train takes {ratios[-1]:.3f} of the bare loop", flush=True)
-    _print(audio, epochs, ratios, starts, empty, speeds, memory)
+    _print(audio, epochs, ratios, waits, starts, loading, empty, speeds, memory)
 
 
 def _print(
     audio: float,
     epochs: int,
     ratios: list[float],
+    waits: list[float],
     starts: dict[str, list[dict[str, float]]],
+    loading: list[dict[str, float]],
     empty: list[float],
     speeds: dict[int, list[float]],
     memory: list[float],
 ) -> None:
     print(f"\n{epochs - 1} epochs of {audio:.0f} s of audio; {len(ratios)} repeats; median (range)\n")
     print(f"time inside Ray Train, of the bare loop's: {_range(ratios, 3)}")
+    print(f"of an epoch inside Ray Train, waiting for data and padding it, %: {_range(waits, 1)}")
     print(f"two workers, of the speed of one: {_range([b / a for a, b in zip(speeds[1], speeds[2], strict=True)], 2)}")
     print(f"audio-s/s with one worker: {_range(speeds[1], 0)}, with two: {_range(speeds[2], 0)}")
     print(f"peak memory of a worker, MB: {_range(memory, 0)}\n")
@@ -206,6 +233,9 @@ def _print(
     sums = [_range([sum(each.values()) for each in some], 1) for some in starts.values()]
     print(f"| together | {' | '.join(sums)} |")
     print(f"| an empty run of Ray Train, all of it | | {_range(empty, 1)} |")
+    for part in IMPORTS:
+        cell = _range([each[part] for each in loading], 1)
+        print(f"| importing {part}, in a process of its own | {cell} | |")
 
 
 def _range(values: list[float], digits: int) -> str:

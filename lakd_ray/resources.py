@@ -32,9 +32,14 @@ def _training(config: Experiment) -> Need:
 
 def _search(config: Experiment) -> Need:
     """Trials wait for each other, so room for one is enough."""
-    cpus = config.train.cpus_per_worker
-    what = f"trials of the search with {_each(config)} and one CPU for reading data"
-    return Need(what, cpus + 1, int(config.train.gpu), "train.cpus_per_worker")
+    workers = config.tune.workers_per_trial
+    of = f"{workers} workers with " if workers > 1 else ""
+    return Need(
+        f"trials of the search with {of}{_each(config)} and one CPU for reading data",
+        workers * config.train.cpus_per_worker + 1,
+        workers if config.train.gpu else 0,
+        "tune.workers_per_trial or train.cpus_per_worker",
+    )
 
 
 def _serving(config: Experiment) -> Need:

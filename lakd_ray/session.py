@@ -96,6 +96,6 @@ def cpus_here(config: Experiment) -> int:
         return config.cluster.cpus
     train = config.train
     workers = train.side_by_side * train.workers * train.cpus_per_worker
-    trials = config.tune.concurrent * train.cpus_per_worker
+    trials = config.tune.concurrent * config.tune.workers_per_trial * train.cpus_per_worker
     serving = config.serve.replicas * config.serve.cpus + 1
     return max(os.cpu_count() or 1, 2 + max(workers, trials, serving) + 2)

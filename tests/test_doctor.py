@@ -420,6 +420,7 @@ def test_a_taken_port(content, silent):
         (["teachers"], {"train": {"workers": 2}}, {"CPU": 2}, "has 2 CPUs, but 1 x 2 workers with 1 CPU each"),
         (["distill"], {"train": {"gpu": True}}, {"CPU": 9}, "has 0 GPUs"),
         (["tune"], {"train": {"cpus_per_worker": 4}}, {"CPU": 4}, "trials of the search with 4 CPUs each"),
+        (["tune"], {"tune": {"workers_per_trial": 2}}, {"CPU": 2}, "the search with 2 workers with 1 CPU each and one"),
         (["serve"], {"serve": {"replicas": 3, "cpus": 2}}, {"CPU": 5}, "serve.replicas=3"),
     ],
 )

@@ -49,13 +49,15 @@ def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAware
     model = build(Model(pretrained=start, language_aware=aware), PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
     model.network.config.backbone = {**getattr(model.network.config, "backbone", {}), "_name_or_path": start}
     (tmp_path / "scratch").mkdir()
-    card = replace(tiny.card(), training={"run": {"recipe": {"model": {"pretrained": start}}}, "layers": [0, 2]})
+    recipe = {"pretrained": start, "freeze_encoder": True}
+    card = replace(tiny.card(), training={"run": {"recipe": {"model": recipe}}, "layers": [0, 2]})
     save(str(tmp_path / "trained"), model.network, card, scratch=tmp_path / "scratch")
     export.run(str(tmp_path / "trained"), str(tmp_path / "released"))
     told = [file.name for file in (tmp_path / "released").iterdir() if b"secret-place" in file.read_bytes()]
     assert told == []
     again, released = load(str(tmp_path / "released"))
     assert again.languages == model.languages and released.training["layers"] == [0, 2]
+    assert released.frozen
 
 
 def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):

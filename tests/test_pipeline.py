@@ -34,16 +34,7 @@ audio: {{row_group_utterances: 16}}
 teacher: &recipe
   model: &model
     freeze_feature_encoder: false
-    architecture:
-      model_type: wav2vec2
-      conv_dim: [16, 16, 16, 16, 16, 16, 16]
-      hidden_size: 32
-      num_hidden_layers: 1
-      num_attention_heads: 2
-      intermediate_size: 64
-      num_conv_pos_embeddings: 16
-      num_conv_pos_embedding_groups: 4
-      classifier_proj_size: 32
+    architecture: {network}
   optim: {{epochs: 2, lr: 0.001}}
 student:
   <<: *recipe
@@ -61,7 +52,7 @@ cluster: {{object_store_mb: 200}}
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
-    file.write_text(EXPERIMENT.format(storage=tmp_path / "out"))
+    file.write_text(EXPERIMENT.format(storage=tmp_path / "out", network=tiny.NETWORK))
     tiny.model().network.save_pretrained(tmp_path / "out" / "theirs")  # a teacher of whom nothing is known
     return file
 

@@ -22,6 +22,12 @@ ARCHITECTURE: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 4,
     "classifier_proj_size": 16,
 }
+NETWORK = (
+    "{model_type: wav2vec2, conv_dim: [16, 16, 16, 16, 16, 16, 16], hidden_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2, intermediate_size: 64, num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 4, "
+    "classifier_proj_size: 32}"
+)
+"""`model.architecture` for an experiment file; a frame is 20 ms, as in the models that people use."""
 WHISPER: dict[str, Any] = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 16, "vocab_size": 50, "pad_token_id": 0,

@@ -64,9 +64,11 @@ class Tune(Section):
     trials: int = Field(16, ge=1)
     """Settings tried. Raise it, and the same command adds to a finished search."""
     concurrent: int = Field(2, ge=1)
-    """Trials at the same time, each one process."""
+    """Trials at the same time."""
+    workers_per_trial: int = Field(1, ge=1)
+    """Data-parallel workers of a trial. One is a process that is used again; more are a worker group for each trial."""
     gpus_per_trial: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that a trial reserves, where train.gpu is on."""
+    """Share of a GPU that a trial reserves, where train.gpu is on; with several workers each has a whole one."""
     epochs: int | None = Field(None, ge=1)
     """Epochs of a trial that is not stopped early; the student's own number if absent."""
     paradigm: Literal["ft", "kd", "mtkd"] = "mtkd"
@@ -93,6 +95,11 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
+            raise ValueError(
+                f"expected gpus_per_trial: 1 where workers_per_trial is {self.workers_per_trial}, for each worker "
+                f"takes a whole GPU; found {self.gpus_per_trial}"
+            )
         if not self.space:
             raise ValueError("`space` is empty: name a setting to vary")
         for number, (key, dimension) in enumerate(self.space.items()):

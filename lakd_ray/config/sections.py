@@ -62,8 +62,15 @@ class Corpus(Section):
     """Keep only these languages of a corpus that has more."""
     emotions: dict[str, str] = Field({})
     """Rename the corpus's own emotion names: theirs -> ours."""
+    synthetic: bool | None = None
+    """No person spoke: reports and model cards say so. null: only what importer espeak makes is."""
     split: Split = Split()
     """Folds."""
+
+    @property
+    def spoken_by_none(self) -> bool:
+        """Whether its speech is synthetic."""
+        return self.importer == "espeak" if self.synthetic is None else self.synthetic
 
 
 class Audio(Section):

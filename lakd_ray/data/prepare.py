@@ -28,7 +28,8 @@ Rows = list[dict[str, Any]]
 
 def made_by(config: Experiment) -> dict[str, Any]:
     """What the stage's outputs depend on, besides what lies in the corpora."""
-    described = [{key: value for key, value in dump(corpus).items() if key != "split"} for corpus in config.corpora]
+    without = ("split", "synthetic")
+    described = [{key: value for key, value in dump(corpus).items() if key not in without} for corpus in config.corpora]
     return {
         "stage": "prepare",
         "storage": "{storage}",  # outputs may be moved; a root below them is named by placeholder

@@ -81,7 +81,7 @@ def stream(
     cpus: float = 1.0,
     readers: int = 1,
 ) -> Iterator[AudioBatch]:
-    """Read windows in order.
+    """Read windows in order. Reading begins with this call, before the first batch is asked for.
 
     Args:
         source: what is read; the shards' audio if None.
@@ -94,30 +94,35 @@ def stream(
     """
     source = source or Source(manifest.shards)
     chunks = _chunks(manifest, windows, source, _budget(readers))
-    with ThreadPoolExecutor(1, "stream") as pool:
-        coming = _begin(pool, manifest, next(chunks, []), source, cpus)
+    pool = ThreadPoolExecutor(1, "stream")
+
+    def begin() -> Future[Begun] | None:
+        """Start the next execution, if there is one: the number of its batches and the batches."""
+        chunk = next(chunks, [])
+        return pool.submit(_first_waited_for, _execute(manifest, chunk, source, cpus), chunk) if chunk else None
+
+    return _in_order(pool, begin(), begin)
+
+
+Begun = tuple[int, Iterator[AudioBatch]]
+
+
+def _first_waited_for(batches: Iterator[AudioBatch], windows: list[Window]) -> Begun:
+    return sum(len(window.batches) for window in windows), chain([next(batches)], batches)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, coming: Future[Begun] | None, begin: Callable[[], Future[Begun] | None]
+) -> Iterator[AudioBatch]:
+    """The batches of one execution after the other; the next one begins when half of one has been taken."""
+    with pool:
         while coming is not None:
             count, batches = coming.result()
             coming = None
             for index, batch in enumerate(batches):
                 yield batch
                 if index == count // 2:
-                    coming = _begin(pool, manifest, next(chunks, []), source, cpus)
-
-
-Begun = tuple[int, Iterator[AudioBatch]]
-
-
-def _begin(
-    pool: ThreadPoolExecutor, manifest: Manifest, windows: list[Window], source: Source, cpus: float
-) -> Future[Begun] | None:
-    """Start an execution: the number of its batches and the batches."""
-
-    def begin() -> Begun:
-        batches = _execute(manifest, windows, source, cpus)
-        return sum(len(window.batches) for window in windows), chain([next(batches)], batches)
-
-    return pool.submit(begin) if windows else None
+                    coming = begin()
 
 
 def _chunks(manifest: Manifest, windows: Iterable[Window], source: Source, budget: float) -> Iterator[list[Window]]:

@@ -206,4 +206,5 @@ def _store(config: Experiment, total: int) -> int:
 
 
 def _processes(config: Experiment) -> int:
-    return max(config.train.side_by_side * config.train.workers, config.tune.concurrent) + _OTHERS
+    trials = config.tune.concurrent * config.tune.workers_per_trial
+    return max(config.train.side_by_side * config.train.workers, trials) + _OTHERS

@@ -57,7 +57,7 @@ def run(
         run = card.training.get("run", {})
         told = model_card.Told.read(card, report, experiment)  # before what takes long
         training = {"run": {name: run[name] for name in _TOLD if name in run}, "dev": card.training.get("dev", {})}
-        training["corpora"] = list(card.corpora)
+        training |= {"corpora": list(card.corpora), "frozen": card.frozen}
         training |= {name: card.training[name] for name in ("layers",) if name in card.training}
         released = replace(card, provenance=card.provenance.salted(secrets.token_hex(8)), training=training)
         shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT))

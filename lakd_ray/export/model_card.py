@@ -15,7 +15,6 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.labels import POOLED
 from lakd_ray.models import Card
 from lakd_ray.models.outputs import LANGUAGE_AWARE
-from lakd_ray.report.findings import SYNTHETIC
 from lakd_ray.report.rows import percent
 
 TEMPLATE = "README.md.j2"
@@ -54,16 +53,16 @@ class Told:
             ConfigError: it has no rows of this run.
         """
         content = {} if report is None else storage.read_json(report)
-        importers = {one["name"]: one["importer"] for one in content.get("corpora", ())}
-        importers |= {one.name: one.importer for one in experiment.corpora} if experiment else {}
-        corpora = tuple(_corpus(name, importers.get(name)) for name in card.corpora)
+        known = {one["name"]: (one["importer"], one["synthetic"]) for one in content.get("corpora", ())}
+        known |= {one.name: (one.importer, one.spoken_by_none) for one in experiment.corpora} if experiment else {}
+        corpora = tuple(_corpus(name, *known.get(name, (None, None))) for name in card.corpora)
         return cls(corpora, () if report is None else _rows(card, content, report))
 
 
-def _corpus(name: str, importer: str | None) -> CorpusTold:
+def _corpus(name: str, importer: str | None, synthetic: bool | None) -> CorpusTold:
     layout = IMPORTERS.get(importer or "")
     licence = None if layout is None else layout.licence
-    return CorpusTold(name, importer, licence, None if importer is None else importer == SYNTHETIC)
+    return CorpusTold(name, importer, licence, synthetic)
 
 
 def _rows(card: Card, content: Mapping[str, Any], report: str) -> tuple[Mapping[str, Any], ...]:

@@ -35,9 +35,9 @@ class Card:
 
     @property
     def frozen(self) -> bool:
-        """Whether its encoder was not trained."""
+        """Whether its encoder was not trained; a released card says so itself, as it leaves its recipe out."""
         recipe = self.training.get("run", {}).get("recipe", {})
-        return bool(recipe.get("model", {}).get("freeze_encoder", False))
+        return bool(self.training.get("frozen", recipe.get("model", {}).get("freeze_encoder", False)))
 
     @property
     def temperature(self) -> float:

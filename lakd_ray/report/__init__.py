@@ -66,7 +66,7 @@ def describe(config: Experiment) -> dict[str, Any]:
     return {
         "experiment": config.name,
         "corpora": [
-            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.importer == findings.SYNTHETIC}
+            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.spoken_by_none}
             for corpus in config.corpora
         ],
     }

@@ -11,7 +11,6 @@ from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.rows import Row, percent, title
 from lakd_ray.runs import student_runs
 
-SYNTHETIC = "espeak"  # the importer whose speech no person spoke
 _FEW_SPEAKERS = 10
 _JUDGED = "mtkd"  # the paradigm that the others are held against
 
@@ -76,10 +75,10 @@ def cautions(config: Experiment, predictions: Sequence[Predictions]) -> list[str
 def synthetic(config: Experiment) -> list[str]:
     """The one thing to know first: a corpus that no person spoke."""
     return [
-        f"Corpus {corpus.name} is synthetic: emotion was made by rules on a synthesiser (eSpeak NG), no person spoke. "
+        f"Corpus {corpus.name} is synthetic: a synthesiser spoke, no person did. "
         "Its numbers show that the pipeline works; they say nothing about human emotion."
         for corpus in config.corpora
-        if corpus.importer == SYNTHETIC
+        if corpus.spoken_by_none
     ]
 
 

@@ -99,13 +99,16 @@ class Feed:
     def batches(self, first_epoch: int, cursor: int = 0) -> Iterator[tuple[AudioBatch, Batch]]:
         """This rank's training batches of every epoch from one on, each epoch's followed by its dev batches.
 
+        Reading begins with this call.
+
         Args:
             cursor: batches at the start of the first epoch that are left out, and not read.
         """
-        readers = max(self.world * self.config.train.side_by_side, self.config.tune.concurrent)
+        tune = self.config.tune
+        readers = max(self.world * self.config.train.side_by_side, tune.concurrent * tune.workers_per_trial)
         windows = self._windows(first_epoch, cursor)
-        for arrived in stream(self.manifest, windows, source=self.source, readers=readers):
-            yield arrived, self.tensors(arrived)
+        arriving = stream(self.manifest, windows, source=self.source, readers=readers)
+        return ((arrived, self.tensors(arrived)) for arrived in arriving)
 
     def _windows(self, first_epoch: int, cursor: int) -> Iterator[Window]:
         for number in range(first_epoch, self.run.recipe.optim.epochs):

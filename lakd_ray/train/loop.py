@@ -106,6 +106,10 @@ class Trainer:
     ) -> None:
         self.feed, self.folder, self.run, self.leaving = feed, folder, feed.run, leaving
         recipe, settings = feed.run.recipe, feed.config.train
+        found = State.read(folder)
+        self._begun = found.at
+        # reading takes seconds to begin, as do the model's and the engine's libraries to load
+        self._batches = feed.batches(found.at.epoch, found.at.cursor)
         attended = feed.run.loss is not None and feed.run.loss.weighting == "attention"
         model = build(
             recipe.model,
@@ -130,13 +134,14 @@ class Trainer:
         self.watch = Stopwatch(self.engine.device)
         self.check = Check(feed.run.id, self.engine)
         self.publisher = Publisher(folder, settings.keep_best)
-        found = State.read(folder)
         self.state = restore(folder, found, feed.world, self._load, tell)
         self.passed_over = found.folders(settings.keep_best)
 
     def fit(self, report: Report) -> None:
         """All epochs that are left."""
-        batches = self.feed.batches(self.state.at.epoch, self.state.at.cursor)
+        at, batches = self.state.at, self._batches
+        if (at.epoch, at.cursor) != (self._begun.epoch, self._begun.cursor):  # a damaged state was passed over
+            batches = self._batches = self.feed.batches(at.epoch, at.cursor)
         try:
             while not self._ended():
                 epoch, skipped = self.state.at.epoch, self.state.at.cursor

@@ -30,6 +30,7 @@ from lakd_ray.tune.study import Study, Trial, check_grid, experiment_of, paper_s
 from lakd_ray.tune.trial import student_of, train_student, train_trial
 
 BEST, TRIALS = "best.yaml", "trials.json"
+_NOT_SEARCHED = ("trials", "concurrent", "workers_per_trial", "gpus_per_trial", "confirm")
 
 
 def run(config: Experiment) -> str:
@@ -47,9 +48,7 @@ def run(config: Experiment) -> str:
     manifest = manifests.load(config)
     job = teaching.job(config, manifest, student)
     # the number of trials is no part of it: more of them are added to a finished search
-    searched = {
-        key: value for key, value in dump(config.tune).items() if key not in ("trials", "concurrent", "confirm")
-    }
+    searched = {key: value for key, value in dump(config.tune).items() if key not in _NOT_SEARCHED}
     made_by = {"stage": "tune", "tune": searched, "student": job.made_by}
     finished = records.is_done(folder, made_by)
     study = Study(config, folder)
@@ -120,7 +119,9 @@ def _ask(
 
 
 def _resources(config: Experiment) -> dict[str, float]:
-    """Of one trial."""
+    """Of one trial's own process; where a worker group trains for it, that reserves what it needs by itself."""
+    if config.tune.workers_per_trial > 1:
+        return {"CPU": 0.01}  # Tune wants a trial to reserve something
     gpu = {"GPU": config.tune.gpus_per_trial} if config.train.gpu else {}
     return {"CPU": config.train.cpus_per_worker, **gpu}
 
@@ -139,7 +140,8 @@ def _search(config: Experiment, study: Study, folder: str) -> None:
             mode="max",
             num_samples=left,
             max_concurrent_trials=config.tune.concurrent,
-            reuse_actors=True,  # a new process costs the seconds of its imports
+            # a new process costs the seconds of its imports; but its end is what ends a group
+            reuse_actors=config.tune.workers_per_trial == 1,
             search_alg=suggestions,
             scheduler=Stops(suggestions),
         ),

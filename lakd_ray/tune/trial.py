@@ -1,17 +1,19 @@
-"""One trial: a student with some of the search's settings, trained in a process of its own."""
+"""One trial: a student with some of the search's settings, trained in a process or by a worker group of its own."""
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median
 from typing import Any
 
 from ray import tune
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment
+from lakd_ray.config import Experiment, Tracking
 from lakd_ray.errors import ConfigError
 from lakd_ray.runs import Run, student_runs
 from lakd_ray.train.state import State
@@ -79,22 +81,8 @@ def train_student(
         report: given `{epoch, objective, cost, audio_seconds, loss}` after each epoch, those of an earlier attempt
             first; `objective` is the highest so far.
     """
-    import torch  # only trials need it
-
-    from lakd_ray.data import manifest as manifests
-    from lakd_ray.infer.features import cached
-    from lakd_ray.train import teaching
-    from lakd_ray.train.feed import Feed
-    from lakd_ray.train.loop import train
-
     config = experiment_of(base, settings)
     run = run_of(config, number, seed)
-    torch.set_num_threads(config.train.cpus_per_worker)
-    _alone()
-    manifest = manifests.load(config)
-    job = teaching.job(config, manifest, run)
-    logits = torch.from_numpy(teaching.teacher_logits(config, manifest, run)) if run.teachers else None
-    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=cached(config, manifest, run.recipe.model))
     best, told, cost = 0.0, set[int](), cost_of(config, run)
 
     def tell(line: dict[str, Any]) -> None:
@@ -107,7 +95,8 @@ def train_student(
     folder = run.folder(config)
     for line in State.read(folder).metrics:
         tell(line)
-    train(feed, folder, job.made_by, list(job.parents), tell)
+    train = _train_by_group if config.tune.workers_per_trial > 1 else _train_here
+    train(config, run, tell)
     for line in State.read(folder).metrics:
         if line["epoch"] not in told:
             tell(line)
@@ -139,6 +128,57 @@ def cost_of(config: Experiment, run: Run) -> float | None:
             model(wave_1T, length_1)
             spent.append(1000 * (time.perf_counter() - started))
     return median(spent)
+
+
+def _train_here(config: Experiment, run: Run, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Train in this process, and tell of every epoch."""
+    import torch  # only trials need it
+
+    from lakd_ray.data import manifest as manifests
+    from lakd_ray.infer.features import cached
+    from lakd_ray.train import teaching
+    from lakd_ray.train.feed import Feed
+    from lakd_ray.train.loop import train
+
+    torch.set_num_threads(config.train.cpus_per_worker)
+    _alone()
+    manifest = manifests.load(config)
+    job = teaching.job(config, manifest, run)
+    logits = torch.from_numpy(teaching.teacher_logits(config, manifest, run)) if run.teachers else None
+    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=cached(config, manifest, run.recipe.model))
+    train(feed, run.folder(config), job.made_by, list(job.parents), tell)
+
+
+def _train_by_group(config: Experiment, run: Run, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Train by a worker group of Ray Train, and tell of every epoch here.
+
+    Ray Tune stops a trial by ending the thread that reports to it and then this process, and with it the group that
+    the process has started. So this thread tells, and another waits for the group.
+    """
+    from lakd_ray.train.queue import Event
+    from lakd_ray.train.run import train_tasks
+    from lakd_ray.train.worker import Task
+
+    workers = config.train.model_copy(update={"workers": config.tune.workers_per_trial, "side_by_side": 1})
+    config = config.model_copy(update={"train": workers, "tracking": Tracking(tensorboard=False)})
+    news: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
+
+    def hear(event: Event) -> None:
+        if event["event"] == "epoch":
+            news.put(event["line"])
+
+    def fit() -> None:
+        try:
+            train_tasks([Task(config, run)], name=run.id.replace("/", "-"), tell=hear)
+            news.put(None)
+        except BaseException as error:  # noqa: BLE001 -- raised by the thread that reports
+            news.put(error)
+
+    threading.Thread(target=fit, name="group", daemon=True).start()
+    while (line := news.get()) is not None:
+        if isinstance(line, BaseException):
+            raise line
+        tell(line)
 
 
 def _alone() -> None:

@@ -221,10 +221,17 @@ def test_page_has_all_pictures_with_words_for_them(plain: Any) -> None:
     assert html.count("<img") == len(alts) == 26
 
 
+@pytest.mark.parametrize(("importer", "synthetic", "told"), [("csv", True, 1), ("csv", None, 0), ("espeak", None, 1)])
+def test_whose_speech_no_person_spoke(plain: Any, importer: str, synthetic: bool | None, told: int) -> None:
+    config, *_ = plain
+    corpus = config.corpora[0].model_copy(update={"importer": importer, "synthetic": synthetic})
+    assert len(findings.synthetic(config.model_copy(update={"corpora": (corpus,)}))) == told
+
+
 def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     _, content, html = plain
     text = text_of(html)
-    assert "emotion was made by rules on a synthesiser" in text
+    assert "Corpus c is synthetic: a synthesiser spoke, no person did." in text
     assert "say nothing about human emotion" in text
     assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
     assert "sentence is also said in train, by others: en 3 of 24, fi 3 of 24, fr 3 of 24." in text

@@ -1,27 +1,34 @@
 """Workers, drivers and machines are killed while a real run trains; it ends as the one that nobody disturbed."""
 
 import random
-import subprocess
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from kills import MARK, SMALL, Runs, kill_all, marked, workers
+from kills import SMALL, Runs, does, kill_all, machines, marked, workers
 from loop_scenario import _read_here
 from safetensors.torch import load_file
 
 from lakd_ray import records
 from lakd_ray.config import Experiment, load
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
 from lakd_ray.runs import teacher_runs
 from lakd_ray.train import feed as feeds
 from lakd_ray.train import loop, saving
 from lakd_ray.train.feed import Feed
+from lakd_ray.train.queue import Event
+from lakd_ray.train.run import train_tasks
 from lakd_ray.train.state import State
+from lakd_ray.train.worker import Task
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
 
@@ -42,16 +49,18 @@ def workers_of(mark: str) -> list[psutil.Process]:
     return workers(mark, "RayTrainWorker")
 
 
-def kill_workers(count: int, mark: str, folder: str, runs: Runs, process: "subprocess.Popen[bytes]") -> None:
+def kill_workers(
+    count: int, folder: str, find: Callable[[], list[psutil.Process]], wait: Callable[[Callable[[], bool]], None]
+) -> None:
     """Kill a worker, wait until the run has got on, and so on."""
     choose = random.Random(0)
     for _ in range(count):
         before = reached(folder)
         steps = choose.randint(1, 2)
-        runs.wait(process, lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(workers_of(mark)))
-        choose.choice(workers_of(mark)).kill()
+        wait(lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(find()))
+        choose.choice(find()).kill()
         gone = reached(folder)
-        runs.wait(process, lambda g=gone: reached(folder) > g)
+        wait(lambda g=gone: reached(folder) > g)
 
 
 def same_end(one: str, other: str) -> None:
@@ -100,15 +109,34 @@ def train_here(config: Experiment, folder: str, scratch: Path) -> None:
             torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("runs", [{"workers": 1, "epochs": 3}], indirect=True)
-def test_two_workers_are_killed(runs: Runs, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_are_killed(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, EXPERIMENT, environment={}, workers=1, epochs=3)
     whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
-    process = runs.start("killed")
-    kill_workers(2, str(tmp_path), killed[1], runs, process)
-    runs.finish(process)
+    prepare.run(killed[0])
+    events: list[Event] = []
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(
+            train_tasks, [Task(killed[0], teacher_runs(killed[0])[0])], name="killed", tell=events.append
+        )
+
+        def wait(until: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 120
+            while not until():
+                assert not training.done(), f"it ended too early: {training.exception()}"
+                assert time.monotonic() < deadline, f"it got no further: {events}"
+                time.sleep(0.02)
+
+        kill_workers(2, killed[1], own_workers, wait)
+        training.result(timeout=200)
     train_here(killed[0], whole[1], tmp_path)
     same_end(whole[1], killed[1])
-    assert runs.log.read_text().count("a worker was lost, going on from the last saved state") == 2
+    assert [event["event"] for event in events].count("lost") == 2
+
+
+def own_workers() -> list[psutil.Process]:
+    """Ray Train's workers in this process's cluster."""
+    return [one for one in psutil.Process().children(recursive=True) if does(one, "RayTrainWorker")]
 
 
 @pytest.mark.slow
@@ -122,42 +150,24 @@ def test_twenty_workers_and_two_drivers_are_killed(runs: Runs, tmp_path: Path) -
         runs.wait(process, lambda b=before: reached(killed[1]) > b)
         kill_all(process)
     process = runs.start("killed")
-    kill_workers(20, str(tmp_path), killed[1], runs, process)
+    kill_workers(20, killed[1], partial(workers_of, str(tmp_path)), partial(runs.wait, process))
     runs.finish(process)
     same_end(whole[1], killed[1])
 
 
 @pytest.mark.slow
-def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str]) -> None:
     """A head without room for the run, and two nodes; the one on which the run trains is killed, twice."""
-    from ray.cluster_utils import Cluster
-
-    for name in ("HOME", MARK):
-        monkeypatch.setenv(name, environment[name])
-    size = {"object_store_memory": 200 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **size})
-    reached_by = {**environment, "RAY_ADDRESS": cluster.address}
-    runs = Runs(tmp_path, EXPERIMENT, environment=reached_by, workers=2, epochs=8)
-    try:
-        nodes = [cluster.add_node(num_cpus=2, **size) for _ in range(2)]
-        whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
-        runs.finish(runs.start("whole"))
-        process = runs.start("killed")
-        for _ in range(2):
-            before = reached(killed[1])
-            runs.wait(process, lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))))
-            training = {raylet_of(worker) for worker in workers_of(str(tmp_path))}
-            (victim,) = (node for node in nodes if node.all_processes["raylet"][0].process.pid in training)
-            cluster.remove_node(victim, allow_graceful=False)
-            nodes.remove(victim)
-            nodes.append(cluster.add_node(num_cpus=2, **size))
-        runs.finish(process)
-        same_end(whole[1], killed[1])
-    finally:
-        runs.close()
-        cluster.shutdown()
-
-
-def raylet_of(worker: psutil.Process) -> int | None:
-    """The node manager that a worker process belongs to."""
-    return next((parent.pid for parent in worker.parents() if parent.name() == "raylet"), None)
+    with machines(environment, 2, cpus=2) as nodes:
+        reached_by = {**environment, "RAY_ADDRESS": nodes.address}
+        runs = Runs(tmp_path, EXPERIMENT, environment=reached_by, workers=2, epochs=8)
+        with closing(runs):
+            whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+            runs.finish(runs.start("whole"))
+            process = runs.start("killed")
+            for _ in range(2):
+                before = reached(killed[1])
+                runs.wait(process, lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))))
+                nodes.lose(workers_of(str(tmp_path)))
+            runs.finish(process)
+            same_end(whole[1], killed[1])

@@ -49,7 +49,7 @@ def test_who_was_chosen_for_a_lucky_number_is_ranked_by_the_other_seeds_alone():
     ("confirmed", "words"),
     [
         ({}, r"trial 1 is \+20.0 points above the paper's settings, with one seed each: that may be luck"),
-        ({0: [0.7], 1: [0.8]}, r"trial 1 is \+10.0 points against .* one seed gives no interval"),
+        ({0: [0.7], 1: [0.8]}, r"trial 1 is \+10.0 points against .* over one other seed, which gives no interval"),
         ({0: [0.70, 0.71, 0.69], 1: [0.80, 0.81, 0.80]}, r"trial 1 is \+10.3 points .* it beats them"),
         ({0: [0.70, 0.75, 0.65], 1: [0.80, 0.66, 0.75]}, "trial 1 is .* it is not shown to beat them"),
         ({0: [0.8, 0.8], 1: [0.7, 0.6], 2: [0.7, 0.74]}, "^The paper's settings are the best. On dev trial 2 is -8.0"),

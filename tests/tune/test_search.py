@@ -2,11 +2,12 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import SMALL, Runs, kill_all, marked, workers
+from kills import SMALL, Runs, kill_all, machines, marked, workers
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load
@@ -16,16 +17,18 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EPOCHS, TRIALS = 5, 3
 EXPERIMENT = f"""stages: [prepare, teachers, tune]
-{SMALL}tune: {{{{trials: {TRIALS}, concurrent: 1, epochs: {EPOCHS}, stopping: none}}}}
+{SMALL}tune: {{{{trials: {TRIALS}, concurrent: 1, workers_per_trial: {{workers}}, epochs: {EPOCHS}, {{search}}}}}}
 train: {{{{workers: 1}}}}
 """
+ALONE = {"epochs": 1, "workers": 1, "search": "stopping: none"}
+RATES = "{student.optim.lr: {choices: [0.001, 0.003, 1.0e-30]}}"
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    one = Runs(tmp_path, EXPERIMENT, environment=marked(tmp_path), epochs=1)
-    yield one
-    one.close()
+def runs(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Runs]:
+    settings = {**ALONE, **getattr(request, "param", {})}
+    with closing(Runs(tmp_path, EXPERIMENT, environment=marked(tmp_path), **settings)) as one:
+        yield one
 
 
 def lines(config: Experiment, trial: int) -> list[dict[str, Any]]:
@@ -57,9 +60,57 @@ def test_what_ended_stays_and_what_was_running_goes_on(runs: Runs, tmp_path: Pat
     runs.finish(process)
 
     for trial, known in seen.items():
-        found = lines(config, trial)
-        assert found[: len(known)] == known
-        assert [line["epoch"] for line in found] == list(range(1, EPOCHS + 1))
+        assert lines(config, trial)[: len(known)] == known
+    all_complete(config)
+
+
+@pytest.mark.parametrize("runs", [{"workers": 2}], indirect=True)
+def test_trials_of_two_workers_one_of_which_is_killed(runs: Runs, tmp_path: Path) -> None:
+    config, mark = load(runs.experiment("search")), str(tmp_path)
+    process = runs.start("search")
+    runs.wait(process, lambda: len(lines(config, 0)) >= 2)
+    known, training = lines(config, 0), workers(mark, "RayTrainWorker")
+    assert len(training) == 2
+    training[0].kill()
+    runs.finish(process)
+    assert lines(config, 0)[: len(known)] == known
+    all_complete(config)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [{"workers": 2, "search": f"grace: 2, reduction: 2, sampler: grid, space: {RATES}"}],
+    indirect=True,
+)
+def test_a_trial_that_is_stopped_takes_its_workers_with_it(runs: Runs, tmp_path: Path) -> None:
+    """One of the learning rates learns nothing. Groups of two trials do not have room beside each other."""
+    runs.finish(runs.start("search"))
+    folder = load(runs.experiment("search")).stage_folder("tune")
+    ended = storage.read_json(storage.join(folder, "trials.json"))
+    assert {each["state"] for each in ended} == {"complete", "stopped"}
+    assert not workers(str(tmp_path), "RayTrainWorker")
+
+
+def test_the_machine_of_a_trial_is_lost(tmp_path: Path) -> None:
+    """A head without room for a trial and two nodes, of which the one that trains is killed."""
+    environment = marked(tmp_path)
+    with machines(environment, 2, cpus=2) as nodes:
+        reached_by = {**environment, "RAY_ADDRESS": nodes.address}
+        with closing(Runs(tmp_path, EXPERIMENT, environment=reached_by, **ALONE)) as runs:
+            config = load(runs.experiment("search"))
+            process = runs.start("search")
+            runs.wait(process, lambda: len(lines(config, 0)) >= 2)
+            known = lines(config, 0)
+            nodes.lose(workers(str(tmp_path), "ImplicitFunc"))
+            runs.finish(process)
+            assert lines(config, 0)[: len(known)] == known
+            all_complete(config)
+
+
+def all_complete(config: Experiment) -> None:
+    """Every trial was trained to its end, no epoch twice."""
+    for trial in range(TRIALS):
+        assert [line["epoch"] for line in lines(config, trial)] == list(range(1, EPOCHS + 1))
     ended = storage.read_json(storage.join(config.stage_folder("tune"), "trials.json"))
     assert sorted(each["trial"] for each in ended) == [f"{trial:04d}" for trial in range(TRIALS)]
     assert {each["state"] for each in ended} == {"complete"}
