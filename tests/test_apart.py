@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
 import pytest
 
+from lakd_ray.audio import ffmpeg
 from lakd_ray.audio.apart import Apart
 from lakd_ray.errors import ClipError
 
@@ -21,6 +23,12 @@ def devour() -> None:
 
 def refuse() -> None:
     raise ClipError("a clip holds no samples", "empty")
+
+
+def ask_ffmpeg(folder: str) -> None:
+    """The one in a folder."""
+    os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
+    ffmpeg.to_wav(b"...", ("mov", "MP4 (M4A)"), where="a clip", seconds=None)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +64,16 @@ def test_whoever_stops_waiting_ends_the_call(apart):
 def test_what_hangs_is_ended():
     with Apart(1, seconds=0.2) as apart, pytest.raises(ClipError, match=r"not decoded within 0\.2 s"):
         apart.call(time.sleep, 60)
+
+
+def test_the_ffmpeg_that_it_waits_for_is_ended_with_it(tmp_path):
+    program, told = tmp_path / "ffmpeg", tmp_path / "pid"
+    program.write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 99\n")
+    program.chmod(0o755)
+    with Apart(1, seconds=3.0) as apart, pytest.raises(ClipError, match="not decoded within 3 s"):
+        apart.call(ask_ffmpeg, str(tmp_path))
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(told.read_text())).wait(timeout=30)
 
 
 def test_what_a_function_raises_is_raised_here(apart):

@@ -4,9 +4,11 @@ Recordings come from strangers, so ffmpeg is told what the container is, by its 
 never opens a playlist that names other files. It may read nothing but the file it is given, for a bounded time.
 """
 
+import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,6 +18,8 @@ from lakd_ray.errors import ClipError
 _TIMEOUT_S = 120.0
 _MAX_BYTES = 1 << 30  # of what it writes
 _MAX_ALLOC = 256 << 20  # largest single allocation
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _INNARDS = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] |/\S*/lakd-ffmpeg-\w+/")  # addresses and temporary names
 
 # First bytes (offset, bytes) -> the name that ffmpeg gives the container, and the one that people know.
@@ -75,7 +79,13 @@ def _run(command: list[str], where: str, name: str) -> None:
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S
+            command,
+            check=False,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            preexec_fn=_end_with_this_process,
         )
     except subprocess.TimeoutExpired:
         raise ClipError(f"cannot decode {where}: ffmpeg was not done with it after {_TIMEOUT_S:g} s") from None
@@ -83,3 +93,11 @@ def _run(command: list[str], where: str, name: str) -> None:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
         said = _INNARDS.sub("", lines[0])[:200]
         raise ClipError(f"cannot decode {where} ({name}): ffmpeg says {said!r}")
+
+
+def _end_with_this_process() -> None:
+    """In ffmpeg's process: a decoder that is killed, for it took too long or too much, takes its ffmpeg with it.
+
+    One system call, of a library that is loaded already: safe between fork and exec, in processes with threads too.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
