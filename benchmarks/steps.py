@@ -198,15 +198,31 @@ def trainer(task: Task) -> Epoch:
 
 
 def ours(
-    task: Task, caches: "Caches", *, planned: bool, cached_logits: bool, features: bool, precision: str, engine: str
+    task: Task,
+    caches: "Caches",
+    *,
+    planned: bool,
+    cached_logits: bool,
+    features: bool,
+    precision: str,
+    engine: str,
+    compiled: bool,
 ) -> Epoch:
     """This project's engine and loss, with some of its measures."""
     student = task.network(0)
-    trainer_: Engine = make(
-        student, Optim(lr=3e-5), Train.model_construct(**_train(precision, engine)), steps=EPOCHS * len(task.waves) // 8
-    )
+    settings = Train.model_construct(**_train(precision, engine, compiled))
+    trainer_: Engine = make(student, Optim(lr=3e-5), settings, steps=EPOCHS * len(task.waves) // 8)
     teachers = [] if cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
     objective = Objective(DistillLoss(), LANGUAGES)
+
+    if compiled:  # which takes as long as it takes, once in a run
+        started = time.perf_counter()
+        first = next(task.planned_batches(0))
+        inputs, lengths_B = pad([caches.features[row].float() for row in first])
+        inputs, lengths_B = inputs.to(trainer_.device, trainer_.dtype), lengths_B.to(trainer_.device)
+        trainer_.forward(inputs, lengths_B).logits_BC.sum().backward()
+        student.zero_grad()
+        print(f"compiled in {time.perf_counter() - started:.0f} s, not counted", flush=True)
 
     def epoch() -> float:
         started = time.perf_counter()
@@ -233,8 +249,8 @@ def ours(
     return epoch
 
 
-def _train(precision: str, engine: str) -> dict[str, Any]:
-    return Train(gpu=torch.cuda.is_available(), precision=precision, engine=engine).model_dump()
+def _train(precision: str, engine: str, compiled: bool) -> dict[str, Any]:
+    return Train(gpu=torch.cuda.is_available(), precision=precision, engine=engine, compile=compiled).model_dump()
 
 
 class Caches:
@@ -289,8 +305,14 @@ def compare(task: Task, repeats: int, engine: str) -> None:
         "+ bf16 (this project)": {
             "cached_logits": True, "planned": True, "features": True, "precision": "bf16",
         },
+        "+ torch.compile (train.compile)": {
+            "cached_logits": True, "planned": True, "features": True, "precision": "bf16", "compiled": True,
+        },
     }  # fmt: skip
-    absent = {"planned": False, "cached_logits": False, "features": False, "precision": "fp32", "engine": engine}
+    absent = {
+        "planned": False, "cached_logits": False, "features": False, "precision": "fp32", "engine": engine,
+        "compiled": False,
+    }  # fmt: skip
     contestants: dict[str, Callable[[], Epoch]] = {
         "reference": lambda: reference(task),
         "trainer, bf16": lambda: trainer(task),

@@ -132,6 +132,7 @@ def test_unknown_key(small, override, expected):
         ("audio.min_seconds=30", ("`audio`", "min_seconds (30.0) must be below max_seconds (20.0)")),
         ("tune.space.x={low: 0, high: 1, log: true}", ("`tune.space.x`", "low > 0 with log", "low=0.0")),
         ("tune.space.x={low: 2, high: 1}", ("`tune.space.x`", "expected low < high")),
+        ("train={compile: true, zero_stage: 3}", ("`train`", "neither ZeRO-3", "train.zero_stage to 2")),
         ("tune={workers_per_trial: 2, gpus_per_trial: 0.5}", ("`tune`", "expected gpus_per_trial: 1", "found 0.5")),
         ("languages=[]", ("`languages`",)),
         ("languages=[en, en]", ("`languages`", "only once")),

@@ -163,6 +163,8 @@ class Train(Section):
     """Arithmetic of forward and backward; fp16 needs a GPU."""
     recompute: bool = False
     """Keep only what enters each transformer layer for backward and compute the rest again: less memory, more time."""
+    compile: bool = False
+    """torch.compile for the transformer layers: a minute or more at the start, then faster on GPUs; not with ZeRO-3."""
     offload: bool = False
     """Keep the optimizer's state in the CPU's memory; DeepSpeed on GPUs alone."""
     accumulation: int = Field(1, ge=1)
@@ -188,6 +190,11 @@ class Train(Section):
             raise ValueError(
                 "`offload` is DeepSpeed's, from a GPU, with ZeRO: set train.gpu: true, train.engine: deepspeed and "
                 "train.zero_stage from 1, or offload: false"
+            )
+        if self.compile and (self.recompute or (self.engine == "deepspeed" and self.zero_stage == 3)):
+            raise ValueError(
+                "`compile` goes with neither ZeRO-3, which takes layers apart, nor `recompute`: set train.zero_stage "
+                "to 2 or lower and train.recompute: false, or compile: false"
             )
         return self
 

@@ -43,6 +43,11 @@ class Backbone(ABC):
         """Keep only what enters each layer, and compute the rest again in backward: less memory, more time."""
         self._base.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def compile(self) -> None:
+        """Compile the layers, which are one piece of code, for any number of utterances and frames."""
+        for layer in self.transformer_layers:
+            layer.compile(dynamic=True)
+
     @property
     @abstractmethod
     def feature_encoder(self) -> nn.Module:

@@ -44,6 +44,8 @@ class Engine(ABC):
         self._model = model
         if train.recompute:
             model.backbone.recompute()
+        if train.compile:
+            model.backbone.compile()
         groups = parameter_groups(model, optim)
         fused = torch.cuda.is_available() and not train.offload
         self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)

@@ -145,7 +145,7 @@ def made_by(run: Run, config: Experiment, inputs: dict[str, str]) -> dict[str, A
     return {
         "run": {key: value for key, value in dump(run).items() if key not in ("id", "stage", "variant")},
         "batch": dump(config.batch),
-        "train": {key: train[key] for key in shaping},
+        "train": {key: train[key] for key in shaping} | ({"compile": True} if train["compile"] else {}),
         "splits": {corpus.name: dump(corpus.split) for corpus in config.corpora},
         "inputs": inputs,
     }

@@ -119,6 +119,7 @@ def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
         {"batch": {"max_utterances": 3}},
         {"train": {"zero_stage": 2}},
         {"train": {"accumulation": 2}},
+        {"train": {"compile": True}},
         {"corpora": [{"name": "c", "root": "x", "split": {"folds": 5}}]},
     ],
 )
