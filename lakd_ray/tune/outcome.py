@@ -66,11 +66,10 @@ def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) 
         )
     differences_A = np.array(confirmed[best.number]) - np.array(confirmed[paper.number])
     bounds = metrics.mean_interval(differences_A)
-    told = (
-        f"{100 * differences_A.mean():+.1f} points against the paper's settings over {len(differences_A)} other seeds"
-    )
+    seeds = f"{len(differences_A)} other seeds" if len(differences_A) > 1 else "one other seed"
+    told = f"{100 * differences_A.mean():+.1f} points against the paper's settings over {seeds}"
     if bounds is None:
-        return f"{said}On dev trial {best.number} is {told}; one seed gives no interval."
+        return f"{said}On dev trial {best.number} is {told}, which gives no interval."
     low, high = (100 * bound for bound in bounds)
     verdict = "it beats them" if low > 0 else "it is not shown to beat them"
     return f"{said}On dev trial {best.number} is {told}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."

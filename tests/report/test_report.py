@@ -231,7 +231,7 @@ def test_whose_speech_no_person_spoke(plain: Any, importer: str, synthetic: bool
 def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     _, content, html = plain
     text = text_of(html)
-    assert "Corpus c is synthetic: a synthesiser spoke, no person did." in text
+    assert "Corpus demo is synthetic: a synthesiser spoke, no person did." in text
     assert "say nothing about human emotion" in text
     assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
     assert "sentence is also said in train, by others: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
