@@ -166,7 +166,7 @@ class _Bytes(io.BytesIO):
             return self.tell()
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
     """A file that is read from front to back: after every read, soundfile seeks to where a seekable file already is,
     which loses half a frame of an MP3 each time and decodes a FLAC's frames again."""
 

@@ -164,7 +164,7 @@ class Train(Section):
     recompute: bool = False
     """Keep only what enters each transformer layer for backward and compute the rest again: less memory, more time."""
     compile: bool = False
-    """torch.compile for the transformer layers: a minute or more at the start, then faster on GPUs; not with ZeRO-3."""
+    """torch.compile for the transformer layers: a minute or more at the start; what it gains is not measured yet."""
     offload: bool = False
     """Keep the optimizer's state in the CPU's memory; DeepSpeed on GPUs alone."""
     accumulation: int = Field(1, ge=1)

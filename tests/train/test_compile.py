@@ -58,4 +58,5 @@ def test_compiled_layers_learn_alike_and_are_compiled_once(engine: str):
     assert found[0] == pytest.approx(plain[0], abs=1e-5)
     for name, value in found[1].items():
         assert torch.allclose(value, plain[1][name], atol=1e-4), name
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # training and evaluation, whatever the length
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 1 <= graphs <= 2  # training and evaluation, whatever the length

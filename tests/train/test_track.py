@@ -277,7 +277,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow(tmp_path, capsys):
-    client_of = pytest.importorskip("mlflow.tracking").MlflowClient
+    client_of = pytest.importorskip("mlflow.tracking", reason="the mlflow extra is not installed").MlflowClient
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = experiment(str(tmp_path), tensorboard=False, mlflow={"uri": uri})
     tasks = tasks_of(config)
@@ -300,7 +300,7 @@ def test_mlflow(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_weights_and_biases_offline(place, tmp_path, capsys, request):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="the wandb extra is not installed")
     where = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
     config = experiment(where, tensorboard=False, wandb={})
     tasks = tasks_of(config)
