@@ -24,11 +24,11 @@ import torch
 
 from lakd_ray import export, storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
-from lakd_ray.config import Backend, Model, load
+from lakd_ray.config import Backend, ModelConfig, load_config
 from lakd_ray.infer.predictor import Predictor
-from lakd_ray.infer.price import held_out, price
+from lakd_ray.infer.price import compare_backends, load_test_set
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import Card, build, graph, save
+from lakd_ray.models import CheckpointMetadata, build_model, graph, save_checkpoint
 from lakd_ray.provenance import Provenance
 
 BASE: dict[str, Any] = {"model_type": "wav2vec2"}
@@ -48,10 +48,10 @@ def clips() -> list[Wave]:
 
 def checkpoint(folder: Path, architecture: dict[str, Any]) -> str:
     """A sealed one with random weights."""
-    model = build(Model(architecture=architecture, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+    model = build_model(ModelConfig(config=architecture, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
     (folder / "scratch").mkdir()
-    card = Card("random", PAPER_EMOTIONS, ("en",), Provenance(), {})
-    save(str(folder / "model"), model.network, card, scratch=folder / "scratch")
+    card = CheckpointMetadata("random", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    save_checkpoint(str(folder / "model"), model.network, card, scratch=folder / "scratch")
     return str(folder / "model")
 
 
@@ -93,16 +93,18 @@ def spread(values: list[float], form: str) -> str:
 
 def print_accuracy(predictors: dict[Backend, Predictor], options: argparse.Namespace) -> None:
     """On test, as a table of docs/export.md."""
-    config = load(options.experiment, [f"storage={options.storage}"] if options.storage else [])
+    config = load_config(options.experiment, [f"storage={options.storage}"] if options.storage else [])
     plain = predictors[PLAIN]
-    heard = held_out(config, plain.card)
+    heard = load_test_set(config, plain.metadata)
     print(
-        f"\n{plain.model_id}: {len(heard.waves_N)} test utterances of {config.name}, {heard.seconds:.0f} s of audio\n"
+        f"\n{plain.model_id}: {len(heard.waves_N)} test utterances of {config.name}, {heard.audio_seconds:.0f} s of audio\n"
     )
     print("| backend | UR, % | other answers | largest change of a probability |\n|---|---|---|---|")
     for name, predictor in predictors.items():
-        paid = price(plain, predictor, heard)
-        print(f"| `{name}` | {100 * paid.UR_here:.1f} | {paid.other_answers} | {paid.largest_change:.2g} |")
+        paid = compare_backends(plain, predictor, heard)
+        print(
+            f"| `{name}` | {100 * paid.UR_backend:.1f} | {paid.changed_predictions} | {paid.max_probability_change:.2g} |"
+        )
 
 
 def main() -> None:
@@ -122,9 +124,11 @@ def main() -> None:
     names: list[Backend] = [PLAIN, *(name for name in options.backends if name != PLAIN)]
     with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
         place = options.checkpoint or checkpoint(Path(folder), SMALL if options.small else BASE)
-        if not storage.exists(storage.join(place, graph.INT8)):
+        if not storage.exists(storage.join(place, graph.INT8_MODEL_FILE)):
             started = time.perf_counter()
-            place = export.run(place, str(Path(folder, "released")), int8=True)  # once for both that take a graph
+            place = export.export_checkpoint(
+                place, str(Path(folder, "released")), int8=True
+            )  # once for both that take a graph
             print(f"exported in {time.perf_counter() - started:.1f} s", flush=True)
         predictors = {}
         for name in names:

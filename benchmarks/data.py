@@ -37,10 +37,10 @@ from lakd_ray.corpora import espeak
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import Window, padded_seconds, training_epoch
-from lakd_ray.data.stream import stream
-from lakd_ray.models import pad
-from lakd_ray.session import session
+from lakd_ray.data.plan import ReadGroup, padded_and_unpadded_seconds, plan_training_epoch
+from lakd_ray.data.stream import stream_batches
+from lakd_ray.models import pad_batch
+from lakd_ray.session import experiment_session
 
 SPEAKERS = 8
 EPOCHS = (1, 12)  # of one stream
@@ -48,7 +48,7 @@ EPOCHS = (1, 12)  # of one stream
 
 def make_corpus(folder: Path, clips: int) -> None:
     """WAV files of drawn lengths and their manifest."""
-    parts = espeak.make_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
+    parts = espeak.synthesize_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
     with parts.open(newline="") as file:
         said = [(row, soundfile.read(parts.parent / row["path"], dtype="int16")) for row in csv.DictReader(file)]
     random = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def experiment(folder: Path, name: str) -> Experiment:
     """One that has nothing but the corpus."""
     recipe = {"model": {"pretrained": "none"}}
     corpora = [{"name": "c", "root": str(folder / "corpus"), "split": {"folds": 4, "dev_speakers": 1}}]
-    audio = {"shard_utterances": 256, "duplicates": "keep", "max_quarantined": 1.0}
+    audio = {"shard_utterances": 256, "duplicates": "keep", "max_quarantined_fraction": 1.0}
     content = {"name": name, "storage": str(folder), "languages": ["en"], "corpora": corpora, "audio": audio}
     return Experiment.model_validate({**content, "teacher": recipe, "student": recipe})
 
@@ -110,19 +110,19 @@ class Files(Dataset[torch.Tensor]):
 
 def torch_loader(manifest: Manifest, workers: int) -> float:
     """An epoch of random batches of 16; returns audio seconds, padding not counted."""
-    loader = DataLoader(Files(manifest), batch_size=16, shuffle=True, num_workers=workers, collate_fn=pad)
+    loader = DataLoader(Files(manifest), batch_size=16, shuffle=True, num_workers=workers, collate_fn=pad_batch)
     return sum(float(lengths_B.sum()) for _, lengths_B in loader) / SAMPLE_RATE
 
 
 def ray_stream(manifest: Manifest, config: Experiment, cores: int, epochs: int) -> float:
     """Some epochs of planned batches as one stream; returns audio seconds."""
     rows = np.arange(len(manifest.table))
-    windows: list[Window] = []
+    windows: list[ReadGroup] = []
     for epoch in range(epochs):
-        windows += training_epoch(manifest, rows, config.batch, seed=0, epoch=epoch, world=1).windows[0]
+        windows += plan_training_epoch(manifest, rows, config.batch, seed=0, epoch=epoch, world_size=1).read_groups[0]
     samples = 0
-    for batch in stream(manifest, windows, cpus=cores):
-        pad([torch.from_numpy(wave_T) for wave_T in batch.signals])
+    for batch in stream_batches(manifest, windows, num_cpus=cores):
+        pad_batch([torch.from_numpy(wave_T) for wave_T in batch.signals])
         samples += sum(map(len, batch.signals))
     return samples / SAMPLE_RATE
 
@@ -145,8 +145,8 @@ def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
         config = experiment(folder, f"repeat-{number}")
         seconds, _ = timed(lambda number=number: plain_prepare(folder, f"plain-{number}"))
         took, _ = timed(lambda config=config: prepare.run(config))
-        manifest = manifests.load(config)
-        total = float(manifest.samples_N.sum()) / SAMPLE_RATE
+        manifest = manifests.load_manifest(config)
+        total = float(manifest.num_samples_N.sum()) / SAMPLE_RATE
         note("prepare, plain loop", total, seconds)
         note(f"prepare, Ray Data, {cores} cores", total, took)
         note("stream, plain loop", total, timed(lambda manifest=manifest: plain_stream(manifest))[0])
@@ -162,11 +162,11 @@ def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
 def padding(manifest: Manifest, config: Experiment) -> Iterator[str]:
     """Waste of planned batches and of random ones, on this corpus."""
     rows, random = np.arange(len(manifest.table)), np.random.default_rng(0)
-    planned = list(training_epoch(manifest, rows, config.batch, seed=0, epoch=0, world=1).batches(0))
+    planned = list(plan_training_epoch(manifest, rows, config.batch, seed=0, epoch=0, world_size=1).batches(0))
     shuffled = random.permutation(rows)
     batches = [shuffled[start : start + 16] for start in range(0, len(rows), 16)]
     for name, chosen in (("planned batches", planned), ("random batches of 16", batches)):
-        padded, audio = padded_seconds(manifest, chosen)
+        padded, audio = padded_and_unpadded_seconds(manifest, chosen)
         yield f"| {name} | {1 - audio / padded:.1%} |"
 
 
@@ -181,12 +181,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lakd-bench-") as place:
         folder = Path(place)
         make_corpus(folder, options.clips)
-        with session(experiment(folder, "warm")):
+        with experiment_session(experiment(folder, "warm")):
             prepare.run(experiment(folder, "warm"))  # workers are up and have imported what they need
             found = speeds(folder, options.repeats, cores)
         config = experiment(folder, "warm")
-        manifest = manifests.load(config)
-        print(f"{options.clips} clips, {manifest.samples_N.sum() / SAMPLE_RATE:.0f} s of audio, {cores} cores\n")
+        manifest = manifests.load_manifest(config)
+        print(f"{options.clips} clips, {manifest.num_samples_N.sum() / SAMPLE_RATE:.0f} s of audio, {cores} cores\n")
         print("| | audio-s/s, median | range | of the plain loop, per core |\n|---|---|---|---|")
         for name, values in found.items():
             plain = median(found[f"{name.partition(',')[0]}, plain loop"])

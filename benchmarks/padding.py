@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.config import Batch
+from lakd_ray.config import BatchConfig
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import padded_seconds, training_epoch
+from lakd_ray.data.plan import padded_and_unpadded_seconds, plan_training_epoch
 
 UTTERANCES = 5_000
 ROW_GROUP = 64
@@ -29,7 +29,7 @@ def corpus(random: np.random.Generator) -> Manifest:
         labels_N=np.zeros(UTTERANCES, dtype=np.int64),
         splits_N=np.full(UTTERANCES, "train"),
         languages_N=np.full(UTTERANCES, "en", dtype=object),
-        samples_N=np.maximum((seconds_N * SAMPLE_RATE).astype(np.int64), SAMPLE_RATE // 10),
+        num_samples_N=np.maximum((seconds_N * SAMPLE_RATE).astype(np.int64), SAMPLE_RATE // 10),
         shards=("shard",),
         shard_N=np.zeros(UTTERANCES, dtype=np.int64),
         row_group_N=index_N // ROW_GROUP,
@@ -39,7 +39,7 @@ def corpus(random: np.random.Generator) -> Manifest:
 
 def waste(manifest: Manifest, batches: list[np.ndarray]) -> float:
     """Share of the batches' audio that is padding."""
-    padded, audio = padded_seconds(manifest, batches)
+    padded, audio = padded_and_unpadded_seconds(manifest, batches)
     return 1 - audio / padded
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         random = np.random.default_rng(seed)
         manifest = corpus(random)
         rows = np.arange(UTTERANCES)
-        epoch = training_epoch(manifest, rows, Batch(), seed=seed, epoch=0, world=1)
+        epoch = plan_training_epoch(manifest, rows, BatchConfig(), seed=seed, epoch=0, world_size=1)
         planned.append(waste(manifest, list(epoch.batches(0))))
         shuffled = random.permutation(rows)
         random_16.append(waste(manifest, [shuffled[start : start + 16] for start in range(0, UTTERANCES, 16)]))

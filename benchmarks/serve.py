@@ -54,15 +54,17 @@ def clips(count: int) -> list[bytes]:
 
 def checkpoint(folder: Path, small: bool) -> str:
     """A sealed checkpoint with random weights."""
-    from lakd_ray.config import Model
+    from lakd_ray.config import ModelConfig
     from lakd_ray.labels import PAPER_EMOTIONS
-    from lakd_ray.models import Card, build, save
+    from lakd_ray.models import CheckpointMetadata, build_model, save_checkpoint
     from lakd_ray.provenance import Provenance
 
-    model = build(Model(architecture=SMALL if small else BASE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
-    card = Card("benchmark", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    model = build_model(
+        ModelConfig(config=SMALL if small else BASE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0
+    )
+    card = CheckpointMetadata("benchmark", PAPER_EMOTIONS, ("en",), Provenance(), {})
     (folder / "scratch").mkdir()
-    save(str(folder / "model"), model.network, card, scratch=folder / "scratch")
+    save_checkpoint(str(folder / "model"), model.network, card, scratch=folder / "scratch")
     return str(folder / "model")
 
 
@@ -93,8 +95,8 @@ def _no_op() -> str:
     from fastapi import FastAPI, Request
     from ray import serve as ray_serve
 
-    from lakd_ray.config import Serve
-    from lakd_ray.serve.port import free_port
+    from lakd_ray.config import ServeConfig
+    from lakd_ray.serve.port import resolve_port
 
     app = FastAPI()
 
@@ -106,7 +108,7 @@ def _no_op() -> str:
             await request.body()
             return {}
 
-    port = free_port(Serve(port=0))
+    port = resolve_port(ServeConfig(port=0))
     ray_serve.start(http_options={"host": "127.0.0.1", "port": port})
     ray_serve.run(NoOp.bind())
     return f"http://127.0.0.1:{port}"
@@ -185,14 +187,14 @@ async def load(url: str, contents: list[bytes], concurrency: int) -> tuple[float
 
 def in_process(place: str, threads: int, contents: list[bytes]) -> list[float]:
     """Seconds of each, decoded and answered here."""
-    from lakd_ray.audio import decode
+    from lakd_ray.audio import decode_audio
     from lakd_ray.infer.predictor import Predictor
 
     predictor = Predictor.load(place, threads=threads)
     took = []
     for content in contents:
         started = time.perf_counter()
-        predictor.probabilities([decode(content, where="a clip")])
+        predictor.probabilities([decode_audio(content, source_name="a clip")])
         took.append(time.perf_counter() - started)
     return took
 

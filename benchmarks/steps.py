@@ -35,15 +35,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakd_ray.config import Batch as BatchSettings
-from lakd_ray.config import DistillLoss, Model, Optim, Train
+from lakd_ray.config import BatchConfig as BatchSettings
+from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import training_epoch
+from lakd_ray.data.plan import plan_training_epoch
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import EmotionClassifier, build, pad
+from lakd_ray.models import EmotionClassifier, build_model, pad_batch
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.engines import make
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.train.engines import build_engine
+from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 RATE = 16_000
 EPOCHS = 20  # over which caches are divided
@@ -72,8 +72,8 @@ class Task:
 
     def network(self, seed: int) -> EmotionClassifier:
         """A network with a frozen feature encoder, as the paper's."""
-        model = Model(architecture=self._architecture, freeze_feature_encoder=False)
-        built = build(model, PAPER_EMOTIONS, seed=seed)
+        model = ModelConfig(config=self._architecture, freeze_feature_encoder=False)
+        built = build_model(model, PAPER_EMOTIONS, seed=seed)
         built.backbone.feature_encoder.requires_grad_(False)
         return built
 
@@ -85,9 +85,11 @@ class Task:
 
     def planned_batches(self, epoch: int) -> Iterator[list[int]]:
         """This project's."""
-        settings = BatchSettings(padded_seconds=60, max_utterances=self.batch)
+        settings = BatchSettings(max_padded_seconds=60, max_utterances=self.batch)
         rows = np.arange(len(self.waves))
-        plan = training_epoch(self.manifest, rows, settings, seed=0, epoch=epoch, world=1, accumulation=1)
+        plan = plan_training_epoch(
+            self.manifest, rows, settings, seed=0, epoch=epoch, world_size=1, gradient_accumulation_steps=1
+        )
         for batch in plan.batches(0):
             yield batch.tolist()
 
@@ -100,7 +102,7 @@ def _manifest(task: Task) -> Manifest:
         labels_N=task.labels_N.numpy(),
         splits_N=np.array(["train"] * count),
         languages_N=np.array(task.languages, dtype=object),
-        samples_N=np.array([len(wave) for wave in task.waves]),
+        num_samples_N=np.array([len(wave) for wave in task.waves]),
         shards=("none",),
         shard_N=np.zeros(count, dtype=np.int64),
         row_group_N=np.arange(count) // 16,
@@ -118,7 +120,7 @@ def reference(task: Task) -> Epoch:
     def epoch() -> float:
         started = time.perf_counter()
         for batch in task.random_batches(0):
-            wave_BT, _ = pad([task.waves[row] for row in batch])
+            wave_BT, _ = pad_batch([task.waves[row] for row in batch])
             logits_BC = student(wave_BT).logits
             with torch.no_grad():
                 teacher_KBC = torch.stack([teacher(wave_BT).logits for teacher in teachers])
@@ -175,7 +177,7 @@ def trainer(task: Task) -> Epoch:
             return LengthGroupedSampler(task.batch, lengths=[len(wave) for wave in task.waves])  # group_by_length
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        wave_BT, lengths_B = pad([row["input_values"] for row in rows])
+        wave_BT, lengths_B = pad_batch([row["input_values"] for row in rows])
         mask_BT = (torch.arange(wave_BT.shape[1]) < lengths_B.unsqueeze(1)).long()
         labels_B = torch.tensor([row["labels"] for row in rows])
         return {"input_values": wave_BT, "attention_mask": mask_BT, "labels": labels_B}
@@ -210,15 +212,15 @@ def ours(
 ) -> Epoch:
     """This project's engine and loss, with some of its measures."""
     student = task.network(0)
-    settings = Train.model_construct(**_train(precision, engine, compiled))
-    trainer_: Engine = make(student, Optim(lr=3e-5), settings, steps=EPOCHS * len(task.waves) // 8)
+    settings = TrainConfig.model_construct(**_train(precision, engine, compiled))
+    trainer_: Engine = build_engine(student, OptimConfig(lr=3e-5), settings, total_steps=EPOCHS * len(task.waves) // 8)
     teachers = [] if cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
-    objective = Objective(DistillLoss(), LANGUAGES)
+    objective = Objective(DistillLossConfig(), LANGUAGES)
 
     if compiled:  # which takes as long as it takes, once in a run
         started = time.perf_counter()
         first = next(task.planned_batches(0))
-        inputs, lengths_B = pad([caches.features[row].float() for row in first])
+        inputs, lengths_B = pad_batch([caches.features[row].float() for row in first])
         inputs, lengths_B = inputs.to(trainer_.device, trainer_.dtype), lengths_B.to(trainer_.device)
         trainer_.forward(inputs, lengths_B).logits_BC.sum().backward()
         student.zero_grad()
@@ -228,17 +230,17 @@ def ours(
         started = time.perf_counter()
         for batch in task.planned_batches(0) if planned else task.random_batches(0):
             signals = [caches.features[row] for row in batch] if features else [task.waves[row] for row in batch]
-            inputs, lengths_B = pad([signal.float() for signal in signals])
+            inputs, lengths_B = pad_batch([signal.float() for signal in signals])
             if cached_logits:
                 logits_BKC = caches.logits_NKC[batch]
             else:
                 with torch.inference_mode():
                     logits_BKC = torch.stack([teacher(inputs, lengths_B).logits_BC for teacher in teachers], dim=1)
                 logits_BKC = logits_BKC.clone()
-            whole = Batch(
+            whole = TrainBatch(
                 inputs, lengths_B, task.labels_N[batch], [task.languages[row] for row in batch], logits_BKC
             ).to(trainer_.device, trainer_.dtype)
-            parts = losses(trainer_.forward, whole, objective)
+            parts = compute_losses(trainer_.forward, whole, objective)
             trainer_.backward(parts.loss, len(batch))
             trainer_.step()
         float(parts.loss.detach())
@@ -250,7 +252,7 @@ def ours(
 
 
 def _train(precision: str, engine: str, compiled: bool) -> dict[str, Any]:
-    return Train(gpu=torch.cuda.is_available(), precision=precision, engine=engine, compile=compiled).model_dump()
+    return TrainConfig(gpu=torch.cuda.is_available(), precision=precision, engine=engine, compile=compiled).model_dump()
 
 
 class Caches:
@@ -265,7 +267,7 @@ class Caches:
         with torch.inference_mode():
             for wave in task.waves:  # alone, so that nothing is padded
                 length_1 = torch.tensor([len(wave)], device=device)
-                features_1FH = encoder.features(wave.to(device).unsqueeze(0), length_1)
+                features_1FH = encoder.extract_features(wave.to(device).unsqueeze(0), length_1)
                 with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                     frames_1 = torch.tensor([features_1FH.shape[1]], device=device)
                     answers = [teacher(features_1FH, frames_1).logits_BC[0].float() for teacher in teachers]

@@ -28,16 +28,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lakd_ray.config import Experiment, load
+from lakd_ray.config import Experiment, load_config
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
-from lakd_ray.data.stream import AudioBatch, Source, read_windows, request, unpack
-from lakd_ray.models import build
+from lakd_ray.data.stream import AudioBatch, ShardSource, make_read_request, read_batches, unpack_signals
+from lakd_ray.models import build_model
 from lakd_ray.runs import teacher_runs
-from lakd_ray.session import session
-from lakd_ray.train.engines import make
-from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import Objective, losses
+from lakd_ray.session import experiment_session
+from lakd_ray.train.engines import build_engine
+from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.train.step import Objective, compute_losses
 
 DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
 
@@ -46,7 +46,7 @@ def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
     """The demo with English alone, whose teacher is another run for every seed."""
     settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
     english = ["languages=[en]", "corpora.0.options.languages=[en]"]
-    return load(str(DEMO), [*settings, *english, "distill.paradigms=[mtkd]"])
+    return load_config(str(DEMO), [*settings, *english, "distill.paradigms=[mtkd]"])
 
 
 def bare(folder: str, epochs: int) -> None:
@@ -56,22 +56,24 @@ def bare(folder: str, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as store:
         dist.init_process_group("gloo", init_method=f"file://{Path(store, 's')}", rank=0, world_size=1)
         config = experiment(folder, 0, epochs, 1)
-        run, manifest = teacher_runs(config)[0], manifests.load(config)
-        feed = Feed(run, config, manifest, None, 0, 1)
-        source = Source(manifest.shards)
-        model = build(run.recipe.model, run.emotions, seed=run.seed)
+        run, manifest = teacher_runs(config)[0], manifests.load_manifest(config)
+        feed = RankDataLoader(run, config, manifest, None, 0, 1)
+        source = ShardSource(manifest.shards)
+        model = build_model(run.recipe.model, run.emotions, seed=run.seed)
         steps = feed.steps_per_epoch * epochs
-        engine = make(model, run.recipe.optim, config.train, steps=steps)
+        engine = build_engine(model, run.recipe.optim, config.train, total_steps=steps)
         for number in range(epochs):
-            plan = feed.epoch(number)
+            plan = feed.epoch_plan(number)
             batches = [
-                feed.tensors(AudioBatch(window.epoch, window.split, rows, unpack(table, source)))
-                for window in plan.windows[0]
-                for rows, table in zip(window.batches, read_windows(request(manifest, window), source), strict=True)
+                feed.collate(AudioBatch(window.epoch, window.split, rows, unpack_signals(table, source)))
+                for window in plan.read_groups[0]
+                for rows, table in zip(
+                    window.batches, read_batches(make_read_request(manifest, window), source), strict=True
+                )
             ]
             started = time.perf_counter()
-            for batch, count in zip(batches, plan.step_counts(1), strict=True):
-                parts = losses(engine.forward, batch.to(engine.device, engine.dtype), Objective())
+            for batch, count in zip(batches, plan.utterances_per_step(1), strict=True):
+                parts = compute_losses(engine.forward, batch.to(engine.device, engine.dtype), Objective())
                 engine.backward(parts.loss, count)
                 engine.step()
             print(json.dumps(time.perf_counter() - started), flush=True)
@@ -109,10 +111,10 @@ class Watched:
 def trained(config: Experiment) -> tuple[float, Watched]:
     """Train the experiment's first teacher; returns when it was asked for, and what happened."""
     from lakd_ray.train.run import train_tasks
-    from lakd_ray.train.worker import Task
+    from lakd_ray.train.worker import TrainingTask
 
     watched, asked = Watched(), time.perf_counter()
-    train_tasks([Task(config, teacher_runs(config)[0])], name="bench", tell=watched)
+    train_tasks([TrainingTask(config, teacher_runs(config)[0])], name="bench", on_event=watched)
     return asked, watched
 
 
@@ -176,7 +178,7 @@ def main() -> None:
 def measure(folder: str, epochs: int, repeats: int) -> None:
     """All of it."""
     config = experiment(folder, 0, epochs, 1)
-    with session(config):
+    with experiment_session(config):
         prepare.run(config)
     audio = 0.0
     ratios: list[float] = []
@@ -189,7 +191,7 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
     for repeat in range(repeats):
         loading.append(imports())
         loop = in_bare_loop(folder, epochs)
-        with session(config):
+        with experiment_session(config):
             asked, first = trained(experiment(folder, 3 * repeat + 1, 1, 1))
             starts["cold"].append(start_up(asked, first))
             asked, second = trained(experiment(folder, 3 * repeat + 2, epochs, 1))

@@ -3,7 +3,7 @@
 python jobs/predict.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpu] [--language CODE] ...
 """
 
-from lakd_ray.cli import job
+from lakd_ray.cli import run_job
 
 if __name__ == "__main__":
-    job("predict-bulk")
+    run_job("predict-bulk")

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from lakd_ray.errors import LakdError
-from lakd_ray.submit import follow, reach, submit
+from lakd_ray.submit import connect, submit_job, tail_until_done
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,12 +36,12 @@ def main() -> int:
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text(encoding="utf-8"))
     job = None
     try:
-        client = reach(options.address, options.wait)
-        job = submit(client, entrypoint, {**runtime_env, "working_dir": str(ROOT)})
+        client = connect(options.address, options.wait)
+        job = submit_job(client, entrypoint, {**runtime_env, "working_dir": str(ROOT)})
         print(
             f"submitted {job} to {options.address}; Ctrl-C leaves it running, `ray job stop {job}` ends it", flush=True
         )
-        return follow(client, job, options.wait)
+        return tail_until_done(client, job, options.wait)
     except LakdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,9 @@
 LakdError
 ├── ConfigError        the experiment file or an override
 ├── DataError          a corpus, a clip, a manifest
-│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.schema.KINDS)
+│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.schema.QUARANTINE_KINDS)
 │   ├── SplitError     train, dev and test cannot be made, or share something they must not
-│   └── HygieneError   a model has seen what it is about to be judged on
+│   └── DataLeakageError   a model has seen what it is about to be judged on
 ├── StorageError       a path or bucket that is missing, refused, full or half written
 ├── CheckpointError    a checkpoint that cannot be trusted
 ├── StageError         a stage's output was made by another configuration, or an input stage is missing
@@ -27,7 +27,7 @@ class DataError(LakdError):
 
 
 class ClipError(DataError):
-    """A recording cannot be used; `kind` is one of `lakd_ray.schema.KINDS`."""
+    """A recording cannot be used; `kind` is one of `lakd_ray.schema.QUARANTINE_KINDS`."""
 
     def __init__(self, message: str, kind: str = "undecodable"):
         super().__init__(message)
@@ -38,7 +38,7 @@ class SplitError(DataError):
     """Train, dev and test cannot be made from this manifest, or share what they must not."""
 
 
-class HygieneError(DataError):
+class DataLeakageError(DataError):
     """A model has seen speakers or audio that it is about to be judged on."""
 
 
@@ -46,7 +46,7 @@ class StorageError(LakdError):
     """A path or bucket is missing, refused, full or half written."""
 
 
-class DamagedError(StorageError):
+class CorruptedError(StorageError):
     """A folder that is not whole: unfinished, cut short or changed."""
 
 

@@ -19,7 +19,7 @@ SPLITS: tuple[str, ...] = ("train", "dev", "test")
 POOLED = "all"
 
 
-def check_emotion(name: str, *, where: str) -> str:
+def check_emotion(name: str, *, context: str) -> str:
     """Return `name` if it is a canonical emotion.
 
     Raises:
@@ -27,13 +27,13 @@ def check_emotion(name: str, *, where: str) -> str:
     """
     if name not in KNOWN_EMOTIONS:
         raise DataError(
-            f"unknown emotion {name!r} in {where}: expected one of {', '.join(sorted(KNOWN_EMOTIONS))}. "
+            f"unknown emotion {name!r} in {context}: expected one of {', '.join(sorted(KNOWN_EMOTIONS))}. "
             "Rename it in the manifest, or map it with the corpus option `emotions: {theirs: ours}`."
         )
     return name
 
 
-def check_language(code: str, allowed: Sequence[str], *, where: str) -> str:
+def check_language(code: str, allowed: Sequence[str], *, context: str) -> str:
     """Return `code` if the experiment lists it among its languages.
 
     Raises:
@@ -41,7 +41,7 @@ def check_language(code: str, allowed: Sequence[str], *, where: str) -> str:
     """
     if code not in allowed:
         raise DataError(
-            f"unknown language {code!r} in {where}: the experiment has {', '.join(allowed)}. "
-            "Add it to `languages`, or leave its rows out with the corpus option `only_languages`."
+            f"unknown language {code!r} in {context}: the experiment has {', '.join(allowed)}. "
+            "Add it to `languages`, or leave its rows out with the corpus option `languages`."
         )
     return code

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from lakd_ray.errors import DataError
 
-Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
 
-TEMPERATURES = (0.25, 10.0)  # between which a calibration is looked for
-BINS = 15  # of the calibration error, as in Guo et al. 2017
-DRAWS = 1000
-LEVEL = 0.95
+TEMPERATURE_BOUNDS = (0.25, 10.0)  # between which a calibration is looked for
+NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
+BOOTSTRAP_DRAWS = 1000
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Scores:
     """Utterances by truth (rows) and prediction (columns)."""
 
 
-def score(probabilities_NC: Floats, labels_N: Integers, emotions: Sequence[str]) -> Scores:
+def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: Sequence[str]) -> Scores:
     """Judge predictions; the predicted class is the first one with the highest probability.
 
     Args:
@@ -55,8 +55,8 @@ def score(probabilities_NC: Floats, labels_N: Integers, emotions: Sequence[str])
     Raises:
         DataError: there is nothing to score, or these are not probabilities and labels of the same C classes.
     """
-    _check(probabilities_NC, labels_N, len(emotions))
-    confusion_CC = confusion(probabilities_NC, labels_N)
+    _validate(probabilities_NC, labels_N, len(emotions))
+    confusion_CC = confusion_matrix(probabilities_NC, labels_N)
     truths_C = confusion_CC.sum(axis=1)
     hits_C = confusion_CC.diagonal()
     present_C = truths_C > 0
@@ -66,7 +66,7 @@ def score(probabilities_NC: Floats, labels_N: Integers, emotions: Sequence[str])
         UR=float(unweighted_recall(confusion_CC)),
         WR=float(hits_C.sum() / truths_C.sum()),
         macro_f1=float(f1_P.mean()),
-        ece=calibration_error(probabilities_NC, labels_N),
+        ece=expected_calibration_error(probabilities_NC, labels_N),
         n=len(labels_N),
         recall={
             emotion: float(hits / truths) if truths else None
@@ -76,8 +76,13 @@ def score(probabilities_NC: Floats, labels_N: Integers, emotions: Sequence[str])
     )
 
 
-def interval(
-    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+def bootstrap_interval(
+    probabilities_NC: FloatArray,
+    labels_N: IntArray,
+    speakers: Sequence[str],
+    *,
+    draws: int = BOOTSTRAP_DRAWS,
+    seed: int = 0,
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of UR, clustered by speaker (Efron and Tibshirani 1993, ch. 13).
 
@@ -85,30 +90,37 @@ def interval(
     utterances. With fewer than about ten speakers such an interval is still too narrow; with fewer than two there is
     nothing to draw and the answer is None.
     """
-    UR_D = resample(probabilities_NC, labels_N, speakers, draws=draws, seed=seed)
-    return None if UR_D is None else percentiles(UR_D)
+    UR_D = bootstrap_UR(probabilities_NC, labels_N, speakers, draws=draws, seed=seed)
+    return None if UR_D is None else percentile_interval(UR_D)
 
 
-def resample(
-    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], *, draws: int = DRAWS, seed: int = 0
-) -> Floats | None:
+def bootstrap_UR(
+    probabilities_NC: FloatArray,
+    labels_N: IntArray,
+    speakers: Sequence[str],
+    *,
+    draws: int = BOOTSTRAP_DRAWS,
+    seed: int = 0,
+) -> FloatArray | None:
     """UR_D over draws of speakers; None with fewer than two speakers.
 
     The draws depend on the set of speakers and the seed alone: two models judged on the same speakers are resampled
     together, so the difference of their UR_D is a paired bootstrap.
     """
-    _check(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
+    _validate(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
     if len(speakers) != len(labels_N):
         raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
     names = sorted(set(speakers))
     if len(names) < 2:
         return None
-    confusion_SCC = confusions(probabilities_NC, labels_N, speakers, names)
-    times_DS = _times(np.random.default_rng(seed), len(names), draws)
+    confusion_SCC = speaker_confusions(probabilities_NC, labels_N, speakers, names)
+    times_DS = _draw_counts(np.random.default_rng(seed), len(names), draws)
     return unweighted_recall(np.tensordot(times_DS, confusion_SCC, axes=1))
 
 
-def resample_seeds(confusion_ASCC: Integers, *, draws: int = DRAWS, seed: int = 0) -> tuple[Floats, Floats] | None:
+def bootstrap_over_seeds(
+    confusion_ASCC: IntArray, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+) -> tuple[FloatArray, FloatArray] | None:
     """UR_D and WR_D, means over training seeds, over draws of speakers and of seeds; None with fewer than two speakers.
 
     Both are drawn with replacement, so an interval says how results vary over people and over the luck of training.
@@ -122,53 +134,55 @@ def resample_seeds(confusion_ASCC: Integers, *, draws: int = DRAWS, seed: int = 
     if S < 2:
         return None
     random = np.random.default_rng(seed)
-    times_DS, times_DA = _times(random, S, draws), _times(random, A, draws)
+    times_DS, times_DA = _draw_counts(random, S, draws), _draw_counts(random, A, draws)
     drawn_DACC = np.einsum("ds,ascp->dacp", times_DS, confusion_ASCC)
     WR_DA = drawn_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / drawn_DACC.sum(axis=(-2, -1))
     UR_D, WR_D = ((times_DA * each).sum(axis=1) / A for each in (unweighted_recall(drawn_DACC), WR_DA))
     return UR_D, WR_D
 
 
-def mean_interval(values_A: Floats, *, seed: int = 0, draws: int = DRAWS) -> tuple[float, float] | None:
+def bootstrap_mean_interval(
+    values_A: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval of the mean of a few numbers; None of a single one. Too narrow for few."""
     A = len(values_A)
     if A < 2:
         return None
-    drawn_D: Floats = _times(np.random.default_rng(seed), A, draws) @ values_A / A
-    return percentiles(drawn_D)
+    drawn_D: FloatArray = _draw_counts(np.random.default_rng(seed), A, draws) @ values_A / A
+    return percentile_interval(drawn_D)
 
 
-def confusions(
-    probabilities_NC: Floats, labels_N: Integers, speakers: Sequence[str], names: Sequence[str]
+def speaker_confusions(
+    probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str], speaker_names: Sequence[str]
 ) -> npt.NDArray[np.int64]:
     """A confusion matrix for each of the named speakers, shape [S, C, C]."""
     C = probabilities_NC.shape[1]
-    place = {name: number for number, name in enumerate(names)}
+    place = {name: number for number, name in enumerate(speaker_names)}
     speaker_N = np.array([place[speaker] for speaker in speakers], dtype=np.int64)
-    confusion_SCC = np.zeros((len(names), C, C), dtype=np.int64)
+    confusion_SCC = np.zeros((len(speaker_names), C, C), dtype=np.int64)
     np.add.at(confusion_SCC, (speaker_N, labels_N, probabilities_NC.argmax(axis=1)), 1)
     return confusion_SCC
 
 
-def _times(random: np.random.Generator, count: int, draws: int) -> npt.NDArray[np.int64]:
+def _draw_counts(random: np.random.Generator, count: int, draws: int) -> npt.NDArray[np.int64]:
     """Drawing with replacement is drawing how often each comes, shape [draws, count]."""
     return random.multinomial(count, np.full(count, 1 / count), size=draws)
 
 
-def percentiles(values_D: Floats) -> tuple[float, float]:
+def percentile_interval(values_D: FloatArray) -> tuple[float, float]:
     """The bounds that hold the middle 95 % of the draws."""
-    low, high = np.quantile(values_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values_D, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 
-def confusion(probabilities_NC: Floats, labels_N: Integers) -> npt.NDArray[np.int64]:
+def confusion_matrix(probabilities_NC: FloatArray, labels_N: IntArray) -> npt.NDArray[np.int64]:
     """confusion_CC: utterances by truth (rows) and most probable class (columns)."""
     C = probabilities_NC.shape[1]
     cells_N = labels_N * C + probabilities_NC.argmax(axis=1)
     return np.bincount(cells_N, minlength=C * C).reshape(C, C)
 
 
-def unweighted_recall(confusion_XCC: Integers) -> Floats:
+def unweighted_recall(confusion_XCC: IntArray) -> FloatArray:
     """Mean recall over the classes that have a truth, of one confusion matrix or a stack: (..., C, C) -> (...).
 
     A class without a truth has no recall; it is left out of the mean, not counted as zero.
@@ -176,24 +190,24 @@ def unweighted_recall(confusion_XCC: Integers) -> Floats:
     truths_XC = confusion_XCC.sum(axis=-1)
     hits_XC = np.diagonal(confusion_XCC, axis1=-2, axis2=-1)
     recall_XC = hits_XC / np.maximum(truths_XC, 1)  # 0 for an absent class
-    mean_X: Floats = recall_XC.sum(axis=-1) / (truths_XC > 0).sum(axis=-1)
+    mean_X: FloatArray = recall_XC.sum(axis=-1) / (truths_XC > 0).sum(axis=-1)
     return mean_X
 
 
-def calibration_error(probabilities_NC: Floats, labels_N: Integers) -> float:
+def expected_calibration_error(probabilities_NC: FloatArray, labels_N: IntArray) -> float:
     """ECE = sum_m n_m / N * |accuracy_m - confidence_m|, bins (0, 1/15], ..., (14/15, 1] of the top probability.
 
     Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, eq. 5.
     """
     top_N = probabilities_NC.max(axis=1).astype(np.float64)
     right_N = probabilities_NC.argmax(axis=1) == labels_N
-    bin_N = np.clip(np.ceil(top_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bin_N = np.clip(np.ceil(top_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     # n_m / N * |accuracy_m - confidence_m| = |sum over the bin of (right - confidence)| / N
-    gap_M = np.bincount(bin_N, weights=right_N - top_N, minlength=BINS)
+    gap_M = np.bincount(bin_N, weights=right_N - top_N, minlength=NUM_BINS)
     return float(np.abs(gap_M).sum() / len(top_N))
 
 
-def calibration_temperature(logits_NC: Floats, labels_N: Integers) -> float:
+def fit_temperature(logits_NC: FloatArray, labels_N: IntArray) -> float:
     """The T for which softmax(logits / T) gives the labels the highest likelihood (Guo et al. 2017, section 4.2).
 
     Kept within `TEMPERATURES`: what gets every utterance of a small dev set right would have no bound at all.
@@ -211,26 +225,26 @@ def calibration_temperature(logits_NC: Floats, labels_N: Integers) -> float:
         means_N = (weights_NC * logits_NC).sum(axis=1) / weights_NC.sum(axis=1)
         return float((means_N - truths_N).mean())
 
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    low, high = 1 / TEMPERATURE_BOUNDS[1], 1 / TEMPERATURE_BOUNDS[0]
     for _ in range(60):  # bisection: the slope only rises
         middle = (low + high) / 2
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
     return 2 / (low + high)
 
 
-def _check(probabilities_NC: Floats, labels_N: Integers, classes: int) -> None:
+def _validate(probabilities_NC: FloatArray, labels_N: IntArray, num_classes: int) -> None:
     shape = np.shape(probabilities_NC)
     if len(labels_N) == 0:
         raise DataError("there are no utterances to score: expected at least one prediction")
-    if shape != (len(labels_N), classes):
+    if shape != (len(labels_N), num_classes):
         raise DataError(
-            f"found probabilities of shape {shape} for {len(labels_N)} labels and {classes} classes: "
-            f"expected ({len(labels_N)}, {classes}), one row per utterance and one column per class"
+            f"found probabilities of shape {shape} for {len(labels_N)} labels and {num_classes} classes: "
+            f"expected ({len(labels_N)}, {num_classes}), one row per utterance and one column per class"
         )
     # written so that a NaN fails as well
     if not (np.all(probabilities_NC >= 0) and np.all(np.abs(probabilities_NC.sum(axis=1) - 1) < 1e-3)):
         raise DataError(
             "found rows that are negative, not finite or do not sum to 1: expected probabilities, not logits"
         )
-    if labels_N.min() < 0 or labels_N.max() >= classes:
-        raise DataError(f"found labels from {labels_N.min()} to {labels_N.max()}: expected 0 to {classes - 1}")
+    if labels_N.min() < 0 or labels_N.max() >= num_classes:
+        raise DataError(f"found labels from {labels_N.min()} to {labels_N.max()}: expected 0 to {num_classes - 1}")

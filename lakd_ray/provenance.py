@@ -13,58 +13,64 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lakd_ray.errors import HygieneError
+from lakd_ray.errors import DataLeakageError
 
-_HASH = re.compile(r"[^:$]+\$[0-9a-f]{24}")  # a speaker's name has its corpus and a colon before it
+_HASHED_SPEAKER = re.compile(r"[^:$]+\$[0-9a-f]{24}")  # a speaker's name has its corpus and a colon before it
 
 
 @dataclass(frozen=True)
-class Seen:
+class DataExposure:
     """Speakers (`corpus:speaker`, or `salt$hash` of one) and SHA-256 hashes of audio."""
 
     speakers: frozenset[str] = frozenset()
     audio: frozenset[str] = frozenset()
 
-    def __or__(self, other: "Seen") -> "Seen":
-        return Seen(self.speakers | other.speakers, self.audio | other.audio)
+    def __or__(self, other: "DataExposure") -> "DataExposure":
+        return DataExposure(self.speakers | other.speakers, self.audio | other.audio)
 
-    def meets(self, other: "Seen") -> list[str]:
+    def overlap(self, other: "DataExposure") -> list[str]:
         """Names of what both have seen: speakers first, then a count of shared recordings; empty if nothing."""
         shared = self.shared_speakers(other)
         recordings = len(self.audio & other.audio)
         return [*shared, *([f"{recordings} identical recordings"] if recordings else [])]
 
-    def shared_speakers(self, other: "Seen") -> list[str]:
+    def shared_speakers(self, other: "DataExposure") -> list[str]:
         """Speakers that both have seen, by name where either of them has it."""
         return sorted(
             (self.speakers & other.speakers)
-            | _known(self.speakers, other.speakers)
-            | _known(other.speakers, self.speakers)
+            | _match_hashed_speakers(self.speakers, other.speakers)
+            | _match_hashed_speakers(other.speakers, self.speakers)
         )
 
-    def salted(self, salt: str) -> "Seen":
+    def anonymized(self, salt: str) -> "DataExposure":
         """The same without names; those that are hashes already stay as they are."""
-        return Seen(
-            frozenset(name if _HASH.fullmatch(name) else _salted(name, salt) for name in self.speakers), self.audio
+        return DataExposure(
+            frozenset(name if _HASHED_SPEAKER.fullmatch(name) else _hash_speaker(name, salt) for name in self.speakers),
+            self.audio,
         )
 
 
-def _salted(speaker: str, salt: str) -> str:
+def _hash_speaker(speaker: str, salt: str) -> str:
     return f"{salt}${hashlib.sha256(f'{salt}{speaker}'.encode()).hexdigest()[:24]}"
 
 
-def _known(hashes: frozenset[str], names: frozenset[str]) -> set[str]:
+def _match_hashed_speakers(hashes: frozenset[str], names: frozenset[str]) -> set[str]:
     """Those of the names whose hash is among some speakers."""
-    salts = {one.partition("$")[0] for one in hashes if _HASH.fullmatch(one)}
-    return {name for salt in salts for name in names if not _HASH.fullmatch(name) and _salted(name, salt) in hashes}
+    salts = {one.partition("$")[0] for one in hashes if _HASHED_SPEAKER.fullmatch(one)}
+    return {
+        name
+        for salt in salts
+        for name in names
+        if not _HASHED_SPEAKER.fullmatch(name) and _hash_speaker(name, salt) in hashes
+    }
 
 
 @dataclass(frozen=True)
 class Provenance:
     """A checkpoint's record."""
 
-    trained_on: Seen = Seen()
-    selected_on: Seen = Seen()
+    trained_on: DataExposure = DataExposure()
+    selected_on: DataExposure = DataExposure()
     unknown: frozenset[str] = frozenset()
     """Models that it learned from and of which nobody said what they have heard."""
 
@@ -76,27 +82,27 @@ class Provenance:
             unknown |= parent.unknown
         return Provenance(trained_on, selected_on, unknown)
 
-    def check(self, *, model: str, dev: Seen, test: Seen) -> None:
+    def check_leakage(self, *, model: str, dev: DataExposure, test: DataExposure) -> None:
         """Refuse a model that has seen what it, or a student of its, is judged on.
 
         Raises:
-            HygieneError: names the model, the speakers and the split.
+            DataLeakageError: names the model, the speakers and the split.
         """
         for what, seen, split, judged in (
             ("trained on", self.trained_on, "test", test),
             ("trained on", self.trained_on, "dev", dev),
             ("selected on", self.selected_on, "test", test),
         ):
-            if shared := seen.meets(judged):
-                raise HygieneError(
+            if shared := seen.overlap(judged):
+                raise DataLeakageError(
                     f"{model} was {what} what the {split} split of this fold holds: {', '.join(shared)} "
                     f"({len(seen.shared_speakers(judged))} of its {len(judged.speakers)} speakers). "
                     "Train it for this fold, or choose a fold that it has not seen."
                 )
 
-    def salted(self, salt: str) -> "Provenance":
+    def anonymized(self, salt: str) -> "Provenance":
         """This record without names, for release."""
-        return Provenance(self.trained_on.salted(salt), self.selected_on.salted(salt), self.unknown)
+        return Provenance(self.trained_on.anonymized(salt), self.selected_on.anonymized(salt), self.unknown)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -110,7 +116,7 @@ class Provenance:
     def from_json(cls, content: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
         trained_on, selected_on = (
-            Seen(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
+            DataExposure(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
             for name in ("trained_on", "selected_on")
         )
         return cls(trained_on, selected_on, frozenset(content.get("unknown", ())))

@@ -15,8 +15,8 @@ from typing import Any
 from lakd_ray import storage
 from lakd_ray.errors import StageError
 
-RECORD = "record.json"
-_VERSIONS_OF = ("lakd-ray", "ray", "torch", "torchaudio", "transformers", "deepspeed", "pyarrow", "optuna")
+RECORD_FILE = "record.json"
+_VERSIONED_PACKAGES = ("lakd-ray", "ray", "torch", "torchaudio", "transformers", "deepspeed", "pyarrow", "optuna")
 
 
 def digest(value: Any) -> str:
@@ -24,22 +24,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(folder: str) -> dict[str, Any] | None:
+def read_record(folder: str) -> dict[str, Any] | None:
     """The record of a folder, or None."""
-    location = storage.join(folder, RECORD)
+    location = storage.join(folder, RECORD_FILE)
     return dict(storage.read_json(location)) if storage.exists(location) else None
 
 
-def is_done(folder: str, made_by: Mapping[str, Any]) -> bool:
+def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
     """Whether the folder holds the finished outputs of exactly this configuration and these inputs.
 
     Raises:
         StageError: the folder was made by something else; the message names the differences.
     """
-    record = read(folder)
+    record = read_record(folder)
     if record is None:
         return False
-    differences = compare(record["made_by"], json.loads(json.dumps(made_by)))
+    differences = find_differences(record["fingerprint"], json.loads(json.dumps(fingerprint)))
     if differences:
         raise StageError(
             f"{folder} was made by a different configuration:\n  "
@@ -51,25 +51,33 @@ def is_done(folder: str, made_by: Mapping[str, Any]) -> bool:
     )
 
 
-def start(folder: str, made_by: Mapping[str, Any]) -> None:
+def mark_started(folder: str, fingerprint: Mapping[str, Any]) -> None:
     """Claim a folder for this configuration; call `is_done` first."""
-    _write(folder, made_by, finished=None, outputs=())
+    _write_record(folder, fingerprint, finished=None, outputs=())
 
 
-def finish(folder: str, made_by: Mapping[str, Any], outputs: Sequence[str], **notes: Any) -> None:
+def mark_finished(folder: str, fingerprint: Mapping[str, Any], outputs: Sequence[str], **notes: Any) -> None:
     """Declare the folder's outputs (names below it) whole; `notes` are kept in the record and never compared."""
-    _write(folder, made_by, datetime.now(UTC).isoformat(timespec="seconds"), outputs, **notes)
+    _write_record(folder, fingerprint, datetime.now(UTC).isoformat(timespec="seconds"), outputs, **notes)
 
 
-def _write(folder: str, made_by: Mapping[str, Any], finished: str | None, outputs: Sequence[str], **notes: Any) -> None:
-    record = {"made_by": made_by, "finished": finished, "outputs": list(outputs), "versions": versions(), **notes}
-    storage.write_json(storage.join(folder, RECORD), record)
+def _write_record(
+    folder: str, fingerprint: Mapping[str, Any], finished: str | None, outputs: Sequence[str], **notes: Any
+) -> None:
+    record = {
+        "fingerprint": fingerprint,
+        "finished": finished,
+        "outputs": list(outputs),
+        "versions": package_versions(),
+        **notes,
+    }
+    storage.write_json(storage.join(folder, RECORD_FILE), record)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape results."""
     found = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
+    for name in _VERSIONED_PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -77,17 +85,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def compare(found: Any, wanted: Any, path: str = "") -> list[str]:
+def find_differences(found: Any, expected: Any, path: str = "") -> list[str]:
     """Lines `dotted.key: found X, now Y` for every difference between two JSON trees."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
+    if isinstance(found, dict) and isinstance(expected, dict):
         return [
             line
-            for key in sorted(found.keys() | wanted.keys())
-            for line in compare(found.get(key), wanted.get(key), f"{path}.{key}" if path else str(key))
+            for key in sorted(found.keys() | expected.keys())
+            for line in find_differences(found.get(key), expected.get(key), f"{path}.{key}" if path else str(key))
         ]
-    return [] if found == wanted else [f"{path}: found {_short(found)}, now {_short(wanted)}"]
+    return [] if found == expected else [f"{path}: found {_abbreviate(found)}, now {_abbreviate(expected)}"]
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-MANIFEST = pa.schema(
+MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),  # <corpus>/<id>, unique
         pa.field("corpus", pa.string(), nullable=False),
@@ -37,18 +37,18 @@ MANIFEST = pa.schema(
     ]
 )
 
-SHARD = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
-        MANIFEST.field("utterance"),
+        MANIFEST_SCHEMA.field("utterance"),
         pa.field("recording", pa.string(), nullable=False),  # what was read and how, see lakd_ray.data.sources
-        *(MANIFEST.field(name) for name in ("num_samples", "cut", "audio_sha256")),
+        *(MANIFEST_SCHEMA.field(name) for name in ("num_samples", "cut", "audio_sha256")),
         pa.field("audio", pa.binary(), nullable=False),  # FLAC, 16 kHz, mono, 16 bit
     ]
 )
 
-KINDS = {
+QUARANTINE_KINDS = {
     "missing": "there is a label, and no file",
-    "unlabelled": "there is no label that can be used",
+    "unlabeled": "there is no label that can be used",
     "unreadable": "the file is there and could not be read",
     "needs-ffmpeg": "the container needs ffmpeg, which was not installed",
     "undecodable": "not audio, or damaged",
@@ -58,14 +58,16 @@ KINDS = {
     "not-finite": "samples are not numbers, or infinite",
     "empty": "no samples",
     "short": "shorter than audio.min_seconds",
-    "long": "longer than audio.max_seconds, with audio.too_long: quarantine",
+    "long": "longer than audio.max_seconds, with audio.on_too_long: quarantine",
     "silent": "never louder than audio.silence_dbfs",
-    "clipped": "more than audio.max_clipped of its samples are at full scale",
+    "clipped": "more than audio.max_clipped_fraction of its samples are at full scale",
     "duplicate": "the same audio as another clip",
 }
-TRANSIENT = frozenset({"unreadable", "needs-ffmpeg"})  # may go well another time: tried again by the next `prepare`
+TRANSIENT_KINDS = frozenset(
+    {"unreadable", "needs-ffmpeg"}
+)  # may go well another time: tried again by the next `prepare`
 
-QUARANTINE = pa.schema(
+QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
         pa.field("corpus", pa.string(), nullable=False),
@@ -75,23 +77,23 @@ QUARANTINE = pa.schema(
     ]
 )
 
-FEATURES = pa.schema(
+FEATURES_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
         pa.field("features", pa.binary(), nullable=False),  # little-endian float16, [frames, channels]
     ]
 )
 
-LOGITS = pa.schema(
+LOGITS_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
-        MANIFEST.field("audio_sha256"),
+        MANIFEST_SCHEMA.field("audio_sha256"),
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("logits", pa.list_(pa.float32()), nullable=False),  # one per class, in the experiment's order
     ]
 )
 
-PREDICTIONS = pa.schema(
+PREDICTIONS_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
         pa.field("corpus", pa.string(), nullable=False),
@@ -111,7 +113,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-LANGUAGES = pa.schema(
+LANGUAGE_CONDITIONS_SCHEMA = pa.schema(
     [
         pa.field("utterance", pa.string(), nullable=False),
         pa.field("corpus", pa.string(), nullable=False),
@@ -119,13 +121,13 @@ LANGUAGES = pa.schema(
         pa.field("language", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("condition", pa.string(), nullable=False),  # given, identified, unknown, wrong
-        pa.field("heard", pa.string(), nullable=False),  # the language that it heard
+        pa.field("predicted_language", pa.string(), nullable=False),  # the language that it heard
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]
 )
 
-UNANSWERED = pa.schema(
+BULK_QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
@@ -135,13 +137,13 @@ UNANSWERED = pa.schema(
 )
 
 
-def answers(emotions: Sequence[str]) -> pa.Schema:
+def bulk_predictions_schema(emotions: Sequence[str]) -> pa.Schema:
     """Columns of a bulk prediction by a model of these emotions; whatever an answer tells is null without one."""
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),  # the manifest's, else the path as it was given
             pa.field("path", pa.string(), nullable=False),
-            pa.field("status", pa.string(), nullable=False),  # answered, quarantined
+            pa.field("status", pa.string(), nullable=False),  # ok, quarantined
             pa.field("kind", pa.string()),  # why there is no answer: one of KINDS
             pa.field("reason", pa.string()),  # the same in words
             pa.field("emotion", pa.string()),  # the most probable
@@ -149,7 +151,7 @@ def answers(emotions: Sequence[str]) -> pa.Schema:
             pa.field("language", pa.string()),  # as given, else as a language-aware student heard it
             pa.field("language_probability", pa.float32()),  # of what was heard
             pa.field("duration_s", pa.float64()),
-            pa.field("warnings", pa.list_(pa.string())),  # codes of lakd_ray.serve.answers.Remark
+            pa.field("warnings", pa.list_(pa.string())),  # codes of lakd_ray.serve.answers.InputWarning
             pa.field("model", pa.string()),
             pa.field("version", pa.string()),  # short hash of the checkpoint
         ]

@@ -9,11 +9,11 @@ from typing import Any
 
 import ray
 
-from lakd_ray.config import Cluster, Experiment
+from lakd_ray.config import ClusterConfig, Experiment
 from lakd_ray.errors import ResourceError
 
 # Environment of every worker. Set before a cluster starts here, so that its processes inherit it.
-_QUIET = {
+_WORKER_ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it a lost rank can hang the others' report for ever
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how often reports are collected: epochs can be shorter than its 2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default, which it otherwise warns about
@@ -26,18 +26,18 @@ _QUIET = {
 
 
 @contextmanager
-def session(config: Experiment) -> Iterator[None]:
+def experiment_session(config: Experiment) -> Iterator[None]:
     """Connect to Ray for an experiment, and shut down what was started here.
 
     Raises:
         ResourceError: the named cluster cannot be reached.
     """
-    with connected(config.cluster, cpus_here(config)):
+    with ray_session(config.cluster, local_cpus(config)):
         yield
 
 
 @contextmanager
-def connected(cluster: Cluster, cpus: int) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
     """Connect to Ray, and shut down what was started here.
 
     Args:
@@ -49,11 +49,11 @@ def connected(cluster: Cluster, cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
+    for name, value in _WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    address = _address(cluster)
+    address = _configured_address(cluster)
     options: dict[str, Any] = {
-        "log_to_driver": cluster.logs,
+        "log_to_driver": cluster.log_to_driver,
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
@@ -74,28 +74,28 @@ def connected(cluster: Cluster, cpus: int) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {where}: {error}") from error
     for chatty in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(chatty).setLevel(logging.INFO if cluster.logs else logging.ERROR)
+        logging.getLogger(chatty).setLevel(logging.INFO if cluster.log_to_driver else logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def joined(config: Experiment) -> str | None:
+def cluster_address(config: Experiment) -> str | None:
     """Address of the cluster that stages join; None where one is started here, and ends with them."""
-    return _address(config.cluster)
+    return _configured_address(config.cluster)
 
 
-def _address(cluster: Cluster) -> str | None:
+def _configured_address(cluster: ClusterConfig) -> str | None:
     return cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def cpus_here(config: Experiment) -> int:
+def local_cpus(config: Experiment) -> int:
     """Logical CPUs of a cluster started on this machine: all workers, trials and readers have room."""
     if config.cluster.cpus is not None:
         return config.cluster.cpus
     train = config.train
-    workers = train.side_by_side * train.workers * train.cpus_per_worker
-    trials = config.tune.concurrent * config.tune.workers_per_trial * train.cpus_per_worker
+    workers = train.parallel_runs * train.workers * train.cpus_per_worker
+    trials = config.tune.max_concurrent_trials * config.tune.workers_per_trial * train.cpus_per_worker
     serving = config.serve.replicas * config.serve.cpus + 1
     return max(os.cpu_count() or 1, 2 + max(workers, trials, serving) + 2)

@@ -10,11 +10,11 @@ from lakd_ray.errors import ResourceError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-POLL_S = 1.0
-LOG_REPEATED = ", last available logs"  # where Ray's reason goes on with the log, which is printed already
+POLL_INTERVAL_S = 1.0
+LOG_SEPARATOR = ", last available logs"  # where Ray's reason goes on with the log, which is printed already
 
 
-def reach(address: str, wait_s: float) -> "JobSubmissionClient":
+def connect(address: str, timeout_s: float) -> "JobSubmissionClient":
     """A client of the cluster, which may still be starting.
 
     Raises:
@@ -24,7 +24,7 @@ def reach(address: str, wait_s: float) -> "JobSubmissionClient":
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it packs
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             return JobSubmissionClient(address)
@@ -34,11 +34,11 @@ def reach(address: str, wait_s: float) -> "JobSubmissionClient":
             ) from None
         except (OSError, RuntimeError) as error:  # not up yet, or a gateway that says so
             if time.monotonic() > deadline:
-                raise ResourceError(f"no Ray cluster at {address} within {wait_s:g} s: {error}") from None
-        time.sleep(POLL_S)
+                raise ResourceError(f"no Ray cluster at {address} within {timeout_s:g} s: {error}") from None
+        time.sleep(POLL_INTERVAL_S)
 
 
-def submit(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict[str, Any]) -> str:
+def submit_job(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict[str, Any]) -> str:
     """Send the working directory and the command; returns the job's id.
 
     Raises:
@@ -50,7 +50,7 @@ def submit(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict[str
         raise ResourceError(f"cannot submit `{entrypoint}`: {error}") from error
 
 
-def follow(client: "JobSubmissionClient", job: str, wait_s: float) -> int:
+def tail_until_done(client: "JobSubmissionClient", job_id: str, timeout_s: float) -> int:
     """Print the job's log until it has ended; returns what to exit with: 0 succeeded, 130 stopped, else its own status.
 
     A log connection that breaks is made again and goes on where it was.
@@ -61,22 +61,22 @@ def follow(client: "JobSubmissionClient", job: str, wait_s: float) -> int:
     from aiohttp import ClientError
     from ray.job_submission import JobStatus
 
-    log = _Log(client, job)
-    deadline = time.monotonic() + wait_s
+    log = _JobLog(client, job_id)
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            info = client.get_job_info(job)
+            info = client.get_job_info(job_id)
             if info.status.is_terminal():
-                log.rest()
+                log.flush()
                 break
             asyncio.run(log.tail())
-            deadline = time.monotonic() + wait_s
+            deadline = time.monotonic() + timeout_s
         except (OSError, RuntimeError, ClientError) as error:  # the errors of requests are OSErrors
             if time.monotonic() > deadline:
-                raise ResourceError(f"lost the cluster; {job} may still run there: {error}") from None
-        time.sleep(POLL_S)
-    reason = (info.message or "").split(LOG_REPEATED)[0]
-    print(f"{job}: {info.status.value.lower()}" + (f" - {reason}" if reason else ""), flush=True)
+                raise ResourceError(f"lost the cluster; {job_id} may still run there: {error}") from None
+        time.sleep(POLL_INTERVAL_S)
+    reason = (info.message or "").split(LOG_SEPARATOR)[0]
+    print(f"{job_id}: {info.status.value.lower()}" + (f" - {reason}" if reason else ""), flush=True)
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
@@ -84,22 +84,22 @@ def follow(client: "JobSubmissionClient", job: str, wait_s: float) -> int:
     return info.driver_exit_code or 1
 
 
-class _Log:
+class _JobLog:
     """A job's log, each part printed once."""
 
-    def __init__(self, client: "JobSubmissionClient", job: str) -> None:
-        self._client, self._job, self._printed = client, job, 0
+    def __init__(self, client: "JobSubmissionClient", job_id: str) -> None:
+        self._client, self._job_id, self._printed = client, job_id, 0
 
     async def tail(self) -> None:
         """Print what comes until the connection ends, for whatever reason."""
         position = 0
-        async for text in self._client.tail_job_logs(self._job):
+        async for text in self._client.tail_job_logs(self._job_id):
             self._print(text, position)
             position += len(text)
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """Print what a connection that ended early has missed."""
-        self._print(self._client.get_job_logs(self._job), 0)
+        self._print(self._client.get_job_logs(self._job_id), 0)
 
     def _print(self, text: str, position: int) -> None:
         new = text[max(0, self._printed - position) :]

@@ -30,12 +30,12 @@ audio: {{row_group_utterances: 4}}
 teacher: &recipe
   model:
     freeze_feature_encoder: false
-    architecture: {network}
+    config: {network}
   optim: {{epochs: {epochs}, lr: 0.001}}
 student: *recipe
 distill: {{paradigms: [mtkd]}}
-batch: {{padded_seconds: 12, max_utterances: 2}}
-cluster: {{object_store_mb: 200, logs: true}}
+batch: {{max_padded_seconds: 12, max_utterances: 2}}
+cluster: {{object_store_mb: 200, log_to_driver: true}}
 """
 """An experiment with a small corpus and network; `name`, `storage`, `network` and `epochs` are to be filled in."""
 

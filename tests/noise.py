@@ -10,7 +10,7 @@ from lakd_ray import storage
 from lakd_ray.audio import encode_flac
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.schema import SHARD
+from lakd_ray.schema import SHARD_SCHEMA
 
 ROW_GROUP = 4
 
@@ -20,7 +20,7 @@ def write(folder: Path, count: int) -> None:
     random = np.random.default_rng(0)
     clips = [(3000 * random.standard_normal(length)).astype(np.int16) for length in _lengths(count)]
     columns = _columns(count) | {"audio": [encode_flac(clip) for clip in clips]}
-    table = pa.table({name: columns.get(name, [None] * count) for name in SHARD.names}, schema=SHARD)
+    table = pa.table({name: columns.get(name, [None] * count) for name in SHARD_SCHEMA.names}, schema=SHARD_SCHEMA)
     storage.write_table(str(folder / "shard.parquet"), table, row_group_size=ROW_GROUP)
 
 
@@ -32,7 +32,7 @@ def manifest(folder: Path, train: int, dev: int) -> Manifest:
         labels_N=np.arange(count) % len(PAPER_EMOTIONS),
         splits_N=np.array(["train"] * train + ["dev"] * dev),
         languages_N=np.array(["en"] * count, dtype=object),
-        samples_N=_lengths(count),
+        num_samples_N=_lengths(count),
         shards=(str(folder / "shard.parquet"),),
         shard_N=np.zeros(count, dtype=np.int64),
         row_group_N=np.arange(count) // ROW_GROUP,

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lakd_ray.audio import ffmpeg
-from lakd_ray.audio.apart import Apart
+from lakd_ray.audio.apart import SandboxPool
 from lakd_ray.errors import ClipError
 
 
@@ -28,12 +28,12 @@ def refuse() -> None:
 def ask_ffmpeg(folder: str) -> None:
     """The one in a folder."""
     os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
-    ffmpeg.to_wav(b"...", ("mov", "MP4 (M4A)"), where="a clip", seconds=None)
+    ffmpeg.convert_to_wav(b"...", ("mov", "MP4 (M4A)"), source_name="a clip", max_seconds=None)
 
 
 @pytest.fixture(scope="module")
 def apart():
-    with Apart(1, memory_mb=256, seconds=60.0) as one:
+    with SandboxPool(1, memory_mb=256, timeout_s=60.0) as one:
         yield one
 
 
@@ -53,8 +53,8 @@ def test_what_breaks_a_process_is_refused_and_the_next_one_answered(apart, fault
 def test_whoever_stops_waiting_ends_the_call(apart):
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(apart.ask(time.sleep, 60), 0.2)
-        assert await apart.ask(abs, -3) == 3
+            await asyncio.wait_for(apart.call_async(time.sleep, 60), 0.2)
+        assert await apart.call_async(abs, -3) == 3
 
     process = apart.call(os.getpid)
     asyncio.run(give_up())
@@ -62,7 +62,7 @@ def test_whoever_stops_waiting_ends_the_call(apart):
 
 
 def test_what_hangs_is_ended():
-    with Apart(1, seconds=0.2) as apart, pytest.raises(ClipError, match=r"not decoded within 0\.2 s"):
+    with SandboxPool(1, timeout_s=0.2) as apart, pytest.raises(ClipError, match=r"not decoded within 0\.2 s"):
         apart.call(time.sleep, 60)
 
 
@@ -70,7 +70,7 @@ def test_the_ffmpeg_that_it_waits_for_is_ended_with_it(tmp_path):
     program, told = tmp_path / "ffmpeg", tmp_path / "pid"
     program.write_text(f"#!/bin/sh\necho $$ > {told}\nexec sleep 99\n")
     program.chmod(0o755)
-    with Apart(1, seconds=3.0) as apart, pytest.raises(ClipError, match="not decoded within 3 s"):
+    with SandboxPool(1, timeout_s=3.0) as apart, pytest.raises(ClipError, match="not decoded within 3 s"):
         apart.call(ask_ffmpeg, str(tmp_path))
     with suppress(psutil.NoSuchProcess):
         psutil.Process(int(told.read_text())).wait(timeout=30)
@@ -83,8 +83,8 @@ def test_what_a_function_raises_is_raised_here(apart):
 
 
 def test_processes_end_with_the_one_that_asked():
-    code = "import os, time; from lakd_ray.audio.apart import Apart; "
-    code += "print(Apart(1).call(os.getpid), flush=True); time.sleep(99)"
+    code = "import os, time; from lakd_ray.audio.apart import SandboxPool; "
+    code += "print(SandboxPool(1).call(os.getpid), flush=True); time.sleep(99)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as asking:
         assert asking.stdout is not None
         process = psutil.Process(int(asking.stdout.readline()))

@@ -7,7 +7,7 @@ import yaml
 
 from lakd_ray import __version__
 from lakd_ray.cli import main
-from lakd_ray.config import Experiment, load
+from lakd_ray.config import Experiment, load_config
 from lakd_ray.corpora import IMPORTERS
 
 DEMO = str(Path(__file__).parents[1] / "jobs" / "experiments" / "demo.yaml")
@@ -20,7 +20,7 @@ def test_config_prints_what_can_be_loaded(capsys, tmp_path):
     printed = capsys.readouterr().out
     config = Experiment.model_validate(yaml.safe_load(printed))
     assert (config.seed, config.train.workers, config.name) == (7, 1, "again")
-    assert config == load(DEMO, ["seed=7", "train.workers=1", "name=again"])
+    assert config == load_config(DEMO, ["seed=7", "train.workers=1", "name=again"])
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_corpora_lists_every_importer(capsys):
     printed = capsys.readouterr().out
     for name, layout in IMPORTERS.items():
         assert f"\n{name}\n" in f"\n{printed}"
-        assert layout.licence in printed
-        assert layout.obtain in printed
+        assert layout.license in printed
+        assert layout.availability in printed
 
 
 def test_corpora_shows_one_with_its_options(capsys):

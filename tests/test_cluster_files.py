@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from lakd_ray import cli, storage
-from lakd_ray.config import DistillLoss, Weighting, describe, load, variant_of
+from lakd_ray.config import DistillLossConfig, Weighting, load_config, to_documented_yaml, with_variant
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.tune.study import PAPER
+from lakd_ray.tune.study import PAPER_LOSS
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -98,43 +98,43 @@ def test_scripts_in_jobs_name_stages_that_exist():
     for script in (ROOT / "jobs").glob("*.py"):
         calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
         stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "job"]
-        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in cli._STAGES), script.name
+        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in cli._COMMAND_HELP), script.name
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
 def test_experiments_load_and_what_is_printed_loads_the_same(file, tmp_path):
-    config = load(file)
+    config = load_config(file)
     assert config.name == file.stem
     printed = tmp_path / "printed.yaml"
-    printed.write_text(describe(config), encoding="utf-8")
-    assert load(printed) == config
+    printed.write_text(to_documented_yaml(config), encoding="utf-8")
+    assert load_config(printed) == config
 
 
 def test_the_paper_fold_is_the_papers():
-    config = load(ROOT / "jobs/experiments/paper-fold.yaml")
-    assert config.train.workers * config.batch.max_utterances * config.train.accumulation == 16
-    assert config.batch.padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
+    config = load_config(ROOT / "jobs/experiments/paper-fold.yaml")
+    assert config.train.workers * config.batch.max_utterances * config.train.gradient_accumulation_steps == 16
+    assert config.batch.max_padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
     assert (config.seed, config.audio.max_seconds) == (42, 20)
     for recipe in (config.teacher, config.student):
         assert (recipe.optim.epochs, recipe.optim.lr) == (20, 3e-5)
         assert recipe.model.pretrained == "facebook/wav2vec2-base" and recipe.model.freeze_feature_encoder
     assert {corpus.split.scheme for corpus in config.corpora} == {"paper"}
-    defaults = load(ROOT / "jobs/experiments/demo.yaml").distill
+    defaults = load_config(ROOT / "jobs/experiments/demo.yaml").distill
     assert config.distill.kd.lam == pytest.approx(defaults.kd.lam)
     assert config.distill.mtkd.lam == pytest.approx(defaults.mtkd.lam)
 
 
 def test_the_papers_grid_is_the_papers():
-    config, fold = (load(ROOT / f"jobs/experiments/{name}.yaml") for name in ("paper", "paper-fold"))
+    config, fold = (load_config(ROOT / f"jobs/experiments/{name}.yaml") for name in ("paper", "paper-fold"))
     assert config.corpora == fold.corpora and config.teacher == fold.teacher and config.student == fold.student
     assert config.distill == fold.distill and set(config.distill.setups) == {"monolingual", "multilingual"}
     assert config.grid.folds is None and len(config.grid.seeds) == 3
-    assert config.train.workers * config.batch.max_utterances * config.train.accumulation == 16
-    assert config.batch.padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
-    reference = variant_of(config, "reference").distill
-    assert reference.kd == DistillLoss(temperature=5, lam=0.75, reference_compat=True)
-    assert reference.mtkd == PAPER
-    varied = {variant_of(config, name).distill.mtkd.weighting for name in config.grid.variants}
+    assert config.train.workers * config.batch.max_utterances * config.train.gradient_accumulation_steps == 16
+    assert config.batch.max_padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
+    reference = with_variant(config, "reference").distill
+    assert reference.kd == DistillLossConfig(temperature=5, lam=0.75, reference_compat=True)
+    assert reference.mtkd == PAPER_LOSS
+    varied = {with_variant(config, name).distill.mtkd.weighting for name in config.grid.variants}
     assert varied == {*get_args(Weighting)} - {"attention"}
 
 
@@ -144,7 +144,7 @@ def test_the_kubernetes_job_has_room_for_its_experiment():
     inside = "/home/ray/lakd/"
     assert f"WORKDIR {inside.rstrip('/')}\n" in read("cluster/Dockerfile")
     assert all(word.startswith(inside) for word in words if word.startswith("/"))
-    config = load(ROOT / experiment.removeprefix(inside), overrides)
+    config = load_config(ROOT / experiment.removeprefix(inside), overrides)
     assert storage.is_remote(config.storage)
     (group,) = job()["rayClusterSpec"]["workerGroupSpecs"]
     (pod,) = group["template"]["spec"]["containers"]
@@ -155,7 +155,7 @@ def test_the_kubernetes_job_has_room_for_its_experiment():
 
 def test_slurm_asks_for_the_gpus_of_the_paper_fold():
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
-    train = load(ROOT / "jobs/experiments/paper-fold.yaml").train
+    train = load_config(ROOT / "jobs/experiments/paper-fold.yaml").train
     assert int(asked["nodes"]) * int(asked["gpus-per-node"]) >= train.workers
     assert int(asked["nodes"]) * int(asked["cpus-per-task"]) > train.workers * train.cpus_per_worker
 
@@ -190,11 +190,13 @@ def test_runtime_env_leaves_out_what_is_large_or_secret():
 
 
 def test_workers_get_the_same_settings_wherever_they_run():
-    from lakd_ray.session import _QUIET
+    from lakd_ray.session import _WORKER_ENVIRONMENT
 
     settings = parsed("runtime_env.yaml")["env_vars"]
     starting = {"RAY_raylet_start_wait_time_s"}  # matters to whoever starts Ray, not to jobs
-    assert {name: value for name, value in _QUIET.items() if name not in starting}.items() <= settings.items()
+    assert {
+        name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in starting
+    }.items() <= settings.items()
     for name, value in settings.items():
         for file in ("cluster/Dockerfile", "cluster/slurm.sh"):
             assert re.search(rf"\b{name}={re.escape(value)}(\s|$)", read(file)), f"{file} lacks {name}"
@@ -209,5 +211,7 @@ def test_submit_knows_every_job():
 
 
 def test_an_override_of_one_section_leaves_its_alias_alone():
-    config = load(ROOT / "jobs/experiments/paper-fold.yaml", ["student.optim.epochs=3"])  # there: student: *recipe
+    config = load_config(
+        ROOT / "jobs/experiments/paper-fold.yaml", ["student.optim.epochs=3"]
+    )  # there: student: *recipe
     assert (config.teacher.optim.epochs, config.student.optim.epochs) == (20, 3)

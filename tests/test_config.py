@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lakd_ray import config as sections
-from lakd_ray.config import Experiment, Section, describe, dump, load
+from lakd_ray.config import Experiment, Section, load_config, to_dict, to_documented_yaml
 from lakd_ray.errors import ConfigError
 from lakd_ray.runs import student_runs, teacher_runs
 
@@ -17,7 +17,7 @@ name: small
 languages: [en, fi]
 corpora:
   - {name: one, root: "data: one # two"}
-  - {name: two, root: here, emotions: {joy: happiness}}
+  - {name: two, root: here, emotion_map: {joy: happiness}}
 teacher: &recipe {model: &model {pretrained: some/model}, optim: &optim {lr: 1.0e-3}}
 student: {model: *model, optim: {<<: *optim, epochs: 3}}
 """
@@ -32,7 +32,7 @@ def small(tmp_path: Path) -> Path:
 
 def refusal(file: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(file, overrides)
+        load_config(file, overrides)
     return str(caught.value)
 
 
@@ -42,10 +42,10 @@ def test_some_experiments_ship():
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_shipped_experiment(file, tmp_path):
-    experiment = load(file)
-    (tmp_path / "again.yaml").write_text(describe(experiment), encoding="utf-8")
-    assert load(tmp_path / "again.yaml") == experiment
-    assert Experiment.model_validate(dump(experiment)) == experiment
+    experiment = load_config(file)
+    (tmp_path / "again.yaml").write_text(to_documented_yaml(experiment), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml") == experiment
+    assert Experiment.model_validate(to_dict(experiment)) == experiment
     runs = teacher_runs(experiment) + student_runs(experiment)
     assert len(runs) > len(experiment.languages)
     assert all(run.recipe == experiment.student for run in runs if run.stage == "distill")
@@ -57,14 +57,14 @@ def test_shipped_experiment(file, tmp_path):
 def test_shipped_network(file, part):
     import torch
 
-    from lakd_ray.models import build
+    from lakd_ray.models import build_model
 
-    experiment = load(file)
+    experiment = load_config(file)
     model = getattr(experiment, part).model
-    if model.architecture is None:
+    if model.config is None:
         assert model.pretrained
         return
-    network = build(model, experiment.emotions, seed=0)
+    network = build_model(model, experiment.emotions, seed=0)
     with torch.inference_mode():
         logits = network.eval()(torch.randn(2, 8000), torch.tensor([8000, 5000])).logits_BC
     assert logits.shape == (2, len(experiment.emotions))
@@ -73,7 +73,7 @@ def test_shipped_network(file, part):
 
 
 def test_describe_explains_every_field(small):
-    lines = describe(load(small)).splitlines()
+    lines = to_documented_yaml(load_config(small)).splitlines()
     assert all("  # " in line for line in lines)
     assert any(line.startswith("    lr: 0.001  # Peak learning rate") for line in lines)
 
@@ -84,10 +84,10 @@ def test_describe_quotes(small, tmp_path, text):
     tree["corpora"][0]["root"] = text
     tree["corpora"][0]["options"] = {"a": [text, None, True], "b": {text: 1}}
     small.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    experiment = load(small)
+    experiment = load_config(small)
     assert experiment.corpora[0].options == tree["corpora"][0]["options"]
-    (tmp_path / "again.yaml").write_text(describe(experiment), encoding="utf-8")
-    assert load(tmp_path / "again.yaml") == experiment
+    (tmp_path / "again.yaml").write_text(to_documented_yaml(experiment), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml") == experiment
 
 
 def test_every_field_is_documented():
@@ -99,7 +99,7 @@ def test_every_field_is_documented():
 
 
 def test_frozen(small):
-    experiment = load(small)
+    experiment = load_config(small)
     with pytest.raises(ValueError, match="frozen"):
         experiment.seed = 1
 
@@ -128,7 +128,7 @@ def test_unknown_key(small, override, expected):
         ("train.workers=0", ("`train.workers`", "greater than or equal to 1", "found 0")),
         ("train.zero_stage=4", ("`train.zero_stage`", "0, 1, 2 or 3")),
         ("student.optim.lr=.nan", ("`student.optim.lr`",)),
-        ("student.optim.warmup=1.0", ("`student.optim.warmup`", "less than 1")),
+        ("student.optim.warmup_ratio=1.0", ("`student.optim.warmup_ratio`", "less than 1")),
         ("audio.min_seconds=30", ("`audio`", "min_seconds (30.0) must be below max_seconds (20.0)")),
         ("tune.space.x={low: 0, high: 1, log: true}", ("`tune.space.x`", "low > 0 with log", "low=0.0")),
         ("tune.space.x={low: 2, high: 1}", ("`tune.space.x`", "expected low < high")),
@@ -143,21 +143,24 @@ def test_unknown_key(small, override, expected):
         ("distill.mtkd.weighting=attention", ("language-aware student", "student.model.language_aware: {}")),
         ("distill.kd.weighting=attention", ("`distill.kd` has one teacher",)),
         ("teacher.model.language_aware={}", ("for students",)),
-        ("student.model={architecture: {model_type: wav2vec2}, layers: 2}", ("`student.model`", "give `architecture`")),
+        ("student.model={config: {model_type: wav2vec2}, num_layers: 2}", ("`student.model`", "give `config`")),
         ("distill.mtkd={weighting: rank, reference_compat: true}", ("`distill.mtkd`", "weighting at similarity")),
-        ("distill.kd={standardise: true, reference_compat: true}", ("`distill.kd`", "standardise at false")),
-        ("distill.mtkd.own_language=1.2", ("`distill.mtkd.own_language`", "less than or equal to 1")),
-        ("distill.mtkd.confidence=margin", ("`distill.mtkd.confidence`", "'label' or 'entropy'")),
+        (
+            "distill.kd={standardize_logits: true, reference_compat: true}",
+            ("`distill.kd`", "standardize_logits at false"),
+        ),
+        ("distill.mtkd.same_language_weight=1.2", ("`distill.mtkd.same_language_weight`", "less than or equal to 1")),
+        ("distill.mtkd.confidence_by=margin", ("`distill.mtkd.confidence_by`", "'label' or 'entropy'")),
         ("student.label_loss.class_balance=2", ("`student.label_loss.class_balance`", "less than or equal to 1")),
         ("teacher.label_loss={focal_gamma: 2, label_smoothing: 0.1}", ("`teacher.label_loss`", "not defined")),
         ("distill.paradigms=[kd, kd]", ("`distill.paradigms`", "only once")),
         ("distill.paradigms=[]", ("`distill.paradigms`", "at least one")),
         ("corpora.1.name=one", ("corpus names must be unique", "['one', 'one']")),
         ("corpora.0.split.scheme=speaker-groups", ("`corpora.0.split`", "`groups` belongs to")),
-        ("teacher.model={}", ("`teacher.model`", "either `pretrained` or `architecture`")),
-        ("teacher.model.architecture={model_type: wav2vec2}", ("`teacher.model`", "not both")),
-        ("teacher.model={architecture: {hidden_size: 8}}", ("needs `model_type`",)),
-        ("teacher.model={architecture: {model_type: wav2vec2}}", ("freeze_feature_encoder: false",)),
+        ("teacher.model={}", ("`teacher.model`", "either `pretrained` or `config`")),
+        ("teacher.model.config={model_type: wav2vec2}", ("`teacher.model`", "not both")),
+        ("teacher.model={config: {hidden_size: 8}}", ("needs `model_type`",)),
+        ("teacher.model={config: {model_type: wav2vec2}}", ("freeze_feature_encoder: false",)),
         ("student=null", ("`student`",)),
     ],
 )
@@ -178,7 +181,7 @@ def test_every_refusal_is_listed(small, tmp_path):
 
 
 def test_overrides(small):
-    changed = load(
+    changed = load_config(
         small,
         [
             "seed=7",
@@ -197,11 +200,11 @@ def test_overrides(small):
     assert changed.languages == ("sv",)
     assert changed.student.optim.lr == 1e-4
     assert changed.cluster.address == "a=b"
-    assert changed.teacher == load(small).teacher
+    assert changed.teacher == load_config(small).teacher
 
 
 def test_override_of_an_alias_changes_one_place(small):
-    changed = load(small, ["student.model.pretrained=another/model"])
+    changed = load_config(small, ["student.model.pretrained=another/model"])
     assert changed.student.model.pretrained == "another/model"
     assert changed.teacher.model.pretrained == "some/model"
 
@@ -252,7 +255,9 @@ def test_missing_file(small):
 
 def test_relative_paths_are_resolved_once(small, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    experiment = load(small, ["storage=outputs", 'corpora.0.root="{storage}/here"', "corpora.1.root=s3://bucket/c"])
+    experiment = load_config(
+        small, ["storage=outputs", 'corpora.0.root="{storage}/here"', "corpora.1.root=s3://bucket/c"]
+    )
     assert experiment.storage == str(tmp_path / "outputs")
     assert [corpus.root for corpus in experiment.corpora] == ["{storage}/here", "s3://bucket/c"]
 
@@ -260,11 +265,11 @@ def test_relative_paths_are_resolved_once(small, monkeypatch, tmp_path):
 @pytest.mark.parametrize("storage", ["/shared/outputs", "/shared/outputs/", "s3://bucket/prefix/"])
 def test_absolute_storage_is_taken_in_a_job(small, monkeypatch, storage):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert load(small, [f"storage={storage}"]).folder == f"{storage.rstrip('/')}/small"
+    assert load_config(small, [f"storage={storage}"]).folder == f"{storage.rstrip('/')}/small"
 
 
 def test_stage_folders(small: Path):
-    experiment = load(small, ["storage=s3://bucket/p/", "base=shared"])
+    experiment = load_config(small, ["storage=s3://bucket/p/", "base_experiment=shared"])
     assert experiment.folder == "s3://bucket/p/small"
     owners: dict[str, Any] = {stage: experiment.stage_folder(stage) for stage in ("prepare", "teachers", "distill")}
     assert owners == {

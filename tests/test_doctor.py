@@ -21,9 +21,9 @@ import yaml
 
 from lakd_ray import doctor, resources, session, storage
 from lakd_ray.cli import main
-from lakd_ray.config import Experiment, dump
+from lakd_ray.config import Experiment, to_dict
 from lakd_ray.doctor import cluster, encoders, machine, places
-from lakd_ray.doctor.results import Check, Result, ask, refuse, table
+from lakd_ray.doctor.results import Check, CheckResult, format_table, raise_on_failure, run_checks
 from lakd_ray.errors import ResourceError, StorageError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Ray's own imports
@@ -44,7 +44,7 @@ def _no_cluster(request, monkeypatch):
 def content(tmp_path: Path) -> dict[str, Any]:
     """An experiment that is healthy here."""
     (tmp_path / "corpus").mkdir()
-    recipe = {"model": dump(tiny.config()), "optim": {"epochs": 1}}
+    recipe = {"model": to_dict(tiny.config()), "optim": {"epochs": 1}}
     return {
         "name": "e",
         "storage": str(tmp_path / "out"),
@@ -96,7 +96,7 @@ def silent_bucket(silent: int, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    monkeypatch.setattr(places, "ANSWER_S", 1)
+    monkeypatch.setattr(places, "RESPONSE_TIMEOUT_S", 1)
     return "s3://bucket/out"
 
 
@@ -122,7 +122,7 @@ def test_failures_are_told_to_people_and_to_machines(file, capsys):
     failed = {check["name"]: check for check in told["checks"] if check["status"] == "fail"}
     assert set(failed) == {"corpora", "resources"}
     assert failed["corpora"]["expected"] == "all corpora"
-    assert "need 9" in failed["resources"]["todo"]
+    assert "need 9" in failed["resources"]["hint"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_failures_are_told_to_people_and_to_machines(file, capsys):
     [("pipeline", ["resources", "corpora", "storage"]), ("reproduce", ["corpora"]), ("teachers", ["storage"])],
 )
 def test_stages_that_train_are_not_started(file, tmp_path, monkeypatch, capsys, command, failures):
-    monkeypatch.setattr(session, "session", lambda config: pytest.fail("Ray was started"))
+    monkeypatch.setattr(session, "experiment_session", lambda config: pytest.fail("Ray was started"))
     (tmp_path / "file").touch()
     broken = [f"storage={tmp_path}/file/below", "corpora.0.root=/not/there", "cluster.cpus=2", "train.workers=8"]
     assert main([command, file, "--set", *broken]) == 2
@@ -144,7 +144,7 @@ def test_stages_that_train_are_not_started(file, tmp_path, monkeypatch, capsys, 
 def test_the_error_says_whether_it_is_but_the_storage(content, tmp_path, changed, kind):
     (tmp_path / "file").touch()
     config = experiment(content, storage=str(tmp_path / "file" / "below"), train={"workers": 8}, **changed)
-    with pytest.raises(kind, match="storage: cannot write"), doctor.ready_session(config, ["teachers"]):
+    with pytest.raises(kind, match="storage: cannot write"), doctor.checked_session(config, ["teachers"]):
         pytest.fail("it started")
 
 
@@ -156,8 +156,8 @@ def test_a_healthy_session_is_ready(content, monkeypatch):
         steps.append("session")
         yield
 
-    monkeypatch.setattr(session, "session", joined)
-    with doctor.ready_session(experiment(content), ["teachers", "tune"]):
+    monkeypatch.setattr(session, "experiment_session", joined)
+    with doctor.checked_session(experiment(content), ["teachers", "tune"]):
         steps.append("stage")
     assert steps == ["session", "stage"]
 
@@ -165,13 +165,13 @@ def test_a_healthy_session_is_ready(content, monkeypatch):
 def test_checks_are_asked_together_and_never_waited_for_too_long():
     forever = threading.Event()
 
-    def hang() -> Result:
+    def hang() -> CheckResult:
         forever.wait()
-        return Result("a", "ok", "late")
+        return CheckResult("a", "ok", "late")
 
     started = time.monotonic()
     try:
-        results = ask([Check(name, hang, "the moon", 0.2) for name in "abc"] + [Check("d", broken_disk)])
+        results = run_checks([Check(name, hang, "the moon", 0.2) for name in "abc"] + [Check("d", broken_disk)])
     finally:
         forever.set()
     assert time.monotonic() - started < 2
@@ -180,21 +180,23 @@ def test_checks_are_asked_together_and_never_waited_for_too_long():
     assert "on fire" in results[3].found
 
 
-def broken_disk() -> Result:
+def broken_disk() -> CheckResult:
     raise OSError("on fire")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_mistake_in_a_check_fails_that_check_alone():
-    first, second = ask([Check("a", lambda: Result("a", "ok", str(1 / 0))), Check("b", lambda: Result("b", "ok", "y"))])
+    first, second = run_checks(
+        [Check("a", lambda: CheckResult("a", "ok", str(1 / 0))), Check("b", lambda: CheckResult("b", "ok", "y"))]
+    )
     assert (first.status, second.status) == ("fail", "ok")
     assert "the check itself broke off" in first.found
 
 
 def test_warnings_are_shown_and_refuse_nothing():
-    results = [Result("a", "ok", "x"), Result("longer", "warn", "y", "z", "do")]
-    refuse(results, ())
-    assert table(results).splitlines() == [
+    results = [CheckResult("a", "ok", "x"), CheckResult("longer", "warn", "y", "z", "do")]
+    raise_on_failure(results, ())
+    assert format_table(results).splitlines() == [
         "a       ok    x",
         "longer  warn  y",
         "              expected: z",
@@ -215,7 +217,7 @@ def test_versions(monkeypatch, package, version, status):
     monkeypatch.setattr(machine.metadata, "version", lambda name: version if name == package else real(name))
     if package == "Python":
         monkeypatch.setattr(machine.platform, "python_version", lambda: version)
-    result = machine.versions()
+    result = machine.check_versions()
     assert (result.status, package in result.expected) == (status, status != "ok")
     assert f"{package} {version}" in result.found
 
@@ -225,9 +227,9 @@ def test_a_missing_package(monkeypatch):
         raise machine.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(machine.metadata, "version", version)
-    assert machine.versions().status == "fail"
+    assert machine.check_versions().status == "fail"
     monkeypatch.setattr(machine.metadata, "metadata", version)
-    assert machine.versions().status == "warn"
+    assert machine.check_versions().status == "warn"
 
 
 def test_compiler(content, monkeypatch, tmp_path):
@@ -237,31 +239,31 @@ def test_compiler(content, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     on_cpu, on_gpu = experiment(content), experiment(content, train={"gpu": True})
-    assert machine.compiler(on_cpu).found == "no g++ and no ninja on PATH"
-    assert [machine.compiler(config).status for config in (on_cpu, on_gpu)] == ["fail", "warn"]
+    assert machine.check_compiler(on_cpu).found == "no g++ and no ninja on PATH"
+    assert [machine.check_compiler(config).status for config in (on_cpu, on_gpu)] == ["fail", "warn"]
     (tools / "ninja").touch(0o755)
-    assert machine.compiler(on_cpu).status == "fail"
+    assert machine.check_compiler(on_cpu).status == "fail"
     (tmp_path / "deepspeed_shm_comm").mkdir()
     (tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").touch()
-    assert machine.compiler(on_cpu).status == "warn"  # it was built before
+    assert machine.check_compiler(on_cpu).status == "warn"  # it was built before
     (tools / "c++").touch(0o755)
-    assert machine.compiler(on_cpu).status == "ok"
+    assert machine.check_compiler(on_cpu).status == "ok"
 
 
 def test_gpu(content, monkeypatch):
     config = experiment(content, train={"gpu": True, "precision": "bf16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert machine.gpu(config).status == "fail"
-    assert machine.gpu(experiment(content)).status == "ok"
+    assert machine.check_gpu(config).status == "fail"
+    assert machine.check_gpu(experiment(content)).status == "ok"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     device = SimpleNamespace(name="Tesla", total_memory=16 * GB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    found = machine.gpu(config)
+    found = machine.check_gpu(config)
     assert (found.status, found.found) == ("fail", "Tesla with 16.0 GB, Tesla with 16.0 GB, without bf16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert machine.gpu(config).status == "ok"
+    assert machine.check_gpu(config).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_memory(content, monkeypatch, tmp_path, limit, available_gb, status):
     (tmp_path / "limit").write_text(limit + "\n")
     monkeypatch.setattr(machine, "_MEMINFO", str(tmp_path / "meminfo"))
     monkeypatch.setattr(machine, "_CGROUP_LIMITS", (str(tmp_path / "limit"), str(tmp_path / "absent")))
-    found = machine.memory(experiment(content))
+    found = machine.check_memory(experiment(content))
     assert found.status == status
     assert ("5 processes" in found.expected) == (status != "ok")
 
@@ -282,14 +284,14 @@ def test_memory(content, monkeypatch, tmp_path, limit, available_gb, status):
 def test_shared_memory(content, monkeypatch, free, store_mb, status):
     monkeypatch.delenv("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", raising=False)
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: Usage(free, 0, free))
-    assert machine.shared_memory(experiment(content, cluster={"object_store_mb": store_mb})).status == status
+    assert machine.check_shared_memory(experiment(content, cluster={"object_store_mb": store_mb})).status == status
 
 
 @pytest.mark.parametrize(("limit", "status"), [(256, "fail"), (4096, "warn"), (65536, "ok"), (-1, "ok")])
 def test_open_files(monkeypatch, limit, status):
     monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (256, limit))
     assert resource.RLIM_INFINITY == -1
-    assert machine.open_files().status == status
+    assert machine.check_open_files().status == status
 
 
 @pytest.mark.parametrize(
@@ -298,13 +300,13 @@ def test_open_files(monkeypatch, limit, status):
 def test_temporary(monkeypatch, free_gb, inodes, status):
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: Usage(100 * GB, 0, round(free_gb * GB)))
     monkeypatch.setattr(machine.os, "statvfs", lambda place: SimpleNamespace(f_files=10**7, f_favail=inodes))
-    assert machine.temporary().status == status
+    assert machine.check_temporary().status == status
 
 
 def test_a_temporary_folder_that_cannot_be_used(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "below"))
-    (result,) = ask([Check("temporary", machine.temporary)])
+    (result,) = run_checks([Check("temporary", machine.check_temporary)])
     assert (result.status, str(tmp_path / "file") in result.found) == ("fail", True)
 
 
@@ -312,20 +314,20 @@ def test_a_temporary_folder_that_cannot_be_used(monkeypatch, tmp_path):
 
 
 def test_storage_leaves_nothing(content, tmp_path):
-    assert places.writable(experiment(content, storage=str(tmp_path / "a" / "b"))).status == "ok"
+    assert places.check_writable(experiment(content, storage=str(tmp_path / "a" / "b"))).status == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 def test_storage_that_forgets(content, monkeypatch):
     monkeypatch.setattr(storage, "read_bytes", lambda location: b"else")
-    assert "other bytes" in places.writable(experiment(content)).found
+    assert "other bytes" in places.check_writable(experiment(content)).found
 
 
 def test_a_bucket(content, s3):
     config = experiment(content, storage=f"{s3}/doctor")
-    assert places.writable(config).status == "ok"
+    assert places.check_writable(config).status == "ok"
     assert list(storage.list_files(f"{s3}/doctor")) == []
-    results = ask(places.checks(config, ["prepare"], quick=True))
+    results = run_checks(places.experiment_checks(config, ["prepare"], quick=True))
     assert [result.status for result in results] == ["ok", "ok"]
 
 
@@ -333,54 +335,54 @@ def test_a_bucket_that_does_not_answer(content, silent_bucket):
     config = experiment(content, storage=silent_bucket, corpora=[{"name": "c", "root": silent_bucket + "/corpus"}])
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"no answer from http://127.0.0.1:\d+ in 1 attempt") as caught:
-        refuse(ask(places.checks(config, ["prepare"], quick=True)), places.STORAGE)
+        raise_on_failure(run_checks(places.experiment_checks(config, ["prepare"], quick=True)), places.STORAGE_CHECKS)
     assert time.monotonic() - started < 5
     assert "corpora: " in str(caught.value)
 
 
 def test_room(content, monkeypatch):
     config = experiment(content)
-    assert places.room(config).status == "ok"
+    assert places.check_disk_space(config).status == "ok"
     here = tempfile.gettempdir()
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 10 if folder == here else 10**15)
-    assert places.room(config).status == "warn"
+    assert places.check_disk_space(config).status == "warn"
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 10)
-    assert places.room(config).status == "fail"
+    assert places.check_disk_space(config).status == "fail"
 
 
 def test_corpora(content, monkeypatch, tmp_path):
     config = experiment(content)
-    assert places.corpora(config).status == "ok"
+    assert places.check_corpora(config).status == "ok"
     monkeypatch.setattr(places.os, "access", lambda place, how: False)  # root may read everything
-    assert "may not be read" in places.corpora(config).found
+    assert "may not be read" in places.check_corpora(config).found
     shutil.rmtree(tmp_path / "corpus")
-    assert places.corpora(config).status == "fail"
+    assert places.check_corpora(config).status == "fail"
     storage.write_bytes(f"{config.stage_folder('prepare')}/manifest.parquet", b"")
-    assert places.corpora(config).status == "warn"  # it is prepared, so the corpus is only compared with
+    assert places.check_corpora(config).status == "warn"  # it is prepared, so the corpus is only compared with
 
 
 def test_a_corpus_that_is_made(content, monkeypatch):
     config = experiment(content, corpora=[{"name": "c", "importer": "espeak", "root": "{storage}/made"}])
     monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: object())
-    assert places.corpora(config).status == "ok"
+    assert places.check_corpora(config).status == "ok"
     monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
-    assert "lakd-ray[demo]" in places.corpora(config).found
+    assert "lakd-ray[demo]" in places.check_corpora(config).found
 
 
 def test_encoders_in_folders(content, tmp_path):
     folder = tmp_path / "encoder"
     config = experiment(content, student={"model": {"pretrained": str(folder)}})
     stages = ("teachers", "distill")
-    assert "there is nothing at" in encoders.encoders(config, stages, answer_s=None).found
+    assert "there is nothing at" in encoders.check_pretrained(config, stages, timeout_s=None).found
     folder.mkdir()
     (folder / "config.json").touch()
-    assert encoders.encoders(config, stages, answer_s=None).found == f"{folder} has no model.safetensors"
+    assert encoders.check_pretrained(config, stages, timeout_s=None).found == f"{folder} has no model.safetensors"
     (folder / "model.safetensors").touch()
-    assert encoders.encoders(config, stages, answer_s=None).status == "ok"
-    assert encoders.encoders(experiment(content), stages, answer_s=None).status == "ok"
-    brought = experiment(content, distill={"brought": [{"name": "b", "checkpoint": str(tmp_path / "gone")}]})
-    assert encoders.encoders(brought, stages, answer_s=None).status == "fail"
-    assert encoders.encoders(brought, ["teachers"], answer_s=None).status == "ok"
+    assert encoders.check_pretrained(config, stages, timeout_s=None).status == "ok"
+    assert encoders.check_pretrained(experiment(content), stages, timeout_s=None).status == "ok"
+    brought = experiment(content, distill={"external_teachers": [{"name": "b", "checkpoint": str(tmp_path / "gone")}]})
+    assert encoders.check_pretrained(brought, stages, timeout_s=None).status == "fail"
+    assert encoders.check_pretrained(brought, ["teachers"], timeout_s=None).status == "ok"
 
 
 def test_encoders_of_the_hub(content, monkeypatch, tmp_path, silent):
@@ -391,24 +393,24 @@ def test_encoders_of_the_hub(content, monkeypatch, tmp_path, silent):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{silent}")
     config = experiment(content, teacher={"model": {"pretrained": "some/one"}})
-    assert encoders.encoders(config, ["teachers"], answer_s=None).status == "warn"
-    found = encoders.encoders(config, ["teachers"], answer_s=0.3)
+    assert encoders.check_pretrained(config, ["teachers"], timeout_s=None).status == "warn"
+    found = encoders.check_pretrained(config, ["teachers"], timeout_s=0.3)
     assert (found.status, "cannot be had" in found.found) == ("fail", True)
     (cache / "snapshots" / "abc").mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
     for name in ("config.json", "model.safetensors"):
         (cache / "snapshots" / "abc" / name).touch()
-    assert encoders.encoders(config, ["teachers"], answer_s=None).found == "some/one is in the hub's cache"
+    assert encoders.check_pretrained(config, ["teachers"], timeout_s=None).found == "some/one is in the hub's cache"
     shutil.rmtree(cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in encoders.encoders(config, ["teachers"], answer_s=1).found
+    assert "HF_HUB_OFFLINE" in encoders.check_pretrained(config, ["teachers"], timeout_s=1).found
 
 
 def test_a_taken_port(content, silent):
-    found = places.port(experiment(content, serve={"port": silent}))
+    found = places.check_port(experiment(content, serve={"port": silent}))
     assert (found.status, str(silent) in found.found) == ("fail", True)
-    assert places.port(experiment(content)).status == "ok"
+    assert places.check_port(experiment(content)).status == "ok"
 
 
 # The cluster
@@ -427,54 +429,56 @@ def test_a_taken_port(content, silent):
 def test_what_a_cluster_cannot_give(content, stages, changes, have, words):
     config = experiment(content, **changes)
     with pytest.raises(ResourceError, match=words):
-        resources.refuse_shortage(config, stages, have)
-    resources.refuse_shortage(config, stages, {"CPU": 10, "GPU": 1})
-    resources.refuse_shortage(config, ["prepare", "evaluate", "report"], {})
+        resources.check_resources(config, stages, have)
+    resources.check_resources(config, stages, {"CPU": 10, "GPU": 1})
+    resources.check_resources(config, ["prepare", "evaluate", "report"], {})
 
 
 def test_all_shortages_are_told_and_each_once(content):
     config = experiment(content, train={"workers": 4, "gpu": True})
-    assert len(resources.shortages(config, ["teachers", "distill"], {"CPU": 1})) == 2
+    assert len(resources.missing_resources(config, ["teachers", "distill"], {"CPU": 1})) == 2
 
 
 def test_a_machine_has_room_unless_told_otherwise(content):
     config = experiment(content, train={"workers": 50})
-    assert cluster.room(config, ["teachers"]).status == "ok"  # CPUs are but numbers here
-    assert cluster.room(experiment(content, train={"workers": 50, "gpu": True}), ["teachers"]).status == "fail"
+    assert cluster.check_capacity(config, ["teachers"]).status == "ok"  # CPUs are but numbers here
+    assert (
+        cluster.check_capacity(experiment(content, train={"workers": 50, "gpu": True}), ["teachers"]).status == "fail"
+    )
 
 
 def test_token(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cluster.token("head:6379").status == "warn"
+    assert cluster.check_token("head:6379").status == "warn"
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert cluster.token("head:6379").status == "fail"
+    assert cluster.check_token("head:6379").status == "fail"
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("\n")
-    assert "is empty" in cluster.token("head:6379").found
+    assert "is empty" in cluster.check_token("head:6379").found
     (tmp_path / ".ray" / "auth_token").write_text("secret\n")
-    found = cluster.token("head:6379")
+    found = cluster.check_token("head:6379")
     assert (found.status, "secret" in str(found)) == ("ok", False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
-    assert cluster.token("head:6379").status == "fail"
+    assert cluster.check_token("head:6379").status == "fail"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
-    assert cluster.token("head:6379").status == "ok"
+    assert cluster.check_token("head:6379").status == "ok"
 
 
 def test_a_cluster_that_does_not_answer(content, monkeypatch, silent):
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.3)
-    monkeypatch.setattr(session, "session", lambda config: pytest.fail("it was joined"))
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(session, "experiment_session", lambda config: pytest.fail("it was joined"))
     with socket.create_server(("127.0.0.1", 0)) as gone:
         closed = gone.getsockname()[1]
     for port in (silent, closed):
         config = experiment(content, cluster={"address": f"127.0.0.1:{port}"})
-        found = {result.name: result for result in doctor.examine(config)}
+        found = {result.name: result for result in doctor.run_all_checks(config)}
         assert found["cluster"].status == "fail"
         assert found["storage"].status == "ok"  # places are looked at all the same
-        with pytest.raises(ResourceError, match=str(port)), doctor.ready_session(config, ["teachers"]):
+        with pytest.raises(ResourceError, match=str(port)), doctor.checked_session(config, ["teachers"]):
             pytest.fail("it started")
-    assert cluster.answers("auto").status == "ok"
+    assert cluster.check_connection("auto").status == "ok"
 
 
 @pytest.mark.ray
@@ -483,21 +487,21 @@ def test_a_named_cluster_is_joined_and_its_nodes_looked_at(content, ray_session)
 
     address = ray.get_runtime_context().gcs_address
     config = experiment(content, cluster={"address": address}, train={"workers": 8})
-    found = {result.name: result for result in doctor.examine(config)}
+    found = {result.name: result for result in doctor.run_all_checks(config)}
     assert [name for name, result in found.items() if result.status == "fail"] == ["resources"]
     assert found["resources"].found == "4 CPUs, 0 GPUs"
     assert found["token"].status == "ok"
     assert found["versions"].found.endswith(f"({address.rpartition(':')[0]})")
-    with pytest.raises(ResourceError, match="the cluster has 4 CPUs"), doctor.ready_session(config, ["distill"]):
+    with pytest.raises(ResourceError, match="the cluster has 4 CPUs"), doctor.checked_session(config, ["distill"]):
         pytest.fail("it started")
     assert not Path(content["storage"]).exists()
 
 
 def test_nodes_are_told_together():
-    def on(address: str, status: Any, found: str) -> tuple[str, Result]:
-        return address, Result("temporary", status, found, "room", "make some")
+    def on(address: str, status: Any, found: str) -> tuple[str, CheckResult]:
+        return address, CheckResult("temporary", status, found, "room", "make some")
 
-    merged = cluster._gravest("temporary", [on("a", "ok", "x"), on("b", "fail", "full"), on("c", "fail", "full")])
-    assert merged == Result("temporary", "fail", "full (b, c)", "room", "make some")
-    many = cluster._gravest("temporary", [on(name, "ok", "x") for name in "abcd"])
+    merged = cluster._worst("temporary", [on("a", "ok", "x"), on("b", "fail", "full"), on("c", "fail", "full")])
+    assert merged == CheckResult("temporary", "fail", "full (b, c)", "room", "make some")
+    many = cluster._worst("temporary", [on(name, "ok", "x") for name in "abcd"])
     assert many.found == "x (4 nodes, a the first)"

@@ -20,13 +20,13 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForAudioClassification
 
 from lakd_ray import cli, export, storage
-from lakd_ray.audio import decode
-from lakd_ray.config import Experiment, LanguageAware, Model
-from lakd_ray.errors import ConfigError, HygieneError
+from lakd_ray.audio import decode_audio
+from lakd_ray.config import Experiment, LanguageAwareHeadConfig, ModelConfig
+from lakd_ray.errors import ConfigError, DataLeakageError
 from lakd_ray.infer import price
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import build, load, save
+from lakd_ray.models import build_model, load_checkpoint, save_checkpoint
 
 
 def test_what_is_released_is_the_same_model_and_names_nobody(tmp_path: Path, capsys):
@@ -35,29 +35,31 @@ def test_what_is_released_is_the_same_model_and_names_nobody(tmp_path: Path, cap
     assert "exported to" in capsys.readouterr().out
     text = (tmp_path / "released" / "lakd.json").read_text()
     assert "c:one" not in text and str(tmp_path) not in text
-    (one, before), (other, after) = load(place), load(str(tmp_path / "released"))
+    (one, before), (other, after) = load_checkpoint(place), load_checkpoint(str(tmp_path / "released"))
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
-    assert after.provenance.trained_on.meets(before.provenance.trained_on) == ["c:one", "1 identical recordings"]
+    assert after.provenance.trained_on.overlap(before.provenance.trained_on) == ["c:one", "1 identical recordings"]
     assert (after.emotions, after.languages, after.model_id) == (before.emotions, before.languages, before.model_id)
     AutoModelForAudioClassification.from_pretrained(tmp_path / "released")
 
 
 @pytest.mark.parametrize("aware", [None, tiny.AWARE], ids=["plain", "language-aware"])
-def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAware | None):
+def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAwareHeadConfig | None):
     (tmp_path / "secret-place").mkdir()
     start = tiny.checkpoint(tmp_path / "secret-place")
-    model = build(Model(pretrained=start, language_aware=aware), PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
+    model = build_model(
+        ModelConfig(pretrained=start, language_aware=aware), PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES
+    )
     model.network.config.backbone = {**getattr(model.network.config, "backbone", {}), "_name_or_path": start}
     (tmp_path / "scratch").mkdir()
     recipe = {"pretrained": start, "freeze_encoder": True}
     card = replace(tiny.card(), training={"run": {"recipe": {"model": recipe}}, "layers": [0, 2]})
-    save(str(tmp_path / "trained"), model.network, card, scratch=tmp_path / "scratch")
-    export.run(str(tmp_path / "trained"), str(tmp_path / "released"))
+    save_checkpoint(str(tmp_path / "trained"), model.network, card, scratch=tmp_path / "scratch")
+    export.export_checkpoint(str(tmp_path / "trained"), str(tmp_path / "released"))
     told = [file.name for file in (tmp_path / "released").iterdir() if b"secret-place" in file.read_bytes()]
     assert told == []
-    again, released = load(str(tmp_path / "released"))
+    again, released = load_checkpoint(str(tmp_path / "released"))
     assert again.languages == model.languages and released.training["layers"] == [0, 2]
-    assert released.frozen
+    assert released.is_encoder_frozen
 
 
 def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):
@@ -95,9 +97,9 @@ RUN: dict[str, Any] = {
     "fold": 0,
     "seed": 42,
     "variant": None,
-    "recipe": {"model": {"architecture": {"model_type": "wav2vec2"}}},
-    "loss": {"temperature": 5.0, "lam": 0.25, "weighting": "similarity", "standardise": False},
-    "teachers": ["teacher-en-f0-s42", "brought-x"],
+    "recipe": {"model": {"config": {"model_type": "wav2vec2"}}},
+    "loss": {"temperature": 5.0, "lam": 0.25, "weighting": "similarity", "standardize_logits": False},
+    "teachers": ["teacher-en-f0-s42", "external-x"],
     "teacher_languages": ["en", None],
 }
 DEV = {"epoch": 3, "epochs": 8, "dev_UR": 0.7881, "dev_WR": 0.7, "dev_recall": {"en": 0.8854}}
@@ -109,7 +111,7 @@ def trained(folder: Path, *, aware: bool = False, **training: Any) -> str:
     network = tiny.aware(initializer_range=0.5) if aware else tiny.model(initializer_range=0.5)
     told = replace(tiny.card(("en", "fi", "fr")), training={"run": RUN, "dev": DEV, **training})
     (folder / "scratch").mkdir()
-    save(str(folder / "trained"), network.network, told, scratch=folder / "scratch")
+    save_checkpoint(str(folder / "trained"), network.network, told, scratch=folder / "scratch")
     return str(folder / "trained")
 
 
@@ -134,7 +136,7 @@ def test_the_card_says_how_it_was_trained_and_how_well_it_does(tmp_path: Path):
     text = card_of(tmp_path)
     for said in (
         "distilled from several teachers at once (MTKD), multilingual, fold 0, seed 42",
-        "teacher-en-f0-s42 (en), brought-x (several languages).",
+        "teacher-en-f0-s42 (en), external-x (several languages).",
         "temperature 5 and lambda 0.25 (share of distillation); teachers are weighted by `similarity`",
         "from a random start",
         "divide logits by 1.7 before the softmax (fitted on dev)",
@@ -156,7 +158,7 @@ def test_the_card_says_how_it_was_trained_and_how_well_it_does(tmp_path: Path):
 
 
 def test_the_card_is_one_that_the_hub_reads(tmp_path: Path):
-    export.run(trained(tmp_path), str(tmp_path / "released"), report=report(tmp_path))
+    export.export_checkpoint(trained(tmp_path), str(tmp_path / "released"), report=report(tmp_path))
     data = ModelCard(card_of(tmp_path)).data
     assert (data.license, data.language, data.library_name) == ("unknown", ["en", "fi", "fr"], "transformers")
     assert data.pipeline_tag == "audio-classification" and "lakd-ray" in data.tags
@@ -166,7 +168,7 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path: Path):
 
 def test_the_card_does_not_tell_what_nobody_said(tmp_path: Path):
     """A checkpoint that knows little, and no report."""
-    export.run(tiny.checkpoint(tmp_path), str(tmp_path / "released"))
+    export.export_checkpoint(tiny.checkpoint(tmp_path), str(tmp_path / "released"))
     text = card_of(tmp_path)
     for said in (
         "How it was trained is not recorded.",
@@ -183,10 +185,10 @@ def test_the_card_does_not_tell_what_nobody_said(tmp_path: Path):
 
 def test_what_is_released_is_described_the_same_when_it_is_released_again(tmp_path: Path):
     place = trained(tmp_path)
-    export.run(place, str(tmp_path / "released"), report=report(tmp_path))
+    export.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path))
     first = card_of(tmp_path)
     (tmp_path / "again").mkdir()
-    export.run(str(tmp_path / "released"), str(tmp_path / "again" / "released"), report=report(tmp_path))
+    export.export_checkpoint(str(tmp_path / "released"), str(tmp_path / "again" / "released"), report=report(tmp_path))
     again = card_of(tmp_path / "again")
     changed = "a start that is not recorded"  # its recipe may name a path, and stayed behind
     assert again == first.replace("a random start", changed)
@@ -195,7 +197,7 @@ def test_what_is_released_is_described_the_same_when_it_is_released_again(tmp_pa
 def test_a_report_on_others_is_refused(tmp_path: Path):
     place = trained(tmp_path)
     with pytest.raises(ConfigError, match=r"no results of mtkd-multilingual-f0-s42, it has those of other:"):
-        export.run(place, str(tmp_path / "released"), report=report(tmp_path, "other"))
+        export.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path, "other"))
     assert not (tmp_path / "released").exists()
 
 
@@ -224,7 +226,7 @@ def test_every_snippet_of_the_card_runs_and_they_agree(released: Path, monkeypat
         answers.append(yaml.safe_load(said.getvalue()))
     assert len(answers) == 3  # transformers, this project, onnxruntime
     predictor = Predictor.load(str(released))
-    wave_T = decode(Path("clip.wav").read_bytes(), where="clip.wav")
+    wave_T = decode_audio(Path("clip.wav").read_bytes(), source_name="clip.wav")
     expected = dict(zip(predictor.emotions, predictor.probabilities([wave_T])[0].tolist(), strict=True))
     assert max(expected.values()) > 0.3
     for answer in answers:
@@ -242,12 +244,12 @@ def test_the_endpoint_of_the_card_can_be_built(released: Path):
 
 
 def test_graphs_of_a_release_are_sealed_and_their_figures_said(released: Path):
-    sealed = json.loads((released / storage.SEAL).read_text())
+    sealed = json.loads((released / storage.CHECKSUMS_FILE).read_text())
     assert {"model.onnx", "model.int8.onnx", "onnx.json", "README.md", "lakd.json", "config.json"} <= sealed.keys()
     figures = json.loads((released / "onnx.json").read_text())
-    assert figures["largest_difference"] <= figures["bound"] == 1e-4
-    assert figures["int8"]["weights"] >= 12 and figures["int8"]["test"] is None
-    assert 0 < figures["int8"]["largest_change"] < 0.2
+    assert figures["max_logit_difference"] <= figures["logit_tolerance"] == 1e-4
+    assert figures["int8"]["int8_matmuls"] >= 12 and figures["int8"]["test"] is None
+    assert 0 < figures["int8"]["max_probability_change"] < 0.2
     assert "What it costs in accuracy was not measured" in (released / "README.md").read_text()
     one, two = (Predictor.load(str(released), backend=name) for name in ("torch", "onnx"))
     clip = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
@@ -271,27 +273,27 @@ def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 
 def test_the_price_of_int8_is_measured_on_the_experiments_test_utterances(tmp_path: Path, held_out: Experiment):
-    export.run(trained(tmp_path), str(tmp_path / "released"), experiment=held_out, int8=True)
+    export.export_checkpoint(trained(tmp_path), str(tmp_path / "released"), experiment=held_out, int8=True)
     test = json.loads((tmp_path / "released" / "onnx.json").read_text())["int8"]["test"]
-    assert test["utterances"] == 9 and 0 < test["largest_change"] < 0.2
+    assert test["utterances"] == 9 and 0 < test["max_probability_change"] < 0.2
     text = card_of(tmp_path)
     assert "On 9 test utterances its UR is" in text and "No person spoke" in text
 
 
 def test_clips_are_the_test_rows_with_their_truth(tmp_path: Path, held_out: Experiment):
-    clips = price.held_out(held_out, tiny.card())
-    assert [len(wave) for wave in clips.waves_N] == noise.manifest(tmp_path, 0, 9).samples_N.tolist()
+    clips = price.load_test_set(held_out, tiny.card())
+    assert [len(wave) for wave in clips.waves_N] == noise.manifest(tmp_path, 0, 9).num_samples_N.tolist()
     assert clips.labels_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0] and clips.languages_N == ["en"] * 9
     plain, other = (Predictor(tiny.model(seed, initializer_range=0.5), tiny.card()) for seed in (0, 1))
-    found = price.price(plain, other, clips)
+    found = price.compare_backends(plain, other, clips)
     differ = plain.logits(clips.waves_N).argmax(axis=1) != other.logits(clips.waves_N).argmax(axis=1)
-    assert found.other_answers == differ.sum() and found.largest_change > 0.01
-    same = price.price(plain, plain, clips)
-    assert (same.UR_here, same.other_answers, same.largest_change) == (found.UR, 0, 0)
+    assert found.changed_predictions == differ.sum() and found.max_probability_change > 0.01
+    same = price.compare_backends(plain, plain, clips)
+    assert (same.UR_backend, same.changed_predictions, same.max_probability_change) == (found.UR, 0, 0)
 
 
 def test_utterances_that_it_has_heard_do_not_judge_it(held_out: Experiment):
     card = tiny.card()
     heard = replace(card.provenance.trained_on, speakers=frozenset({"speaker-3"}))
-    with pytest.raises(HygieneError, match="speaker-3"):
-        price.held_out(held_out, replace(card, provenance=replace(card.provenance, trained_on=heard)))
+    with pytest.raises(DataLeakageError, match="speaker-3"):
+        price.load_test_set(held_out, replace(card, provenance=replace(card.provenance, trained_on=heard)))

@@ -13,10 +13,10 @@ import pytest
 import tiny
 
 from lakd_ray import storage
-from lakd_ray.config import load
+from lakd_ray.config import load_config
 from lakd_ray.data import manifest as manifests
 from lakd_ray.runs import predictions_folder
-from lakd_ray.train.state import State
+from lakd_ray.train.state import RunState
 
 pytestmark = pytest.mark.ray
 
@@ -34,16 +34,16 @@ audio: {{row_group_utterances: 16}}
 teacher: &recipe
   model: &model
     freeze_feature_encoder: false
-    architecture: {network}
+    config: {network}
   optim: {{epochs: 2, lr: 0.001}}
 student:
   <<: *recipe
   model: {{<<: *model, language_aware: {{embedding_size: 8}}}}
 distill:
   mtkd: {{weighting: attention, cross_fit: 2}}
-  brought: [{{name: theirs, checkpoint: "{storage}/theirs"}}]
+  external_teachers: [{{name: theirs, checkpoint: "{storage}/theirs"}}]
 train: {{workers: 2}}
-tune: {{trials: 2, concurrent: 2, epochs: 1, grace: 1}}
+tune: {{trials: 2, max_concurrent_trials: 2, epochs: 1, grace_epochs: 1}}
 serve: {{port: 0}}
 cluster: {{object_store_mb: 200}}
 """
@@ -82,8 +82,8 @@ def lakd(environment: dict[str, str], *arguments: str) -> str:
 @pytest.mark.timeout(900)
 def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict[str, str]) -> None:
     printed = lakd(environment, "pipeline", str(experiment))
-    config = load(experiment)
-    manifest = manifests.load(config)
+    config = load_config(experiment)
+    manifest = manifests.load_manifest(config)
 
     assert len(manifest.table) == 2 * 8 * 2 * 4
     test_rows = manifest.rows("test")
@@ -99,8 +99,8 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
         (paradigm, language) for paradigm in ("ft", "kd", "mtkd") for language in ("en", "fi", "all")
     }
     assert all(row["n"] == len(test_rows) for row in results if row["language"] == "all")
-    best = load(f"{config.stage_folder('tune')}/best.yaml")
-    assert best.base == "tiny"
+    best = load_config(f"{config.stage_folder('tune')}/best.yaml")
+    assert best.base_experiment == "tiny"
     assert "of 8 held-out clips right" in printed
 
     again = lakd(
@@ -130,7 +130,7 @@ def started(experiment: Path, environment: dict[str, str]) -> Iterator["subproce
 def test_killed_half_way_it_goes_on(
     experiment: Path, environment: dict[str, str], started: "subprocess.Popen[bytes]"
 ) -> None:
-    teachers = Path(load(experiment).stage_folder("teachers"))
+    teachers = Path(load_config(experiment).stage_folder("teachers"))
     deadline = time.monotonic() + 400
     while not (teachers / "teacher-fi-f0-s42" / "state.json").exists():
         assert started.poll() is None, "the pipeline ended before it could be killed"
@@ -148,4 +148,4 @@ def test_killed_half_way_it_goes_on(
     for name in ("teacher-en-f0-s42", "teacher-fi-f0-s42", "teacher-all-f0-s42"):
         lines = (teachers / name / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-        assert State.read(str(teachers / name)).at.resume is None
+        assert RunState.read(str(teachers / name)).latest.resume_folder is None

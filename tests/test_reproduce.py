@@ -16,8 +16,8 @@ import pytest
 
 from cluster import ROOT, Cluster, started
 from lakd_ray import storage
-from lakd_ray.config import Experiment, load
-from lakd_ray.reproduce import plan_of
+from lakd_ray.config import Experiment, load_config
+from lakd_ray.reproduce import build_plan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -70,7 +70,7 @@ def driver(storage_folder: str) -> int:
 
 def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path: Path) -> None:
     out, log = str(tmp_path / "out"), tmp_path / "log"
-    config = load(ROOT / FILE, [f"storage={out}", *SMALL])
+    config = load_config(ROOT / FILE, [f"storage={out}", *SMALL])
     students = ("kd-", "mtkd-")
 
     process = submit(cluster, out, log)  # killed among the teachers, as when memory runs out
@@ -86,7 +86,7 @@ def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path:
     assert process.wait(timeout=120) == 130
 
     process = submit(cluster, out, log)  # the whole cluster goes while test utterances are asked about
-    runs = [task.run for task in plan_of(config).tasks]
+    runs = [task.run for task in build_plan(config).tasks]
     wait(process, lambda: count(config, "finished", ("",)) == len(runs), log)
     cluster.script("stop")
     process.terminate()

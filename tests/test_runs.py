@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lakd_ray.config import Experiment, dump
-from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs, training_runs
+from lakd_ray.config import Experiment, to_dict
+from lakd_ray.runs import Run, all_runs, cross_fitted_runs, student_runs, teacher_runs
 
 LANGUAGES = ("en", "fi", "fr")
 
@@ -15,7 +15,7 @@ def experiment(*, same_recipe: bool = True, base: str | None = None, **distill: 
         {
             "name": "t",
             "storage": "/outputs",
-            "base": base,
+            "base_experiment": base,
             "languages": LANGUAGES,
             "fold": 2,
             "seed": 5,
@@ -78,7 +78,7 @@ def test_teachers_of_students_exist(same_recipe):
     assert len({run.id for run in runs}) == len(runs)
     assert {teacher for run in runs for teacher in run.teachers} == known
     for run in runs:
-        assert Run.model_validate(dump(run)) == run
+        assert Run.model_validate(to_dict(run)) == run
 
 
 def test_folders():
@@ -91,10 +91,10 @@ def test_folders():
 def paper(fold: int, **distill: Any) -> Experiment:
     """Corpora with five, nine and three folds."""
     corpora = [
-        {"name": name, "importer": name, "root": "x", "only_languages": [code], "split": {"scheme": "paper"}}
+        {"name": name, "importer": name, "root": "x", "languages": [code], "split": {"scheme": "paper"}}
         for name, code in (("iemocap", "en"), ("fesc", "fi"), ("cafe", "fr"))
     ]
-    return Experiment.model_validate(dump(experiment(**distill)) | {"fold": fold, "corpora": corpora})
+    return Experiment.model_validate(to_dict(experiment(**distill)) | {"fold": fold, "corpora": corpora})
 
 
 def test_what_a_fold_repeats_is_one_run():
@@ -109,7 +109,7 @@ def test_what_a_fold_repeats_is_one_run():
 
 
 def test_folds_that_only_the_data_tell_are_not_taken_for_each_other():
-    content = dump(experiment())
+    content = to_dict(experiment())
     content["corpora"][0]["split"]["scheme"] = "leave-one-speaker-out"
     runs = [teacher_runs(Experiment.model_validate(content | {"fold": fold}))[0].id for fold in (0, 4, 8)]
     assert len(set(runs)) == 3
@@ -117,15 +117,15 @@ def test_folds_that_only_the_data_tell_are_not_taken_for_each_other():
 
 def test_cross_fitted_teachers():
     config = experiment(paradigms=["mtkd"], mtkd={"weighting": "confidence"})
-    parts = [f"teacher-en-f2-s5-without-{number}of3" for number in (1, 2, 3)]
+    parts = [f"teacher-en-f2-s5-crossfit-{number}of3" for number in (1, 2, 3)]
     runs = {run.id: run for run in cross_fitted_runs(config)}
     assert list(runs)[:3] == parts and len(runs) == 9
-    assert runs[parts[1]].without is not None and runs[parts[1]].without.number == 1
+    assert runs[parts[1]].held_out_fold is not None and runs[parts[1]].held_out_fold.index == 1
     (student,) = student_runs(config)
     assert student.teachers == tuple(run.id for run in teacher_runs(config))
-    assert set(student.needs) == {*student.teachers, *runs}
-    order = [run.id for run in training_runs(config)]
-    assert all(order.index(need) < order.index(student.id) for need in student.needs)
+    assert set(student.dependencies) == {*student.teachers, *runs}
+    order = [run.id for run in all_runs(config)]
+    assert all(order.index(need) < order.index(student.id) for need in student.dependencies)
     assert cross_fitted_runs(experiment(mtkd={"weighting": "confidence", "cross_fit": 0})) == []
     assert cross_fitted_runs(experiment()) == []
 

@@ -38,7 +38,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    monkeypatch.setattr(submit, "POLL_INTERVAL_S", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def impatient(monkeypatch):
 )
 @pytest.mark.parametrize("breaks", [None, RuntimeError("closed"), ConnectionResetError("gone")])
 def test_exit_status_and_log(end, exit_code, expected, breaks, capsys):
-    assert submit.follow(Client(end, exit_code, breaks), "job", wait_s=60) == expected
+    assert submit.tail_until_done(Client(end, exit_code, breaks), "job", timeout_s=60) == expected
     log, _, last = capsys.readouterr().out.rpartition("job: ")
     assert log == LOG
     assert last == f"{end.value.lower()} - why\n"
@@ -64,9 +64,9 @@ def test_a_cluster_that_is_gone_is_given_up():
             raise ConnectionError("refused")
 
     with pytest.raises(ResourceError, match="may still run"):
-        submit.follow(Gone(JobStatus.RUNNING), "job", wait_s=0)
+        submit.tail_until_done(Gone(JobStatus.RUNNING), "job", timeout_s=0)
 
 
 def test_a_cluster_that_is_not_there_is_not_waited_for_longer_than_said():
     with pytest.raises(ResourceError, match="no Ray cluster"):
-        submit.reach("http://127.0.0.1:9", wait_s=0)
+        submit.connect("http://127.0.0.1:9", timeout_s=0)

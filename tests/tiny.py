@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from lakd_ray.config import LanguageAware, Model
+from lakd_ray.config import LanguageAwareHeadConfig, ModelConfig
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import Card, EmotionClassifier, build, save
-from lakd_ray.provenance import Provenance, Seen
+from lakd_ray.models import CheckpointMetadata, EmotionClassifier, build_model, save_checkpoint
+from lakd_ray.provenance import DataExposure, Provenance
 
 ARCHITECTURE: dict[str, Any] = {
     "model_type": "wav2vec2",
@@ -27,7 +27,7 @@ NETWORK = (
     "num_attention_heads: 2, intermediate_size: 64, num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 4, "
     "classifier_proj_size: 32}"
 )
-"""`model.architecture` for an experiment file; a frame is 20 ms, as in the models that people use."""
+"""`model.config` for an experiment file; a frame is 20 ms, as in the models that people use."""
 WHISPER: dict[str, Any] = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 16, "vocab_size": 50, "pad_token_id": 0,
@@ -39,32 +39,36 @@ STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_t
 """Without dropout and SpecAugment: a training step is then a function of its batch."""
 
 
-def config(*, aware: LanguageAware | None = None, **changes: Any) -> Model:
-    return Model(architecture=ARCHITECTURE | changes, freeze_feature_encoder=False, language_aware=aware)
+def config(*, aware: LanguageAwareHeadConfig | None = None, **changes: Any) -> ModelConfig:
+    return ModelConfig(config=ARCHITECTURE | changes, freeze_feature_encoder=False, language_aware=aware)
 
 
 def model(seed: int = 0, **changes: Any) -> EmotionClassifier:
     """From a random start, in training mode."""
-    return build(config(**changes), PAPER_EMOTIONS, seed=seed)
+    return build_model(config(**changes), PAPER_EMOTIONS, seed=seed)
 
 
-AWARE = LanguageAware(embedding_size=8, attention_size=8, projection_size=16)
+AWARE = LanguageAwareHeadConfig(embedding_size=8, attention_size=8, projection_size=16)
 LANGUAGES = ("en", "fi", "fr")
 
 
-def aware(seed: int = 0, *, teachers: int = 3, head: LanguageAware = AWARE, **changes: Any) -> EmotionClassifier:
+def aware(
+    seed: int = 0, *, teachers: int = 3, head: LanguageAwareHeadConfig = AWARE, **changes: Any
+) -> EmotionClassifier:
     """A language-aware student of three languages, from a random start, in training mode."""
-    return build(config(aware=head, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, teachers=teachers)
+    return build_model(
+        config(aware=head, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, num_teachers=teachers
+    )
 
 
-def card(languages: tuple[str, ...] = ("en", "de")) -> Card:
-    seen = Provenance(Seen(frozenset({"c:one"}), frozenset({"0" * 64})), Seen(frozenset({"c:two"})))
-    return Card("test/tiny", PAPER_EMOTIONS, languages, seen, {"epoch": 3})
+def card(languages: tuple[str, ...] = ("en", "de")) -> CheckpointMetadata:
+    seen = Provenance(DataExposure(frozenset({"c:one"}), frozenset({"0" * 64})), DataExposure(frozenset({"c:two"})))
+    return CheckpointMetadata("test/tiny", PAPER_EMOTIONS, languages, seen, {"epoch": 3})
 
 
 def checkpoint(folder: Path, *, languages: tuple[str, ...] = ("en", "de"), seed: int = 0, **changes: Any) -> str:
     """A sealed checkpoint below a folder."""
     scratch = folder / "scratch"
     scratch.mkdir()
-    save(str(folder / "tiny"), model(seed, **changes).network, card(languages), scratch=scratch)
+    save_checkpoint(str(folder / "tiny"), model(seed, **changes).network, card(languages), scratch=scratch)
     return str(folder / "tiny")

@@ -6,10 +6,10 @@ samples  rates, 16-bit samples, FLAC
 apart    processes that may die over a recording
 """
 
-from lakd_ray.audio.door import Recording, decode, read
+from lakd_ray.audio.door import Recording, decode_audio, decode_recording
 from lakd_ray.audio.samples import (
     SAMPLE_RATE,
-    Samples,
+    PcmSamples,
     Wave,
     decode_flac,
     encode_flac,
@@ -20,13 +20,13 @@ from lakd_ray.audio.samples import (
 
 __all__ = [
     "SAMPLE_RATE",
+    "PcmSamples",
     "Recording",
-    "Samples",
     "Wave",
-    "decode",
+    "decode_audio",
     "decode_flac",
+    "decode_recording",
     "encode_flac",
-    "read",
     "resample",
     "to_float",
     "to_int16",

@@ -11,7 +11,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as Overdue
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -22,10 +22,10 @@ from pebble import ProcessExpired, ProcessPool
 from lakd_ray.errors import ClipError
 
 _MEGABYTE = 1 << 20
-_PAGE = resource.getpagesize()
+_PAGE_SIZE = resource.getpagesize()
 
 
-class Apart:
+class SandboxPool:
     """A few processes, kept warm. Close it, or use it as a context.
 
     Args:
@@ -34,11 +34,11 @@ class Apart:
         seconds: longest time for one call.
     """
 
-    def __init__(self, processes: int = 1, *, memory_mb: int = 4096, seconds: float = 180.0) -> None:
-        self._memory_mb, self._seconds = memory_mb, seconds
+    def __init__(self, num_processes: int = 1, *, memory_mb: int = 4096, timeout_s: float = 180.0) -> None:
+        self._memory_mb, self._timeout_s = memory_mb, timeout_s
         self._pool = ProcessPool(
-            processes,
-            initializer=_prepare,
+            num_processes,
+            initializer=_init_worker,
             initargs=(memory_mb,),
             context=multiprocessing.get_context("forkserver"),  # forking a process with threads can deadlock the child
         )
@@ -54,53 +54,53 @@ class Apart:
         self._pool.stop()  # type: ignore[no-untyped-call] # pebble leaves it untyped
         self._pool.join(timeout=10)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A function of a module, called there; raises what it raises.
 
         Raises:
             ClipError: it killed the process, was not done in time or needed too much memory.
         """
-        with self._refusing():
-            return self._start(function, arguments, named).result()
+        with self._translate_errors():
+            return self._submit(function, args, kwargs).result()
 
-    async def ask(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    async def call_async(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The same, awaited; whoever stops waiting ends the call."""
-        with self._refusing():
-            return await asyncio.wrap_future(self._start(function, arguments, named))
+        with self._translate_errors():
+            return await asyncio.wrap_future(self._submit(function, args, kwargs))
 
-    async def warm(self) -> None:
+    async def warmup(self) -> None:
         """Wait until a process has loaded what it needs."""
-        await self.ask(_nothing)
+        await self.call_async(_noop)
 
-    def _start(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> "Future[Any]":
-        found: Future[Any] = self._pool.schedule(function, args=arguments, kwargs=named, timeout=self._seconds)
+    def _submit(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Future[Any]":
+        found: Future[Any] = self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
         return found
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
-        except Overdue:
-            raise ClipError(f"the recording was not decoded within {self._seconds:g} s") from None
+        except FutureTimeoutError:
+            raise ClipError(f"the recording was not decoded within {self._timeout_s:g} s") from None
         except ProcessExpired:
             raise ClipError("the recording cannot be decoded: its decoder broke down over it") from None
         except MemoryError:
             raise ClipError(f"the recording needs more than {self._memory_mb} MB to be decoded") from None
 
 
-def _prepare(memory_mb: int) -> None:
+def _init_worker(memory_mb: int) -> None:
     """Load what is needed, then let no recording have more than its share, and outlive nobody."""
     import torch
     import torchaudio.functional  # noqa: F401 -- loaded now, not while somebody waits
 
     torch.set_num_threads(1)
-    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
+    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE_SIZE
     most = virtual + memory_mb * _MEGABYTE
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """Whoever is killed cannot end its processes, and they would wait for it for ever."""
     parent = parent_process()
     if parent is not None:
@@ -108,5 +108,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _nothing() -> None:
+def _noop() -> None:
     pass

@@ -18,15 +18,17 @@ from lakd_ray.audio import ffmpeg
 from lakd_ray.audio.samples import SAMPLE_RATE, Wave, resample, to_float, to_int16
 from lakd_ray.errors import ClipError
 
-_RATES = (4_000, 768_000)  # below, seconds of header would become hours of audio
+_SAMPLE_RATE_RANGE = (4_000, 768_000)  # below, seconds of header would become hours of audio
 _MAX_CHANNELS = 64
-_MAX_FILTER = 20_000_000  # values in the resampling filter: 70 thousand for 44.1 kHz, 256 million (4 GB) for 15,999 Hz
-_BLOCK = 1 << 13  # values decoded at a time
-_FULL_SCALE = 0.98  # the loudest that mu-law can say; 8-bit and A-law samples end a little above
-_SLACK_S = 0.05  # so much may be missing from a file before it counts as truncated
-_UNKNOWN_SIZE = 0x7FFF_0000  # from here on, sizes in headers are place holders of programs that wrote to a pipe
-_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_ERRORS = (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError)
+_MAX_RESAMPLING_FILTER_SIZE = (
+    20_000_000  # values in the resampling filter: 70 thousand for 44.1 kHz, 256 million (4 GB) for 15,999 Hz
+)
+_BLOCK_SIZE = 1 << 13  # values decoded at a time
+_CLIPPING_THRESHOLD = 0.98  # the loudest that mu-law can say; 8-bit and A-law samples end a little above
+_TRUNCATION_TOLERANCE_S = 0.05  # so much may be missing from a file before it counts as truncated
+_PLACEHOLDER_SIZE = 0x7FFF_0000  # from here on, sizes in headers are place holders of programs that wrote to a pipe
+_TRUNCATED_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_DECODE_ERRORS = (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class Recording:
     """
 
     wave_T: Wave
-    cut: bool
-    clipped: float
+    is_cut: bool
+    clipped_fraction: float
 
 
-def decode(
+def decode_audio(
     content: bytes,
     *,
-    where: str,
+    source_name: str,
     max_seconds: float | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -68,13 +70,13 @@ def decode(
         ClipError: it cannot be decoded, is empty or truncated, holds values that are not numbers, has an absurd
             header, or ends before the part begins or ends.
     """
-    return read(content, where=where, max_seconds=max_seconds, start=start, end=end).wave_T
+    return decode_recording(content, source_name=source_name, max_seconds=max_seconds, start=start, end=end).wave_T
 
 
-def read(
+def decode_recording(
     content: bytes,
     *,
-    where: str,
+    source_name: str,
     max_seconds: float | None = None,
     start: float | None = None,
     end: float | None = None,
@@ -83,79 +85,84 @@ def read(
     begin = start or 0.0
     limit = None if end is None else end - begin
     capped = max_seconds is not None and (limit is None or max_seconds < limit)
-    part = _Part(begin, max_seconds if capped else limit, capped)
-    if found := ffmpeg.container(content):
-        needed = None if part.seconds is None else begin + part.seconds + 1  # a little more shows whether it was cut
-        content = ffmpeg.to_wav(content, found, where=where, seconds=needed)
+    part = _TimeRange(begin, max_seconds if capped else limit, capped)
+    if found := ffmpeg.detect_container(content):
+        needed = None if part.duration is None else begin + part.duration + 1  # a little more shows whether it was cut
+        content = ffmpeg.convert_to_wav(content, found, source_name=source_name, max_seconds=needed)
     try:
-        with _Forward(_Bytes(content)) as file:
-            _check_header(file, where)
+        with _SequentialSoundFile(_ClampedBytesIO(content)) as file:
+            _check_header(file, source_name)
             rate = int(file.samplerate)
-            raw = _read_part(file, part, _is_broken_off(file, content), where)
-    except _ERRORS as error:
+            raw = _read_range(file, part, _is_truncated(file, content), source_name)
+    except _DECODE_ERRORS as error:
         said = getattr(error, "error_string", error)  # without the name of the object that was read
-        raise ClipError(f"cannot decode {where}: {said}; expected WAV, FLAC, OGG or MP3") from None
+        raise ClipError(f"cannot decode {source_name}: {said}; expected WAV, FLAC, OGG or MP3") from None
     wave_T = raw.wave_T if rate == SAMPLE_RATE else resample(raw.wave_T, rate)
     if not np.isfinite(wave_T).all():
-        raise ClipError(f"{where} holds values that are not finite numbers", "not-finite")
-    return Recording(to_float(to_int16(wave_T)), raw.cut, raw.clipped)
+        raise ClipError(f"{source_name} holds values that are not finite numbers", "not-finite")
+    return Recording(to_float(to_int16(wave_T)), raw.is_cut, raw.clipped_fraction)
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TimeRange:
     """Where to begin, how much to read (None: all), and whether that is a limit rather than the part's own end."""
 
-    begin: float
-    seconds: float | None
-    capped: bool
+    start: float
+    duration: float | None
+    truncate: bool
 
 
-def _check_header(file: Any, where: str) -> None:
+def _check_header(file: Any, source_name: str) -> None:
     """Refuse what a few bytes of header must not cost: hours of work, gigabytes of memory."""
     rate, channels = int(file.samplerate), int(file.channels)
     common = math.gcd(rate, SAMPLE_RATE)
-    usual = _RATES[0] <= rate <= _RATES[1] and (rate // common) * (SAMPLE_RATE // common) <= _MAX_FILTER
+    usual = (
+        _SAMPLE_RATE_RANGE[0] <= rate <= _SAMPLE_RATE_RANGE[1]
+        and (rate // common) * (SAMPLE_RATE // common) <= _MAX_RESAMPLING_FILTER_SIZE
+    )
     if not usual:
         raise ClipError(
-            f"{where} has a sample rate of {rate} Hz, expected a usual one such as 16000 or 44100", "header"
+            f"{source_name} has a sample rate of {rate} Hz, expected a usual one such as 16000 or 44100", "header"
         )
     if channels > _MAX_CHANNELS:
-        raise ClipError(f"{where} has {channels} channels, expected at most {_MAX_CHANNELS}", "header")
+        raise ClipError(f"{source_name} has {channels} channels, expected at most {_MAX_CHANNELS}", "header")
 
 
-def _read_part(file: Any, part: _Part, broken_off: bool, where: str) -> Recording:
+def _read_range(file: Any, time_range: _TimeRange, is_truncated: bool, source_name: str) -> Recording:
     """The part at its own rate, mixed to mono and not yet checked for values that are no numbers.
 
     Raises:
         ClipError: nothing is there, less than the header promises, or less than the part needs.
     """
     rate = int(file.samplerate)
-    begin = round(part.begin * rate)
-    wanted = None if part.seconds is None else round(part.seconds * rate)
-    blocks = _Blocks(file)
-    blocks.skip(begin)
-    wave_T, clipped = blocks.mono(wanted)
+    begin = round(time_range.start * rate)
+    wanted = None if time_range.duration is None else round(time_range.duration * rate)
+    blocks = _BlockReader(file)
+    blocks.skip_to(begin)
+    wave_T, clipped = blocks.read_mono(wanted)
     if wanted is not None and len(wave_T) >= wanted:
-        return Recording(wave_T, part.capped and blocks.go_on(), clipped)
-    slack, reached = _SLACK_S * rate, begin + len(wave_T)
+        return Recording(wave_T, time_range.truncate and blocks.has_more(), clipped)
+    slack, reached = _TRUNCATION_TOLERANCE_S * rate, begin + len(wave_T)
     promised = int(file.frames) if 0 < file.frames < 2**40 else 0
-    if blocks.error is not None and not blocks.frames:
+    if blocks.error is not None and not blocks.frames_read:
         raise blocks.error
-    if blocks.error is not None or broken_off or promised - reached > slack:
+    if blocks.error is not None or is_truncated or promised - reached > slack:
         of = f" of {promised / rate:.2f} s" if promised > reached else ""
-        raise ClipError(f"{where} breaks off after {blocks.frames / rate:.2f} s{of}: truncated or damaged", "truncated")
-    if not blocks.frames:
-        raise ClipError(f"{where} holds no samples", "empty")
-    if not len(wave_T) or (not part.capped and wanted is not None and wanted - len(wave_T) > slack):
         raise ClipError(
-            f"{where} lasts {blocks.frames / rate:.2f} s, and the part of it from {part.begin:g} s"
-            f"{'' if part.seconds is None else f' to {part.begin + part.seconds:g} s'} is not there",
+            f"{source_name} breaks off after {blocks.frames_read / rate:.2f} s{of}: truncated or damaged", "truncated"
+        )
+    if not blocks.frames_read:
+        raise ClipError(f"{source_name} holds no samples", "empty")
+    if not len(wave_T) or (not time_range.truncate and wanted is not None and wanted - len(wave_T) > slack):
+        raise ClipError(
+            f"{source_name} lasts {blocks.frames_read / rate:.2f} s, and the part of it from {time_range.start:g} s"
+            f"{'' if time_range.duration is None else f' to {time_range.start + time_range.duration:g} s'} is not there",
             "outside",
         )
     return Recording(wave_T, False, clipped)
 
 
-class _Bytes(io.BytesIO):
+class _ClampedBytesIO(io.BytesIO):
     """Stays where it is when a damaged header sends libsndfile to a place before the beginning."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -166,7 +173,7 @@ class _Bytes(io.BytesIO):
             return self.tell()
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
+class _SequentialSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
     """A file that is read from front to back: after every read, soundfile seeks to where a seekable file already is,
     which loses half a frame of an MP3 each time and decodes a FLAC's frames again."""
 
@@ -175,69 +182,69 @@ class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # untyped
         return False
 
     @property
-    def can_seek(self) -> bool:
+    def has_exact_seek(self) -> bool:
         """Whether `seek` goes exactly where it should."""
         return bool(super().seekable()) and self.format != "MP3"
 
 
-class _Blocks:
+class _BlockReader:
     """Reads a file piece by piece; an error on the way ends the file and is kept."""
 
-    def __init__(self, file: _Forward):
+    def __init__(self, file: _SequentialSoundFile):
         self._file = file
-        self.frames = 0  # decoded or skipped so far
+        self.frames_read = 0  # decoded or skipped so far
         self.error: Exception | None = None
 
-    def skip(self, frames: int) -> None:
+    def skip_to(self, frame: int) -> None:
         """Go to a frame."""
-        if 0 < frames <= self._file.frames and self._file.can_seek:
-            self.frames = int(self._file.seek(frames))
-        while self.frames < frames and len(self._next(frames - self.frames)):
+        if 0 < frame <= self._file.frames and self._file.has_exact_seek:
+            self.frames_read = int(self._file.seek(frame))
+        while self.frames_read < frame and len(self._read_block(frame - self.frames_read)):
             pass
 
-    def mono(self, wanted: int | None) -> tuple[Wave, float]:
+    def read_mono(self, num_frames: int | None) -> tuple[Wave, float]:
         """So many frames, or all: the mean of their channels [T], and the share of values at full scale."""
         parts: list[Wave] = []
         have = loud = 0
-        while wanted is None or have < wanted:
-            block_TC = self._next(_BLOCK if wanted is None else wanted - have)
+        while num_frames is None or have < num_frames:
+            block_TC = self._read_block(_BLOCK_SIZE if num_frames is None else num_frames - have)
             if not len(block_TC):
                 break
             have += len(block_TC)
-            loud += int(np.count_nonzero(np.abs(block_TC) >= _FULL_SCALE))
+            loud += int(np.count_nonzero(np.abs(block_TC) >= _CLIPPING_THRESHOLD))
             with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused by `read`
                 parts.append(block_TC.mean(axis=1, dtype=np.float32))
         wave_T = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         return wave_T, loud / max(1, have * self._file.channels)
 
-    def go_on(self) -> bool:
+    def has_more(self) -> bool:
         """Whether anything follows."""
-        return len(self._next(1)) > 0
+        return len(self._read_block(1)) > 0
 
-    def _next(self, frames: int) -> Wave:
-        frames = min(frames, max(1, _BLOCK // self._file.channels))
+    def _read_block(self, max_frames: int) -> Wave:
+        max_frames = min(max_frames, max(1, _BLOCK_SIZE // self._file.channels))
         try:
-            block_TC = self._file.read(frames, dtype="float32", always_2d=True)
-        except _ERRORS as error:
+            block_TC = self._file.read(max_frames, dtype="float32", always_2d=True)
+        except _DECODE_ERRORS as error:
             self.error = error
             return np.zeros((0, self._file.channels), np.float32)
-        self.frames += len(block_TC)
+        self.frames_read += len(block_TC)
         return np.asarray(block_TC, dtype=np.float32)
 
 
-def _is_broken_off(file: Any, content: bytes) -> bool:
+def _is_truncated(file: Any, content: bytes) -> bool:
     """Whether the file ends before its own structure does; libsndfile then reads what there is without a word."""
     if file.format == "OGG":
-        return _ogg_is_broken_off(content)
-    sizes = _SHORT_CHUNK.search(file.extra_info)
+        return _is_ogg_truncated(content)
+    sizes = _TRUNCATED_CHUNK.search(file.extra_info)
     if sizes is None:
         return False
     promised, there = int(sizes[1]), int(sizes[2])
     missing_s = file.frames * (promised - there) / max(1, there) / file.samplerate
-    return promised < _UNKNOWN_SIZE and missing_s > _SLACK_S
+    return promised < _PLACEHOLDER_SIZE and missing_s > _TRUNCATION_TOLERANCE_S
 
 
-def _ogg_is_broken_off(content: bytes) -> bool:
+def _is_ogg_truncated(content: bytes) -> bool:
     """Whether the last page lacks some of its bytes. Its header: "OggS", 22 bytes, then the sizes of its segments."""
     at = content.rfind(b"OggS")
     header = content[at : at + 27]

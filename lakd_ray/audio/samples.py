@@ -10,37 +10,37 @@ import soundfile
 SAMPLE_RATE = 16_000
 
 Wave = npt.NDArray[np.float32]
-Samples = npt.NDArray[np.int16]
+PcmSamples = npt.NDArray[np.int16]
 
 
-def resample(wave_T: Wave, rate: int) -> Wave:
+def resample(wave_T: Wave, sample_rate: int) -> Wave:
     """Resample to 16 kHz by torchaudio's windowed sinc."""
     import torch  # seconds to load, and only recordings at other rates need it
     from torchaudio.functional import resample as sinc
 
     with torch.inference_mode():
-        resampled: Wave = sinc(torch.from_numpy(np.ascontiguousarray(wave_T)), rate, SAMPLE_RATE).numpy()
+        resampled: Wave = sinc(torch.from_numpy(np.ascontiguousarray(wave_T)), sample_rate, SAMPLE_RATE).numpy()
     return resampled
 
 
-def to_int16(wave_T: Wave) -> Samples:
+def to_int16(wave_T: Wave) -> PcmSamples:
     """Samples as 16-bit integers, clipped at full scale."""
     return np.asarray(np.clip(np.rint(np.clip(wave_T, -1, 1) * 32768.0), -32768, 32767), dtype=np.int16)
 
 
-def to_float(samples_T: Samples) -> Wave:
+def to_float(samples_T: PcmSamples) -> Wave:
     """16-bit samples as floats in [-1, 1); the inverse of `to_int16`."""
     return samples_T.astype(np.float32) / np.float32(32768)
 
 
-def encode_flac(samples_T: Samples) -> bytes:
+def encode_flac(samples_T: PcmSamples) -> bytes:
     """FLAC of 16-bit samples at 16 kHz."""
     buffer: Any = io.BytesIO()
     soundfile.write(buffer, samples_T, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return bytes(buffer.getvalue())
 
 
-def decode_flac(content: bytes) -> Samples:
+def decode_flac(content: bytes) -> PcmSamples:
     """A shard's clip, shape [T]. Shards hold only what `encode_flac` wrote."""
     samples_T, _ = soundfile.read(io.BytesIO(content), dtype="int16")
     return np.asarray(samples_T, dtype=np.int16)

@@ -1,66 +1,74 @@
 """The experiment file as typed, frozen configuration."""
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.file import absolute, describe, dump, load, values, variant_of, with_settings
-from lakd_ray.config.grid import Grid
-from lakd_ray.config.losses import DistillLoss, LabelLoss, Weighting
-from lakd_ray.config.recipe import LanguageAware, Model, Optim, Recipe
-from lakd_ray.config.search import Confirm, Dimension, Tune
+from lakd_ray.config.file import (
+    load_config,
+    parse_overrides,
+    resolve_location,
+    to_dict,
+    to_documented_yaml,
+    with_settings,
+    with_variant,
+)
+from lakd_ray.config.grid import GridConfig
+from lakd_ray.config.losses import DistillLossConfig, LabelLossConfig, Weighting
+from lakd_ray.config.recipe import LanguageAwareHeadConfig, ModelConfig, OptimConfig, Recipe
+from lakd_ray.config.search import Dimension, ReevaluationConfig, TuningConfig
 from lakd_ray.config.sections import (
-    Audio,
+    AudioConfig,
     Backend,
-    Batch,
-    Canary,
-    Cluster,
-    Corpus,
-    Distill,
+    BatchConfig,
+    CanaryConfig,
+    ClusterConfig,
+    CorpusConfig,
+    DistillConfig,
     Experiment,
     Paradigm,
-    Serve,
+    ServeConfig,
     Setup,
-    Split,
+    SplitConfig,
     Stage,
-    Train,
+    TrainConfig,
 )
-from lakd_ray.config.teachers import Brought
-from lakd_ray.config.tracking import Mlflow, Tracking, Wandb
+from lakd_ray.config.teachers import ExternalTeacherConfig
+from lakd_ray.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 
 __all__ = [
-    "Audio",
+    "AudioConfig",
     "Backend",
-    "Batch",
-    "Brought",
-    "Canary",
-    "Cluster",
-    "Confirm",
-    "Corpus",
+    "BatchConfig",
+    "CanaryConfig",
+    "ClusterConfig",
+    "CorpusConfig",
     "Dimension",
-    "Distill",
-    "DistillLoss",
+    "DistillConfig",
+    "DistillLossConfig",
     "Experiment",
-    "Grid",
-    "LabelLoss",
-    "LanguageAware",
-    "Mlflow",
-    "Model",
-    "Optim",
+    "ExternalTeacherConfig",
+    "GridConfig",
+    "LabelLossConfig",
+    "LanguageAwareHeadConfig",
+    "MlflowConfig",
+    "ModelConfig",
+    "OptimConfig",
     "Paradigm",
     "Recipe",
+    "ReevaluationConfig",
     "Section",
-    "Serve",
+    "ServeConfig",
     "Setup",
-    "Split",
+    "SplitConfig",
     "Stage",
-    "Tracking",
-    "Train",
-    "Tune",
-    "Wandb",
+    "TrackingConfig",
+    "TrainConfig",
+    "TuningConfig",
+    "WandbConfig",
     "Weighting",
-    "absolute",
-    "describe",
-    "dump",
-    "load",
-    "values",
-    "variant_of",
+    "load_config",
+    "parse_overrides",
+    "resolve_location",
+    "to_dict",
+    "to_documented_yaml",
     "with_settings",
+    "with_variant",
 ]

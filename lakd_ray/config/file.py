@@ -20,7 +20,7 @@ from lakd_ray.config.sections import Experiment
 from lakd_ray.errors import ConfigError
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file and apply overrides such as `student.optim.epochs=5` (values are YAML).
 
     Raises:
@@ -36,19 +36,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} holds {type(tree).__name__}, expected a mapping of sections")
-    tree = _unshared(tree)
+    tree = _copy_tree(tree)
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     try:
         config = Experiment.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_explain(error)}") from None
+        raise ConfigError(f"{file}: {_format_errors(error)}") from None
     for name in config.grid.variants:
-        variant_of(config, name)
-    return _absolute(config)
+        with_variant(config, name)
+    return _resolve_paths(config)
 
 
-def with_settings(config: Experiment, settings: dict[str, Any], where: str) -> Experiment:
+def with_settings(config: Experiment, settings: dict[str, Any], source: str) -> Experiment:
     """The experiment with other values of some dotted keys.
 
     Args:
@@ -57,16 +57,16 @@ def with_settings(config: Experiment, settings: dict[str, Any], where: str) -> E
     Raises:
         ConfigError: keys or values are refused.
     """
-    tree = dump(config)
+    tree = to_dict(config)
     for key, value in settings.items():
-        _set(tree, key, value, f"{where}: {key}")
+        _set_key(tree, key, value, f"{source}: {key}")
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from None
+        raise ConfigError(f"{source}: {_format_errors(error)}") from None
 
 
-def variant_of(config: Experiment, name: str) -> Experiment:
+def with_variant(config: Experiment, name: str) -> Experiment:
     """The experiment with one of its grid's variants as its students' settings.
 
     Raises:
@@ -77,7 +77,7 @@ def variant_of(config: Experiment, name: str) -> Experiment:
     return with_settings(alone, settings, f"grid.variants.{name}")
 
 
-def values(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """`dotted.key=value` pairs as nested mappings; values are YAML.
 
     Raises:
@@ -85,23 +85,23 @@ def values(overrides: Sequence[str]) -> dict[str, Any]:
     """
     tree: dict[str, Any] = {}
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
     return tree
 
 
-def _absolute(config: Experiment) -> Experiment:
+def _resolve_paths(config: Experiment) -> Experiment:
     """The experiment with its relative paths resolved here: workers run in other folders.
 
     Raises:
         ConfigError: storage is relative although this runs as a Ray job.
     """
-    where = absolute(config.storage, f"storage {config.storage!r}", "--set storage=/path")
-    corpora = tuple(corpus.model_copy(update={"root": _resolved(corpus.root)}) for corpus in config.corpora)
-    recipes = {name: _with_absolute_model(getattr(config, name)) for name in ("teacher", "student")}
+    where = resolve_location(config.storage, f"storage {config.storage!r}", "--set storage=/path")
+    corpora = tuple(corpus.model_copy(update={"root": _absolute_path(corpus.root)}) for corpus in config.corpora)
+    recipes = {name: _resolve_model_path(getattr(config, name)) for name in ("teacher", "student")}
     return config.model_copy(update={"storage": where, "corpora": corpora, **recipes})
 
 
-def absolute(location: str, named: str, example: str) -> str:
+def resolve_location(location: str, label: str, example: str) -> str:
     """A location that other processes understand too: the path made absolute, a bucket's as it is.
 
     Args:
@@ -111,51 +111,51 @@ def absolute(location: str, named: str, example: str) -> str:
     Raises:
         ConfigError: it is relative although this runs as a Ray job.
     """
-    resolved = _resolved(location)
+    resolved = _absolute_path(location)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and resolved.rstrip("/") != location.rstrip("/"):
         raise ConfigError(
-            f"{named} is relative, and a Ray job runs in a temporary copy that is deleted. "
+            f"{label} is relative, and a Ray job runs in a temporary copy that is deleted. "
             f"Give an absolute path that all nodes share, or s3://bucket/prefix: {example}"
         )
     return resolved
 
 
-def _with_absolute_model(recipe: Recipe) -> Recipe:
+def _resolve_model_path(recipe: Recipe) -> Recipe:
     """A recipe whose pretrained model, if it is a folder here, is named by its absolute path."""
     place = recipe.model.pretrained
     if place is None or not Path(place).expanduser().is_dir():
         return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": _resolved(place)})})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": _absolute_path(place)})})
 
 
-def _resolved(location: str) -> str:
+def _absolute_path(location: str) -> str:
     """An absolute path; buckets and paths below `{storage}` stay as they are."""
     if "://" in location or location.startswith("{storage}"):
         return location
     return str(Path(location).expanduser().absolute())
 
 
-def dump(config: Section) -> dict[str, Any]:
+def to_dict(config: Section) -> dict[str, Any]:
     """The configuration as plain JSON types."""
     return config.model_dump(mode="json")
 
 
-def describe(config: Experiment) -> str:
+def to_documented_yaml(config: Experiment) -> str:
     """The resolved configuration as YAML that can be loaded again, every field with its documentation."""
-    return "\n".join(_lines(config, "")) + "\n"
+    return "\n".join(_yaml_lines(config, "")) + "\n"
 
 
-def _lines(section: Section, indent: str) -> list[str]:
+def _yaml_lines(section: Section, indent: str) -> list[str]:
     lines = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         note = "  # " + " ".join(field.description.split()) if field.description else ""
         if isinstance(value, Section):
-            lines += [f"{indent}{name}:{note}", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{name}:{note}", *_yaml_lines(value, indent + "  ")]
         elif isinstance(value, tuple) and value and isinstance(value[0], Section):
             lines.append(f"{indent}{name}:{note}")
             for item in value:
-                first, *rest = _lines(item, indent + "    ")
+                first, *rest = _yaml_lines(item, indent + "    ")
                 lines += [f"{indent}  - {first.lstrip()}", *rest]
         else:
             plain = section.model_dump(mode="json", include={name})[name]
@@ -164,14 +164,14 @@ def _lines(section: Section, indent: str) -> list[str]:
     return lines
 
 
-def _unshared(value: Any) -> Any:
+def _copy_tree(value: Any) -> Any:
     """A copy without YAML's aliases, so that an override of `student` leaves the `teacher` it was copied from alone."""
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: _copy_tree(item) for key, item in value.items()}
+    return [_copy_tree(item) for item in value] if isinstance(value, list) else value
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in the raw tree; validation later refuses keys that do not exist."""
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -180,41 +180,41 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
-    _set(tree, key, value, f"override {override!r}")
+    _set_key(tree, key, value, f"override {override!r}")
 
 
-def _set(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+def _set_key(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
     node: Any = tree
     for parent in parents:
         if isinstance(node, list):
-            node = _item(node, parent, where)
+            node = _list_item(node, parent, source)
         else:
             if node.get(parent) is None:
                 node[parent] = {}
             node = node[parent]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"{where}: {parent!r} is a value, not a section")
+            raise ConfigError(f"{source}: {parent!r} is a value, not a section")
     if isinstance(node, list):
-        _item(node, last, where)
+        _list_item(node, last, source)
         node[int(last)] = value
     else:
         node[last] = value
 
 
-def _item(node: list[Any], index: str, where: str) -> Any:
+def _list_item(node: list[Any], index: str, source: str) -> Any:
     if not index.isdecimal() or int(index) >= len(node):
-        raise ConfigError(f"{where}: expected a number below {len(node)} in place of {index!r}")
+        raise ConfigError(f"{source}: expected a number below {len(node)} in place of {index!r}")
     return node[int(index)]
 
 
-def _explain(error: ValidationError) -> str:
+def _format_errors(error: ValidationError) -> str:
     """Pydantic's findings as lines a person can act on."""
     lines = []
     for finding in error.errors():
         where = ".".join(str(part) for part in finding["loc"]) or "the experiment"
         if finding["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{where}`{_suggest(finding['loc'])}")
+            lines.append(f"unknown key `{where}`{_suggest_key(finding['loc'])}")
         elif finding["type"] == "missing":
             lines.append(f"missing key `{where}`")
         else:
@@ -225,7 +225,7 @@ def _explain(error: ValidationError) -> str:
     return "\n  ".join(["refused:", *lines])
 
 
-def _suggest(location: tuple[str | int, ...]) -> str:
+def _suggest_key(location: tuple[str | int, ...]) -> str:
     """`; did you mean ...` for a misspelt key."""
     section: Any = Experiment
     parts = [part for part in location[:-1] if isinstance(part, str)]

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from lakd_ray.config.base import Section
 
 Weighting = Literal[
-    "uniform", "similarity", "similarity-centred", "language", "confidence", "top1", "rank", "attention"
+    "uniform", "similarity", "similarity-centered", "language", "confidence", "top1", "rank", "attention"
 ]
 
 # They would find that a teacher is surest of what it has memorised.
-_TRUSTING = ("confidence", "top1", "rank", "attention")
+_CROSS_FITTED_WEIGHTINGS = ("confidence", "top1", "rank", "attention")
 
 
-class LabelLoss(Section):
+class LabelLossConfig(Section):
     """The loss against the labels: w (1 - p)^gamma (-log p), p the probability of the label."""
 
     class_balance: float = Field(0.0, ge=0, le=1)
@@ -25,13 +25,13 @@ class LabelLoss(Section):
     """Share of the label's probability that is spread over all classes."""
 
     @model_validator(mode="after")
-    def _defined(self) -> Self:
+    def _validate_focal_gamma(self) -> Self:
         if self.focal_gamma and self.label_smoothing:
             raise ValueError("focal loss is not defined for smoothed labels: set focal_gamma or label_smoothing to 0")
         return self
 
 
-class DistillLoss(Section):
+class DistillLossConfig(Section):
     """The distillation term: loss = (1 - lam) CE + lam sum_k w_k KL_k."""
 
     temperature: float = Field(5.0, gt=0)
@@ -40,17 +40,17 @@ class DistillLoss(Section):
     """Share of the distillation term. 1/13 balances as the paper's 0.25 does with its four times smaller KL."""
     weighting: Weighting = "similarity"
     """How the teachers are weighted for each utterance (mtkd only); docs/method.md explains each."""
-    tau: float = Field(0.25, gt=0)
-    """Temperature of the softmax over teachers (`similarity`, `similarity-centred` and `confidence`)."""
-    own_language: float = Field(0.8, ge=0, le=1)
+    weighting_temperature: float = Field(0.25, gt=0)
+    """Temperature of the softmax over teachers (`similarity`, `similarity-centered` and `confidence`)."""
+    same_language_weight: float = Field(0.8, ge=0, le=1)
     """`language`: share of the teacher of the utterance's language."""
-    confidence: Literal["label", "entropy"] = "label"
+    confidence_by: Literal["label", "entropy"] = "label"
     """`confidence`: go by the probability that a teacher gives the label, or by how low its entropy is."""
-    attention: float = Field(1.0, gt=0)
+    attention_loss_weight: float = Field(1.0, gt=0)
     """`attention`: weight of the loss that the weights are learned by; it shapes them and what stands for languages."""
-    entropy: float = Field(0.1, ge=0)
+    entropy_weight: float = Field(0.1, ge=0)
     """`attention`: beta, how much the weights are kept from collapsing onto one teacher."""
-    standardise: bool = False
+    standardize_logits: bool = False
     """Compare logits of zero mean and unit variance over classes; their size is then not distilled."""
     cross_fit: int | None = Field(None, ge=0)
     """Parts of a teacher's training speakers, each asked of a teacher trained on the others. 0: the teacher that was
@@ -59,19 +59,19 @@ class DistillLoss(Section):
     """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _validate_loss(self) -> Self:
         if self.cross_fit == 1:
             raise ValueError("`cross_fit: 1` leaves no speaker to train on: give 2 or more, or 0 for none")
-        if self.reference_compat and (self.weighting != "similarity" or self.standardise):
+        if self.reference_compat and (self.weighting != "similarity" or self.standardize_logits):
             raise ValueError(
-                "`reference_compat` is the reference code's own loss: leave weighting at similarity and standardise at "
+                "`reference_compat` is the reference code's own loss: leave weighting at similarity and standardize_logits at "
                 "false, or set reference_compat: false"
             )
         return self
 
     @property
-    def parts(self) -> int:
+    def num_cross_fit_folds(self) -> int:
         """Parts of cross-fitting, 0 for none."""
         if self.cross_fit is None:
-            return 3 if self.weighting in _TRUSTING else 0
+            return 3 if self.weighting in _CROSS_FITTED_WEIGHTINGS else 0
         return self.cross_fit

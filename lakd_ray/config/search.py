@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from lakd_ray.config.base import Section
 
-_VARIED = ("student.", "distill.kd.", "distill.mtkd.")
-_PLANNED_WITH = ("student.optim.epochs", "student.model.pretrained")
+_SEARCHABLE_PREFIXES = ("student.", "distill.kd.", "distill.mtkd.")
+_FIXED_KEYS = ("student.optim.epochs", "student.model.pretrained")
 
 
 class Dimension(Section):
@@ -23,11 +23,11 @@ class Dimension(Section):
     """Whole numbers alone."""
     choices: tuple[Any, ...] = ()
     """Values, instead of a range."""
-    when: dict[str, tuple[Any, ...]] = Field({})
+    conditions: dict[str, tuple[Any, ...]] = Field({})
     """Only where these other settings of the search, named before this one, have one of these values."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def _validate_dimension(self) -> Self:
         if self.choices:
             if self.low is not None or self.high is not None or len(self.choices) < 2 or self.log or self.integer:
                 raise ValueError("give either `low` and `high`, or two or more `choices`")
@@ -41,29 +41,29 @@ class Dimension(Section):
         return self
 
 
-class Confirm(Section):
+class ReevaluationConfig(Section):
     """The best trials once more with other seeds, so that the winner is not the luckiest."""
 
-    best: int = Field(3, ge=1)
+    top_k: int = Field(3, ge=1)
     """How many."""
     seeds: tuple[int, ...] = Field(min_length=1)
     """Seeds of students; teachers stay those of the experiment's own seed."""
 
 
-def _paper_space() -> dict[str, Dimension]:
+def _default_space() -> dict[str, Dimension]:
     return {
         "distill.mtkd.temperature": Dimension(low=1.0, high=10.0),
         "distill.mtkd.lam": Dimension(low=0.02, high=0.9, log=True),
-        "distill.mtkd.tau": Dimension(low=0.05, high=2.0, log=True),
+        "distill.mtkd.weighting_temperature": Dimension(low=0.05, high=2.0, log=True),
     }
 
 
-class Tune(Section):
+class TuningConfig(Section):
     """The search for the student's settings. Sees dev, never test."""
 
     trials: int = Field(16, ge=1)
     """Settings tried. Raise it, and the same command adds to a finished search."""
-    concurrent: int = Field(2, ge=1)
+    max_concurrent_trials: int = Field(2, ge=1)
     """Trials at the same time."""
     workers_per_trial: int = Field(1, ge=1)
     """Data-parallel workers of a trial. One is a process that is used again; more are a worker group for each trial."""
@@ -73,28 +73,28 @@ class Tune(Section):
     """Epochs of a trial that is not stopped early; the student's own number if absent."""
     paradigm: Literal["ft", "kd", "mtkd"] = "mtkd"
     """Whose multilingual student is searched for."""
-    space: dict[str, Dimension] = Field(default_factory=_paper_space)
+    space: dict[str, Dimension] = Field(default_factory=_default_space)
     """What is varied: dotted keys of `student`, `distill.kd` and `distill.mtkd`."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """How settings are chosen; `grid` goes through all `choices`."""
-    stopping: Literal["asha", "median", "none"] = "asha"
+    scheduler: Literal["asha", "median", "none"] = "asha"
     """When trials are stopped: asha keeps the best at each rung, median stops what is below the others' median."""
-    grace: int = Field(2, ge=1)
+    grace_epochs: int = Field(2, ge=1)
     """Epochs before a trial can be stopped."""
-    reduction: int = Field(3, ge=2)
+    reduction_factor: int = Field(3, ge=2)
     """asha keeps one in this many trials at each rung."""
     objective: Literal["mean", "worst"] = "mean"
     """UR on dev that counts: the mean over languages, or the worst language's."""
-    against: Literal["size", "latency"] | None = None
+    second_objective: Literal["size", "latency"] | None = None
     """A second objective, for a front of students that nothing beats in both: the student's number of parameters, or
     the time it takes for a clip of 5 s. Nothing is stopped early then."""
-    study: str | None = None
+    study_storage: str | None = None
     """Where Optuna keeps the study: a database URL that all of a cluster reach; null: a SQLite file in the folder."""
-    confirm: Confirm | None = None
+    reevaluate: ReevaluationConfig | None = None
     """Run the best trials again with other seeds before the winner is named."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _validate_search(self) -> Self:
         if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
             raise ValueError(
                 f"expected gpus_per_trial: 1 where workers_per_trial is {self.workers_per_trial}, for each worker "
@@ -103,13 +103,15 @@ class Tune(Section):
         if not self.space:
             raise ValueError("`space` is empty: name a setting to vary")
         for number, (key, dimension) in enumerate(self.space.items()):
-            if not key.startswith(_VARIED) or key in _PLANNED_WITH:
+            if not key.startswith(_SEARCHABLE_PREFIXES) or key in _FIXED_KEYS:
                 raise ValueError(
                     f"`space` has {key}: expected keys below student, distill.kd or distill.mtkd, without "
-                    + " and ".join(_PLANNED_WITH)
+                    + " and ".join(_FIXED_KEYS)
                 )
-            if unknown := [other for other in dimension.when if other not in list(self.space)[:number]]:
+            if unknown := [other for other in dimension.conditions if other not in list(self.space)[:number]]:
                 raise ValueError(f"`space.{key}.when` names {', '.join(unknown)}, expected settings named before it")
-        if self.sampler == "grid" and any(not each.choices or each.when for each in self.space.values()):
-            raise ValueError("sampler grid goes through `choices` alone, without `when`: list values, or take tpe")
+        if self.sampler == "grid" and any(not each.choices or each.conditions for each in self.space.values()):
+            raise ValueError(
+                "sampler grid goes through `choices` alone, without `conditions`: list values, or take tpe"
+            )
         return self

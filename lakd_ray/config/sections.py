@@ -5,12 +5,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.grid import Grid, Name
-from lakd_ray.config.losses import DistillLoss
+from lakd_ray.config.grid import GridConfig, Name
+from lakd_ray.config.losses import DistillLossConfig
 from lakd_ray.config.recipe import Recipe
-from lakd_ray.config.search import Tune
-from lakd_ray.config.teachers import Brought, Language
-from lakd_ray.config.tracking import Tracking
+from lakd_ray.config.search import TuningConfig
+from lakd_ray.config.teachers import ExternalTeacherConfig, LanguageCode
+from lakd_ray.config.tracking import TrackingConfig
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
 Paradigm = Literal["ft", "kd", "mtkd"]
@@ -20,7 +20,7 @@ Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8", "ope
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
 
 
-class Split(Section):
+class SplitConfig(Section):
     """How a corpus is divided into train, dev and test. Speakers are never shared between them."""
 
     scheme: Literal[
@@ -35,19 +35,19 @@ class Split(Section):
     dev_speakers: int = Field(2, ge=1)
     """Training speakers set aside for dev in each language (not with `given`)."""
 
-    def count(self, importer: str) -> int | None:
+    def num_folds(self, importer: str) -> int | None:
         """Number of folds; None where only the data tell."""
         known = {"given": 1, "speaker-groups": len(self.groups), "speaker-folds": self.folds}
         return PAPER_FOLDS.get(importer) if self.scheme == "paper" else known.get(self.scheme)
 
     @model_validator(mode="after")
-    def _groups_match_scheme(self) -> Self:
+    def _validate_groups(self) -> Self:
         if (self.scheme == "speaker-groups") != bool(self.groups):
             raise ValueError("`groups` belongs to scheme `speaker-groups`, and that scheme needs it")
         return self
 
 
-class Corpus(Section):
+class CorpusConfig(Section):
     """One corpus: where it lies, who reads it, how it is divided."""
 
     name: Name
@@ -58,37 +58,37 @@ class Corpus(Section):
     """Folder or manifest file. `{storage}` stands for the experiment's storage."""
     options: dict[str, Any] = Field({})
     """Options of the importer."""
-    only_languages: tuple[Language, ...] | None = None
+    languages: tuple[LanguageCode, ...] | None = None
     """Keep only these languages of a corpus that has more."""
-    emotions: dict[str, str] = Field({})
+    emotion_map: dict[str, str] = Field({})
     """Rename the corpus's own emotion names: theirs -> ours."""
     synthetic: bool | None = None
     """No person spoke: reports and model cards say so. null: only what importer espeak makes is."""
-    split: Split = Split()
+    split: SplitConfig = SplitConfig()
     """Folds."""
 
     @property
-    def spoken_by_none(self) -> bool:
+    def is_synthetic(self) -> bool:
         """Whether its speech is synthetic."""
         return self.importer == "espeak" if self.synthetic is None else self.synthetic
 
 
-class Audio(Section):
+class AudioConfig(Section):
     """What is accepted at the door and how it is stored."""
 
     min_seconds: float = Field(0.1, gt=0)
     """Shorter clips are quarantined."""
     max_seconds: float = Field(20.0, gt=0)
     """The longest clip (20 s in the paper)."""
-    too_long: Literal["cut", "quarantine"] = "cut"
+    on_too_long: Literal["cut", "quarantine"] = "cut"
     """What happens to longer ones; the paper cuts them."""
     silence_dbfs: float = Field(-70.0, ge=-96, le=0)
     """Clips that never get louder are quarantined as silent. 16 bits end at -96."""
-    max_clipped: float = Field(0.2, ge=0, le=1)
+    max_clipped_fraction: float = Field(0.2, ge=0, le=1)
     """Clips with more of their samples at full scale are quarantined; overdriven speech is far below this."""
-    duplicates: Literal["quarantine", "keep"] = "quarantine"
+    on_duplicate: Literal["quarantine", "keep"] = "quarantine"
     """Clips with the same audio: keep one if they agree on emotion and speaker and none if they do not, or keep all."""
-    max_quarantined: float = Field(0.01, ge=0, le=1)
+    max_quarantined_fraction: float = Field(0.01, ge=0, le=1)
     """Share of a corpus's clips that may be quarantined before the stage fails."""
     row_group_utterances: int = Field(64, ge=1)
     """Utterances in one Parquet row group, the unit that streaming reads."""
@@ -96,55 +96,55 @@ class Audio(Section):
     """Utterances in one Parquet shard, the unit that one task prepares; an interrupted `prepare` loses no more."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _validate_durations(self) -> Self:
         if self.min_seconds >= self.max_seconds:
             raise ValueError(f"min_seconds ({self.min_seconds}) must be below max_seconds ({self.max_seconds})")
         return self
 
 
-class Distill(Section):
+class DistillConfig(Section):
     """Which students are trained."""
 
     paradigms: tuple[Paradigm, ...] = ("ft", "kd", "mtkd")
     """ft: labels only; kd: one multilingual teacher; mtkd: one teacher per language."""
     setups: tuple[Setup, ...] = ("multilingual",)
     """monolingual: a student per language; multilingual: one student on all."""
-    brought: tuple[Brought, ...] = ()
+    external_teachers: tuple[ExternalTeacherConfig, ...] = ()
     """Teachers that were trained elsewhere, for mtkd beside the experiment's own."""
-    kd: DistillLoss = DistillLoss(lam=3 / 7)
+    kd: DistillLossConfig = DistillLossConfig(lam=3 / 7)
     """Loss of paradigm kd. 3/7 balances as the paper's 0.75 does with its four times smaller KL."""
-    mtkd: DistillLoss = DistillLoss()
+    mtkd: DistillLossConfig = DistillLossConfig()
     """Loss of paradigm mtkd."""
 
     @field_validator("paradigms", "setups")
     @classmethod
-    def _some_and_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _validate_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or len(set(value)) != len(value):
             raise ValueError("name at least one, and each only once")
         return value
 
-    @field_validator("brought")
+    @field_validator("external_teachers")
     @classmethod
-    def _unique_names(cls, value: tuple[Brought, ...]) -> tuple[Brought, ...]:
+    def _validate_teacher_names(cls, value: tuple[ExternalTeacherConfig, ...]) -> tuple[ExternalTeacherConfig, ...]:
         if len({one.name for one in value}) != len(value):
             raise ValueError("each teacher needs a name of its own")
         return value
 
 
-class Batch(Section):
+class BatchConfig(Section):
     """How utterances become batches. Batches are planned, so every rank knows all of them beforehand."""
 
-    padded_seconds: float = Field(60.0, gt=0)
+    max_padded_seconds: float = Field(60.0, gt=0)
     """Audio seconds in one worker's batch, padding included."""
     max_utterances: int = Field(16, ge=1)
     """Utterances in one worker's batch."""
-    language_alpha: float = Field(1.0, ge=0, le=1)
+    language_sampling_alpha: float = Field(1.0, ge=0, le=1)
     """Share of a language in an epoch: its utterances to this power. 1: as they are; 0: languages equally often."""
-    window_row_groups: int = Field(16, ge=1)
+    shuffle_row_groups: int = Field(16, ge=1)
     """Row groups that one worker reads together, shuffles and sorts by length; more mixes better and takes memory."""
 
 
-class Train(Section):
+class TrainConfig(Section):
     """Workers and engine."""
 
     workers: int = Field(1, ge=1)
@@ -153,7 +153,7 @@ class Train(Section):
     """Logical CPUs that one worker reserves; also its torch threads."""
     gpu: bool = False
     """One GPU for each worker."""
-    side_by_side: int = Field(1, ge=1)
+    parallel_runs: int = Field(1, ge=1)
     """Independent runs trained at the same time, each with its own workers."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     """`torch` does the same without DeepSpeed, to look for faults: all of the optimizer on every worker."""
@@ -161,56 +161,56 @@ class Train(Section):
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of forward and backward; fp16 needs a GPU."""
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     """Keep only what enters each transformer layer for backward and compute the rest again: less memory, more time."""
     compile: bool = False
     """torch.compile for the transformer layers: a minute or more at the start; what it gains is not measured yet."""
-    offload: bool = False
+    offload_optimizer: bool = False
     """Keep the optimizer's state in the CPU's memory; DeepSpeed on GPUs alone."""
-    accumulation: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-batches in one optimizer step."""
-    cached_features: bool = False
+    cache_features: bool = False
     """Compute what the frozen part makes once and train from it; needs `freeze_feature_encoder` or `freeze_encoder`."""
     checkpoint_steps: int | None = Field(None, ge=1)
     """Optimizer steps after which the state is also saved within an epoch; null: only after each epoch."""
-    keep_states: int = Field(2, ge=1)
+    keep_resume_states: int = Field(2, ge=1)
     """Newest saved states that are kept; a damaged one is replaced by the one before it."""
-    keep_best: int = Field(1, ge=1)
+    keep_checkpoints: int = Field(1, ge=1)
     """Checkpoints that are kept, of the best epochs on dev."""
     max_failures: int = Field(2, ge=0)
     """Times in a row that a lost worker group is started again without having got on since."""
-    timeout_s: float = Field(600.0, gt=0)
+    collective_timeout_s: float = Field(600.0, gt=0)
     """Longest wait for a collective operation or for workers to start."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
+    def _validate_engine(self) -> Self:
         if self.precision == "fp16" and not self.gpu:
             raise ValueError("precision fp16 needs GPUs: set train.gpu: true, or take bf16")
-        if self.offload and not (self.gpu and self.engine == "deepspeed" and self.zero_stage):
+        if self.offload_optimizer and not (self.gpu and self.engine == "deepspeed" and self.zero_stage):
             raise ValueError(
-                "`offload` is DeepSpeed's, from a GPU, with ZeRO: set train.gpu: true, train.engine: deepspeed and "
-                "train.zero_stage from 1, or offload: false"
+                "`offload_optimizer` is DeepSpeed's, from a GPU, with ZeRO: set train.gpu: true, train.engine: deepspeed and "
+                "train.zero_stage from 1, or offload_optimizer: false"
             )
-        if self.compile and (self.recompute or (self.engine == "deepspeed" and self.zero_stage == 3)):
+        if self.compile and (self.gradient_checkpointing or (self.engine == "deepspeed" and self.zero_stage == 3)):
             raise ValueError(
-                "`compile` goes with neither ZeRO-3, which takes layers apart, nor `recompute`: set train.zero_stage "
-                "to 2 or lower and train.recompute: false, or compile: false"
+                "`compile` goes with neither ZeRO-3, which takes layers apart, nor `gradient_checkpointing`: set train.zero_stage "
+                "to 2 or lower and train.gradient_checkpointing: false, or compile: false"
             )
         return self
 
 
-class Canary(Section):
+class CanaryConfig(Section):
     """A second model that is tried out beside the one that serves."""
 
     checkpoint: str
     """Sealed checkpoint folder: an absolute path that every node sees, or s3://bucket/prefix."""
-    share: float = Field(0.0, ge=0, le=1)
+    traffic_fraction: float = Field(0.0, ge=0, le=1)
     """Share of recordings that it answers; any request may choose by the header X-Model: stable or canary."""
     replicas: int = Field(1, ge=1)
     """Copies of it."""
 
 
-class Serve(Section):
+class ServeConfig(Section):
     """The HTTP endpoint."""
 
     host: str = "127.0.0.1"
@@ -240,21 +240,21 @@ class Serve(Section):
     """Longest stream; its last answer is about its last `max_seconds`."""
     deadline_s: float = Field(60.0, gt=0)
     """Longest time from a request's arrival to its answer (408), and between two messages of a stream."""
-    decoders: int = Field(2, ge=1)
+    decoder_processes: int = Field(2, ge=1)
     """Processes that decode recordings, so that a bad one harms nothing else."""
-    api_keys: str | None = None
+    api_keys_file: str | None = None
     """File with one key a line, read again when it changes; keys may also be in LAKD_API_KEYS, separated by commas.
     Without either, everybody who reaches the endpoint may ask it."""
-    canary: Canary | None = None
+    canary: CanaryConfig | None = None
     """A second model to try out."""
 
 
-class Cluster(Section):
+class ClusterConfig(Section):
     """The Ray cluster. A running one is used if RAY_ADDRESS or `address` names it; otherwise one is started here."""
 
     address: str | None = None
     """Ray address; `auto` finds a cluster on this machine."""
-    logs: bool = False
+    log_to_driver: bool = False
     """Show what workers print, besides the progress of stages; it is kept in Ray's session folder either way."""
     cpus: int | None = Field(None, ge=2)
     """Logical CPUs of a cluster started here; what the experiment needs if absent."""
@@ -269,11 +269,11 @@ class Experiment(Section):
     """Folder of its outputs under `storage`."""
     storage: str = "outputs"
     """Folder or s3://bucket/prefix for all outputs; absolute when submitted as a Ray job."""
-    base: Name | None = None
+    base_experiment: Name | None = None
     """Another experiment in the same storage whose prepared data and teachers are used instead of own ones."""
     stages: tuple[Stage, ...] = ("prepare", "teachers", "distill", "tune", "evaluate", "report", "serve")
     """What the pipeline does, in this order; its last stage asks the endpoint about held-out clips and stops it."""
-    languages: tuple[Language, ...] = Field(min_length=1)
+    languages: tuple[LanguageCode, ...] = Field(min_length=1)
     """Languages, one teacher each."""
     emotions: tuple[str, ...] = PAPER_EMOTIONS
     """Classes, in the order of the logits; utterances with other emotions are left out."""
@@ -283,76 +283,76 @@ class Experiment(Section):
     """Which fold is test; each corpus takes it modulo its own number of folds."""
     variant: Name | None = None
     """Names these settings of the students where the experiment has several; part of their runs' names."""
-    corpora: tuple[Corpus, ...] = Field(min_length=1)
+    corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
     """The data."""
-    audio: Audio = Audio()
+    audio: AudioConfig = AudioConfig()
     """The audio door and the shards."""
     teacher: Recipe
     """Every teacher."""
     student: Recipe
     """Every student."""
-    distill: Distill = Distill()
+    distill: DistillConfig = DistillConfig()
     """Which students, and their losses."""
-    batch: Batch = Batch()
+    batch: BatchConfig = BatchConfig()
     """Batches."""
-    train: Train = Train()
+    train: TrainConfig = TrainConfig()
     """Workers and engine."""
-    grid: Grid = Grid()
+    grid: GridConfig = GridConfig()
     """Folds, seeds and variants that are compared."""
-    tune: Tune = Tune()
+    tune: TuningConfig = TuningConfig()
     """The search."""
-    serve: Serve = Serve()
+    serve: ServeConfig = ServeConfig()
     """The endpoint."""
-    tracking: Tracking = Tracking()
+    tracking: TrackingConfig = TrackingConfig()
     """Where training can be watched."""
-    cluster: Cluster = Cluster()
+    cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster."""
 
     @field_validator("languages", "emotions")
     @classmethod
-    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _validate_unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("each may be named only once")
         return value
 
     @field_validator("emotions")
     @classmethod
-    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _validate_emotions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         unknown = [emotion for emotion in value if emotion not in KNOWN_EMOTIONS]
         if unknown or len(value) < 2:
             raise ValueError(f"expected two or more of {sorted(KNOWN_EMOTIONS)}, found {list(value)}")
         return value
 
     @model_validator(mode="after")
-    def _corpora_fit(self) -> Self:
+    def _validate_corpora(self) -> Self:
         names = [corpus.name for corpus in self.corpora]
         if len(set(names)) != len(names):
             raise ValueError(f"corpus names must be unique, found {names}")
         return self
 
     @model_validator(mode="after")
-    def _only_frozen_is_cached(self) -> Self:
+    def _validate_feature_cache(self) -> Self:
         models = {"teacher": self.teacher.model, "student": self.student.model}
         trained = [name for name, one in models.items() if not (one.freeze_feature_encoder or one.freeze_encoder)]
-        if self.train.cached_features and trained:
+        if self.train.cache_features and trained:
             raise ValueError(
-                f"`train.cached_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "
-                "trained and changes it: set model.freeze_feature_encoder: true, or train.cached_features: false"
+                f"`train.cache_features` keeps the feature encoder's output, but that of {' and '.join(trained)} is "
+                "trained and changes it: set model.freeze_feature_encoder: true, or train.cache_features: false"
             )
         return self
 
     @model_validator(mode="after")
-    def _averaged_where_weights_are_whole(self) -> Self:
+    def _validate_ema(self) -> Self:
         zero_3 = self.train.engine == "deepspeed" and self.train.zero_stage == 3
-        if zero_3 and (self.teacher.optim.average or self.student.optim.average):
+        if zero_3 and (self.teacher.optim.ema_decay or self.student.optim.ema_decay):
             raise ValueError(
-                "`optim.average` needs all weights on every worker, which ZeRO-3 divides: set train.zero_stage to 2 or "
-                "less, or optim.average: 0"
+                "`optim.ema_decay` needs all weights on every worker, which ZeRO-3 divides: set train.zero_stage to 2 or "
+                "less, or optim.ema_decay: 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _language_aware_where_it_can_be(self) -> Self:
+    def _validate_language_aware(self) -> Self:
         if self.teacher.model.language_aware is not None:
             raise ValueError(
                 "`teacher.model.language_aware` is for students: a teacher has the plain head, set it to null"
@@ -364,10 +364,10 @@ class Experiment(Section):
                 "weighting `attention` is learned by a language-aware student: set student.model.language_aware: {}, "
                 "or take another weighting, such as `language`, which goes by the language without learning"
             )
-        if self.train.cached_features and self.student.model.freeze_encoder and self.student.model.language_aware:
+        if self.train.cache_features and self.student.model.freeze_encoder and self.student.model.language_aware:
             raise ValueError(
                 "a language-aware student looks at every layer's frames, which are not cached: set "
-                "train.cached_features: false, or student.model.freeze_encoder: false"
+                "train.cache_features: false, or student.model.freeze_encoder: false"
             )
         return self
 
@@ -383,5 +383,7 @@ class Experiment(Section):
 
     def stage_folder(self, stage: str) -> str:
         """Where a stage's outputs lie: prepared data and teachers may be another experiment's."""
-        owner = self.base if self.base is not None and stage in ("prepare", "teachers") else self.name
+        owner = (
+            self.base_experiment if self.base_experiment is not None and stage in ("prepare", "teachers") else self.name
+        )
         return f"{self.storage.rstrip('/')}/{owner}/{stage}"

@@ -7,10 +7,10 @@ from pydantic import Field
 from lakd_ray.config.base import Section
 from lakd_ray.config.grid import Name
 
-Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
 
-class Brought(Section):
+class ExternalTeacherConfig(Section):
     """A teacher that is brought along; it teaches the mtkd students beside the experiment's own."""
 
     name: Name
@@ -19,10 +19,10 @@ class Brought(Section):
     """Absolute path or s3:// location of a checkpoint of this project, or a folder or hub name of transformers'."""
     revision: str | None = None
     """Hub revision to pin."""
-    language: Language | None = None
+    language: LanguageCode | None = None
     """What it was trained to hear, for weighting `language`; null: several."""
-    emotions: dict[str, str] = Field({})
+    emotion_map: dict[str, str] = Field({})
     """Its classes by their names here, where they differ: theirs -> ours. Several may become one, others none."""
-    heard: tuple[str, ...] | None = None
+    trained_on: tuple[str, ...] | None = None
     """Corpora of this experiment, or speakers (`corpus:speaker`), that it was trained or selected on; [] for none.
     null: not known, and every table that it touches says so; a checkpoint of this project knows itself."""

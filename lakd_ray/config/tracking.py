@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from lakd_ray.config.base import Section
 
 
-class Mlflow(Section):
+class MlflowConfig(Section):
     """An MLflow server; needs `lakd-ray[mlflow]`."""
 
     uri: str
@@ -18,7 +18,7 @@ class Mlflow(Section):
 
     @field_validator("uri")
     @classmethod
-    def _reachable_and_no_secret(cls, value: str) -> str:
+    def _validate_uri(cls, value: str) -> str:
         if "://" not in value or re.match(r"sqlite:/{0,3}(?!/)", value):
             raise ValueError(
                 "expected a server, https://host:5000, or a database by its absolute path, sqlite:////data/mlflow.db; "
@@ -32,7 +32,7 @@ class Mlflow(Section):
         return value
 
 
-class Wandb(Section):
+class WandbConfig(Section):
     """Weights & Biases; needs `lakd-ray[wandb]`."""
 
     project: str = Field("lakd-ray", min_length=1)
@@ -43,12 +43,12 @@ class Wandb(Section):
     """offline: written to the storage, for `wandb sync`; online: sent at once, with the key in WANDB_API_KEY."""
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """Who is told of every epoch. None of them can stop or slow training."""
 
     tensorboard: bool = True
     """Event files in <storage>/<experiment>/tensorboard/<run>."""
-    mlflow: Mlflow | None = None
+    mlflow: MlflowConfig | None = None
     """MLflow: `uri` and `experiment`."""
-    wandb: Wandb | None = None
+    wandb: WandbConfig | None = None
     """Weights & Biases: `project`, `entity` and `mode`."""

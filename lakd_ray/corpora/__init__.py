@@ -9,26 +9,37 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lakd_ray.config import Corpus
-from lakd_ray.corpora.clip import Clip, Importer, LeftOut, Problem
-from lakd_ray.corpora.layouts import IMPORTERS, Layout
+from lakd_ray.config import CorpusConfig
+from lakd_ray.corpora.clip import Clip, Excluded, Importer, InvalidItem
+from lakd_ray.corpora.layouts import IMPORTERS, ImporterSpec
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import check_emotion, check_language
 
-__all__ = ["IMPORTERS", "Clip", "Found", "Importer", "Layout", "LeftOut", "Problem", "found", "layout_of", "read"]
+__all__ = [
+    "IMPORTERS",
+    "Clip",
+    "CorpusContents",
+    "Excluded",
+    "Importer",
+    "ImporterSpec",
+    "InvalidItem",
+    "get_importer_spec",
+    "read_corpus",
+    "read_raw_corpus",
+]
 
 
 @dataclass(frozen=True)
-class Found:
+class CorpusContents:
     """What an importer finds."""
 
     clips: list[Clip]
-    problems: list[Problem]
-    left_out: Counter[str]
+    invalid_items: list[InvalidItem]
+    excluded: Counter[str]
     """Recordings left out on purpose, by reason."""
 
 
-def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> Found:
+def read_corpus(corpus: CorpusConfig, *, languages: Sequence[str], storage_root: str) -> CorpusContents:
     """All usable clips of a corpus and all its problems, both sorted by id, in the experiment's names.
 
     Args:
@@ -40,48 +51,48 @@ def read(corpus: Corpus, *, languages: Sequence[str], storage_root: str) -> Foun
         ConfigError: the importer or one of its options is not known.
         DataError: the corpus as a whole cannot be read, or holds an emotion or language that nothing explains.
     """
-    everything = found(corpus, storage_root=storage_root)
-    clips = _checked(_kept(_renamed(everything.clips, corpus), corpus), languages)
+    everything = read_raw_corpus(corpus, storage_root=storage_root)
+    clips = _validate_labels(_filter_languages(_map_emotions(everything.clips, corpus), corpus), languages)
     if not clips:
-        raise _nothing(corpus, everything.problems)
-    _refuse_duplicates(corpus, clips)
-    return Found(
+        raise _no_clips_error(corpus, everything.invalid_items)
+    _reject_duplicate_ids(corpus, clips)
+    return CorpusContents(
         sorted(clips, key=lambda clip: clip.id),
-        sorted(everything.problems, key=lambda problem: (problem.id, problem.source)),
-        everything.left_out,
+        sorted(everything.invalid_items, key=lambda problem: (problem.id, problem.source)),
+        everything.excluded,
     )
 
 
-def found(corpus: Corpus, *, storage_root: str) -> Found:
+def read_raw_corpus(corpus: CorpusConfig, *, storage_root: str) -> CorpusContents:
     """What the importer finds, as the corpus names it, before anything is renamed, refused or sorted.
 
     Raises:
         ConfigError: the importer or one of its options is not known.
         DataError: the corpus as a whole cannot be read, or has no clips.
     """
-    layout = _layout(corpus)
-    everything = Found([], [], Counter())
-    for item in layout.importer()(corpus.root.replace("{storage}", storage_root.rstrip("/")), corpus.options):
+    layout = _resolve_importer_spec(corpus)
+    everything = CorpusContents([], [], Counter())
+    for item in layout.load_importer()(corpus.root.replace("{storage}", storage_root.rstrip("/")), corpus.options):
         if isinstance(item, Clip):
             everything.clips.append(item)
-        elif isinstance(item, Problem):
-            everything.problems.append(item)
+        elif isinstance(item, InvalidItem):
+            everything.invalid_items.append(item)
         else:
-            everything.left_out[item.reason] += 1
+            everything.excluded[item.reason] += 1
     if not everything.clips:
-        raise _nothing(corpus, everything.problems)
+        raise _no_clips_error(corpus, everything.invalid_items)
     return everything
 
 
-def _nothing(corpus: Corpus, problems: Sequence[Problem]) -> DataError:
-    shown = "; ".join(f"{problem.source}: {problem.reason}" for problem in problems[:3])
+def _no_clips_error(corpus: CorpusConfig, invalid_items: Sequence[InvalidItem]) -> DataError:
+    shown = "; ".join(f"{problem.source}: {problem.reason}" for problem in invalid_items[:3])
     return DataError(
-        f"corpus {corpus.name} ({corpus.importer}, {corpus.root}) has no clips, and {len(problems)} problems"
+        f"corpus {corpus.name} ({corpus.importer}, {corpus.root}) has no clips, and {len(invalid_items)} problems"
         f"{': ' + shown if shown else ''}. Expected {IMPORTERS[corpus.importer].layout}: check `root` and `options`."
     )
 
 
-def layout_of(importer: str) -> Layout:
+def get_importer_spec(importer: str) -> ImporterSpec:
     """The layout that an importer reads.
 
     Raises:
@@ -89,24 +100,24 @@ def layout_of(importer: str) -> Layout:
     """
     if importer not in IMPORTERS:
         raise ConfigError(
-            f"no importer `{importer}`{_suggest(importer, IMPORTERS)} A corpus of another layout can be described in a "
+            f"no importer `{importer}`{_suggest_name(importer, IMPORTERS)} A corpus of another layout can be described in a "
             "CSV manifest and read with `csv`."
         )
     return IMPORTERS[importer]
 
 
-def _layout(corpus: Corpus) -> Layout:
-    layout = layout_of(corpus.importer)
+def _resolve_importer_spec(corpus: CorpusConfig) -> ImporterSpec:
+    layout = get_importer_spec(corpus.importer)
     for option in corpus.options:
         if option not in layout.options:
             raise ConfigError(
                 f"corpus {corpus.name}: importer `{corpus.importer}` has no option `{option}`"
-                f"{_suggest(option, layout.options)}"
+                f"{_suggest_name(option, layout.options)}"
             )
     return layout
 
 
-def _suggest(name: str, known: Mapping[str, object]) -> str:
+def _suggest_name(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     if not known:
         return "; it has none."
@@ -115,43 +126,43 @@ def _suggest(name: str, known: Mapping[str, object]) -> str:
     )
 
 
-def _renamed(clips: list[Clip], corpus: Corpus) -> list[Clip]:
+def _map_emotions(clips: list[Clip], corpus: CorpusConfig) -> list[Clip]:
     """Apply `emotions`. A name that never occurs is a slip that would leave its clips out unnoticed."""
     occur = {clip.emotion for clip in clips}
-    unused = sorted(set(corpus.emotions) - occur)
+    unused = sorted(set(corpus.emotion_map) - occur)
     if clips and unused:
         raise DataError(
-            f"corpus {corpus.name}: `emotions` renames {', '.join(unused)}, which never occurs; found "
+            f"corpus {corpus.name}: `emotion_map` renames {', '.join(unused)}, which never occurs; found "
             f"{', '.join(sorted(occur))}. Correct the name or take it out."
         )
-    if not corpus.emotions:
+    if not corpus.emotion_map:
         return clips
-    return [replace(clip, emotion=corpus.emotions.get(clip.emotion, clip.emotion)) for clip in clips]
+    return [replace(clip, emotion=corpus.emotion_map.get(clip.emotion, clip.emotion)) for clip in clips]
 
 
-def _kept(clips: list[Clip], corpus: Corpus) -> list[Clip]:
-    """Apply `only_languages`."""
-    if corpus.only_languages is None:
+def _filter_languages(clips: list[Clip], corpus: CorpusConfig) -> list[Clip]:
+    """Apply `languages`."""
+    if corpus.languages is None:
         return clips
     occur = {clip.language for clip in clips}
-    absent = [language for language in corpus.only_languages if language not in occur]
+    absent = [language for language in corpus.languages if language not in occur]
     if clips and absent:
         raise DataError(
-            f"corpus {corpus.name}: `only_languages` names {', '.join(absent)}, which never occurs; found "
-            f"{', '.join(sorted(occur))}. Take it out of `only_languages`."
+            f"corpus {corpus.name}: `languages` names {', '.join(absent)}, which never occurs; found "
+            f"{', '.join(sorted(occur))}. Take it out of `languages`."
         )
-    return [clip for clip in clips if clip.language in corpus.only_languages]
+    return [clip for clip in clips if clip.language in corpus.languages]
 
 
-def _checked(clips: list[Clip], languages: Sequence[str]) -> list[Clip]:
+def _validate_labels(clips: list[Clip], languages: Sequence[str]) -> list[Clip]:
     for clip in clips:
         where = f"{clip.id} ({clip.source})"
-        check_language(clip.language, languages, where=where)
-        check_emotion(clip.emotion, where=where)
+        check_language(clip.language, languages, context=where)
+        check_emotion(clip.emotion, context=where)
     return clips
 
 
-def _refuse_duplicates(corpus: Corpus, clips: list[Clip]) -> None:
+def _reject_duplicate_ids(corpus: CorpusConfig, clips: list[Clip]) -> None:
     counts = Counter(clip.id for clip in clips)
     repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:

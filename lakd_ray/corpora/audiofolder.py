@@ -6,29 +6,29 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Item, Problem, canonical_emotion
+from lakd_ray.corpora.clip import Clip, InvalidItem, Item, normalize_emotion
 from lakd_ray.errors import DataError
 
-_SHAPE = "<language>/<speaker>/<emotion>/<recording>"
+_EXPECTED_LAYOUT = "<language>/<speaker>/<emotion>/<recording>"
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder; it is named by its path.
 
     Raises:
         DataError: no recording lies three folders deep.
     """
-    files = [file for file in recordings.files(root) if recordings.is_audio(file)]
+    files = [file for file in recordings.list_files(root) if recordings.has_audio_suffix(file)]
     if not any(file.count("/") == 3 for file in files):
         example = f", for instance {files[0]}" if files else ""
         raise DataError(
-            f"{root}: found {len(files)} recordings{example}. Expected {_SHAPE}, for instance en/anna/anger/001.wav: "
+            f"{root}: found {len(files)} recordings{example}. Expected {_EXPECTED_LAYOUT}, for instance en/anna/anger/001.wav: "
             "check the corpus's `root`."
         )
     for file in files:
         name, source = unicodedata.normalize("NFC", file), storage.join(root, file)
         if name.count("/") != 3:
-            yield Problem(id=name, source=source, reason=f"lies in other folders than {_SHAPE}")
+            yield InvalidItem(id=name, source=source, reason=f"lies in other folders than {_EXPECTED_LAYOUT}")
             continue
         language, speaker, emotion, _ = name.split("/")
-        yield Clip(name, source, canonical_emotion(emotion), language.lower(), speaker)
+        yield Clip(name, source, normalize_emotion(emotion), language.lower(), speaker)

@@ -33,39 +33,39 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Problem:
+class InvalidItem:
     """A file without a label, a label without a file, a row that cannot be understood."""
 
     id: str
     source: str
     reason: str
-    kind: str = "unlabelled"
-    """One of `lakd_ray.schema.KINDS`; `missing` where there is a label and no file."""
+    kind: str = "unlabeled"
+    """One of `lakd_ray.schema.QUARANTINE_KINDS`; `missing` where there is a label and no file."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Excluded:
     """A recording that is in order and left out on purpose: it has no emotion, or an option does not want it."""
 
     reason: str
     """The same for all that are left out alike: they are counted by it."""
 
 
-Item = Clip | Problem | LeftOut
+Item = Clip | InvalidItem | Excluded
 
 # Reads a corpus folder or manifest. Raises DataError if the whole of it cannot be read.
 Importer = Callable[[str, Mapping[str, Any]], Iterator[Item]]
 
-_SPLITS = {"training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev"}
-_SPLITS |= {"testing": "test"}
+_SPLIT_ALIASES = {"training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev"}
+_SPLIT_ALIASES |= {"testing": "test"}
 
 
-def canonical_emotion(name: str) -> str:
+def normalize_emotion(name: str) -> str:
     """A canonical emotion in lower case; any other name as it is."""
     return name.lower() if name.lower() in KNOWN_EMOTIONS else name
 
 
-def canonical_split(name: str) -> str:
+def normalize_split(name: str) -> str:
     """train, dev or test under its usual other names; any other name as it is."""
     plain = name.strip().lower()
-    return _SPLITS.get(plain, plain)
+    return _SPLIT_ALIASES.get(plain, plain)

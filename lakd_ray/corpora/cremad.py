@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-CODES = {
+EMOTION_BY_CODE = {
     "ANG": "anger",
     "DIS": "disgust",
     "FEA": "fear",
@@ -16,7 +16,7 @@ CODES = {
     "SAD": "sadness",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "CREMA-D",
     re.compile(  # the release has one file whose level is X, not XX
         r"(?P<actor>1\d{3})_(?P<sentence>[A-Z]{3})_(?P<code>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX?)"
@@ -25,10 +25,12 @@ _NAMES = FileNames(
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of CREMA-D's.
     """
-    return _NAMES.read(root, lambda parts: Said(CODES[parts["code"]], "en", parts["actor"], parts["sentence"]))
+    return _PARSER.iter_items(
+        root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["code"]], "en", parts["actor"], parts["sentence"])
+    )

@@ -9,10 +9,10 @@ from lakd_ray.corpora import espeak, table
 from lakd_ray.corpora.clip import Item
 from lakd_ray.errors import ConfigError
 
-_NUMBERS = ("speakers", "sentences", "takes", "seed")
+_INTEGER_OPTIONS = ("speakers", "sentences", "takes", "seed")
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the demo corpus in a local folder, after making it if there is none.
 
     Raises:
@@ -24,12 +24,12 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
             f"importer `espeak` makes its corpus in a local folder, and `root` is {root}. Name a folder that every "
             "worker can read, or make the corpus locally, copy it there and read it with importer `csv`."
         )
-    for name in _NUMBERS:
+    for name in _INTEGER_OPTIONS:
         value = options.get(name, 0)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"option `{name}` of importer `espeak` is {value!r}; expected a whole number.")
     languages = options.get("languages", ())
     if isinstance(languages, str) or not isinstance(languages, Sequence) or any(type(x) is not str for x in languages):
         raise ConfigError(f"option `languages` of importer `espeak` is {languages!r}; expected a list such as [en].")
-    manifest = espeak.make_corpus(Path(storage.resolve(root)[1]), **options)
-    yield from table.read(str(manifest), {})
+    manifest = espeak.synthesize_corpus(Path(storage.resolve_filesystem(root)[1]), **options)
+    yield from table.iter_items(str(manifest), {})

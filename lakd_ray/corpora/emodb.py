@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-LETTERS = {
+EMOTION_BY_CODE = {
     "W": "anger",
     "L": "boredom",
     "E": "disgust",
@@ -17,17 +17,19 @@ LETTERS = {
     "N": "neutral",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "EmoDB",
     re.compile(r"(?P<speaker>03|08|09|1[0-6])(?P<text>[ab]\d\d)(?P<letter>[WLEAFTN])[a-z]"),
     "SSTTTEv.wav (speaker 03 or 08-16, text, emotion W L E A F T N, version), for instance 03a01Wa.wav",
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of EmoDB's.
     """
-    return _NAMES.read(root, lambda parts: Said(LETTERS[parts["letter"]], "de", parts["speaker"], parts["text"]))
+    return _PARSER.iter_items(
+        root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["letter"]], "de", parts["speaker"], parts["text"])
+    )

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Clip, Item
-from lakd_ray.corpora.labelled import Labelled, Labels
+from lakd_ray.corpora.labelled import LabelRow, LabelTable
 
-EMOTIONS = {
+EMOTION_BY_CODE = {
     "anger": "anger",
     "disgust": "disgust",
     "fear": "fear",
@@ -16,22 +16,24 @@ EMOTIONS = {
     "surprise": "surprise",
 }
 
-_TABLE = Labelled("Emozionalmente", ("samples.csv",), file="file_name", needs=("actor", "emotion_expressed"))
+_LABEL_TABLE = LabelTable(
+    "Emozionalmente", ("samples.csv",), file_column="file_name", required_columns=("actor", "emotion_expressed")
+)
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the folder of `audio/` and `metadata/`, or one above it.
 
     Raises:
         DataError: there is no `samples.csv` below `root`, more than one, or one that lacks a column.
     """
-    return _TABLE.read(root, _understand)
+    return _LABEL_TABLE.iter_items(root, _parse_labels)
 
 
-def _understand(name: str, source: str, labels: Labels) -> Clip | str:
+def _parse_labels(name: str, source: str, labels: LabelRow) -> Clip | str:
     said = labels["emotion_expressed"].lower()
-    if said not in EMOTIONS:
-        return f"has emotion {said!r}, expected one of {', '.join(EMOTIONS)}"
+    if said not in EMOTION_BY_CODE:
+        return f"has emotion {said!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
     if not labels["actor"]:
         return "has no actor"
-    return Clip(name, source, EMOTIONS[said], "it", labels["actor"], sentence=labels.get("sentence") or None)
+    return Clip(name, source, EMOTION_BY_CODE[said], "it", labels["actor"], sentence=labels.get("sentence") or None)

@@ -18,41 +18,41 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
+from lakd_ray.corpora.clip import Clip, Excluded, InvalidItem, Item
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
-LEFT_OUT = "5"
-_PUBLISHED = (
+EXCLUDED_CODE = "5"
+_PUBLISHED_LABEL_MAPS = (
     "{1: anger, 2: happiness, 3: neutral, 4: sadness}",
     "{1: neutral, 2: sadness, 3: happiness, 4: anger}",
 )
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _SplitEntry:
     """One utterance as a split file has it."""
 
     path: str
     code: str
 
 
-_Split = dict[str, _Entry | str]  # by id; a text says what is wrong with the entry
+_SplitFile = dict[str, _SplitEntry | str]  # by id; a text says what is wrong with the entry
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the folder of the speakers' folders.
 
     Raises:
         ConfigError: `labels` is missing or names no emotions.
         DataError: there are no split files, or they contradict each other.
     """
-    labels = _mapping(options.get("labels"))
+    labels = _parse_label_map(options.get("labels"))
     audio = options.get("audio", root)
     if not isinstance(audio, str):
         raise ConfigError(f"option `audio` of importer `fesc` is {audio!r}; expected the folder of the recordings.")
     tests = {
-        speaker: _split(storage.join(root, speaker, "test.json"))
+        speaker: _read_split_file(storage.join(root, speaker, "test.json"))
         for speaker in storage.list_folders(root)
         if storage.exists(storage.join(root, speaker, "test.json"))
     }
@@ -61,60 +61,62 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
             f"{root} is not FESC: no folder in it has a test.json. Expected <SPEAKER>/train.json, dev.json and "
             "test.json, one folder per held-out speaker: check the corpus's `root`."
         )
-    speakers = _speakers(root, tests)
-    yield from _check_others(root, tests, speakers)
-    find = _Recordings(audio)
+    speakers = _map_utterances_to_speakers(root, tests)
+    yield from _check_train_and_dev(root, tests, speakers)
+    find = _RecordingFinder(audio)
     for speaker, split in tests.items():
         where = storage.join(root, speaker, "test.json")
         for name, entry in split.items():
             if isinstance(entry, str):
-                yield Problem(id=name, source=where, reason=entry)
+                yield InvalidItem(id=name, source=where, reason=entry)
                 continue
             source = find(entry.path, name)
             if entry.code in labels:
                 if source is None:
                     reason = f"there is no file {entry.path}, nor exactly one of that name below {audio}"
-                    yield Problem(id=name, source=where, reason=reason, kind="missing")
+                    yield InvalidItem(id=name, source=where, reason=reason, kind="missing")
                 else:
                     yield Clip(id=name, source=source, emotion=labels[entry.code], language="fi", speaker=speaker)
-            elif entry.code == LEFT_OUT:
-                yield LeftOut(f"label {LEFT_OUT}, which both public readers leave out")
+            elif entry.code == EXCLUDED_CODE:
+                yield Excluded(f"label {EXCLUDED_CODE}, which both public readers leave out")
             else:
-                yield Problem(id=name, source=where, reason=f"has label {entry.code!r}, which `labels` does not name")
-    yield from (LeftOut("no split file names it") for _ in find.others())
+                yield InvalidItem(
+                    id=name, source=where, reason=f"has label {entry.code!r}, which `labels` does not name"
+                )
+    yield from (Excluded("no split file names it") for _ in find.list_unmatched())
 
 
-def _mapping(given: Any) -> dict[str, str]:
-    if not isinstance(given, Mapping) or not given:
+def _parse_label_map(option: Any) -> dict[str, str]:
+    if not isinstance(option, Mapping) or not option:
         raise ConfigError(
-            f"importer `fesc` needs the option `labels`, code: emotion; found {given!r}. Public readers of the corpus "
-            f"disagree: one has {_PUBLISHED[0]}, the other {_PUBLISHED[1]}. Find out which holds for your copy (listen "
+            f"importer `fesc` needs the option `labels`, code: emotion; found {option!r}. Public readers of the corpus "
+            f"disagree: one has {_PUBLISHED_LABEL_MAPS[0]}, the other {_PUBLISHED_LABEL_MAPS[1]}. Find out which holds for your copy (listen "
             "to some, or ask who gave it to you) and name it."
         )
-    wrong = [str(emotion) for emotion in given.values() if str(emotion) not in KNOWN_EMOTIONS]
+    wrong = [str(emotion) for emotion in option.values() if str(emotion) not in KNOWN_EMOTIONS]
     if wrong:
         raise ConfigError(
             f"option `labels` of importer `fesc` names {', '.join(wrong)}; expected emotions among "
             f"{', '.join(sorted(KNOWN_EMOTIONS))}."
         )
-    return {str(code): str(emotion) for code, emotion in given.items()}
+    return {str(code): str(emotion) for code, emotion in option.items()}
 
 
-def _split(location: str) -> _Split:
+def _read_split_file(location: str) -> _SplitFile:
     content = storage.read_json(location)
     if not isinstance(content, dict):
         raise DataError(f"{location} holds {type(content).__name__}; expected {{id: {{file_path, label}}}}.")
-    split: _Split = {}
+    split: _SplitFile = {}
     for name, entry in content.items():
         path, code = (entry.get("file_path"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         given = isinstance(path, str) and path and isinstance(code, str | int)
         split[unicodedata.normalize("NFC", name)] = (
-            _Entry(str(path), str(code).strip()) if given else f"is {entry!r}, expected file_path and label"
+            _SplitEntry(str(path), str(code).strip()) if given else f"is {entry!r}, expected file_path and label"
         )
     return split
 
 
-def _speakers(root: str, tests: Mapping[str, _Split]) -> dict[str, str]:
+def _map_utterances_to_speakers(root: str, tests: Mapping[str, _SplitFile]) -> dict[str, str]:
     """Who says each utterance."""
     speakers: dict[str, str] = {}
     for speaker, split in tests.items():
@@ -128,13 +130,15 @@ def _speakers(root: str, tests: Mapping[str, _Split]) -> dict[str, str]:
     return speakers
 
 
-def _check_others(root: str, tests: Mapping[str, _Split], speakers: Mapping[str, str]) -> Iterator[Problem]:
+def _check_train_and_dev(
+    root: str, tests: Mapping[str, _SplitFile], speakers: Mapping[str, str]
+) -> Iterator[InvalidItem]:
     """Compare every train.json and dev.json with what the test.json say."""
     unknown: dict[str, str] = {}
     for held_out in tests:
         for part in ("train", "dev"):
             location = storage.join(root, held_out, f"{part}.json")
-            for name, entry in _split(location).items() if storage.exists(location) else ():
+            for name, entry in _read_split_file(location).items() if storage.exists(location) else ():
                 speaker = speakers.get(name)
                 if speaker == held_out:
                     raise DataError(
@@ -143,27 +147,27 @@ def _check_others(root: str, tests: Mapping[str, _Split], speakers: Mapping[str,
                     )
                 if speaker is None:
                     unknown.setdefault(name, location)
-                elif _disagree(entry, tests[speaker][name]):
+                elif _has_label_conflict(entry, tests[speaker][name]):
                     raise DataError(
                         f"{location} labels {name!r} otherwise than {speaker}'s test.json does. Take the split files "
                         "from their source again."
                     )
     for name, location in unknown.items():
-        yield Problem(id=name, source=location, reason="is in no test.json, so its speaker is not known")
+        yield InvalidItem(id=name, source=location, reason="is in no test.json, so its speaker is not known")
 
 
-def _disagree(one: _Entry | str, other: _Entry | str) -> bool:
-    return isinstance(one, _Entry) and isinstance(other, _Entry) and one.code != other.code
+def _has_label_conflict(first: _SplitEntry | str, second: _SplitEntry | str) -> bool:
+    return isinstance(first, _SplitEntry) and isinstance(second, _SplitEntry) and first.code != second.code
 
 
-class _Recordings:
+class _RecordingFinder:
     """Finds recordings by the paths that another machine wrote."""
 
-    def __init__(self, audio: str) -> None:
-        self._found: dict[str, str] = {}
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for file in recordings.files(audio):
-            self._by_name[_parts(file)[-1]].append(storage.join(audio, file))
+    def __init__(self, audio_root: str) -> None:
+        self._utterance_by_file: dict[str, str] = {}
+        self._files_by_name: dict[str, list[str]] = defaultdict(list)
+        for file in recordings.list_files(audio_root):
+            self._files_by_name[_split_path(file)[-1]].append(storage.join(audio_root, file))
 
     def __call__(self, path: str, utterance: str) -> str | None:
         """The path itself if it is there, else the one file whose path ends most like it.
@@ -172,35 +176,37 @@ class _Recordings:
             DataError: the same file was found for two utterances, so one of them would carry the other's label.
         """
         source = self._find(path)
-        if source is not None and self._found.setdefault(source, utterance) != utterance:
+        if source is not None and self._utterance_by_file.setdefault(source, utterance) != utterance:
             raise DataError(
-                f"{source} was found for {self._found[source]!r} and for {utterance!r} ({path}): the paths in the "
+                f"{source} was found for {self._utterance_by_file[source]!r} and for {utterance!r} ({path}): the paths in the "
                 "split files do not tell the recordings apart. Lay the recordings out as those paths end, or point the "
                 "option `audio` at a folder where they are."
             )
         return source
 
-    def others(self) -> list[str]:
+    def list_unmatched(self) -> list[str]:
         """Recordings that were not asked for."""
-        files = (file for same in self._by_name.values() for file in same)
-        return [file for file in files if recordings.is_audio(file) and file not in self._found]
+        files = (file for same in self._files_by_name.values() for file in same)
+        return [file for file in files if recordings.has_audio_suffix(file) and file not in self._utterance_by_file]
 
     def _find(self, path: str) -> str | None:
         if Path(path).is_absolute() and Path(path).is_file():
             return path
-        wanted = _parts(path)
-        scores = {file: _shared_tail(_parts(file), wanted) for file in self._by_name.get(wanted[-1], ())}
+        wanted = _split_path(path)
+        scores = {
+            file: _common_suffix_length(_split_path(file), wanted) for file in self._files_by_name.get(wanted[-1], ())
+        }
         best = [file for file, score in scores.items() if score == max(scores.values())]
         return best[0] if len(best) == 1 else None
 
 
-def _parts(path: str) -> list[str]:
+def _split_path(path: str) -> list[str]:
     return unicodedata.normalize("NFC", path.replace("\\", "/")).split("/")
 
 
-def _shared_tail(one: list[str], other: list[str]) -> int:
+def _common_suffix_length(first: list[str], second: list[str]) -> int:
     count = 0
-    for left, right in zip(reversed(one), reversed(other), strict=False):
+    for left, right in zip(reversed(first), reversed(second), strict=False):
         if left != right:
             break
         count += 1

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from lakd_ray import storage
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
+from lakd_ray.corpora.clip import Clip, Excluded, InvalidItem, Item
 from lakd_ray.errors import ConfigError, DataError
 
-Parts = re.Match[str]
+FilenameMatch = re.Match[str]
 
 
 @dataclass(frozen=True)
-class Said:
+class ParsedName:
     """What a file's name tells."""
 
     emotion: str
@@ -25,60 +25,62 @@ class Said:
 
 
 @dataclass(frozen=True)
-class FileNames:
+class FilenameParser:
     """How a corpus names its recordings."""
 
-    corpus: str
+    corpus_name: str
     """Its name, for people."""
     pattern: re.Pattern[str]
     """Matches the end of a recording's path, without the ending."""
-    shape: str
+    expected_format: str
     """The pattern for people, with an example."""
 
-    def read(self, root: str, understand: Callable[[Parts], Said | LeftOut | str]) -> Iterator[Item]:
+    def iter_items(
+        self, root: str, parse_labels: Callable[[FilenameMatch], ParsedName | Excluded | str]
+    ) -> Iterator[Item]:
         """Read every recording below a folder.
 
         Args:
             root: the folder.
-            understand: what the parts of a name tell; a text says why it cannot be so.
+            parse_labels: what the parts of a name tell; a text says why it cannot be so.
 
         Raises:
             DataError: no file below `root` is named like one of the corpus's.
         """
-        files = recordings.files(root)
-        found = {file: self._match(file) for file in files if recordings.is_audio(file)}
+        files = recordings.list_files(root)
+        found = {file: self._match(file) for file in files if recordings.has_audio_suffix(file)}
         if not any(found.values()):
             example = f", for instance {files[0]}" if files else ""
             raise DataError(
-                f"{root} is not {self.corpus}: found {len(files)} files{example}. Expected recordings named "
-                f"{self.shape}: check the corpus's `root`."
+                f"{root} is not {self.corpus_name}: found {len(files)} files{example}. Expected recordings named "
+                f"{self.expected_format}: check the corpus's `root`."
             )
         for file, parts in found.items():
             source = storage.join(root, file)
             if parts is None:
                 name = file.rpartition("/")[2].rpartition(".")[0]
-                yield Problem(id=name, source=source, reason=f"is not named {self.shape}")
+                yield InvalidItem(id=name, source=source, reason=f"is not named {self.expected_format}")
                 continue
             name = parts[0].replace("/", "_")
-            said = understand(parts)
-            if isinstance(said, Said):
+            said = parse_labels(parts)
+            if isinstance(said, ParsedName):
                 yield Clip(id=name, source=source, **vars(said))
             else:
-                yield Problem(id=name, source=source, reason=said) if isinstance(said, str) else said
+                yield InvalidItem(id=name, source=source, reason=said) if isinstance(said, str) else said
 
-    def _match(self, file: str) -> Parts | None:
+    def _match(self, file: str) -> FilenameMatch | None:
         """The parts of the name; the pattern may reach into folders, but not begin within a name."""
         path = unicodedata.normalize("NFC", file).rpartition(".")[0]
         starts = [match.end() for match in re.finditer("/", path)] + [0]
         return next((match for start in sorted(starts) if (match := self.pattern.fullmatch(path, start))), None)
 
 
-def choice(importer: str, option: str, value: object, known: tuple[str, ...]) -> str:
+def validate_choice(importer: str, option: str, value: object, allowed: tuple[str, ...]) -> str:
     """An option's value if it is one of those that are known.
 
     Raises:
         ConfigError: it is not.
     """
-    if not isinstance(value, str) or value not in known:
-        raise ConfigError(f"option `{option}` of importer `{importer}` is {value!r}; expected {', '.join(known)}.")
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"option `{option}` of importer `{importer}` is {value!r}; expected {', '.join(allowed)}.")
     return value

@@ -11,10 +11,10 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Item, LeftOut, Problem
+from lakd_ray.corpora.clip import Clip, Excluded, InvalidItem, Item
 from lakd_ray.errors import ConfigError, DataError
 
-CODES = {
+EMOTION_BY_CODE = {
     "neu": "neutral",
     "hap": "happiness",
     "exc": "excitement",
@@ -29,12 +29,12 @@ CODES = {
 NO_AGREEMENT = "xxx"
 
 # The letter after the session tells whose motion was captured in the dialog; only the suffix tells who speaks.
-_UTTERANCE = re.compile(r"Ses(?P<session>\d\d)[FM]_\w+_(?P<gender>[FM])[^_]*")
-_LABEL = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>\S+)\t(?P<code>\w+)\t\[")
-_TEXT = re.compile(r"^(?P<utterance>\w+) \[[\d.]+-[\d.]+\]:(?P<text>.+)$", re.MULTILINE)
+_UTTERANCE_NAME = re.compile(r"Ses(?P<session>\d\d)[FM]_\w+_(?P<gender>[FM])[^_]*")
+_LABEL_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>\S+)\t(?P<code>\w+)\t\[")
+_TRANSCRIPT_LINE = re.compile(r"^(?P<utterance>\w+) \[[\d.]+-[\d.]+\]:(?P<text>.+)$", re.MULTILINE)
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the release folder, or any folder above it.
 
     Raises:
@@ -44,9 +44,9 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     merge = options.get("merge_excited", False)
     if not isinstance(merge, bool):
         raise ConfigError(f"option `merge_excited` of importer `iemocap` is {merge!r}; expected true or false.")
-    files = recordings.files(root)
-    spoken = [(_name(file), file) for file in files if recordings.is_audio(file)]
-    utterances = {name: file for name, file in spoken if _UTTERANCE.fullmatch(name)}
+    files = recordings.list_files(root)
+    spoken = [(_file_stem(file), file) for file in files if recordings.has_audio_suffix(file)]
+    utterances = {name: file for name, file in spoken if _UTTERANCE_NAME.fullmatch(name)}
     label_files = [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
     if not utterances or not label_files:
         raise DataError(
@@ -54,64 +54,66 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
             f"{len(label_files)} label files. Expected SessionN/sentences/wav/<dialog>/<utterance>.wav and "
             "SessionN/dialog/EmoEvaluation/<dialog>.txt: check the corpus's `root`."
         )
-    if len(utterances) != sum(1 for name, _ in spoken if _UTTERANCE.fullmatch(name)):
+    if len(utterances) != sum(1 for name, _ in spoken if _UTTERANCE_NAME.fullmatch(name)):
         twice = next(name for name, file in spoken if name in utterances and utterances[name] != file)
         raise DataError(f"{root} holds the utterance {twice} more than once; leave one copy of the release there.")
     for name, file in spoken:
         if name not in utterances and "dialog" not in file.split("/"):  # there lie the dialogs as a whole
-            yield Problem(id=name, source=storage.join(root, file), reason="is not named like an utterance")
-    labels = _labels(root, label_files)
-    texts = _texts(root, files)
+            yield InvalidItem(id=name, source=storage.join(root, file), reason="is not named like an utterance")
+    labels = _read_labels(root, label_files)
+    texts = _read_transcripts(root, files)
     for name, file in utterances.items():
         source = storage.join(root, file)
         code, _ = labels.pop(name, (None, ""))
         if code is None:
-            yield Problem(id=name, source=source, reason="has no label in EmoEvaluation")
+            yield InvalidItem(id=name, source=source, reason="has no label in EmoEvaluation")
         elif code == NO_AGREEMENT:
-            yield LeftOut(f"the annotators did not agree ({NO_AGREEMENT})")
+            yield Excluded(f"the annotators did not agree ({NO_AGREEMENT})")
         else:
-            yield _clip(name, source, "hap" if merge and code == "exc" else code, texts.get(name))
+            yield _make_clip(name, source, "hap" if merge and code == "exc" else code, texts.get(name))
     for name, (_, file) in labels.items():
         reason = "has a label in EmoEvaluation but no recording"
-        yield Problem(id=name, source=storage.join(root, file), reason=reason, kind="missing")
+        yield InvalidItem(id=name, source=storage.join(root, file), reason=reason, kind="missing")
 
 
-def _name(file: str) -> str:
+def _file_stem(file: str) -> str:
     return file.rpartition("/")[2].rpartition(".")[0]
 
 
-def _labels(root: str, files: list[str]) -> dict[str, tuple[str, str]]:
+def _read_labels(root: str, files: list[str]) -> dict[str, tuple[str, str]]:
     """Code of each utterance and its file; one that is labelled in two ways gets both codes, which is no code."""
     labels: dict[str, tuple[str, str]] = {}
     for file in files:
         text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
-        for match in _LABEL.finditer(text):
+        for match in _LABEL_LINE.finditer(text):
             name, code = match["utterance"], match["code"]
             other, _ = labels.get(name, (code, file))
             labels[name] = (code if other == code else f"{other} and {code}", file)
     return labels
 
 
-def _texts(root: str, files: list[str]) -> dict[str, str]:
+def _read_transcripts(root: str, files: list[str]) -> dict[str, str]:
     """What was said, where the release's transcriptions are there."""
     texts: dict[str, str] = {}
     for file in files:
         if file.endswith(".txt") and file.split("/")[-2:-1] == ["transcriptions"]:
             text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
-            texts |= {match["utterance"]: match["text"].strip() for match in _TEXT.finditer(text)}
+            texts |= {match["utterance"]: match["text"].strip() for match in _TRANSCRIPT_LINE.finditer(text)}
     return texts
 
 
-def _clip(name: str, source: str, code: str, sentence: str | None) -> Clip | Problem:
-    if code not in CODES:
-        return Problem(id=name, source=source, reason=f"has label {code!r}, expected one of {', '.join(CODES)}")
-    parts = _UTTERANCE.fullmatch(name)
+def _make_clip(name: str, source: str, code: str, sentence: str | None) -> Clip | InvalidItem:
+    if code not in EMOTION_BY_CODE:
+        return InvalidItem(
+            id=name, source=source, reason=f"has label {code!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
+        )
+    parts = _UTTERANCE_NAME.fullmatch(name)
     assert parts is not None, name  # only names that match come here
     session = f"Ses{parts['session']}"
     return Clip(
         id=name,
         source=source,
-        emotion=CODES[code],
+        emotion=EMOTION_BY_CODE[code],
         language="en",
         speaker=session + parts["gender"],
         session=session,

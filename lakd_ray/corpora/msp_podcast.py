@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Clip, Item, LeftOut, canonical_split
-from lakd_ray.corpora.labelled import Labelled, Labels
+from lakd_ray.corpora.clip import Clip, Excluded, Item, normalize_split
+from lakd_ray.corpora.labelled import LabelRow, LabelTable
 from lakd_ray.errors import ConfigError
 
-CODES = {
+EMOTION_BY_CODE = {
     "A": "anger",
     "S": "sadness",
     "H": "happiness",
@@ -25,18 +25,18 @@ CODES = {
     "O": "other",
 }
 NO_AGREEMENT = "X"
-UNKNOWN = ("", "unknown")
+UNKNOWN_SPEAKER_IDS = ("", "unknown")
 
-_PODCAST = re.compile(r"MSP-PODCAST_(?P<podcast>\d+)_\w+")
-_TABLE = Labelled(
+_SEGMENT_NAME = re.compile(r"MSP-PODCAST_(?P<podcast>\d+)_\w+")
+_LABEL_TABLE = LabelTable(
     "MSP-Podcast",
     ("labels_consensus.csv", "labels_concensus.csv"),  # older releases spell it so
-    file="FileName",
-    needs=("EmoClass", "SpkrID", "Split_Set"),
+    file_column="FileName",
+    required_columns=("EmoClass", "SpkrID", "Split_Set"),
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read the folder of `Audios/` and `Labels/`, or one above it.
 
     Raises:
@@ -47,29 +47,29 @@ def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     if not isinstance(keep, bool):
         raise ConfigError(f"option `unknown_speakers` of importer `msp_podcast` is {keep!r}; expected true or false.")
 
-    def understand(name: str, source: str, labels: Labels) -> Clip | LeftOut | str:
+    def parse_labels(name: str, source: str, labels: LabelRow) -> Clip | Excluded | str:
         code, speaker, part = labels["EmoClass"], labels["SpkrID"], labels["Split_Set"]
-        podcast = _PODCAST.fullmatch(name)
+        podcast = _SEGMENT_NAME.fullmatch(name)
         if code == NO_AGREEMENT:
-            return LeftOut(f"the annotators did not agree ({NO_AGREEMENT})")
+            return Excluded(f"the annotators did not agree ({NO_AGREEMENT})")
         if not code and part == "Test3":
-            return LeftOut("Test3, whose labels are not published")
-        if code not in CODES:
-            return f"has EmoClass {code!r}, expected one of {', '.join(CODES)}"
-        if speaker.lower() in UNKNOWN:
+            return Excluded("Test3, whose labels are not published")
+        if code not in EMOTION_BY_CODE:
+            return f"has EmoClass {code!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
+        if speaker.lower() in UNKNOWN_SPEAKER_IDS:
             if not keep:
-                return LeftOut("the speaker is not known (option unknown_speakers)")
+                return Excluded("the speaker is not known (option unknown_speakers)")
             if podcast is None:
                 return "has neither a known speaker nor a name that tells the podcast"
             speaker = f"Unknown-{podcast['podcast']}"
         return Clip(
             id=name,
             source=source,
-            emotion=CODES[code],
+            emotion=EMOTION_BY_CODE[code],
             language="en",
             speaker=speaker,
             session=podcast["podcast"] if podcast else None,
-            split=canonical_split(part.rstrip("123")) or None,
+            split=normalize_split(part.rstrip("123")) or None,
         )
 
-    return _TABLE.read(root, understand)
+    return _LABEL_TABLE.iter_items(root, parse_labels)

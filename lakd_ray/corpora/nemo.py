@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "nEMO",
     re.compile(
         r"(?P<speaker>[A-Za-z0-9]+)_(?P<emotion>anger|fear|happiness|neutral|sadness|surprise)_(?P<sentence>\d+)"
@@ -16,10 +16,12 @@ _NAMES = FileNames(
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of nEMO's.
     """
-    return _NAMES.read(root, lambda parts: Said(parts["emotion"], "pl", parts["speaker"], parts["sentence"]))
+    return _PARSER.iter_items(
+        root, lambda parts: ParsedName(parts["emotion"], "pl", parts["speaker"], parts["sentence"])
+    )

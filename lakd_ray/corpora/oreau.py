@@ -4,21 +4,23 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.cafe import LETTERS
+from lakd_ray.corpora.cafe import EMOTION_BY_CODE
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "Oréau",
     re.compile(r"(?P<speaker>\d\d)(?P<text>[0-9A-Za-z]{3})(?P<letter>[CDJNPST])[0-9A-Za-z]"),
     "SSUUUEx.wav (speaker, utterance, emotion C D J N P S T, version), for instance 01a01Ca.wav",
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of Oréau's.
     """
-    return _NAMES.read(root, lambda parts: Said(LETTERS[parts["letter"]], "fr", parts["speaker"], parts["text"]))
+    return _PARSER.iter_items(
+        root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["letter"]], "fr", parts["speaker"], parts["text"])
+    )

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Item, LeftOut
-from lakd_ray.corpora.filenames import FileNames, Parts, Said, choice
+from lakd_ray.corpora.clip import Excluded, Item
+from lakd_ray.corpora.filenames import FilenameMatch, FilenameParser, ParsedName, validate_choice
 
-CODES = {
+EMOTION_BY_CODE = {
     "01": "neutral",
     "02": "calm",
     "03": "happiness",
@@ -17,9 +17,9 @@ CODES = {
     "07": "disgust",
     "08": "surprise",
 }
-CHANNELS = {"speech": ("01",), "song": ("02",), "both": ("01", "02")}
+CHANNEL_CODES = {"speech": ("01",), "song": ("02",), "both": ("01", "02")}
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "RAVDESS",
     re.compile(
         r"(?P<modality>0[123])-(?P<channel>0[12])-(?P<code>0[1-8])-0[12]-(?P<sentence>0[12])-0[12]-(?P<actor>0[1-9]|1\d|2[0-4])"
@@ -29,20 +29,20 @@ _NAMES = FileNames(
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder; song only on request.
 
     Raises:
         ConfigError: `channel` is not known.
         DataError: no file name below `root` is one of RAVDESS's.
     """
-    wanted = choice("ravdess", "channel", options.get("channel", "speech"), tuple(CHANNELS))
+    wanted = validate_choice("ravdess", "channel", options.get("channel", "speech"), tuple(CHANNEL_CODES))
 
-    def understand(parts: Parts) -> Said | LeftOut:
+    def parse_labels(parts: FilenameMatch) -> ParsedName | Excluded:
         if parts["modality"] != "03":
-            return LeftOut("video; its sound is among the recordings")
-        if parts["channel"] not in CHANNELS[wanted]:
-            return LeftOut(f"option channel: {wanted}")
-        return Said(CODES[parts["code"]], "en", parts["actor"], parts["sentence"])
+            return Excluded("video; its sound is among the recordings")
+        if parts["channel"] not in CHANNEL_CODES[wanted]:
+            return Excluded(f"option channel: {wanted}")
+        return ParsedName(EMOTION_BY_CODE[parts["code"]], "en", parts["actor"], parts["sentence"])
 
-    return _NAMES.read(root, understand)
+    return _PARSER.iter_items(root, parse_labels)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-CODES = {
+EMOTION_BY_CODE = {
     "a": "anger",
     "d": "disgust",
     "f": "fear",
@@ -20,17 +20,17 @@ CODES = {
     "su": "surprise",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "SAVEE",
     re.compile(r"(?P<speaker>DC|JE|JK|KL)[_/](?P<code>sa|su|[adfhn])\d\d"),
     "<DC, JE, JK or KL>_<a, d, f, h, n, sa or su>NN.wav, for instance DC_a01.wav",
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of SAVEE's.
     """
-    return _NAMES.read(root, lambda parts: Said(CODES[parts["code"]], "en", parts["speaker"]))
+    return _PARSER.iter_items(root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["code"]], "en", parts["speaker"]))

@@ -17,20 +17,22 @@ import soundfile
 from tqdm import tqdm
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE, decode
-from lakd_ray.config import Corpus
-from lakd_ray.corpora import Clip, found, layout_of, published, recordings
+from lakd_ray.audio import SAMPLE_RATE, decode_audio
+from lakd_ray.config import CorpusConfig
+from lakd_ray.corpora import Clip, get_importer_spec, published, read_raw_corpus, recordings
 from lakd_ray.errors import DataError, LakdError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
 _THREADS = 16  # opening a file waits for the disk or the network
-_LEAST = 25  # bytes for a second of audio; even silence takes more in any codec, and less means that the header lies
-_READ_AS = {"espeak": "csv"}  # it makes its corpus when it is read, and scanning makes nothing
-_SHOWN = 20  # problems and speakers shown to people; JSON has all
+_MIN_BYTES_PER_SECOND = (
+    25  # bytes for a second of audio; even silence takes more in any codec, and less means that the header lies
+)
+_IMPORTER_OVERRIDES = {"espeak": "csv"}  # it makes its corpus when it is read, and scanning makes nothing
+_MAX_LISTED = 20  # problems and speakers shown to people; JSON has all
 
 
 @dataclass(frozen=True)
-class Scan:
+class ScanReport:
     """What a corpus holds. Rows are the clips that can be used; problems are all others."""
 
     rows: int
@@ -46,23 +48,23 @@ class Scan:
     """What is worth knowing and no problem."""
 
 
-def scan(importer: str, root: str, options: Mapping[str, Any]) -> Scan:
+def scan_corpus(importer: str, root: str, options: Mapping[str, Any]) -> ScanReport:
     """Read a corpus and open every clip's header; shows progress on stderr.
 
     Raises:
         ConfigError: the importer or an option is not known.
         DataError: the corpus as a whole cannot be read, or has no clips.
     """
-    layout = layout_of(importer)
-    corpus = Corpus(name="scan", importer=importer, root=root, options=dict(options))
-    if importer in _READ_AS:
-        corpus = Corpus(name="scan", importer=_READ_AS[importer], root=root)
-    everything = found(corpus, storage_root="{storage}")
-    problems = [(problem.source, problem.reason) for problem in everything.problems]
+    layout = get_importer_spec(importer)
+    corpus = CorpusConfig(name="scan", importer=importer, root=root, options=dict(options))
+    if importer in _IMPORTER_OVERRIDES:
+        corpus = CorpusConfig(name="scan", importer=_IMPORTER_OVERRIDES[importer], root=root)
+    everything = read_raw_corpus(corpus, storage_root="{storage}")
+    problems = [(problem.source, problem.reason) for problem in everything.invalid_items]
     first: dict[str, str] = {}
     clips: list[Clip] = []
     total = 0.0
-    for clip, seconds in _durations(everything.clips):
+    for clip, seconds in _iter_durations(everything.clips):
         if isinstance(seconds, str):
             problems.append((clip.source, seconds))
         elif clip.id in first:
@@ -71,70 +73,70 @@ def scan(importer: str, root: str, options: Mapping[str, Any]) -> Scan:
             first[clip.id] = clip.source
             clips.append(clip)
             total += seconds
-    notes = [f"{count} recordings left out: {reason}" for reason, count in sorted(everything.left_out.items())]
-    if not set(layout.selects) & set(options):
-        notes += published.differences(layout.published, clips)
-    notes += _names(clip.emotion for clip in clips)
-    return Scan(
+    notes = [f"{count} recordings left out: {reason}" for reason, count in sorted(everything.excluded.items())]
+    if not set(layout.subset_options) & set(options):
+        notes += published.describe_mismatches(layout.expected_counts, clips)
+    notes += _iter_emotion_notes(clip.emotion for clip in clips)
+    return ScanReport(
         rows=len(clips),
         hours=round(total / 3600, 4),
-        by_language=_counts(clip.language for clip in clips),
-        by_emotion=_counts(clip.emotion for clip in clips),
-        by_speaker=_counts(clip.speaker for clip in clips),
-        by_session=_counts(clip.session for clip in clips),
-        by_split=_counts(clip.split for clip in clips),
+        by_language=_count_values(clip.language for clip in clips),
+        by_emotion=_count_values(clip.emotion for clip in clips),
+        by_speaker=_count_values(clip.speaker for clip in clips),
+        by_session=_count_values(clip.session for clip in clips),
+        by_split=_count_values(clip.split for clip in clips),
         problems=[{"path": path, "reason": reason} for path, reason in sorted(problems)],
         notes=notes,
     )
 
 
-def text(told: Scan) -> str:
+def format_report(report: ScanReport) -> str:
     """A scan for people."""
-    lines = [f"{told.rows} rows, {told.hours:.2f} h, {len(told.problems)} problems"]
+    lines = [f"{report.rows} rows, {report.hours:.2f} h, {len(report.problems)} problems"]
     for name in ("language", "emotion", "speaker", "session", "split"):
-        counts: dict[str, int] = getattr(told, f"by_{name}")
-        each = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:_SHOWN])
-        more = f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+        counts: dict[str, int] = getattr(report, f"by_{name}")
+        each = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:_MAX_LISTED])
+        more = f", and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
         lines += [f"{name:<9} {each}{more}"] if counts else []
-    lines += [f"note: {note}" for note in told.notes]
-    lines += [f"problem: {problem['path']}: {problem['reason']}" for problem in told.problems[:_SHOWN]]
-    if len(told.problems) > _SHOWN:
-        lines.append(f"and {len(told.problems) - _SHOWN} more problems; --json has all")
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"problem: {problem['path']}: {problem['reason']}" for problem in report.problems[:_MAX_LISTED]]
+    if len(report.problems) > _MAX_LISTED:
+        lines.append(f"and {len(report.problems) - _MAX_LISTED} more problems; --json has all")
     return "\n".join(lines)
 
 
-def _counts(values: Iterable[str | None]) -> dict[str, int]:
+def _count_values(values: Iterable[str | None]) -> dict[str, int]:
     return dict(sorted(Counter(value for value in values if value is not None).items()))
 
 
-def _names(emotions: Iterable[str]) -> Iterator[str]:
+def _iter_emotion_notes(emotions: Iterable[str]) -> Iterator[str]:
     """Names that an experiment will refuse."""
     for name, count in sorted(Counter(emotions).items()):
         if name not in KNOWN_EMOTIONS:
             yield f"emotion {name!r} ({count} rows) is not one of ours: rename it with `emotions: {{{name}: ...}}`"
 
 
-def _durations(clips: list[Clip]) -> Iterator[tuple[Clip, float | str]]:
+def _iter_durations(clips: list[Clip]) -> Iterator[tuple[Clip, float | str]]:
     """Every clip with its seconds, or with why it cannot be used."""
-    clips = sorted(clips, key=lambda clip: recordings.reading_order(clip.source))
-    files = [list(group) for _, group in groupby(clips, key=lambda clip: recordings.file_of(clip.source))]
+    clips = sorted(clips, key=lambda clip: recordings.read_order_key(clip.source))
+    files = [list(group) for _, group in groupby(clips, key=lambda clip: recordings.get_source_file(clip.source))]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(total=len(clips), desc="scan", unit="clip", mininterval=1) as bar,
     ):
-        for told in pool.map(_of_file, files):
+        for told in pool.map(_measure_file, files):
             bar.update(len(told))
             yield from told
 
 
-def _of_file(clips: list[Clip]) -> list[tuple[Clip, float | str]]:
+def _measure_file(clips: list[Clip]) -> list[tuple[Clip, float | str]]:
     """The clips in one file, by one thread: rows of a table are read in groups."""
-    return [(clip, _seconds(clip)) for clip in clips]
+    return [(clip, _clip_duration(clip)) for clip in clips]
 
 
-def _seconds(clip: Clip) -> float | str:
+def _clip_duration(clip: Clip) -> float | str:
     try:
-        whole = _length(clip.source)
+        whole = _recording_duration(clip.source)
     except LakdError as error:
         return str(error)
     if (clip.start or 0.0) >= whole:
@@ -142,27 +144,27 @@ def _seconds(clip: Clip) -> float | str:
     return min(clip.end or whole, whole) - (clip.start or 0.0)
 
 
-def _length(source: str) -> float:
+def _recording_duration(source: str) -> float:
     """Seconds of a recording by its header; what has none that libsndfile reads goes through the audio door."""
     try:
-        stream, size = _stream(source)
+        stream, size = _open_stream(source)
         with soundfile.SoundFile(stream) as file:
             seconds = float(file.frames / file.samplerate)
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError):
-        return len(decode(recordings.read(source), where=source)) / SAMPLE_RATE
-    if seconds * _LEAST > size:
+        return len(decode_audio(recordings.read_source(source), source_name=source)) / SAMPLE_RATE
+    if seconds * _MIN_BYTES_PER_SECOND > size:
         raise DataError(f"claims to last {seconds:.0f} s in {size} bytes")
     return seconds
 
 
-def _stream(source: str) -> tuple[Any, int]:
+def _open_stream(source: str) -> tuple[Any, int]:
     """What soundfile opens, and its size in bytes."""
-    if recordings.file_of(source) != source:
-        content = recordings.read(source)
+    if recordings.get_source_file(source) != source:
+        content = recordings.read_source(source)
         return io.BytesIO(content), len(content)
     if not storage.is_remote(source):
         path = recordings.local_path(source)
         return path, Path(path).stat().st_size
-    filesystem, path = storage.resolve(source)
+    filesystem, path = storage.resolve_filesystem(source)
     stream = filesystem.open_input_file(path)
     return io.BufferedReader(stream, 1 << 16), stream.size()

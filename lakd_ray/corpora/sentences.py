@@ -12,7 +12,7 @@ import numpy as np
 class SpokenLanguage(NamedTuple):
     """How one language is spoken: the name espeak-ng knows it by, and its sentences."""
 
-    espeak: str
+    espeak_voice: str
     sentences: tuple[str, ...]
 
 
@@ -64,13 +64,13 @@ LANGUAGES: dict[str, SpokenLanguage] = {
     ),
 }
 
-WOMEN = (
+FEMALE_VOICES = (
     *("f1", "f2", "f3", "Annie", "Alicia", "f5", "linda", "steph", "grandma"),
     *("f4", "shelby", "Andrea", "belinda", "aunty", "anika", "steph2", "Nguyen", "steph3"),
 )
 """espeak-ng voice variants in the range of women's voices (170-290 Hz on a plain sentence)."""
 
-MEN = (
+MALE_VOICES = (
     *("m1", "m3", "m7", "Alex", "Andy", "Gene2", "m4", "Denis", "Hugo"),
     *("m8", "Michael", "klatt2", "Mario", "Jacky", "gustave", "m2", "pablo", "travis"),
 )
@@ -87,11 +87,11 @@ class Prosody:
     tilt: tuple[float, float]  # dB per octave around 1 kHz
     drive: tuple[float, float]  # strength of the soft clipping; 0.3 is next to none
     breath: tuple[float, float]  # breath noise in dB relative to the voice
-    lilt: tuple[float, float]  # depth of a swing in loudness, four to six times a second
+    tremolo: tuple[float, float]  # depth of a swing in loudness, four to six times a second
     level: tuple[float, float]  # RMS in dB of full scale
 
 
-EMOTIONS: dict[str, Prosody] = {
+PROSODY_BY_EMOTION: dict[str, Prosody] = {
     "anger": Prosody((12, 5), (24, 8), (1.17, 0.06), (3.2, 0.9), (5.0, 1.4), (-36, 4), (0.12, 0.07), (-19, 3)),
     "happiness": Prosody((22, 6), (44, 8), (1.08, 0.06), (1.5, 0.9), (1.0, 0.6), (-34, 4), (0.55, 0.13), (-21, 3)),
     "neutral": Prosody((0, 5), (0, 7), (1.00, 0.06), (0.0, 0.9), (0.8, 0.5), (-36, 4), (0.12, 0.07), (-23, 3)),
@@ -112,7 +112,7 @@ class Speaker:
     tilt: float
 
 
-def cast(language: str, count: int, seed: int) -> list[Speaker]:
+def make_speakers(language: str, count: int, seed: int) -> list[Speaker]:
     """The speakers of a language, women and men in turn; each session is one woman and one man.
 
     Up to 12 speakers no voice variant is shared between languages; within a language none ever is.
@@ -121,14 +121,14 @@ def cast(language: str, count: int, seed: int) -> list[Speaker]:
     rng = np.random.default_rng((seed, 1, order))
     speakers = []
     for index in range(count):
-        turn, pool = index // 2, (WOMEN, MEN)[index % 2]
+        turn, pool = index // 2, (FEMALE_VOICES, MALE_VOICES)[index % 2]
         first = turn * len(LANGUAGES)
         shift = (order + first // len(pool)) % len(LANGUAGES)  # later rounds: another language's variants
         speakers.append(
             Speaker(
                 name=f"{language}-{index + 1:02d}",
                 session=f"{language}-session{turn + 1:02d}",
-                voice=f"{LANGUAGES[language].espeak}+{pool[(first + shift) % len(pool)]}",
+                voice=f"{LANGUAGES[language].espeak_voice}+{pool[(first + shift) % len(pool)]}",
                 pitch=float(rng.uniform(24, 66)),
                 pitch_range=float(rng.uniform(32, 52)),
                 words_per_minute=float(rng.uniform(165, 200)),

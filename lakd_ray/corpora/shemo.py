@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-LETTERS = {
+EMOTION_BY_CODE = {
     "A": "anger",
     "F": "fear",
     "H": "happiness",
@@ -16,17 +16,17 @@ LETTERS = {
     "W": "surprise",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "ShEMO",
     re.compile(r"(?P<speaker>[FM]\d\d)(?P<letter>[AFHNSW])\d+"),
     "<F or M>NN<A, F, H, N, S or W>NN.wav, for instance F01A01.wav",
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of ShEMO's.
     """
-    return _NAMES.read(root, lambda parts: Said(LETTERS[parts["letter"]], "fa", parts["speaker"]))
+    return _PARSER.iter_items(root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["letter"]], "fa", parts["speaker"]))

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-NAMES = {
+EMOTION_BY_CODE = {
     "ANGRY": "anger",
     "DISGUST": "disgust",
     "FEAR": "fear",
@@ -17,24 +17,24 @@ NAMES = {
     "SURPRISE": "surprise",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "SUBESCO",
     re.compile(r"(?P<speaker>[FM]_\d\d)_\w+_S_(?P<sentence>\d+)_(?P<name>[A-Z]+)_\d+"),
     "<F or M>_NN_<name>_S_<sentence>_<EMOTION>_<take>.wav, for instance F_02_MONIKA_S_1_NEUTRAL_5.wav",
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of SUBESCO's.
     """
-    return _NAMES.read(
+    return _PARSER.iter_items(
         root,
         lambda parts: (
-            Said(NAMES[parts["name"]], "bn", parts["speaker"], str(int(parts["sentence"])))
-            if parts["name"] in NAMES
-            else f"has emotion {parts['name']}, expected one of {', '.join(NAMES)}"
+            ParsedName(EMOTION_BY_CODE[parts["name"]], "bn", parts["speaker"], str(int(parts["sentence"])))
+            if parts["name"] in EMOTION_BY_CODE
+            else f"has emotion {parts['name']}, expected one of {', '.join(EMOTION_BY_CODE)}"
         ),
     )

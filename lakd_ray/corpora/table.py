@@ -12,34 +12,34 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora import rows
-from lakd_ray.corpora.clip import Clip, Item, Problem
-from lakd_ray.corpora.rows import REQUIRED, Cells, Columns
+from lakd_ray.corpora.clip import Clip, InvalidItem, Item
+from lakd_ray.corpora.rows import REQUIRED_COLUMNS, ColumnMap, RowCells
 from lakd_ray.errors import DataError
 
-MANIFESTS = ("manifest.csv", "manifest.jsonl")
+MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl")
 
 # A row with its line number, or why the line is none.
-Line = tuple[int, Cells | str]
+ManifestLine = tuple[int, RowCells | str]
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read a manifest, or the `manifest.csv` or `manifest.jsonl` of a folder.
 
     Raises:
         ConfigError: an option has the wrong form.
         DataError: there is no manifest, or it cannot be used, see `clips`.
     """
-    yield from clips(_find(root), Columns.of("csv", options))
+    yield from iter_clips(_find_manifest(root), ColumnMap.from_options("csv", options))
 
 
-def clips(location: str, columns: Columns) -> Iterator[Clip | Problem]:
+def iter_clips(location: str, columns: ColumnMap) -> Iterator[Clip | InvalidItem]:
     """The rows of one CSV or JSONL file; recordings are looked for below its folder.
 
     Raises:
         DataError: it cannot be read, lacks a column, is empty or repeats an id.
     """
-    content, found = lines(location)
-    columns.check(location, found)
+    content, found = read_lines(location)
+    columns.check_available(location, found)
     if not content:
         raise DataError(f"{location} has columns {', '.join(found)} but no rows; expected one row per recording.")
     folder = location[: location.rfind("/") + 1] or "."
@@ -47,9 +47,9 @@ def clips(location: str, columns: Columns) -> Iterator[Clip | Problem]:
     for number, cells in content:
         where, name = f"{location} line {number}", f"line-{number}"
         if isinstance(cells, str):
-            yield Problem(id=name, source=where, reason=cells)
+            yield InvalidItem(id=name, source=where, reason=cells)
             continue
-        item = rows.clip(columns, rows.Row(cells, name, where, folder))
+        item = rows.make_clip(columns, rows.ManifestRow(cells, name, where, folder))
         if isinstance(item, Clip):
             if item.id in seen:
                 raise DataError(
@@ -60,32 +60,32 @@ def clips(location: str, columns: Columns) -> Iterator[Clip | Problem]:
         yield item
 
 
-def lines(location: str) -> tuple[list[Line], list[str]]:
+def read_lines(location: str) -> tuple[list[ManifestLine], list[str]]:
     """The rows of a CSV or JSONL file and the names of its columns.
 
     Raises:
         DataError: it cannot be read.
     """
-    text = _text(location)
-    return _jsonl(text) if location.endswith(".jsonl") else _csv(text, location)
+    text = _read_text(location)
+    return _parse_jsonl(text) if location.endswith(".jsonl") else _parse_csv(text, location)
 
 
-def _find(root: str) -> str:
+def _find_manifest(root: str) -> str:
     if root.endswith((".csv", ".jsonl")):
         if not storage.exists(root):
             raise DataError(f"there is no manifest {root}; check the corpus's `root`.")
         return root
-    found = [name for name in MANIFESTS if storage.exists(storage.join(root, name))]
+    found = [name for name in MANIFEST_NAMES if storage.exists(storage.join(root, name))]
     if len(found) != 1:
         what = "both" if found else "neither" if storage.exists(root) else "no such folder, so neither"
         raise DataError(
-            f"{root} holds {what} {' nor '.join(MANIFESTS) if not found else ' and '.join(MANIFESTS)}; expected one of "
+            f"{root} holds {what} {' nor '.join(MANIFEST_NAMES) if not found else ' and '.join(MANIFEST_NAMES)}; expected one of "
             "them. Name the manifest itself as the corpus's `root`."
         )
     return storage.join(root, found[0])
 
 
-def _text(location: str) -> str:
+def _read_text(location: str) -> str:
     content = storage.read_bytes(location)
     try:
         text = content.decode("utf-8-sig")
@@ -96,13 +96,15 @@ def _text(location: str) -> str:
             "(in a spreadsheet: `CSV UTF-8`)."
         ) from None
     if not text.strip():
-        raise DataError(f"{location} is empty; expected a row of column names ({', '.join(REQUIRED)}) and rows.")
+        raise DataError(
+            f"{location} is empty; expected a row of column names ({', '.join(REQUIRED_COLUMNS)}) and rows."
+        )
     return text
 
 
-def _csv(text: str, location: str) -> tuple[list[Line], list[str]]:
+def _parse_csv(text: str, location: str) -> tuple[list[ManifestLine], list[str]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: an open quote would swallow what follows
-    found: list[Line] = []
+    found: list[ManifestLine] = []
     header: list[str] = []
     try:
         for cells in reader:
@@ -121,8 +123,8 @@ def _csv(text: str, location: str) -> tuple[list[Line], list[str]]:
     return found, header
 
 
-def _jsonl(text: str) -> tuple[list[Line], list[str]]:
-    found: list[Line] = []
+def _parse_jsonl(text: str) -> tuple[list[ManifestLine], list[str]]:
+    found: list[ManifestLine] = []
     columns: dict[str, None] = {}
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() also splits at U+2028, valid inside JSON
         if not line.strip():

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FileNames, Said
+from lakd_ray.corpora.filenames import FilenameParser, ParsedName
 
-NAMES = {
+EMOTION_BY_CODE = {
     "angry": "anger",
     "disgust": "disgust",
     "fear": "fear",
@@ -17,7 +17,7 @@ NAMES = {
     "sad": "sadness",
 }
 
-_NAMES = FileNames(
+_PARSER = FilenameParser(
     "TESS",
     re.compile(  # the release has one file that begins with OA
         r"(?P<speaker>OA|YA)F?_(?P<word>[A-Za-z]+)_(?P<name>angry|disgust|fear|happy|neutral|ps|sad)"
@@ -26,10 +26,12 @@ _NAMES = FileNames(
 )
 
 
-def read(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     """Read every recording below a folder.
 
     Raises:
         DataError: no file name below `root` is one of TESS's.
     """
-    return _NAMES.read(root, lambda parts: Said(NAMES[parts["name"]], "en", f"{parts['speaker']}F", parts["word"]))
+    return _PARSER.iter_items(
+        root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["name"]], "en", f"{parts['speaker']}F", parts["word"])
+    )

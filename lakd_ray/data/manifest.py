@@ -15,12 +15,12 @@ import pyarrow as pa
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import splits
-from lakd_ray.provenance import Seen
+from lakd_ray.provenance import DataExposure
 
-Rows = npt.NDArray[np.int64]
+RowIndices = npt.NDArray[np.int64]
 
-SHARDS = "shards"
-FEATURES = "features"
+SHARDS_FOLDER = "shards"
+FEATURES_FOLDER = "features"
 MANIFEST_FILE = "manifest.parquet"
 
 
@@ -29,7 +29,7 @@ class Manifest:
     """An experiment's utterances; rows are numbered as in the manifest file.
 
     Attributes:
-        table: the manifest, see `lakd_ray.schema.MANIFEST`.
+        table: the manifest, see `lakd_ray.schema.MANIFEST_SCHEMA`.
         labels_N: class index of each utterance, -1 where its emotion is not among the experiment's.
         splits_N: `train`, `dev`, `test`, or empty where the experiment leaves the utterance out.
         shards: location of each shard file; `shard_N` indexes it.
@@ -39,7 +39,7 @@ class Manifest:
     labels_N: npt.NDArray[np.int64]
     splits_N: npt.NDArray[np.str_]
     languages_N: npt.NDArray[np.object_]
-    samples_N: npt.NDArray[np.int64]
+    num_samples_N: npt.NDArray[np.int64]
     shards: tuple[str, ...]
     shard_N: npt.NDArray[np.int64]
     row_group_N: npt.NDArray[np.int64]
@@ -58,18 +58,18 @@ class Manifest:
             content.update("\n".join(self.table[column].to_pylist()).encode())
         return content.hexdigest()[:16]
 
-    def rows(self, split: str, languages: Sequence[str] | None = None) -> Rows:
+    def rows(self, split: str, languages: Sequence[str] | None = None) -> RowIndices:
         """Numbers of the rows of a split, all languages or only some."""
         chosen = self.splits_N == split
         if languages is not None:
             chosen &= np.isin(self.languages_N.astype(str), list(languages))
         return np.flatnonzero(chosen)
 
-    def parts(self, rows: Rows, count: int) -> Rows:
+    def speaker_folds(self, rows: RowIndices, num_folds: int) -> RowIndices:
         """Which of so many parts each of some rows falls in, shape [len(rows)]; a speaker's rows are in one part."""
-        return splits.parts(self.table, rows, count)
+        return splits.speaker_folds(self.table, rows, num_folds)
 
-    def said_in_train(self, rows: Rows) -> list[bool | None]:
+    def sentence_in_train(self, rows: RowIndices) -> list[bool | None]:
         """Whether the sentence of each of some rows is also said in train; None where the corpus does not tell.
 
         Speakers are never shared, but sentences of acted corpora are: a result then says nothing about new ones.
@@ -79,13 +79,13 @@ class Manifest:
         train = {texts[row] for row in self.rows("train")}
         return [None if texts[row][2] is None else texts[row] in train for row in rows]
 
-    def seen(self, rows: Rows) -> Seen:
+    def data_exposure(self, rows: RowIndices) -> DataExposure:
         """The speakers and recordings of some rows."""
         part = self.table.select(["speaker", "audio_sha256"]).take(rows)
-        return Seen(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
+        return DataExposure(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
 
 
-def load(config: Experiment) -> Manifest:
+def load_manifest(config: Experiment) -> Manifest:
     """Read what the prepare stage wrote and divide it for the experiment's fold.
 
     Raises:
@@ -94,24 +94,24 @@ def load(config: Experiment) -> Manifest:
     """
     folder = config.stage_folder("prepare")
     table = storage.read_table(storage.join(folder, MANIFEST_FILE))
-    splits_N = np.asarray(splits.assign(table, config, config.fold)).astype(str)
-    splits.check(table, splits_N, config)
-    shard_names, shard_N = _shards(table)
+    splits_N = np.asarray(splits.assign_splits(table, config, config.fold)).astype(str)
+    splits.check_splits(table, splits_N, config)
+    shard_names, shard_N = _index_shards(table)
     index = {emotion: number for number, emotion in enumerate(config.emotions)}
     return Manifest(
         table=table,
         labels_N=np.array([index.get(emotion, -1) for emotion in table["emotion"].to_pylist()], dtype=np.int64),
         splits_N=splits_N,
         languages_N=np.asarray(table["language"].to_pylist(), dtype=object),
-        samples_N=_integers(table, "num_samples"),
-        shards=tuple(storage.join(folder, SHARDS, name) for name in shard_names),
+        num_samples_N=_int_column(table, "num_samples"),
+        shards=tuple(storage.join(folder, SHARDS_FOLDER, name) for name in shard_names),
         shard_N=shard_N,
-        row_group_N=_integers(table, "row_group"),
-        row_N=_integers(table, "row"),
+        row_group_N=_int_column(table, "row_group"),
+        row_N=_int_column(table, "row"),
     )
 
 
-def _shards(table: pa.Table) -> tuple[list[str], Rows]:
+def _index_shards(table: pa.Table) -> tuple[list[str], RowIndices]:
     """Names of the shards and the number of each row's, in an order that is the audio's own.
 
     A shard's name depends on when its recordings were written; the order of training must not.
@@ -125,5 +125,5 @@ def _shards(table: pa.Table) -> tuple[list[str], Rows]:
     return names, np.array([number[shard] for shard, _ in rows], dtype=np.int64)
 
 
-def _integers(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+def _int_column(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
     return np.asarray(table[column].to_numpy(), dtype=np.int64)

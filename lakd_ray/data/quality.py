@@ -5,43 +5,51 @@ from typing import Any
 
 import numpy as np
 
-from lakd_ray.audio import SAMPLE_RATE, Recording, encode_flac, read, to_int16
-from lakd_ray.config import Audio
+from lakd_ray.audio import SAMPLE_RATE, Recording, decode_recording, encode_flac, to_int16
+from lakd_ray.config import AudioConfig
 from lakd_ray.errors import ClipError
 
 
-def admit(content: bytes, *, where: str, start: float | None, end: float | None, limits: Audio) -> dict[str, Any]:
+def decode_and_validate(
+    content: bytes, *, source_name: str, start: float | None, end: float | None, audio_config: AudioConfig
+) -> dict[str, Any]:
     """Decode, judge and encode a clip: the audio columns of its shard row.
 
     Raises:
         ClipError: it goes to quarantine.
     """
-    recording = read(content, where=where, max_seconds=limits.max_seconds, start=start, end=end)
-    judge(recording, limits)
+    recording = decode_recording(
+        content, source_name=source_name, max_seconds=audio_config.max_seconds, start=start, end=end
+    )
+    check_quality(recording, audio_config)
     samples_T = to_int16(recording.wave_T)
     return {
         "num_samples": len(samples_T),
-        "cut": recording.cut,
+        "cut": recording.is_cut,
         "audio_sha256": hashlib.sha256(samples_T.tobytes()).hexdigest(),
         "audio": encode_flac(samples_T),
     }
 
 
-def judge(recording: Recording, limits: Audio) -> None:
+def check_quality(recording: Recording, audio_config: AudioConfig) -> None:
     """Refuse a recording that is too short, too long, silent or clipped.
 
     Raises:
         ClipError: it is, with its kind.
     """
     seconds = len(recording.wave_T) / SAMPLE_RATE
-    if seconds < limits.min_seconds:
-        raise ClipError(f"{seconds:.3f} s long, shorter than audio.min_seconds={limits.min_seconds}", "short")
-    if recording.cut and limits.too_long == "quarantine":
-        raise ClipError(f"longer than audio.max_seconds={limits.max_seconds}", "long")
+    if seconds < audio_config.min_seconds:
+        raise ClipError(f"{seconds:.3f} s long, shorter than audio.min_seconds={audio_config.min_seconds}", "short")
+    if recording.is_cut and audio_config.on_too_long == "quarantine":
+        raise ClipError(f"longer than audio.max_seconds={audio_config.max_seconds}", "long")
     peak = float(np.abs(recording.wave_T - recording.wave_T.mean()).max())  # a constant offset is not heard
-    if peak < 10 ** (limits.silence_dbfs / 20):
+    if peak < 10 ** (audio_config.silence_dbfs / 20):
         level = f"{20 * np.log10(peak):.0f} dBFS" if peak > 1e-6 else "digital silence"
-        raise ClipError(f"silent: its peak is {level}, below audio.silence_dbfs={limits.silence_dbfs:g}", "silent")
-    if recording.clipped > limits.max_clipped:
-        share = f"{recording.clipped:.0%} of its samples are at full scale"
-        raise ClipError(f"clipped: {share}, more than audio.max_clipped={limits.max_clipped:g}", "clipped")
+        raise ClipError(
+            f"silent: its peak is {level}, below audio.silence_dbfs={audio_config.silence_dbfs:g}", "silent"
+        )
+    if recording.clipped_fraction > audio_config.max_clipped_fraction:
+        share = f"{recording.clipped_fraction:.0%} of its samples are at full scale"
+        raise ClipError(
+            f"clipped: {share}, more than audio.max_clipped_fraction={audio_config.max_clipped_fraction:g}", "clipped"
+        )

@@ -23,47 +23,47 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from lakd_ray import storage
-from lakd_ray.audio.apart import Apart
-from lakd_ray.config import Audio, dump
+from lakd_ray.audio.apart import SandboxPool
+from lakd_ray.config import AudioConfig, to_dict
 from lakd_ray.corpora import recordings
 from lakd_ray.corpora.clip import Clip
-from lakd_ray.data.quality import admit
-from lakd_ray.data.stream import quiet_and_ordered
+from lakd_ray.data.quality import decode_and_validate
+from lakd_ray.data.stream import configure_data_context
 from lakd_ray.errors import ClipError, DataError, LakdError, StorageError
-from lakd_ray.schema import SHARD, TRANSIENT
+from lakd_ray.schema import SHARD_SCHEMA, TRANSIENT_KINDS
 
 # What became of a clip: its place in a shard, or the kind and reason of a refusal.
-Outcome = dict[str, Any]
+ClipResult = dict[str, Any]
 # Clips of one shard to be: name, clips [{key, corpus, clip}].
-Task = dict[str, Any]
-_REFUSED = b"lakd.refused"
-_DECODER_DEATHS = 2  # times a task is started again after its process died, before its clips are decoded one by one
-_READERS = 16
+ShardTask = dict[str, Any]
+_REJECTED_KEY = b"lakd.refused"
+_MAX_TASK_RETRIES = 2  # times a task is started again after its process died, before its clips are decoded one by one
+_NUM_READER_THREADS = 16
 
 
-def index(folder: str, audio: Audio) -> dict[str, Outcome]:
+def load_clip_index(folder: str, audio: AudioConfig) -> dict[str, ClipResult]:
     """What the shards in a folder know: key -> outcome. Damaged ones are named and count as absent."""
     names = [info.name for info in storage.list_files(folder)]
-    known: dict[str, Outcome] = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for outcomes in pool.map(partial(_read_index, folder=folder, audio=audio), sorted(names)):
+    known: dict[str, ClipResult] = {}
+    with ThreadPoolExecutor(_NUM_READER_THREADS) as pool:
+        for outcomes in pool.map(partial(_read_shard_index, folder=folder, audio=audio), sorted(names)):
             known |= outcomes
     return known
 
 
-def _read_index(name: str, folder: str, audio: Audio) -> dict[str, Outcome]:
+def _read_shard_index(name: str, folder: str, audio: AudioConfig) -> dict[str, ClipResult]:
     columns = ["recording", "num_samples", "cut", "audio_sha256"]
     try:
         table = storage.read_table(storage.join(folder, name), columns=columns)
     except StorageError as error:
         print(f"prepare: shard {name} cannot be read, its clips are made anew ({error})")
         return {}
-    outcomes = _placed(table.to_pylist(), name, audio)
-    refused: dict[str, Outcome] = json.loads((table.schema.metadata or {}).get(_REFUSED, b"{}"))
+    outcomes = _locate_rows(table.to_pylist(), name, audio)
+    refused: dict[str, ClipResult] = json.loads((table.schema.metadata or {}).get(_REJECTED_KEY, b"{}"))
     return outcomes | refused
 
 
-def _placed(rows: list[dict[str, Any]], name: str, audio: Audio) -> dict[str, Outcome]:
+def _locate_rows(rows: list[dict[str, Any]], name: str, audio: AudioConfig) -> dict[str, ClipResult]:
     outcomes = {}
     for number, row in enumerate(rows):
         row_group, place = divmod(number, audio.row_group_utterances)
@@ -72,17 +72,19 @@ def _placed(rows: list[dict[str, Any]], name: str, audio: Audio) -> dict[str, Ou
     return outcomes
 
 
-def damaged(folder: str) -> list[str]:
+def find_corrupt_shards(folder: str) -> list[str]:
     """Names of shards whose bytes are not those that were written. Reads all of them."""
     files = [info.name for info in storage.list_files(folder)]
-    return [name for name in files if _fingerprint(storage.read_bytes(storage.join(folder, name))) not in name]
+    return [name for name in files if _content_hash(storage.read_bytes(storage.join(folder, name))) not in name]
 
 
-def _fingerprint(content: bytes) -> str:
+def _content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def write(corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: Audio) -> dict[str, Outcome]:
+def write_shards(
+    corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: AudioConfig
+) -> dict[str, ClipResult]:
     """Decode and encode clips, each with its key, into shards; returns key -> outcome for all of them.
 
     A recording can kill the process that decodes it (libsndfile is C). Ray would start such a task again for ever; here
@@ -92,16 +94,16 @@ def write(corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: Au
         StorageError: a shard cannot be written.
         DataError: a task was lost for good.
     """
-    plan = list(_plan(corpus, clips, audio))
-    known: dict[str, Outcome] = {}
+    plan = list(_plan_tasks(corpus, clips, audio))
+    known: dict[str, ClipResult] = {}
     with tqdm(total=sum(len(task["clips"]) for task in plan), desc=f"prepare {corpus}", unit="clip") as bar:
-        for alone in (False, True):
+        for isolated in (False, True):
             lost = [task for task in plan if task["clips"][0]["key"] not in known]
-            if alone and lost:
+            if isolated and lost:
                 bar.write(
                     f"prepare: {len(lost)} tasks died while decoding; decoding their clips one by one", sys.stderr
                 )
-            for outcomes in _execute(lost, folder, audio, alone=alone):
+            for outcomes in _run_tasks(lost, folder, audio, isolated=isolated):
                 known |= outcomes
                 bar.update(len(outcomes))
     lost = [task for task in plan if task["clips"][0]["key"] not in known]
@@ -111,7 +113,7 @@ def write(corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: Au
     return known
 
 
-def _plan(corpus: str, clips: Iterable[tuple[str, Clip]], audio: Audio) -> Iterator[Task]:
+def _plan_tasks(corpus: str, clips: Iterable[tuple[str, Clip]], audio: AudioConfig) -> Iterator[ShardTask]:
     """Clips of one language, in an order that is random but fixed, cut into tasks."""
     keyed = list(clips)
     chosen: list[dict[str, Any]]
@@ -125,19 +127,21 @@ def _plan(corpus: str, clips: Iterable[tuple[str, Clip]], audio: Audio) -> Itera
             yield {"name": f"{corpus}-{language}", "clips": part}
 
 
-def _execute(plan: list[dict[str, Any]], folder: str, audio: Audio, *, alone: bool) -> Iterator[dict[str, Outcome]]:
+def _run_tasks(
+    tasks: list[dict[str, Any]], folder: str, audio: AudioConfig, *, isolated: bool
+) -> Iterator[dict[str, ClipResult]]:
     """Run tasks; those whose process died are missing from what is returned."""
-    if not plan:
+    if not tasks:
         return
-    context = quiet_and_ordered()
-    tolerated, context.max_errored_blocks = context.max_errored_blocks, 0 if alone else -1
+    context = configure_data_context()
+    tolerated, context.max_errored_blocks = context.max_errored_blocks, 0 if isolated else -1
     try:
-        source = ray.data.from_items([json.dumps(task) for task in plan], override_num_blocks=len(plan))
-        task = partial(_write_shard, folder=folder, audio=dump(audio), alone=alone)
+        source = ray.data.from_items([json.dumps(task) for task in tasks], override_num_blocks=len(tasks))
+        task = partial(_write_shard, folder=folder, audio=to_dict(audio), isolated=isolated)
         with warnings.catch_warnings():
             # Ray 2.60 calls this argument deprecated and has no other way to bound the retries
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            results = source.map(task, num_cpus=1, max_retries=_DECODER_DEATHS)
+            results = source.map(task, num_cpus=1, max_retries=_MAX_TASK_RETRIES)
         for result in results.iter_rows():
             if result["error"]:
                 raise StorageError(result["error"])
@@ -146,63 +150,63 @@ def _execute(plan: list[dict[str, Any]], folder: str, audio: Audio, *, alone: bo
         context.max_errored_blocks = tolerated
 
 
-def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], alone: bool) -> dict[str, str]:
+def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> dict[str, str]:
     """Decode, encode and write one shard (runs in a Ray Data task); returns outcomes or an error, as text."""
-    task, limits = json.loads(item["item"]), Audio.model_validate(audio)
+    task, audio_config = json.loads(item["item"]), AudioConfig.model_validate(audio)
     rows: list[dict[str, Any]] = []
-    refused: dict[str, Outcome] = {}
-    with Apart() if alone else nullcontext() as apart:
-        decode = admit if apart is None else partial(apart.call, admit)
-        for key, result in _outcomes(task["clips"], decode, limits):
+    refused: dict[str, ClipResult] = {}
+    with SandboxPool() if isolated else nullcontext() as apart:
+        decode = decode_and_validate if apart is None else partial(apart.call, decode_and_validate)
+        for key, result in _decode_clips(task["clips"], decode, audio_config):
             if isinstance(result, ClipError):
                 refused[key] = {"kind": result.kind, "reason": str(result)}
             else:
                 rows.append(result)
     order = {entry["key"]: number for number, entry in enumerate(task["clips"])}
     rows.sort(key=lambda row: order[row["recording"]])
-    lasting = {key: outcome for key, outcome in refused.items() if outcome["kind"] not in TRANSIENT}
+    lasting = {key: outcome for key, outcome in refused.items() if outcome["kind"] not in TRANSIENT_KINDS}
     try:
-        name = _write(task, rows, lasting, folder, limits)
+        name = _write_shard_file(task, rows, lasting, folder, audio_config)
     except LakdError as error:
         return {"outcomes": "{}", "error": str(error)}
-    return {"outcomes": json.dumps(refused | _placed(rows, name, limits)), "error": ""}
+    return {"outcomes": json.dumps(refused | _locate_rows(rows, name, audio_config)), "error": ""}
 
 
-def _outcomes(
-    entries: list[dict[str, Any]], decode: Callable[..., dict[str, Any]], limits: Audio
+def _decode_clips(
+    entries: list[dict[str, Any]], decode: Callable[..., dict[str, Any]], audio_config: AudioConfig
 ) -> Iterator[tuple[str, dict[str, Any] | ClipError]]:
     """Each clip's key with its shard row or its refusal. Parts of one recording follow each other: it is read once."""
     last, content = "", b""
-    for entry in sorted(entries, key=lambda entry: recordings.reading_order(entry["clip"]["source"])):
+    for entry in sorted(entries, key=lambda entry: recordings.read_order_key(entry["clip"]["source"])):
         clip = Clip(**entry["clip"])
         try:
             if clip.source != last:
-                last, content = "", recordings.content(clip.source)
+                last, content = "", recordings.read_clip_source(clip.source)
                 last = clip.source
-            row = decode(content, where=clip.source, start=clip.start, end=clip.end, limits=limits)
+            row = decode(content, source_name=clip.source, start=clip.start, end=clip.end, audio_config=audio_config)
         except ClipError as error:
             yield entry["key"], error
             continue
         yield entry["key"], {"utterance": f"{entry['corpus']}/{clip.id}", "recording": entry["key"], **row}
 
 
-def _write(
-    task: dict[str, Any], rows: list[dict[str, Any]], refused: dict[str, Outcome], folder: str, audio: Audio
+def _write_shard_file(
+    task: dict[str, Any], rows: list[dict[str, Any]], rejected: dict[str, ClipResult], folder: str, audio: AudioConfig
 ) -> str:
     """Write a shard unless there is nothing to remember; returns its name."""
-    if not rows and not refused:
+    if not rows and not rejected:
         return ""
-    table = pa.Table.from_pylist(rows, schema=SHARD.with_metadata({_REFUSED: json.dumps(refused)}))
+    table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA.with_metadata({_REJECTED_KEY: json.dumps(rejected)}))
     buffer = pa.BufferOutputStream()
     pq.write_table(
         table,
         buffer,
         row_group_size=audio.row_group_utterances,
-        compression={name: "none" if name == "audio" else "zstd" for name in SHARD.names},  # FLAC is compressed
+        compression={name: "none" if name == "audio" else "zstd" for name in SHARD_SCHEMA.names},  # FLAC is compressed
         use_dictionary=False,
-        write_statistics=[name for name in SHARD.names if name != "audio"],
+        write_statistics=[name for name in SHARD_SCHEMA.names if name != "audio"],
     )
     content = buffer.getvalue().to_pybytes()
-    name = f"{task['name']}-{_fingerprint(content)}.parquet"
+    name = f"{task['name']}-{_content_hash(content)}.parquet"
     storage.write_bytes(storage.join(folder, name), content)
     return name

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lakd_ray import corpora, records, storage
-from lakd_ray.config import Audio, Corpus, Experiment, dump
+from lakd_ray.config import AudioConfig, CorpusConfig, Experiment, to_dict
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora.clip import Clip, InvalidItem
 from lakd_ray.errors import StorageError
 
 # Settings that decide what becomes of a clip's audio, each by itself.
-_DOOR = ("min_seconds", "max_seconds", "too_long", "silence_dbfs", "max_clipped")
+_AUDIO_KEY_FIELDS = ("min_seconds", "max_seconds", "on_too_long", "silence_dbfs", "max_clipped_fraction")
 
 
 @dataclass(frozen=True)
-class Found:
+class CorpusSnapshot:
     """A corpus as it is now.
 
     Attributes:
@@ -29,69 +29,73 @@ class Found:
         left_out: recordings left out on purpose, by reason; not counted.
     """
 
-    corpus: Corpus
+    corpus: CorpusConfig
     clips: list[Clip]
-    keys: list[str]
-    problems: list[Problem]
-    left_out: Counter[str]
+    audio_keys: list[str]
+    invalid_items: list[InvalidItem]
+    excluded: Counter[str]
 
     @property
-    def count(self) -> int:
+    def num_items(self) -> int:
         """Everything found."""
-        return len(self.clips) + len(self.problems)
+        return len(self.clips) + len(self.invalid_items)
 
     @property
     def digest(self) -> str:
         """Changes with any label, file or problem."""
         labels = [list(vars(clip).values()) for clip in self.clips]
-        return records.digest([labels, self.keys, [list(vars(problem).values()) for problem in self.problems]])
+        return records.digest(
+            [labels, self.audio_keys, [list(vars(problem).values()) for problem in self.invalid_items]]
+        )
 
 
-def find(corpus: Corpus, config: Experiment) -> Found:
+def take_snapshot(corpus: CorpusConfig, config: Experiment) -> CorpusSnapshot:
     """Read a corpus and list its files.
 
     Raises:
         ConfigError, DataError, StorageError: it cannot be read.
     """
-    read = corpora.read(corpus, languages=config.languages, storage_root=config.storage)
-    root = root_of(corpus, config)
-    versions = _versions(root, {clip.source for clip in read.clips})
-    keys = [_key(clip, corpus, root, versions[clip.source], config.audio) for clip in read.clips]
-    return Found(corpus, read.clips, keys, read.problems, read.left_out)
+    read = corpora.read_corpus(corpus, languages=config.languages, storage_root=config.storage)
+    root = resolve_corpus_root(corpus, config)
+    versions = _source_versions(root, {clip.source for clip in read.clips})
+    keys = [_audio_key(clip, corpus, root, versions[clip.source], config.audio) for clip in read.clips]
+    return CorpusSnapshot(corpus, read.clips, keys, read.invalid_items, read.excluded)
 
 
-def root_of(corpus: Corpus, config: Experiment) -> str:
+def resolve_corpus_root(corpus: CorpusConfig, config: Experiment) -> str:
     """The corpus's root with its placeholder filled in."""
     return corpus.root.replace("{storage}", config.storage.rstrip("/"))
 
 
-def _key(clip: Clip, corpus: Corpus, root: str, version: str, audio: Audio) -> str:
-    door = {name: value for name, value in dump(audio).items() if name in _DOOR}
+def _audio_key(clip: Clip, corpus: CorpusConfig, root: str, version: str, audio: AudioConfig) -> str:
+    door = {name: value for name, value in to_dict(audio).items() if name in _AUDIO_KEY_FIELDS}
     place = clip.source.removeprefix(root)  # a corpus may be moved
     return records.digest([corpus.name, clip.id, clip.language, place, version, clip.start, clip.end, door])
 
 
-def _versions(root: str, sources: set[str]) -> dict[str, str]:
+def _source_versions(root: str, sources: set[str]) -> dict[str, str]:
     """Size and version of every source, from one listing for the root and one for each folder elsewhere.
 
     A fragment (`x.parquet#row=17`) has the version of its file. A file that is not there has none, and is found
     missing when it is read.
     """
     known: dict[str, str] = {}
-    for folder in sorted({_folder(root, recordings.file_of(source)) for source in sources}):
-        known |= _listed(folder)
-    files = {source: recordings.file_of(source) for source in sources}
-    return {source: known.get(_place(file)) or _version(file) for source, file in files.items()}
+    for folder in sorted({_listing_folder(root, recordings.get_source_file(source)) for source in sources}):
+        known |= _list_versions(folder)
+    files = {source: recordings.get_source_file(source) for source in sources}
+    return {source: known.get(_canonical_location(file)) or _stat_version(file) for source, file in files.items()}
 
 
-def _listed(folder: str) -> dict[str, str]:
+def _list_versions(folder: str) -> dict[str, str]:
     try:
-        return {_place(info.location): f"{info.size}-{info.version}" for info in storage.list_files(folder)}
+        return {
+            _canonical_location(info.location): f"{info.size}-{info.version}" for info in storage.list_files(folder)
+        }
     except UnicodeDecodeError:
         return {}  # Arrow lists no names in other encodings; those files are looked at one by one
 
 
-def _version(file: str) -> str:
+def _stat_version(file: str) -> str:
     """Of a file that no listing shows."""
     if storage.is_remote(file):
         return ""
@@ -102,21 +106,25 @@ def _version(file: str) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
-def _folder(root: str, source: str) -> str:
+def _listing_folder(root: str, source: str) -> str:
     folder = root if not root.endswith((".csv", ".jsonl")) else root.rpartition("/")[0] or "."
-    return folder if _place(source).startswith(_place(folder) + "/") else source.rpartition("/")[0]
+    return (
+        folder
+        if _canonical_location(source).startswith(_canonical_location(folder) + "/")
+        else source.rpartition("/")[0]
+    )
 
 
-def _place(location: str) -> str:
+def _canonical_location(location: str) -> str:
     """One spelling for each location."""
-    return storage.resolve(location)[1].rstrip("/") if location else ""
+    return storage.resolve_filesystem(location)[1].rstrip("/") if location else ""
 
 
-def unreachable(config: Experiment) -> list[str]:
+def unreachable_corpora(config: Experiment) -> list[str]:
     """Corpora whose root cannot be reached, as lines for people."""
     lines = []
     for corpus in config.corpora:
-        root = root_of(corpus, config)
+        root = resolve_corpus_root(corpus, config)
         try:
             if storage.exists(root):
                 continue

@@ -21,40 +21,40 @@ import ray.data
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
-from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.data.plan import Window
+from lakd_ray.data.manifest import Manifest, RowIndices
+from lakd_ray.data.plan import ReadGroup
 from lakd_ray.errors import DataError
 
 # Share of the object store that one execution of Ray Data may fill. Ray Data runs in a thread of the process that
 # trains, and while it waits for the reader to take what is ready it does not sleep: that thread takes most of a core,
 # and training is less than half as fast. What fits is soon complete, and then the thread ends.
-_SHARE = 1 / 8
+_OBJECT_STORE_FRACTION = 1 / 8
 _SAMPLES_PER_FRAME = 320  # of the families' feature encoders: 20 ms
 
 Signal = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Source:
+class ShardSource:
     """Which files hold what the manifest's rows name: the shards, or cached features with the same rows."""
 
     files: tuple[str, ...]
     """In the order of `Manifest.shards`."""
-    channels: int = 0
+    feature_dim: int = 0
     """Of cached features; 0 stands for audio."""
 
     @property
     def column(self) -> str:
         """The column that is read."""
-        return "features" if self.channels else "audio"
+        return "features" if self.feature_dim else "audio"
 
     def decode(self, content: bytes) -> npt.NDArray[Any]:
         """A stored entry as it travels, flat: 16-bit samples, or features."""
-        return np.frombuffer(content, dtype=np.float16) if self.channels else decode_flac(content)
+        return np.frombuffer(content, dtype=np.float16) if self.feature_dim else decode_flac(content)
 
-    def signal(self, flat: npt.NDArray[Any]) -> Signal:
+    def to_signal(self, flat: npt.NDArray[Any]) -> Signal:
         """What arrives, from what travels."""
-        return flat.reshape(-1, self.channels).astype(np.float32) if self.channels else to_float(flat)
+        return flat.reshape(-1, self.feature_dim).astype(np.float32) if self.feature_dim else to_float(flat)
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class AudioBatch:
 
     epoch: int
     split: str
-    rows: Rows
+    rows: RowIndices
     signals: list[Signal]
 
 
-def stream(
+def stream_batches(
     manifest: Manifest,
-    windows: Iterable[Window],
+    read_groups: Iterable[ReadGroup],
     *,
-    source: Source | None = None,
-    cpus: float = 1.0,
-    readers: int = 1,
+    source: ShardSource | None = None,
+    num_cpus: float = 1.0,
+    num_readers: int = 1,
 ) -> Iterator[AudioBatch]:
     """Read windows in order. Reading begins with this call, before the first batch is asked for.
 
@@ -92,54 +92,58 @@ def stream(
         DataError: what was read is not what was planned.
         StorageError: a shard cannot be read.
     """
-    source = source or Source(manifest.shards)
-    chunks = _chunks(manifest, windows, source, _budget(readers))
+    source = source or ShardSource(manifest.shards)
+    chunks = _chunk_read_groups(manifest, read_groups, source, _execution_budget(num_readers))
     pool = ThreadPoolExecutor(1, "stream")
 
-    def begin() -> Future[Begun] | None:
+    def begin() -> Future[StartedExecution] | None:
         """Start the next execution, if there is one: the number of its batches and the batches."""
         chunk = next(chunks, [])
-        return pool.submit(_first_waited_for, _execute(manifest, chunk, source, cpus), chunk) if chunk else None
+        return pool.submit(_wait_for_first_batch, _execute(manifest, chunk, source, num_cpus), chunk) if chunk else None
 
-    return _in_order(pool, begin(), begin)
-
-
-Begun = tuple[int, Iterator[AudioBatch]]
+    return _chain_executions(pool, begin(), begin)
 
 
-def _first_waited_for(batches: Iterator[AudioBatch], windows: list[Window]) -> Begun:
-    return sum(len(window.batches) for window in windows), chain([next(batches)], batches)
+StartedExecution = tuple[int, Iterator[AudioBatch]]
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, coming: Future[Begun] | None, begin: Callable[[], Future[Begun] | None]
+def _wait_for_first_batch(batches: Iterator[AudioBatch], read_groups: list[ReadGroup]) -> StartedExecution:
+    return sum(len(window.batches) for window in read_groups), chain([next(batches)], batches)
+
+
+def _chain_executions(
+    pool: ThreadPoolExecutor,
+    pending: Future[StartedExecution] | None,
+    start_next: Callable[[], Future[StartedExecution] | None],
 ) -> Iterator[AudioBatch]:
     """The batches of one execution after the other; the next one begins when half of one has been taken."""
     with pool:
-        while coming is not None:
-            count, batches = coming.result()
-            coming = None
+        while pending is not None:
+            count, batches = pending.result()
+            pending = None
             for index, batch in enumerate(batches):
                 yield batch
                 if index == count // 2:
-                    coming = begin()
+                    pending = start_next()
 
 
-def _chunks(manifest: Manifest, windows: Iterable[Window], source: Source, budget: float) -> Iterator[list[Window]]:
+def _chunk_read_groups(
+    manifest: Manifest, read_groups: Iterable[ReadGroup], source: ShardSource, budget: float
+) -> Iterator[list[ReadGroup]]:
     """Windows that are executed together: as many as fill a budget of bytes.
 
     A window that is larger comes in parts, at least a batch each. Each part reads all of the window's row groups again,
     which costs less than an object store that has to spill what was decoded.
     """
-    per_sample = 2 * source.channels / _SAMPLES_PER_FRAME if source.channels else 2
+    per_sample = 2 * source.feature_dim / _SAMPLES_PER_FRAME if source.feature_dim else 2
 
-    def size(batch: Rows) -> float:
-        return per_sample * int(manifest.samples_N[batch].sum())
+    def size(batch: RowIndices) -> float:
+        return per_sample * int(manifest.num_samples_N[batch].sum())
 
-    chunk: list[Window] = []
+    chunk: list[ReadGroup] = []
     planned = 0.0
-    for window in windows:
-        for part in _parts(window, size, budget):
+    for window in read_groups:
+        for part in _split_read_group(window, size, budget):
             more = sum(map(size, part.batches))
             if chunk and planned + more > budget:
                 yield chunk
@@ -149,36 +153,38 @@ def _chunks(manifest: Manifest, windows: Iterable[Window], source: Source, budge
     yield chunk
 
 
-def _parts(window: Window, size: Callable[[Rows], float], budget: float) -> Iterator[Window]:
+def _split_read_group(
+    read_group: ReadGroup, size_of_batch: Callable[[RowIndices], float], budget: float
+) -> Iterator[ReadGroup]:
     """The window, or consecutive parts of it if it is over the budget."""
-    if sum(map(size, window.batches)) <= budget:
-        yield window
+    if sum(map(size_of_batch, read_group.batches)) <= budget:
+        yield read_group
         return
-    part: list[Rows] = []
-    for batch in window.batches:
-        if part and sum(map(size, part)) + size(batch) > budget:
-            yield replace(window, batches=tuple(part))
+    part: list[RowIndices] = []
+    for batch in read_group.batches:
+        if part and sum(map(size_of_batch, part)) + size_of_batch(batch) > budget:
+            yield replace(read_group, batches=tuple(part))
             part = []
         part.append(batch)
-    yield replace(window, batches=tuple(part))
+    yield replace(read_group, batches=tuple(part))
 
 
-def _budget(readers: int) -> float:
+def _execution_budget(num_readers: int) -> float:
     """Bytes for one execution, when every reader has one at work and one that is coming."""
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    return _SHARE * cluster.get("object_store_memory", 0.0) / readers
+    return _OBJECT_STORE_FRACTION * cluster.get("object_store_memory", 0.0) / num_readers
 
 
-def dataset(manifest: Manifest, windows: list[Window], source: Source) -> ray.data.Dataset:
+def build_dataset(manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource) -> ray.data.Dataset:
     """One row per planned batch, in order: `rows`, `lengths` and `signals` (16-bit numbers, concatenated)."""
-    quiet_and_ordered()
-    requests = ray.data.from_arrow([request(manifest, window) for window in windows])
+    configure_data_context()
+    requests = ray.data.from_arrow([make_read_request(manifest, window) for window in read_groups])
     return requests.map_batches(
-        partial(read_windows, source=source), batch_size=None, batch_format="pyarrow", num_cpus=1
+        partial(read_batches, source=source), batch_size=None, batch_format="pyarrow", num_cpus=1
     )
 
 
-def quiet_and_ordered() -> ray.data.DataContext:
+def configure_data_context() -> ray.data.DataContext:
     """This process's Ray Data context: outputs in the order of inputs, no progress bars of its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -186,27 +192,31 @@ def quiet_and_ordered() -> ray.data.DataContext:
     return context
 
 
-def _execute(manifest: Manifest, windows: list[Window], source: Source, cpus: float) -> Iterator[AudioBatch]:
+def _execute(
+    manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource, num_cpus: float
+) -> Iterator[AudioBatch]:
     """One execution of Ray Data over some windows."""
-    context = quiet_and_ordered()
-    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=cpus)
-    arriving = dataset(manifest, windows, source).iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=2)
-    planned = ((window, rows) for window in windows for rows in window.batches)
+    context = configure_data_context()
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=num_cpus)
+    arriving = build_dataset(manifest, read_groups, source).iter_batches(
+        batch_size=1, batch_format="pyarrow", prefetch_batches=2
+    )
+    planned = ((window, rows) for window in read_groups for rows in window.batches)
     for (window, rows), table in zip(planned, arriving, strict=True):
         found = table["rows"][0].as_py()
         if found != rows.tolist():
             raise DataError(
                 f"batch out of order in epoch {window.epoch}: expected rows {rows[:4]}.., found {found[:4]}.."
             )
-        yield AudioBatch(window.epoch, window.split, rows, unpack(table, source))
+        yield AudioBatch(window.epoch, window.split, rows, unpack_signals(table, source))
 
 
-def request(manifest: Manifest, window: Window) -> pa.Table:
+def make_read_request(manifest: Manifest, read_group: ReadGroup) -> pa.Table:
     """A window as one Arrow row: which rows of which row groups, in which batches."""
-    rows = np.concatenate(window.batches)
+    rows = np.concatenate(read_group.batches)
     columns = {
         "rows": rows,
-        "sizes": np.array([len(batch) for batch in window.batches]),
+        "sizes": np.array([len(batch) for batch in read_group.batches]),
         "shard": manifest.shard_N[rows],
         "row_group": manifest.row_group_N[rows],
         "row": manifest.row_N[rows],
@@ -214,7 +224,7 @@ def request(manifest: Manifest, window: Window) -> pa.Table:
     return pa.table({name: pa.array([values], type=pa.list_(pa.int64())) for name, values in columns.items()})
 
 
-def read_windows(requests: pa.Table, source: Source) -> Iterator[pa.Table]:
+def read_batches(requests: pa.Table, source: ShardSource) -> Iterator[pa.Table]:
     """Read the row groups of a window once and yield its batches (runs in a Ray Data task)."""
     for request in requests.to_pylist():
         places = list(zip(request["shard"], request["row_group"], request["row"], strict=True))
@@ -225,33 +235,33 @@ def read_windows(requests: pa.Table, source: Source) -> Iterator[pa.Table]:
                 source.decode(entries[shard, row_group][row].as_py())
                 for shard, row_group, row in places[start : start + size]
             ]
-            yield _pack(request["rows"][start : start + size], flat)
+            yield _pack_batch(request["rows"][start : start + size], flat)
             start += size
 
 
-def _read_row_groups(source: Source, wanted: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+def _read_row_groups(source: ShardSource, row_groups: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
     """The source's column of some row groups."""
     found = {}
-    for index in sorted({index for index, _ in wanted}):
-        groups = sorted(group for of, group in wanted if of == index)
+    for index in sorted({index for index, _ in row_groups}):
+        groups = sorted(group for of, group in row_groups if of == index)
         tables = storage.read_row_groups(source.files[index], groups, [source.column])
         for group, table in zip(groups, tables, strict=True):
             found[index, group] = table[source.column]
     return found
 
 
-def _pack(rows: list[int], flat: list[npt.NDArray[Any]]) -> pa.Table:
+def _pack_batch(rows: list[int], arrays: list[npt.NDArray[Any]]) -> pa.Table:
     return pa.table(
         {
             "rows": pa.array([rows], type=pa.list_(pa.int64())),
-            "lengths": pa.array([[len(each) for each in flat]], type=pa.list_(pa.int64())),
-            "signals": pa.array([np.concatenate(flat).tobytes()], type=pa.large_binary()),
+            "lengths": pa.array([[len(each) for each in arrays]], type=pa.list_(pa.int64())),
+            "signals": pa.array([np.concatenate(arrays).tobytes()], type=pa.large_binary()),
         }
     )
 
 
-def unpack(table: pa.Table, source: Source) -> list[Signal]:
+def unpack_signals(table: pa.Table, source: ShardSource) -> list[Signal]:
     """The signals of a one-row table of `dataset`."""
-    flat = np.frombuffer(table["signals"][0].as_buffer(), dtype=np.float16 if source.channels else np.int16)
+    flat = np.frombuffer(table["signals"][0].as_buffer(), dtype=np.float16 if source.feature_dim else np.int16)
     ends = np.cumsum(table["lengths"][0].as_py())
-    return [source.signal(part) for part in np.split(flat, ends[:-1])]
+    return [source.to_signal(part) for part in np.split(flat, ends[:-1])]

@@ -4,13 +4,13 @@ from lakd_ray.distill.attention import mixture_losses
 from lakd_ray.distill.hidden import hidden_state_losses
 from lakd_ray.distill.labels import class_weights, label_losses
 from lakd_ray.distill.losses import DistillationLoss, distillation_loss
-from lakd_ray.distill.weightings import WEIGHTINGS, Languages, WeightingInputs, teacher_weights
+from lakd_ray.distill.weightings import WEIGHTINGS, WeightingInputs, WeightingLanguages, teacher_weights
 
 __all__ = [
     "WEIGHTINGS",
     "DistillationLoss",
-    "Languages",
     "WeightingInputs",
+    "WeightingLanguages",
     "class_weights",
     "distillation_loss",
     "hidden_state_losses",

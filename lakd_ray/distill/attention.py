@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tensor, *, beta: float) -> Tensor:
+def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tensor, *, entropy_weight: float) -> Tensor:
     """-log of the probability that the weighted mixture of teachers gives the label, less beta H(w); shape [B].
 
         w = softmax(scores)      loss = -log sum_k w_k softmax(z_k)[y] + beta sum_k w_k log w_k
@@ -26,12 +26,12 @@ def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tens
     Raises:
         ValueError: beta is negative.
     """
-    if not beta >= 0:
-        raise ValueError(f"expected beta >= 0, found {beta}")
+    if not entropy_weight >= 0:
+        raise ValueError(f"expected entropy_weight >= 0, found {entropy_weight}")
     log_weights_BK = F.log_softmax(scores_BK, dim=-1)
     chosen_BK = label_log_probabilities(teacher_logits_BKC.detach(), labels_B)
     negative_entropy_B = (log_weights_BK.exp() * log_weights_BK).sum(dim=-1)
-    return beta * negative_entropy_B - (log_weights_BK + chosen_BK).logsumexp(dim=-1)
+    return entropy_weight * negative_entropy_B - (log_weights_BK + chosen_BK).logsumexp(dim=-1)
 
 
 def label_log_probabilities(teacher_logits_BKC: Tensor, labels_B: Tensor) -> Tensor:

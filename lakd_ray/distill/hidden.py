@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def hidden_state_losses(
-    student_hidden_BFD: Tensor, teacher_hidden_BFE: Tensor, frames_B: Tensor, map_ED: Tensor | None = None
+    student_hidden_BFD: Tensor, teacher_hidden_BFE: Tensor, lengths_B: Tensor, projection_ED: Tensor | None = None
 ) -> Tensor:
     """Mean square of the difference over an utterance's own frames and the teacher's channels, shape [B].
 
@@ -26,20 +26,20 @@ def hidden_state_losses(
     Raises:
         ValueError: shapes do not fit.
     """
-    found = tuple(student_hidden_BFD.shape), tuple(teacher_hidden_BFE.shape), tuple(frames_B.shape)
+    found = tuple(student_hidden_BFD.shape), tuple(teacher_hidden_BFE.shape), tuple(lengths_B.shape)
     if not (student_hidden_BFD.ndim == teacher_hidden_BFE.ndim == 3) or found[0][:2] != found[1][:2]:
         raise ValueError(f"expected hidden states [B, F, D] and [B, F, E], found {found[0]} and {found[1]}")
     if found[2] != found[0][:1]:
         raise ValueError(f"expected frames [B] = [{found[0][0]}], found {found[2]}")
     sizes = found[1][2], found[0][2]
-    fits = sizes[0] == sizes[1] if map_ED is None else tuple(map_ED.shape) == sizes
+    fits = sizes[0] == sizes[1] if projection_ED is None else tuple(projection_ED.shape) == sizes
     if not fits:
-        given = "none" if map_ED is None else tuple(map_ED.shape)
+        given = "none" if projection_ED is None else tuple(projection_ED.shape)
         raise ValueError(f"expected a map [E, D] = {sizes} between hidden states of these sizes, found {given}")
-    beyond_BF1 = (torch.arange(found[0][1], device=frames_B.device) >= frames_B.unsqueeze(1)).unsqueeze(-1)
+    beyond_BF1 = (torch.arange(found[0][1], device=lengths_B.device) >= lengths_B.unsqueeze(1)).unsqueeze(-1)
     # Masked before the map and not after: its gradient would meet whatever lies beyond, and zero times NaN is NaN.
     mapped_BFE = student_hidden_BFD.masked_fill(beyond_BF1, 0)
-    if map_ED is not None:
-        mapped_BFE = F.linear(mapped_BFE, map_ED)
+    if projection_ED is not None:
+        mapped_BFE = F.linear(mapped_BFE, projection_ED)
     difference_BFE = mapped_BFE - teacher_hidden_BFE.detach().masked_fill(beyond_BF1, 0)
-    return difference_BFE.square().mean(dim=-1).sum(dim=-1) / frames_B
+    return difference_BFE.square().mean(dim=-1).sum(dim=-1) / lengths_B

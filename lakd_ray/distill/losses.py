@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakd_ray.distill.labels import label_losses
-from lakd_ray.distill.weightings import Languages, WeightingInputs, teacher_weights
+from lakd_ray.distill.weightings import WeightingInputs, WeightingLanguages, teacher_weights
 
 # Added to a variance, so that equal logits, which have none, become zeros and not NaN.
-_NO_VARIANCE = 1e-12
+_VARIANCE_EPS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def distillation_loss(
     temperature: float,
     lam: float,
     weighting: str = "similarity",
-    tau: float = 0.25,
-    languages: Languages | None = None,
+    weighting_temperature: float = 0.25,
+    languages: WeightingLanguages | None = None,
     reference_compat: bool = False,
-    own_language: float = 0.8,
-    confidence: str = "label",
+    same_language_weight: float = 0.8,
+    confidence_by: str = "label",
     attention_scores_BK: Tensor | None = None,
-    standardise: bool = False,
+    standardize_logits: bool = False,
     label_weights_B: Tensor | None = None,
     focal_gamma: float = 0.0,
     label_smoothing: float = 0.0,
@@ -82,22 +82,31 @@ def distillation_loss(
         temperature: softens both distributions, > 0.
         lam: share of the distillation term, in [0, 1].
         weighting: a name in `lakd_ray.distill.WEIGHTINGS`.
-        tau: temperature of the softmax over the teachers' scores, > 0.
+        weighting_temperature: temperature of the softmax over the teachers' scores, > 0.
         languages: for weighting `language`, the utterances' and the teachers' languages.
         reference_compat: KL and weights exactly as the reference code computes them (ignores `weighting`).
-        own_language: for weighting `language`, the share of the teachers of the utterance's language, in [0, 1].
+        same_language_weight: for weighting `language`, the share of the teachers of the utterance's language, in [0, 1].
         confidence: for weighting `confidence`, what it goes by: `label` or `entropy`.
         attention_scores_BK: for weighting `attention`, the scores of a learned attention, shape [B, K].
-        standardise: compare logits of zero mean and unit variance over classes, see `standardised`.
+        standardize_logits: compare logits of zero mean and unit variance over classes, see `standardised`.
         label_weights_B, focal_gamma, label_smoothing: the loss against the labels, see `label_losses`.
 
     Raises:
         ValueError: shapes do not fit, a number is out of range, settings exclude each other, or the weighting has not
             what it needs.
     """
-    _check(student_logits_BC, teacher_logits_BKC, labels_B, temperature=temperature, lam=lam, tau=tau)
-    if reference_compat and standardise:
-        raise ValueError("the reference code does not standardise logits: set standardise or reference_compat to false")
+    _validate_inputs(
+        student_logits_BC,
+        teacher_logits_BKC,
+        labels_B,
+        temperature=temperature,
+        lam=lam,
+        weighting_temperature=weighting_temperature,
+    )
+    if reference_compat and standardize_logits:
+        raise ValueError(
+            "the reference code does not standardize_logits logits: set standardize_logits or reference_compat to false"
+        )
     teacher_logits_BKC = teacher_logits_BKC.detach()
     weights_BK = teacher_weights(
         weighting,
@@ -105,10 +114,10 @@ def distillation_loss(
             student_logits_BC,
             teacher_logits_BKC,
             labels_B,
-            tau=tau,
+            weighting_temperature=weighting_temperature,
             languages=languages,
-            own_language=own_language,
-            confidence=confidence,
+            same_language_weight=same_language_weight,
+            confidence_by=confidence_by,
             scores_BK=attention_scores_BK,
         ),
         per_batch=reference_compat,
@@ -121,8 +130,8 @@ def distillation_loss(
         label_smoothing=label_smoothing,
     )
     compared = (student_logits_BC, teacher_logits_BKC)
-    if standardise:
-        compared = (standardised(student_logits_BC), standardised(teacher_logits_BKC))
+    if standardize_logits:
+        compared = (standardize(student_logits_BC), standardize(teacher_logits_BKC))
     kl_B = (weights_BK * kl_divergence(*compared, temperature)).sum(dim=-1)
     if reference_compat:
         kl_B = kl_B / student_logits_BC.shape[-1]
@@ -136,17 +145,19 @@ def kl_divergence(student_logits_BC: Tensor, teacher_logits_BKC: Tensor, tempera
     return (logp_BKC.exp() * (logp_BKC - logq_BC.unsqueeze(1))).sum(dim=-1) * temperature**2
 
 
-def standardised(logits: Tensor) -> Tensor:
+def standardize(logits: Tensor) -> Tensor:
     """Logits [..., C] less their mean over classes, over their standard deviation; same shape.
 
     Logit standardisation of Sun et al. 2024 (arXiv 2403.01427): the student learns the teacher's order and proportions,
     not the size of its logits. The deviation is that of the C logits (divided by C); their published code takes the
     sample deviation (C - 1), which for four classes is as a temperature 1.15 times as high.
     """
-    return F.layer_norm(logits, logits.shape[-1:], eps=_NO_VARIANCE)
+    return F.layer_norm(logits, logits.shape[-1:], eps=_VARIANCE_EPS)
 
 
-def _check(student: Tensor, teachers: Tensor, labels: Tensor, *, temperature: float, lam: float, tau: float) -> None:
+def _validate_inputs(
+    student: Tensor, teachers: Tensor, labels: Tensor, *, temperature: float, lam: float, weighting_temperature: float
+) -> None:
     shapes: Sequence[tuple[int, ...]] = [tuple(tensor.shape) for tensor in (student, teachers, labels)]
     batch, classes = student.shape[0], student.shape[-1]
     if student.dim() != 2 or teachers.dim() != 3 or (teachers.shape[0], teachers.shape[2]) != (batch, classes):
@@ -155,8 +166,8 @@ def _check(student: Tensor, teachers: Tensor, labels: Tensor, *, temperature: fl
         raise ValueError(f"expected at least one teacher, found teacher logits {shapes[1]}")
     if shapes[2] != (batch,):
         raise ValueError(f"expected labels [B] = [{batch}], found {shapes[2]}")
-    if not (temperature > 0 and tau > 0 and 0 <= lam <= 1):
+    if not (temperature > 0 and weighting_temperature > 0 and 0 <= lam <= 1):
         raise ValueError(
-            f"expected temperature > 0, tau > 0 and lam in [0, 1]; found temperature={temperature}, tau={tau}, "
+            f"expected temperature > 0, weighting_temperature > 0 and lam in [0, 1]; found temperature={temperature}, weighting_temperature={weighting_temperature}, "
             f"lam={lam}"
         )

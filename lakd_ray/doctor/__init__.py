@@ -9,35 +9,39 @@ from contextlib import contextmanager
 from lakd_ray import session
 from lakd_ray.config import Experiment
 from lakd_ray.doctor import cluster, machine, places
-from lakd_ray.doctor.results import Check, Result, ask, refuse, table
+from lakd_ray.doctor.results import Check, CheckResult, format_table, raise_on_failure, run_checks
 from lakd_ray.errors import ResourceError
 
-__all__ = ["Result", "examine", "ready_session", "table"]
+__all__ = ["CheckResult", "checked_session", "format_table", "run_all_checks"]
 
 
-def examine(config: Experiment) -> list[Result]:
+def run_all_checks(config: Experiment) -> list[CheckResult]:
     """Everything, for the experiment's own stages. A named cluster is joined, and its nodes looked at."""
     stages = config.stages
-    address = session.joined(config)
-    around = places.checks(config, stages, quick=False)
+    address = session.cluster_address(config)
+    around = places.experiment_checks(config, stages, quick=False)
     if address is None:
-        return ask([*machine.checks(config), cluster.check(config, stages), *around])
-    reached = ask([Check("token", lambda: cluster.token(address)), _answers(address)])
+        return run_checks([*machine.host_checks(config), cluster.capacity_check(config, stages), *around])
+    reached = run_checks([Check("token", lambda: cluster.check_token(address)), _connection_check(address)])
     if any(result.status == "fail" for result in reached):
-        return [*reached, *ask(around)]
+        return [*reached, *run_checks(around)]
     try:
-        with session.session(config):
-            return [*reached, *ask([cluster.check(config, stages), *around]), *cluster.nodes(config)]
+        with session.experiment_session(config):
+            return [
+                *reached,
+                *run_checks([cluster.capacity_check(config, stages), *around]),
+                *cluster.check_nodes(config),
+            ]
     except ResourceError as error:
-        return [*reached, Result("session", "fail", str(error)), *ask(around)]
+        return [*reached, CheckResult("session", "fail", str(error)), *run_checks(around)]
 
 
-def _answers(address: str) -> Check:
-    return Check("cluster", lambda: cluster.answers(address), address)
+def _connection_check(address: str) -> Check:
+    return Check("cluster", lambda: cluster.check_connection(address), address)
 
 
 @contextmanager
-def ready_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]:
+def checked_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]:
     """A Ray session in which these stages can begin: the quick checks come first.
 
     A machine is looked at before Ray starts on it and takes its share; a cluster that is named, once it is joined.
@@ -46,20 +50,20 @@ def ready_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]:
         ResourceError: a check failed, or the named cluster cannot be reached.
         StorageError: checks of places failed, and no others.
     """
-    address = session.joined(config)
+    address = session.cluster_address(config)
     if address is None:
-        _preflight([*machine.checks(config), *_common(config, stages)])
+        _run_preflight([*machine.host_checks(config), *_common_checks(config, stages)])
     else:
-        _preflight([Check("token", lambda: cluster.token(address)), _answers(address)])
-    with session.session(config):
+        _run_preflight([Check("token", lambda: cluster.check_token(address)), _connection_check(address)])
+    with session.experiment_session(config):
         if address is not None:
-            _preflight(_common(config, stages))
+            _run_preflight(_common_checks(config, stages))
         yield
 
 
-def _common(config: Experiment, stages: Sequence[str]) -> list[Check]:
-    return [cluster.check(config, stages), *places.checks(config, stages, quick=True)]
+def _common_checks(config: Experiment, stages: Sequence[str]) -> list[Check]:
+    return [cluster.capacity_check(config, stages), *places.experiment_checks(config, stages, quick=True)]
 
 
-def _preflight(checks: Sequence[Check]) -> None:
-    refuse(ask(checks), places.STORAGE)
+def _run_preflight(checks: Sequence[Check]) -> None:
+    raise_on_failure(run_checks(checks), places.STORAGE_CHECKS)

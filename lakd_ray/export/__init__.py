@@ -13,16 +13,23 @@ from lakd_ray.config import Experiment
 from lakd_ray.errors import ConfigError
 from lakd_ray.export import graphs, model_card
 from lakd_ray.models import graph
-from lakd_ray.models.checkpoint import CARD, read_card
+from lakd_ray.models.checkpoint import METADATA_FILE, read_local_metadata
 
-_TOLD: tuple[str, ...] = ("id", "paradigm", "setup", "languages", "emotions", "fold", "seed", "variant")
-_TOLD += ("loss", "teachers", "teacher_languages")  # names of runs, and numbers
-README = "README.md"
+_PUBLIC_RUN_FIELDS: tuple[str, ...] = ("id", "paradigm", "setup", "languages", "emotions", "fold", "seed", "variant")
+_PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # names of runs, and numbers
+MODEL_CARD_FILE = "README.md"
 # Made anew where they are asked for.
-_LEFT = (CARD, storage.SEAL, README, graphs.FIGURES, f"{graph.MODEL}*", f"{graph.INT8}*")
+_EXCLUDED_FILES = (
+    METADATA_FILE,
+    storage.CHECKSUMS_FILE,
+    MODEL_CARD_FILE,
+    graphs.ONNX_REPORT_FILE,
+    f"{graph.MODEL_FILE}*",
+    f"{graph.INT8_MODEL_FILE}*",
+)
 
 
-def run(
+def export_checkpoint(
     checkpoint: str,
     folder: str,
     *,
@@ -46,30 +53,37 @@ def run(
         StorageError: the checkpoint or the report is missing, incomplete or damaged.
         CheckpointError: it is not one of this project's, or its graph does not answer as it does.
         ConfigError: the folder holds something already, the report has nothing on this run, or a package is missing.
-        HygieneError, DataError: see `lakd_ray.infer.price.held_out`.
+        DataLeakageError, DataError: see `lakd_ray.infer.price.held_out`.
     """
     if any(True for _ in storage.list_files(folder)):
         raise ConfigError(f"{folder} holds files already: name a new folder, or delete it")
     if onnx or int8:
-        graph.require()
-    with storage.fetched_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-        card = read_card(source)
+        graph.require_onnx_packages()
+    with storage.open_checksummed_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
+        card = read_local_metadata(source)
         run = card.training.get("run", {})
-        told = model_card.Told.read(card, report, experiment)  # before what takes long
-        training = {"run": {name: run[name] for name in _TOLD if name in run}, "dev": card.training.get("dev", {})}
-        training |= {"corpora": list(card.corpora), "frozen": card.frozen}
+        told = model_card.CardContext.load(card, report, experiment)  # before what takes long
+        training = {
+            "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
+            "dev": card.training.get("dev", {}),
+        }
+        training |= {"corpora": list(card.corpora), "frozen": card.is_encoder_frozen}
         training |= {name: card.training[name] for name in ("layers",) if name in card.training}
-        released = replace(card, provenance=card.provenance.salted(secrets.token_hex(8)), training=training)
-        shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT))
-        Path(scratch, CARD).write_text(json.dumps(released.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
-        network = _forget_paths(Path(scratch, "config.json"))
-        figures = graphs.write(source, Path(scratch), experiment, int8=int8) if onnx or int8 else None
-        Path(scratch, README).write_text(model_card.text(card, network, told, figures), encoding="utf-8")
-        storage.publish_folder(Path(scratch), folder)
+        released = replace(card, provenance=card.provenance.anonymized(secrets.token_hex(8)), training=training)
+        shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_EXCLUDED_FILES))
+        Path(scratch, METADATA_FILE).write_text(
+            json.dumps(released.to_json(), indent=1, ensure_ascii=False), encoding="utf-8"
+        )
+        network = _strip_paths(Path(scratch, "config.json"))
+        figures = graphs.write_onnx_graphs(source, Path(scratch), experiment, int8=int8) if onnx or int8 else None
+        Path(scratch, MODEL_CARD_FILE).write_text(
+            model_card.render_model_card(card, network, told, figures), encoding="utf-8"
+        )
+        storage.write_checksummed_folder(Path(scratch), folder)
     return folder
 
 
-def _forget_paths(file: Path) -> dict[str, Any]:
+def _strip_paths(file: Path) -> dict[str, Any]:
     """Of a transformers configuration: it notes where it was read from, and so does one within it. Returns the rest."""
 
     def without(content: Any) -> Any:

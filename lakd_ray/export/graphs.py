@@ -2,9 +2,9 @@
 
 onnx.json beside them:
 
-    opset, bound          of model.onnx: operator set, how far a logit may be from torch's (see `graph.BOUND`)
-    largest_difference    of a logit from torch's, on the noise that every export is checked with
-    int8                  weights: matrices kept in int8; left: products that stay in fp32; largest_change: of a
+    opset, logit_tolerance          of model.onnx: operator set, how far a logit may be from torch's (see `graph.LOGIT_TOLERANCE`)
+    max_logit_difference    of a logit from torch's, on the noise that every export is checked with
+    int8                  int8_matmuls: matrices kept in int8; fp32_matmuls: products that stay in fp32; max_probability_change: of a
                           probability, on that noise; test: the same by an experiment's test utterances, null if unknown
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from lakd_ray.config import Experiment
-from lakd_ray.infer.backends import OfGraph
+from lakd_ray.infer.backends import OnnxBackend
 from lakd_ray.infer.predictor import Predictor
-from lakd_ray.infer.price import held_out, price
+from lakd_ray.infer.price import compare_backends, load_test_set
 from lakd_ray.models import EmotionClassifier, graph
-from lakd_ray.models.checkpoint import load_folder
+from lakd_ray.models.checkpoint import load_local_checkpoint
 from lakd_ray.models.runtimes import OnnxRuntime
 
-FIGURES = "onnx.json"
+ONNX_REPORT_FILE = "onnx.json"
 
 
-def write(source: Path, folder: Path, experiment: Experiment | None, *, int8: bool) -> dict[str, Any]:
+def write_onnx_graphs(source: Path, folder: Path, experiment: Experiment | None, *, int8: bool) -> dict[str, Any]:
     """Write the graphs of a verified checkpoint folder and their figures, which are returned too.
 
     Args:
@@ -35,35 +35,37 @@ def write(source: Path, folder: Path, experiment: Experiment | None, *, int8: bo
 
     Raises:
         CheckpointError: the graph cannot be written, or does not answer as torch does.
-        HygieneError, DataError: see `lakd_ray.infer.price.held_out`.
+        DataLeakageError, DataError: see `lakd_ray.infer.price.held_out`.
     """
-    model, card = load_folder(source)
-    told = {"lakd.emotions": json.dumps(card.emotions), "lakd.temperature": str(card.temperature)}
+    model, card = load_local_checkpoint(source)
+    told = {"lakd.emotions": json.dumps(card.emotions), "lakd.temperature": str(card.calibration_temperature)}
     figures: dict[str, Any] = {
         "opset": graph.OPSET,
-        "bound": graph.BOUND,
-        "largest_difference": graph.write(model, folder / graph.MODEL, told),
+        "logit_tolerance": graph.LOGIT_TOLERANCE,
+        "max_logit_difference": graph.export_onnx(model, folder / graph.MODEL_FILE, told),
     }
     if int8:
-        quantised = graph.quantise(folder / graph.MODEL, folder / graph.INT8)
-        answering = OnnxRuntime(folder / graph.INT8)
+        quantised = graph.quantize_int8(folder / graph.MODEL_FILE, folder / graph.INT8_MODEL_FILE)
+        answering = OnnxRuntime(folder / graph.INT8_MODEL_FILE)
         figures["int8"] = asdict(quantised) | {
-            "largest_change": _largest_change(model, answering, card.temperature),
+            "max_probability_change": _max_probability_change(model, answering, card.calibration_temperature),
             "test": None,
         }
         if experiment is not None:
-            clips = held_out(experiment, card)
-            found = price(Predictor(model, card), Predictor(OfGraph(answering), card), clips)
+            clips = load_test_set(experiment, card)
+            found = compare_backends(Predictor(model, card), Predictor(OnnxBackend(answering), card), clips)
             figures["int8"]["test"] = asdict(found)
-    (folder / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    (folder / ONNX_REPORT_FILE).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures
 
 
 @torch.inference_mode()
-def _largest_change(model: EmotionClassifier, answering: OnnxRuntime, temperature: float) -> float:
+def _max_probability_change(model: EmotionClassifier, runtime: OnnxRuntime, calibration_temperature: float) -> float:
     changes = []
-    for batch in graph.check_batches(len(model.languages)):
+    for batch in graph.make_check_batches(len(model.languages)):
         given = batch.wave_BT, batch.lengths_B, batch.languages_B
-        expected_BC, found_BC = ((each(*given).logits_BC / temperature).softmax(-1) for each in (model, answering))
+        expected_BC, found_BC = (
+            (each(*given).logits_BC / calibration_temperature).softmax(-1) for each in (model, runtime)
+        )
         changes.append(float((expected_BC - found_BC).abs().max()))
     return max(changes)

@@ -12,30 +12,30 @@ from lakd_ray.config import Experiment, Stage
 from lakd_ray.housekeeping import sizes
 from lakd_ray.runs import Run, cross_fitted_runs, student_runs, teacher_runs
 
-_SMALL = 1_000_000  # records, metrics and pictures of a stage
+_STAGE_METADATA_BYTES = 1_000_000  # records, metrics and pictures of a stage
 
 
 @dataclass(frozen=True)
-class Part:
+class StageUsage:
     """One stage's bytes."""
 
     stage: str
-    what: str
-    finished: int
+    contents: str
+    final: int
     """Once the stage is finished."""
     peak: int
     """At most while it runs."""
-    there: int
+    current: int
     """Now."""
 
 
 @dataclass(frozen=True)
-class Usage:
+class DiskUsage:
     """The whole experiment's bytes; `source` and `temporary` are not among the parts."""
 
     folder: str
-    parts: tuple[Part, ...]
-    source: int
+    stages: tuple[StageUsage, ...]
+    corpora: int
     """The corpora themselves."""
     temporary: int
     """In each worker's temporary folder while it saves."""
@@ -44,29 +44,29 @@ class Usage:
     notes: tuple[str, ...]
 
     @property
-    def finished(self) -> int:
+    def final(self) -> int:
         """Once all stages are finished."""
-        return sum(part.finished for part in self.parts)
+        return sum(part.final for part in self.stages)
 
     @property
-    def there(self) -> int:
+    def current(self) -> int:
         """Now."""
-        return sum(part.there for part in self.parts)
+        return sum(part.current for part in self.stages)
 
     @property
-    def missing(self) -> int:
+    def required(self) -> int:
         """Bytes that have to be free for what is left, at most: stages run one after the other."""
-        left = [max(0, part.finished - part.there) for part in self.parts]
-        most = max((part.peak - part.finished for part in self.parts), default=0)
+        left = [max(0, part.final - part.current) for part in self.stages]
+        most = max((part.peak - part.final for part in self.stages), default=0)
         return sum(left) + max(0, most)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        totals = {"finished": self.finished, "there": self.there, "missing": self.missing}
+        totals = {"final": self.final, "current": self.current, "required": self.required}
         return asdict(self) | {"notes": list(self.notes), "total": totals}
 
 
-def measure(config: Experiment) -> Usage:
+def estimate_usage(config: Experiment) -> DiskUsage:
     """Estimate and list.
 
     Raises:
@@ -74,38 +74,40 @@ def measure(config: Experiment) -> Usage:
         ConfigError: transformers refuses an architecture.
     """
     notes: list[str] = []
-    there = _there(config)
-    speech = sizes.speech(config, notes)
-    teacher, student = (sizes.weights(recipe.model, config, notes) for recipe in (config.teacher, config.student))
+    there = _current_sizes(config)
+    speech = sizes.estimate_corpus_size(config, notes)
+    teacher, student = (
+        sizes.estimate_checkpoint_size(recipe.model, config, notes) for recipe in (config.teacher, config.student)
+    )
     known = {run.id for run in teacher_runs(config)}
-    predictions = _predictions(config, speech.utterances)
+    predictions = _estimate_predictions(config, speech.utterances)
     stages: dict[Stage, tuple[str, int, int]] = {
-        "prepare": _prepared(speech),
-        "teachers": _teachers(config, teacher, speech.utterances),
-        "distill": _training(config, student, [run for run in student_runs(config) if run.id not in known]),
-        "tune": _search(config, student),
+        "prepare": _estimate_prepare(speech),
+        "teachers": _estimate_teachers(config, teacher, speech.utterances),
+        "distill": _estimate_runs(config, student, [run for run in student_runs(config) if run.id not in known]),
+        "tune": _estimate_search(config, student),
         "evaluate": ("predictions", predictions, predictions),
-        "report": ("report.json, report.html", 2 * _SMALL, 2 * _SMALL),
+        "report": ("report.json, report.html", 2 * _STAGE_METADATA_BYTES, 2 * _STAGE_METADATA_BYTES),
     }
     parts = []
     for stage, (what, finished, peak) in stages.items():
-        if config.base is not None and stage in ("prepare", "teachers"):
-            notes.append(f"{stage}: those of {config.base} are used")
+        if config.base_experiment is not None and stage in ("prepare", "teachers"):
+            notes.append(f"{stage}: those of {config.base_experiment} are used")
         elif stage in config.stages or there.get(stage):
-            parts.append(Part(stage, what, finished, peak, there.pop(stage, 0)))
+            parts.append(StageUsage(stage, what, finished, peak, there.pop(stage, 0)))
     if rest := sum(there.values()):
-        parts.append(Part("other", ", ".join(sorted(there)), rest, rest, rest))
-    return Usage(
+        parts.append(StageUsage("other", ", ".join(sorted(there)), rest, rest, rest))
+    return DiskUsage(
         folder=config.folder,
-        parts=tuple(parts),
-        source=speech.source,
+        stages=tuple(parts),
+        corpora=speech.corpora,
         temporary=max(weights.checkpoint + weights.resume for weights in (teacher, student)),
         free=None if storage.is_remote(config.storage) else storage.free_bytes(config.storage),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _there(config: Experiment) -> dict[str, int]:
+def _current_sizes(config: Experiment) -> dict[str, int]:
     """Bytes of every folder directly below the experiment's."""
     found: dict[str, int] = {}
     for info in storage.list_files(config.folder):
@@ -114,51 +116,63 @@ def _there(config: Experiment) -> dict[str, int]:
     return found
 
 
-def _prepared(speech: sizes.Speech) -> tuple[str, int, int]:
-    size = speech.shards + speech.features
-    return "FLAC shards and manifest" + (", cached features" if speech.features else ""), size, size
+def _estimate_prepare(corpus_size: sizes.CorpusSize) -> tuple[str, int, int]:
+    size = corpus_size.shards + corpus_size.features
+    return "FLAC shards and manifest" + (", cached features" if corpus_size.features else ""), size, size
 
 
-def _teachers(config: Experiment, weights: sizes.Weights, utterances: int) -> tuple[str, int, int]:
-    what, finished, peak = _training(config, weights, [*teacher_runs(config), *cross_fitted_runs(config)])
+def _estimate_teachers(
+    config: Experiment, checkpoint_size: sizes.CheckpointSize, utterances: int
+) -> tuple[str, int, int]:
+    what, finished, peak = _estimate_runs(config, checkpoint_size, [*teacher_runs(config), *cross_fitted_runs(config)])
     names = {name for run in student_runs(config) for name in run.teachers}
-    logits = len(names) * utterances * sizes.logits_row(config)
+    logits = len(names) * utterances * sizes.logits_row_bytes(config)
     return f"{what}, logits of {len(names)}", finished + logits, peak + logits
 
 
-def _training(config: Experiment, weights: sizes.Weights, runs: list[Run]) -> tuple[str, int, int]:
+def _estimate_runs(config: Experiment, checkpoint_size: sizes.CheckpointSize, runs: list[Run]) -> tuple[str, int, int]:
     """A finished run keeps its best checkpoints; a running one has one more of everything for a moment."""
-    finished = len(runs) * (config.train.keep_best * weights.checkpoint + _SMALL)
-    at_once = min(len(runs), config.train.side_by_side)
-    states = config.train.keep_states + 1
-    return f"{len(runs)} runs", finished, finished + at_once * (weights.checkpoint + states * weights.resume)
+    finished = len(runs) * (config.train.keep_checkpoints * checkpoint_size.checkpoint + _STAGE_METADATA_BYTES)
+    at_once = min(len(runs), config.train.parallel_runs)
+    states = config.train.keep_resume_states + 1
+    return (
+        f"{len(runs)} runs",
+        finished,
+        finished + at_once * (checkpoint_size.checkpoint + states * checkpoint_size.resume),
+    )
 
 
-def _search(config: Experiment, weights: sizes.Weights) -> tuple[str, int, int]:
+def _estimate_search(config: Experiment, checkpoint_size: sizes.CheckpointSize) -> tuple[str, int, int]:
     """A trial that is stopped early keeps the states to go on from, and what was best before each."""
-    trials, at_once = config.tune.trials, min(config.tune.trials, config.tune.concurrent)
-    states = config.train.keep_states
-    finished = trials * ((config.train.keep_best + states - 1) * weights.checkpoint + states * weights.resume + _SMALL)
-    peak = finished + at_once * (weights.checkpoint + weights.resume)
+    trials, at_once = config.tune.trials, min(config.tune.trials, config.tune.max_concurrent_trials)
+    states = config.train.keep_resume_states
+    finished = trials * (
+        (config.train.keep_checkpoints + states - 1) * checkpoint_size.checkpoint
+        + states * checkpoint_size.resume
+        + _STAGE_METADATA_BYTES
+    )
+    peak = finished + at_once * (checkpoint_size.checkpoint + checkpoint_size.resume)
     return f"{trials} trials", finished, peak
 
 
-def _predictions(config: Experiment, utterances: int) -> int:
+def _estimate_predictions(config: Experiment, utterances: int) -> int:
     models = len({run.id for run in (*teacher_runs(config), *student_runs(config))})
-    return models * utterances * sizes.logits_row(config)
+    return models * utterances * sizes.logits_row_bytes(config)
 
 
-def table(usage: Usage) -> str:
+def format_usage(usage: DiskUsage) -> str:
     """The usage for people."""
-    size = storage.size_text
+    size = storage.format_bytes
     rows = [("stage", "finished", "at most", "now", "")]
-    rows += [(part.stage, size(part.finished), size(part.peak), size(part.there), part.what) for part in usage.parts]
-    peak = usage.there + usage.missing
-    rows.append(("total", size(usage.finished), size(peak), size(usage.there), usage.folder))
+    rows += [
+        (part.stage, size(part.final), size(part.peak), size(part.current), part.contents) for part in usage.stages
+    ]
+    peak = usage.current + usage.required
+    rows.append(("total", size(usage.final), size(peak), size(usage.current), usage.folder))
     lines = [f"{row[0]:<10}{row[1]:>12}{row[2]:>12}{row[3]:>12}  {row[4]}".rstrip() for row in rows]
-    lines.append(f"the corpora themselves take {size(usage.source)}")
+    lines.append(f"the corpora themselves take {size(usage.corpora)}")
     lines.append(f"every worker's temporary folder needs up to {size(usage.temporary)} while it saves")
     if usage.free is not None:
-        enough = "enough" if usage.free >= usage.missing else "NOT ENOUGH: free some, or choose another `storage`"
-        lines.append(f"free on that disk: {size(usage.free)}; still to come at most {size(usage.missing)}: {enough}")
+        enough = "enough" if usage.free >= usage.required else "NOT ENOUGH: free some, or choose another `storage`"
+        lines.append(f"free on that disk: {size(usage.free)}; still to come at most {size(usage.required)}: {enough}")
     return "\n".join([*lines, *(f"note: {note}" for note in usage.notes)])

@@ -26,16 +26,16 @@ from torch import Tensor, nn
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.config import Backend as Name
+from lakd_ray.config import Backend as BackendName
 from lakd_ray.errors import ConfigError
-from lakd_ray.models import Card, EmotionClassifier, Outputs, graph
-from lakd_ray.models.checkpoint import load_folder, read_card
-from lakd_ray.models.runtimes import OnnxRuntime, OpenVino, Runtime, require
+from lakd_ray.models import CheckpointMetadata, ClassifierOutput, EmotionClassifier, graph
+from lakd_ray.models.checkpoint import load_local_checkpoint, read_local_metadata
+from lakd_ray.models.runtimes import GraphRuntime, OnnxRuntime, OpenVinoRuntime, require_packages
 
-FirstSteps = dict[str, tuple[Tensor, Tensor]]
-"""What the first steps of networks made of a batch, and its frames, by `EmotionClassifier.first_step_key`."""
+SharedFeatures = dict[str, tuple[Tensor, Tensor]]
+"""What the first steps of networks made of a batch, and its frames, by `EmotionClassifier.frontend_fingerprint`."""
 
-_ON_CPU: tuple[Name, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
+_CPU_ONLY: tuple[BackendName, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
 
 
 class Backend(ABC):
@@ -43,14 +43,16 @@ class Backend(ABC):
 
     Attributes:
         languages: those that the network knows apart; none if its head does not look at them.
-        slow_once: lengths of waves, in samples, whose first answers take longer than the next.
+        warmup_lengths: lengths of waves, in samples, whose first answers take longer than the next.
     """
 
     languages: tuple[str, ...]
-    slow_once: tuple[int, ...] = (SAMPLE_RATE,)
+    warmup_lengths: tuple[int, ...] = (SAMPLE_RATE,)
 
     @abstractmethod
-    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+    def forward(
+        self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
+    ) -> ClassifierOutput:
         """See `EmotionClassifier.forward`; arguments lie on the CPU.
 
         Args:
@@ -58,7 +60,7 @@ class Backend(ABC):
         """
 
 
-class Torch(Backend):
+class TorchBackend(Backend):
     """torch in fp32, on the device where the network lies."""
 
     def __init__(self, model: EmotionClassifier) -> None:
@@ -70,33 +72,37 @@ class Torch(Backend):
         """Where the network lies."""
         return next(self.model.parameters()).device
 
-    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+    def forward(
+        self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
+    ) -> ClassifierOutput:
         """As `Backend`; a first step that was made already is not made again."""
         model, device = self.model, self.device
-        if model.first_step_key not in made:
+        if model.frontend_fingerprint not in shared_features:
             inputs = wave_BT.to(device), lengths_B.to(device)
-            made[model.first_step_key] = model.features(*inputs), model.frames(inputs[1])
-        return model.classify(*made[model.first_step_key], languages_B.to(device))
+            shared_features[model.frontend_fingerprint] = model.extract_features(*inputs), model.count_frames(inputs[1])
+        return model.classify(*shared_features[model.frontend_fingerprint], languages_B.to(device))
 
 
-class _Whole(Torch):
+class _UnsharedTorchBackend(TorchBackend):
     """torch in another arithmetic: its first step is nobody else's."""
 
-    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+    def forward(
+        self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
+    ) -> ClassifierOutput:
         """As `Backend`."""
         device = self.device
-        found: Outputs = self.model(wave_BT.to(device), lengths_B.to(device), languages_B.to(device))
+        found: ClassifierOutput = self.model(wave_BT.to(device), lengths_B.to(device), languages_B.to(device))
         return found
 
 
-class TorchBf16(_Whole):
+class TorchBf16Backend(_UnsharedTorchBackend):
     """Weights and activations in bf16, as `train.precision: bf16` computes. The network is converted in place."""
 
     def __init__(self, model: EmotionClassifier) -> None:
         super().__init__(model.to(torch.bfloat16))
 
 
-class TorchInt8(_Whole):
+class TorchInt8Backend(_UnsharedTorchBackend):
     """Linear layers in int8 but for those whose weights transformers reads itself (WavLM's attention).
 
     Args:
@@ -111,7 +117,7 @@ class TorchInt8(_Whole):
         wanted = {
             name
             for name, module in network.named_modules()
-            if isinstance(module, nn.Linear) and not _reads_weights(network, name)
+            if isinstance(module, nn.Linear) and not _weights_read_by_parent(network, name)
         }
         quantize: Any = torch.ao.quantization.quantize_dynamic  # untyped
         with warnings.catch_warnings():
@@ -123,56 +129,58 @@ class TorchInt8(_Whole):
                 raise ConfigError(
                     f"this torch cannot quantise here ({error}): take the backend onnx-int8, or torch"
                 ) from error
-        super().__init__(EmotionClassifier(quantised, frozen=model.frozen))
+        super().__init__(EmotionClassifier(quantised, freeze_encoder=model.freeze_encoder))
 
 
-def _reads_weights(network: nn.Module, name: str) -> bool:
+def _weights_read_by_parent(network: nn.Module, name: str) -> bool:
     parent = network.get_submodule(name.rpartition(".")[0])
     return type(parent).__name__ == "WavLMAttention"
 
 
-class OfGraph(Backend):
+class OnnxBackend(Backend):
     """A graph, on CPUs."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: GraphRuntime) -> None:
         self.runtime = runtime
-        self.languages, self.slow_once = runtime.languages, runtime.slow_once
+        self.languages, self.warmup_lengths = runtime.languages, runtime.warmup_lengths
 
-    def answer(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, made: FirstSteps) -> Outputs:
+    def forward(
+        self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
+    ) -> ClassifierOutput:
         """As `Backend`."""
         return self.runtime(wave_BT, lengths_B, languages_B)
 
 
-_TORCH: dict[Name, Callable[[EmotionClassifier], Torch]] = {
-    "torch": Torch,
-    "torch-bf16": TorchBf16,
-    "torch-int8": TorchInt8,
+_TORCH_BACKENDS: dict[BackendName, Callable[[EmotionClassifier], TorchBackend]] = {
+    "torch": TorchBackend,
+    "torch-bf16": TorchBf16Backend,
+    "torch-int8": TorchInt8Backend,
 }
-_RUNTIMES: dict[Name, Callable[[Path, int | None], Runtime]] = {
+_RUNTIMES: dict[BackendName, Callable[[Path, int | None], GraphRuntime]] = {
     "onnx": OnnxRuntime,
     "onnx-int8": OnnxRuntime,
-    "openvino": OpenVino,
-    "openvino-bf16": partial(OpenVino, precision="bf16"),
+    "openvino": OpenVinoRuntime,
+    "openvino-bf16": partial(OpenVinoRuntime, precision="bf16"),
 }
-_NEEDS = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}
+_REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}
 
 
-def check(name: Name) -> None:
+def check_available(name: BackendName) -> None:
     """Refuse what cannot be computed here, before anything is loaded.
 
     Raises:
         ConfigError: a backend for CPUs where there is a GPU, or packages are missing.
     """
-    if name in _ON_CPU and torch.cuda.is_available():
+    if name in _CPU_ONLY and torch.cuda.is_available():
         raise ConfigError(
             f"backend {name} computes on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): take torch "
             "or torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
         )
     if name in _RUNTIMES:
-        require(*_NEEDS[name.partition("-")[0]])
+        require_packages(*_REQUIRED_PACKAGES[name.partition("-")[0]])
 
 
-def of_model(name: Name, model: EmotionClassifier, threads: int | None = None) -> Backend:
+def from_model(name: BackendName, model: EmotionClassifier, threads: int | None = None) -> Backend:
     """A network, on the CPU, behind a backend; torch's fp32 and bf16 move it to the GPU if there is one.
 
     Args:
@@ -181,16 +189,18 @@ def of_model(name: Name, model: EmotionClassifier, threads: int | None = None) -
     Raises:
         ConfigError, CheckpointError: this cannot be had here, or of this network.
     """
-    if name in _TORCH:
-        backend = _TORCH[name](model)
-        if torch.cuda.is_available() and name not in _ON_CPU:
+    if name in _TORCH_BACKENDS:
+        backend = _TORCH_BACKENDS[name](model)
+        if torch.cuda.is_available() and name not in _CPU_ONLY:
             backend.model.to("cuda")
         return backend
     with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-        return OfGraph(_RUNTIMES[name](_graph(name, Path(scratch), Path(scratch), model), threads))
+        return OnnxBackend(_RUNTIMES[name](_find_or_export_graph(name, Path(scratch), Path(scratch), model), threads))
 
 
-def of_checkpoint(name: Name, location: str, threads: int | None = None) -> tuple[Backend, Card]:
+def from_checkpoint(
+    name: BackendName, checkpoint: str, threads: int | None = None
+) -> tuple[Backend, CheckpointMetadata]:
     """A sealed checkpoint behind a backend. A graph that an exported folder has is taken; otherwise it is made now.
 
     Raises:
@@ -198,25 +208,27 @@ def of_checkpoint(name: Name, location: str, threads: int | None = None) -> tupl
         ConfigError: this cannot be had here.
     """
     with ExitStack() as stack:
-        folder = stack.enter_context(storage.fetched_folder(location))
-        if name in _TORCH:
-            model, card = load_folder(folder)
-            return of_model(name, model), card
+        folder = stack.enter_context(storage.open_checksummed_folder(checkpoint))
+        if name in _TORCH_BACKENDS:
+            model, card = load_local_checkpoint(folder)
+            return from_model(name, model), card
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
-        network = None if (folder / graph.MODEL).is_file() else load_folder(folder)[0]
-        return OfGraph(_RUNTIMES[name](_graph(name, folder, scratch, network), threads)), read_card(folder)
+        network = None if (folder / graph.MODEL_FILE).is_file() else load_local_checkpoint(folder)[0]
+        return OnnxBackend(
+            _RUNTIMES[name](_find_or_export_graph(name, folder, scratch, network), threads)
+        ), read_local_metadata(folder)
 
 
-def _graph(name: Name, folder: Path, scratch: Path, model: EmotionClassifier | None) -> Path:
+def _find_or_export_graph(name: BackendName, folder: Path, scratch: Path, model: EmotionClassifier | None) -> Path:
     """The graph of a folder, or made from its fp32 graph or the network."""
-    file = folder / (graph.INT8 if name == "onnx-int8" else graph.MODEL)
+    file = folder / (graph.INT8_MODEL_FILE if name == "onnx-int8" else graph.MODEL_FILE)
     if file.is_file():
         return file
-    source = folder / graph.MODEL
+    source = folder / graph.MODEL_FILE
     if model is not None:
-        source = scratch / graph.MODEL
-        graph.write(model, source)
+        source = scratch / graph.MODEL_FILE
+        graph.export_onnx(model, source)
     if name == "onnx-int8":
-        graph.quantise(source, scratch / graph.INT8)
-        return scratch / graph.INT8
+        graph.quantize_int8(source, scratch / graph.INT8_MODEL_FILE)
+        return scratch / graph.INT8_MODEL_FILE
     return source

@@ -10,25 +10,25 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakd_ray import records, storage
-from lakd_ray.config import Brought, dump
-from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.models.brought import is_ours
-from lakd_ray.schema import LOGITS
+from lakd_ray.config import ExternalTeacherConfig, to_dict
+from lakd_ray.data.manifest import Manifest, RowIndices
+from lakd_ray.models.brought import is_lakd_checkpoint
+from lakd_ray.schema import LOGITS_SCHEMA
 
 Logits = npt.NDArray[np.float32]
 
 
-def key_of(checkpoint: str | Brought) -> str:
+def checkpoint_fingerprint(checkpoint: str | ExternalTeacherConfig) -> str:
     """Identifies a sealed checkpoint folder by its files' hashes, a teacher from elsewhere by what is said of it."""
-    if isinstance(checkpoint, Brought):
-        sealed = key_of(checkpoint.checkpoint) if is_ours(checkpoint) else None
-        return records.digest([dump(checkpoint), sealed])
-    return records.digest(storage.read_json(storage.join(checkpoint, storage.SEAL)))
+    if isinstance(checkpoint, ExternalTeacherConfig):
+        sealed = checkpoint_fingerprint(checkpoint.checkpoint) if is_lakd_checkpoint(checkpoint) else None
+        return records.digest([to_dict(checkpoint), sealed])
+    return records.digest(storage.read_json(storage.join(checkpoint, storage.CHECKSUMS_FILE)))
 
 
-def read(folder: str, manifest: Manifest, classes: int) -> Logits:
+def read_logits(folder: str, manifest: Manifest, num_classes: int) -> Logits:
     """What is kept in a checkpoint's folder, aligned with the manifest, shape [N, C]; NaN where nothing is."""
-    logits_NC = np.full((len(manifest.table), classes), np.nan, dtype=np.float32)
+    logits_NC = np.full((len(manifest.table), num_classes), np.nan, dtype=np.float32)
     keys = list(zip(*(manifest.table[name].to_pylist() for name in ("utterance", "audio_sha256")), strict=True))
     row_of = {key: row for row, key in enumerate(keys)}
     for info in storage.list_files(folder):
@@ -38,14 +38,14 @@ def read(folder: str, manifest: Manifest, classes: int) -> Logits:
         found = zip(*(table[name].to_pylist() for name in ("utterance", "audio_sha256")), strict=True)
         rows = [row_of.get(key, -1) for key in found]
         known = [index for index, row in enumerate(rows) if row >= 0]
-        values = np.asarray(table["logits"].to_pylist(), dtype=np.float32).reshape(-1, classes)
+        values = np.asarray(table["logits"].to_pylist(), dtype=np.float32).reshape(-1, num_classes)
         logits_NC[[rows[index] for index in known]] = values[known]
     return logits_NC
 
 
-def write(folder: str, model: str, manifest: Manifest, rows: Rows, logits_RC: Logits) -> None:
+def write_logits(folder: str, model_id: str, manifest: Manifest, rows: RowIndices, logits_RC: Logits) -> None:
     """Keep a checkpoint's logits on some rows, whole or not at all."""
     part = manifest.table.select(["utterance", "audio_sha256"]).take(rows)
-    columns = {**{name: part[name] for name in part.column_names}, "model": [model] * len(rows)}
-    table = pa.table(columns | {"logits": list(logits_RC)}, schema=LOGITS)
+    columns = {**{name: part[name] for name in part.column_names}, "model": [model_id] * len(rows)}
+    table = pa.table(columns | {"logits": list(logits_RC)}, schema=LOGITS_SCHEMA)
     storage.write_table(storage.join(folder, f"{records.digest(part.to_pydict())}.parquet"), table)

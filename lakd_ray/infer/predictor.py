@@ -12,20 +12,20 @@ import torch
 from lakd_ray import records, storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend as BackendName
-from lakd_ray.config import Brought
+from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.infer import backends
-from lakd_ray.infer.backends import Backend, FirstSteps, Torch
-from lakd_ray.models import Card, EmotionClassifier, language_ids, pad
-from lakd_ray.models.brought import load_brought
+from lakd_ray.infer.backends import Backend, SharedFeatures, TorchBackend
+from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
+from lakd_ray.models.brought import load_external_teacher
 from lakd_ray.provenance import Provenance
 
 # Waves of similar length are run together up to this many padded seconds, so that little is spent on padding. A CPU is
 # busy with a single one of a large network, and a batch leaves its caches.
-_BATCH_S = {"cuda": 60, "cpu": 10}
+_MAX_BATCH_SECONDS = {"cuda": 60, "cpu": 10}
 
-Languages = Sequence[str | None] | None
-Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
+LanguageHints = Sequence[str | None] | None
+ModelLogits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 
 
 class Predictor:
@@ -44,20 +44,20 @@ class Predictor:
         temperature: what logits are divided by before the softmax, so that probabilities are calibrated.
     """
 
-    def __init__(self, model: EmotionClassifier | Backend, card: Card, *, version: str = "") -> None:
-        self.backend = Torch(model) if isinstance(model, EmotionClassifier) else model
-        self.card = card
-        self.emotions = card.emotions
-        self.languages = card.languages
-        self.hears = self.backend.languages
-        self.model_id = card.model_id
+    def __init__(self, model: EmotionClassifier | Backend, metadata: CheckpointMetadata, *, version: str = "") -> None:
+        self.backend = TorchBackend(model) if isinstance(model, EmotionClassifier) else model
+        self.metadata = metadata
+        self.emotions = metadata.emotions
+        self.languages = metadata.languages
+        self.identifiable_languages = self.backend.languages
+        self.model_id = metadata.model_id
         self.version = version
-        self.temperature = card.temperature
+        self.calibration_temperature = metadata.calibration_temperature
 
     @classmethod
     def load(
         cls,
-        location: str | Brought,
+        checkpoint: str | ExternalTeacherConfig,
         *,
         emotions: Sequence[str] = (),
         threads: int | None = None,
@@ -78,38 +78,38 @@ class Predictor:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        backends.check(backend)
-        if isinstance(location, Brought):
-            card = Card(location.name, tuple(emotions), (), Provenance(), {})
-            return cls(backends.of_model(backend, load_brought(location, emotions), threads), card)
-        version = records.digest(storage.read_json(storage.join(location, storage.SEAL)))
-        return cls(*backends.of_checkpoint(backend, location, threads), version=version)
+        backends.check_available(backend)
+        if isinstance(checkpoint, ExternalTeacherConfig):
+            card = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
+            return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), card)
+        version = records.digest(storage.read_json(storage.join(checkpoint, storage.CHECKSUMS_FILE)))
+        return cls(*backends.from_checkpoint(backend, checkpoint, threads), version=version)
 
-    def warm(self) -> None:
+    def warmup(self) -> None:
         """Answer silence of the lengths at which the first call is slow, so that nobody waits for it."""
-        for samples in self.backend.slow_once:
-            self.answer([np.zeros(samples, np.float32)])
+        for samples in self.backend.warmup_lengths:
+            self.predict_logits([np.zeros(samples, np.float32)])
 
-    def logits(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
+    def logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
         """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others.
 
         Args:
             languages: for a language-aware student, each wave's language; where it is None, what the student hears.
                 A language that it has not learned is unknown to it.
         """
-        return self.answer(waves, languages)[0]
+        return self.predict_logits(waves, languages)[0]
 
-    def probabilities(self, waves: Sequence[Wave], languages: Languages = None) -> npt.NDArray[np.float32]:
+    def probabilities(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
         """Calibrated class probabilities of 16 kHz mono waves, shape [B, C]."""
-        return softmax(self.logits(waves, languages) / self.temperature)
+        return softmax(self.logits(waves, languages) / self.calibration_temperature)
 
-    def answer(self, waves: Sequence[Wave], languages: Languages = None) -> Answer:
+    def predict_logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> ModelLogits:
         """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""
-        return answer_together(waves, {"": (self, languages)})[""]
+        return predict_with_models(waves, {"": (self, languages)})[""]
 
-    def answer_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
+    def logits_from_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
         """Logits from what the first step of the network makes of waves, [F, H] each; shape [B, C]."""
-        inputs, frames_B = pad([torch.from_numpy(each_FH) for each_FH in features])
+        inputs, frames_B = pad_batch([torch.from_numpy(each_FH) for each_FH in features])
         with torch.inference_mode():
             outputs = self.model(inputs.to(self.device), frames_B.to(self.device))
         return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
@@ -121,7 +121,7 @@ class Predictor:
         Raises:
             ConfigError: the backend is not torch's and holds none.
         """
-        if not isinstance(self.backend, Torch):
+        if not isinstance(self.backend, TorchBackend):
             raise ConfigError("this needs the network itself, which an ONNX backend does not hold: take backend torch")
         return self.backend.model
 
@@ -132,7 +132,9 @@ class Predictor:
 
 
 @torch.inference_mode()
-def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, Languages]]) -> dict[str, Answer]:
+def predict_with_models(
+    waves: Sequence[Wave], queries: Mapping[str, tuple[Predictor, LanguageHints]]
+) -> dict[str, ModelLogits]:
     """What several models say about the same waves, each with the languages that it is told.
 
     What the first steps of their networks have in common, because they were frozen, is computed once.
@@ -140,16 +142,20 @@ def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, 
     found = {
         name: (
             np.empty((len(waves), len(predictor.emotions)), dtype=np.float32),
-            np.empty((len(waves), len(predictor.hears)), dtype=np.float32) if predictor.hears else None,
+            np.empty((len(waves), len(predictor.identifiable_languages)), dtype=np.float32)
+            if predictor.identifiable_languages
+            else None,
         )
-        for name, (predictor, _) in asked.items()
+        for name, (predictor, _) in queries.items()
     }
-    for chosen in _chunks(waves):
-        wave_BT, lengths_B = pad([torch.from_numpy(waves[index]) for index in chosen])
-        made: FirstSteps = {}
-        for name, (predictor, codes) in asked.items():
+    for chosen in _batches_by_length(waves):
+        wave_BT, lengths_B = pad_batch([torch.from_numpy(waves[index]) for index in chosen])
+        made: SharedFeatures = {}
+        for name, (predictor, codes) in queries.items():
             told = [None if codes is None else codes[index] for index in chosen]
-            outputs = predictor.backend.answer(wave_BT, lengths_B, language_ids(predictor.hears, told), made)
+            outputs = predictor.backend.forward(
+                wave_BT, lengths_B, encode_languages(predictor.identifiable_languages, told), made
+            )
             logits_BC, languages_BL = found[name]
             logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
             if languages_BL is not None and outputs.language_logits_BL is not None:
@@ -157,14 +163,14 @@ def answer_together(waves: Sequence[Wave], asked: Mapping[str, tuple[Predictor, 
     return found
 
 
-def batch_seconds() -> int:
+def max_batch_seconds() -> int:
     """How much audio is run together here, at most, padding included; a longer wave runs alone."""
-    return _BATCH_S["cuda" if torch.cuda.is_available() else "cpu"]
+    return _MAX_BATCH_SECONDS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
-def _chunks(waves: Sequence[Wave]) -> Iterator[list[int]]:
+def _batches_by_length(waves: Sequence[Wave]) -> Iterator[list[int]]:
     """Waves of similar length that are run together."""
-    samples = batch_seconds() * SAMPLE_RATE
+    samples = max_batch_seconds() * SAMPLE_RATE
     order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
     while order:
         fits = max(1, samples // max(1, len(waves[order[0]])))

@@ -14,12 +14,12 @@ from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
-from lakd_ray.models import Card
-from lakd_ray.provenance import Seen
+from lakd_ray.models import CheckpointMetadata
+from lakd_ray.provenance import DataExposure
 
 
 @dataclass(frozen=True)
-class Clips:
+class EvalSet:
     """Utterances with their truth."""
 
     waves_N: list[Wave]
@@ -27,44 +27,46 @@ class Clips:
     labels_N: npt.NDArray[np.int64]
 
     @property
-    def seconds(self) -> float:
+    def audio_seconds(self) -> float:
         """Of audio."""
         return sum(map(len, self.waves_N)) / 16_000
 
 
 @dataclass(frozen=True)
-class Price:
+class BackendAccuracy:
     """One backend beside torch in fp32."""
 
     utterances: int
     UR: float
     """Unweighted recall of torch in fp32."""
-    UR_here: float
+    UR_backend: float
     """Of the backend."""
-    other_answers: int
+    changed_predictions: int
     """Utterances whose most probable class is another one."""
-    largest_change: float
+    max_probability_change: float
     """Of a class's probability."""
 
 
-def held_out(config: Experiment, card: Card) -> Clips:
+def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
     """The test utterances of an experiment's fold in the languages of a checkpoint.
 
     Raises:
         StorageError: the experiment's `prepare` has not run.
-        HygieneError: the checkpoint has seen some of them.
+        DataLeakageError: the checkpoint has seen some of them.
         DataError: there are none, or the experiment has other classes.
     """
-    if config.emotions != card.emotions:
+    if config.emotions != metadata.emotions:
         raise DataError(
-            f"{card.model_id} has the classes {', '.join(card.emotions)}, {config.name} has "
+            f"{metadata.model_id} has the classes {', '.join(metadata.emotions)}, {config.name} has "
             f"{', '.join(config.emotions)}: name the experiment that it was trained in"
         )
-    manifest = manifests.load(config)
-    rows = manifest.rows("test", card.languages)
+    manifest = manifests.load_manifest(config)
+    rows = manifest.rows("test", metadata.languages)
     if not len(rows):
-        raise DataError(f"{config.name} has no test utterance in {', '.join(card.languages)}, for {card.model_id}")
-    card.provenance.check(model=card.model_id, dev=Seen(), test=manifest.seen(rows))
+        raise DataError(
+            f"{config.name} has no test utterance in {', '.join(metadata.languages)}, for {metadata.model_id}"
+        )
+    metadata.provenance.check_leakage(model=metadata.model_id, dev=DataExposure(), test=manifest.data_exposure(rows))
     waves: dict[str, Wave] = {}
     ids = manifest.ids
     wanted = {ids[row] for row in rows}
@@ -73,25 +75,25 @@ def held_out(config: Experiment, card: Card) -> Clips:
         for utterance, content in zip(table["utterance"].to_pylist(), table["audio"].to_pylist(), strict=True):
             if utterance in wanted:
                 waves[utterance] = to_float(decode_flac(content))
-    return Clips(
+    return EvalSet(
         [waves[ids[row]] for row in rows],
         manifest.languages_N[rows].astype(str).tolist(),
         manifest.labels_N[rows],
     )
 
 
-def price(plain: Predictor, other: Predictor, clips: Clips) -> Price:
+def compare_backends(reference: Predictor, candidate: Predictor, eval_set: EvalSet) -> BackendAccuracy:
     """What another backend of a model changes, each utterance's language given."""
-    expected_NC = plain.probabilities(clips.waves_N, clips.languages_N)
-    found_NC = other.probabilities(clips.waves_N, clips.languages_N)
-    UR, UR_here = (
-        metrics.score(probabilities_NC, clips.labels_N, plain.emotions).UR
+    expected_NC = reference.probabilities(eval_set.waves_N, eval_set.languages_N)
+    found_NC = candidate.probabilities(eval_set.waves_N, eval_set.languages_N)
+    UR, UR_backend = (
+        metrics.compute_scores(probabilities_NC, eval_set.labels_N, reference.emotions).UR
         for probabilities_NC in (expected_NC, found_NC)
     )
-    return Price(
-        utterances=len(clips.waves_N),
+    return BackendAccuracy(
+        utterances=len(eval_set.waves_N),
         UR=UR,
-        UR_here=UR_here,
-        other_answers=int((expected_NC.argmax(axis=1) != found_NC.argmax(axis=1)).sum()),
-        largest_change=float(np.abs(expected_NC - found_NC).max()),
+        UR_backend=UR_backend,
+        changed_predictions=int((expected_NC.argmax(axis=1) != found_NC.argmax(axis=1)).sum()),
+        max_probability_change=float(np.abs(expected_NC - found_NC).max()),
     )

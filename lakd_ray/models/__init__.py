@@ -1,8 +1,19 @@
 """Speech encoders with classification heads: building, batch-independent forward, checkpoints."""
 
-from lakd_ray.models.building import build
-from lakd_ray.models.checkpoint import Card, load, save, write
-from lakd_ray.models.classifier import EmotionClassifier, language_ids, pad
-from lakd_ray.models.outputs import IDENTIFY, Outputs
+from lakd_ray.models.building import build_model
+from lakd_ray.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint, write_checkpoint
+from lakd_ray.models.classifier import EmotionClassifier, encode_languages, pad_batch
+from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 
-__all__ = ["IDENTIFY", "Card", "EmotionClassifier", "Outputs", "build", "language_ids", "load", "pad", "save", "write"]
+__all__ = [
+    "IDENTIFY_LANGUAGE",
+    "CheckpointMetadata",
+    "ClassifierOutput",
+    "EmotionClassifier",
+    "build_model",
+    "encode_languages",
+    "load_checkpoint",
+    "pad_batch",
+    "save_checkpoint",
+    "write_checkpoint",
+]

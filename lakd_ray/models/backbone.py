@@ -22,26 +22,26 @@ class Backbone(ABC):
         channels: H, of what `features` makes.
     """
 
-    pools_own: bool
+    uses_masked_pooling: bool
     """Whether transformers' plain head takes the mean over an utterance's own frames, or over all that there are."""
 
-    worth_keeping: bool
+    has_cacheable_features: bool
     """Whether `features` costs more than to read it again, and has as many frames as `frames` says."""
 
-    def __init__(self, base: Any, *, size: int, layers: int, channels: int) -> None:
-        self._base = base
-        self.config = base.config
-        self.size, self.layers, self.channels = size, layers, channels
+    def __init__(self, base_model: Any, *, hidden_size: int, num_layers: int, feature_dim: int) -> None:
+        self._base_model = base_model
+        self.config = base_model.config
+        self.hidden_size, self.num_layers, self.feature_dim = hidden_size, num_layers, feature_dim
 
     @property
     def encoder(self) -> nn.Module:
         """All of it but the head."""
-        encoder: nn.Module = self._base
+        encoder: nn.Module = self._base_model
         return encoder
 
-    def recompute(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Keep only what enters each layer, and compute the rest again in backward: less memory, more time."""
-        self._base.gradient_checkpointing_enable({"use_reentrant": False})
+        self._base_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def compile(self) -> None:
         """Compile the layers, which are one piece of code, for any number of utterances and frames."""
@@ -59,13 +59,13 @@ class Backbone(ABC):
         """In order."""
 
     @abstractmethod
-    def frames(self, lengths_B: Tensor) -> Tensor:
+    def count_frames(self, lengths_B: Tensor) -> Tensor:
         """Number of frames of the hidden states that are a clip of so many samples' own, shape [B]."""
 
     @abstractmethod
-    def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """The first step, shape [B, F, H], of waves in [-1, 1]; frames beyond an utterance's own are meaningless."""
 
     @abstractmethod
-    def hidden(self, features_BFH: Tensor, frames_B: Tensor, *, every_layer: bool = False) -> list[Tensor]:
-        """The transformer's output, shape [B, F, D]; with `every_layer` its input and that of each layer before it."""
+    def encode(self, features_BFH: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
+        """The transformer's output, shape [B, F, D]; with `output_hidden_states` its input and that of each layer before it."""

@@ -19,11 +19,11 @@ from lakd_ray.errors import CheckpointError
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.provenance import Provenance
 
-CARD = "lakd.json"
+METADATA_FILE = "lakd.json"
 
 
 @dataclass(frozen=True)
-class Card:
+class CheckpointMetadata:
     """What a checkpoint is, beside its weights."""
 
     model_id: str
@@ -34,13 +34,13 @@ class Card:
     """The run that made it, and how its epoch was chosen."""
 
     @property
-    def frozen(self) -> bool:
+    def is_encoder_frozen(self) -> bool:
         """Whether its encoder was not trained; a released card says so itself, as it leaves its recipe out."""
         recipe = self.training.get("run", {}).get("recipe", {})
         return bool(self.training.get("frozen", recipe.get("model", {}).get("freeze_encoder", False)))
 
     @property
-    def temperature(self) -> float:
+    def calibration_temperature(self) -> float:
         """What its logits are divided by before the softmax, fitted on dev; 1 where none is known."""
         return float(self.training.get("dev", {}).get("calibration_temperature", 1.0))
 
@@ -55,7 +55,7 @@ class Card:
         return {**vars(self), "provenance": self.provenance.to_json()}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Card":
+    def from_json(cls, content: dict[str, Any]) -> "CheckpointMetadata":
         """The inverse of `to_json`."""
         return cls(
             model_id=content["model_id"],
@@ -66,30 +66,39 @@ class Card:
         )
 
 
-def write(folder: Path, network: Any, card: Card, *, state: dict[str, Tensor] | None = None) -> None:
+def write_checkpoint(
+    folder: Path, network: Any, metadata: CheckpointMetadata, *, state_dict: dict[str, Tensor] | None = None
+) -> None:
     """Write a checkpoint's files into an empty local folder.
 
     Args:
         network: the transformers network (`EmotionClassifier.network`).
         state: weights to save instead of the network's own (gathered from several ranks, say).
     """
-    network.save_pretrained(folder, state_dict=state)
-    _feature_extractor(network).save_pretrained(folder)
-    (folder / CARD).write_text(json.dumps(card.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+    network.save_pretrained(folder, state_dict=state_dict)
+    _build_feature_extractor(network).save_pretrained(folder)
+    (folder / METADATA_FILE).write_text(json.dumps(metadata.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def save(location: str, network: Any, card: Card, *, scratch: Path, state: dict[str, Tensor] | None = None) -> None:
+def save_checkpoint(
+    location: str,
+    network: Any,
+    metadata: CheckpointMetadata,
+    *,
+    scratch: Path,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint folder to a location, whole or not at all.
 
     Args:
         network, state: see `write`.
         scratch: an empty local folder to write in first.
     """
-    write(scratch, network, card, state=state)
-    storage.publish_folder(scratch, location)
+    write_checkpoint(scratch, network, metadata, state_dict=state_dict)
+    storage.write_checksummed_folder(scratch, location)
 
 
-def _feature_extractor(network: Any) -> Any:
+def _build_feature_extractor(network: Any) -> Any:
     """What transformers is to prepare waves by."""
     from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # seconds to load
 
@@ -103,18 +112,18 @@ def _feature_extractor(network: Any) -> Any:
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=not heard_as_is, return_attention_mask=True)
 
 
-def load(location: str) -> tuple[EmotionClassifier, Card]:
+def load_checkpoint(location: str) -> tuple[EmotionClassifier, CheckpointMetadata]:
     """A verified checkpoint, in eval mode.
 
     Raises:
         StorageError: the folder is missing, incomplete or damaged.
         CheckpointError: it is not one of this project's checkpoints.
     """
-    with storage.fetched_folder(location) as folder:
-        return load_folder(folder)
+    with storage.open_checksummed_folder(location) as folder:
+        return load_local_checkpoint(folder)
 
 
-def load_folder(folder: Path) -> tuple[EmotionClassifier, Card]:
+def load_local_checkpoint(folder: Path) -> tuple[EmotionClassifier, CheckpointMetadata]:
     """The same from a local folder that was verified already.
 
     Raises:
@@ -124,25 +133,25 @@ def load_folder(folder: Path) -> tuple[EmotionClassifier, Card]:
 
     import lakd_ray.models.language_aware  # noqa: F401 -- registers it
 
-    card = read_card(folder)
+    card = read_local_metadata(folder)
     network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     if network.config.num_labels != len(card.emotions):
         raise CheckpointError(f"{folder}: {network.config.num_labels} outputs for {len(card.emotions)} emotions")
-    return EmotionClassifier(network, frozen=card.frozen).eval(), card
+    return EmotionClassifier(network, freeze_encoder=card.is_encoder_frozen).eval(), card
 
 
-def read_card_at(location: str) -> Card:
+def read_metadata(location: str) -> CheckpointMetadata:
     """The card of a checkpoint folder anywhere, without its weights."""
-    return Card.from_json(storage.read_json(storage.join(location, CARD)))
+    return CheckpointMetadata.from_json(storage.read_json(storage.join(location, METADATA_FILE)))
 
 
-def read_card(folder: Path) -> Card:
+def read_local_metadata(folder: Path) -> CheckpointMetadata:
     """The card of a local checkpoint folder.
 
     Raises:
         CheckpointError: it has none.
     """
-    file = folder / CARD
+    file = folder / METADATA_FILE
     if not file.is_file():
-        raise CheckpointError(f"{folder} has no {CARD}: expected a checkpoint folder written by this project")
-    return Card.from_json(json.loads(file.read_text(encoding="utf-8")))
+        raise CheckpointError(f"{folder} has no {METADATA_FILE}: expected a checkpoint folder written by this project")
+    return CheckpointMetadata.from_json(json.loads(file.read_text(encoding="utf-8")))

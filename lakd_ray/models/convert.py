@@ -6,7 +6,7 @@ from pathlib import Path
 from lakd_ray.errors import CheckpointError, ConfigError
 
 
-def convert(name: str, folder: str, *, revision: str | None = None) -> str:
+def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | None = None) -> str:
     """Write a speech encoder anew, with `model.safetensors`; returns the folder, to be named as `pretrained`.
 
     Unpickling is confined to tensors (`torch.load(weights_only=True)`): a file that would run code is refused.
@@ -26,13 +26,15 @@ def convert(name: str, folder: str, *, revision: str | None = None) -> str:
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{folder} holds files already: name a new folder")
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         classifies = any("Classification" in each for each in config.architectures or ())
         kind = AutoModelForAudioClassification if classifies else AutoModel
-        network = kind.from_pretrained(name, config=config, revision=revision, use_safetensors=False, weights_only=True)
+        network = kind.from_pretrained(
+            name_or_path, config=config, revision=revision, use_safetensors=False, weights_only=True
+        )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"cannot convert {name}: {error}. Expected a hub name (with network access or a filled cache) or a folder "
+            f"cannot convert {name_or_path}: {error}. Expected a hub name (with network access or a filled cache) or a folder "
             "with config.json and a pytorch_model.bin of tensors alone."
         ) from error
     network.save_pretrained(target)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 
-def own_frames(frames: int, frames_B: Tensor) -> Tensor:
+def length_mask(max_length: int, lengths_B: Tensor) -> Tensor:
     """Which frames are an utterance's own, shape [B, F]."""
-    return torch.arange(frames, device=frames_B.device) < frames_B.unsqueeze(1)
+    return torch.arange(max_length, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 @contextmanager
-def inputs_of(layers: Any) -> Iterator[list[Tensor]]:
+def capture_inputs(layers: Any) -> Iterator[list[Tensor]]:
     """What each of some layers is given while the block runs."""
     found: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, given: found.append(given[0])) for layer in layers]

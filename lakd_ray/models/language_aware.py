@@ -39,88 +39,94 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from lakd_ray.models.backbones import backbone_of
-from lakd_ray.models.frames import own_frames
-from lakd_ray.models.outputs import IDENTIFY, LANGUAGE_AWARE, Outputs
+from lakd_ray.models.backbones import make_backbone
+from lakd_ray.models.frames import length_mask
+from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, LANGUAGE_AWARE_MODEL_TYPE, ClassifierOutput
 
 
 class LanguageAwareConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is half typed
     """A backbone's configuration and what the head adds to it."""
 
-    model_type = LANGUAGE_AWARE
+    model_type = LANGUAGE_AWARE_MODEL_TYPE
 
     def __init__(
         self,
         backbone: dict[str, Any] | None = None,
         languages: Sequence[str] = (),
-        teachers: int = 0,
+        num_teachers: int = 0,
         embedding_size: int = 64,
         attention_size: int = 64,
         projection_size: int = 256,
-        unknown_share: float = 0.2,
+        language_dropout: float = 0.2,
         **kwargs: Any,
     ) -> None:
         self.backbone = backbone or {}
         self.languages = list(languages)
-        self.teachers = teachers
+        self.num_teachers = num_teachers
         self.embedding_size = embedding_size
         self.attention_size = attention_size
         self.projection_size = projection_size
-        self.unknown_share = unknown_share
+        self.language_dropout = language_dropout
         super().__init__(**kwargs)
 
 
 class LanguageAwareHead(nn.Module):
     """From hidden states of every layer to logits."""
 
-    def __init__(self, config: LanguageAwareConfig, size: int, layers: int) -> None:
+    def __init__(self, config: LanguageAwareConfig, hidden_size: int, num_layers: int) -> None:
         super().__init__()
         languages, E, A, P = len(config.languages), config.embedding_size, config.attention_size, config.projection_size
-        self.unknown_share = config.unknown_share
+        self.language_dropout = config.language_dropout
         self.language = nn.Embedding(languages + 1, E)  # the last one is UNKNOWN
-        self.frame_query, self.frame_key = nn.Linear(E, A), nn.Linear(size, A)
-        self.layer_scores = nn.Linear(E, layers + 1)
-        self.projector, self.classifier = nn.Linear(size, P), nn.Linear(P, config.num_labels)
-        self.identifier = nn.Sequential(nn.Linear(2 * size, P), nn.GELU(), nn.Linear(P, languages))
-        self.teacher_query = nn.Linear(size + E, A) if config.teachers else None
-        self.teacher_keys = nn.Embedding(config.teachers, A) if config.teachers else None
+        self.frame_query, self.frame_key = nn.Linear(E, A), nn.Linear(hidden_size, A)
+        self.layer_scores = nn.Linear(E, num_layers + 1)
+        self.projector, self.classifier = nn.Linear(hidden_size, P), nn.Linear(P, config.num_labels)
+        self.identifier = nn.Sequential(nn.Linear(2 * hidden_size, P), nn.GELU(), nn.Linear(P, languages))
+        self.teacher_query = nn.Linear(hidden_size + E, A) if config.num_teachers else None
+        self.teacher_keys = nn.Embedding(config.num_teachers, A) if config.num_teachers else None
 
-    def forward(self, hidden: Sequence[Tensor], frames_B: Tensor, languages_B: Tensor | None) -> Outputs:
+    def forward(
+        self, hidden_states: Sequence[Tensor], frames_B: Tensor, languages_B: Tensor | None
+    ) -> ClassifierOutput:
         """Answer.
 
         Args:
             hidden: the transformer's input and the output of each layer, [B, F, D] each.
             frames_B: each utterance's number of frames.
-            languages_B: the language's position, one beyond the last for UNKNOWN, `IDENTIFY` to go by what the
+            languages_B: the language's position, one beyond the last for UNKNOWN, `IDENTIFY_LANGUAGE` to go by what the
                 identifier says; None for that everywhere.
         """
-        hidden_BLFD = torch.stack([F.layer_norm(each_BFD, each_BFD.shape[-1:]) for each_BFD in hidden], dim=1)
-        own_BF = own_frames(hidden_BLFD.shape[2], frames_B)
+        hidden_BLFD = torch.stack([F.layer_norm(each_BFD, each_BFD.shape[-1:]) for each_BFD in hidden_states], dim=1)
+        own_BF = length_mask(hidden_BLFD.shape[2], frames_B)
         hidden_BLFD = hidden_BLFD.masked_fill(~own_BF[:, None, :, None], 0)
-        language_logits_BL = self.identifier(_statistics(hidden_BLFD.detach(), frames_B))
-        embedding_BE = self.language(self._known(languages_B, language_logits_BL))
-        pooled_BLD = self._over_frames(hidden_BLFD, own_BF, embedding_BE)
+        language_logits_BL = self.identifier(_pool_statistics(hidden_BLFD.detach(), frames_B))
+        embedding_BE = self.language(self._resolve_languages(languages_B, language_logits_BL))
+        pooled_BLD = self._pool_frames(hidden_BLFD, own_BF, embedding_BE)
         share_BL = F.softmax(self.layer_scores(embedding_BE), dim=-1)
         utterance_BD = (share_BL.unsqueeze(-1) * pooled_BLD).sum(dim=1)
         logits_BC = self.classifier(F.gelu(self.projector(utterance_BD)))
-        return Outputs(logits_BC, language_logits_BL, self._teachers(utterance_BD.detach(), embedding_BE))
+        return ClassifierOutput(
+            logits_BC, language_logits_BL, self._score_teachers(utterance_BD.detach(), embedding_BE)
+        )
 
-    def _known(self, languages_B: Tensor | None, language_logits_BL: Tensor) -> Tensor:
+    def _resolve_languages(self, languages_B: Tensor | None, language_logits_BL: Tensor) -> Tensor:
         """The language that each utterance is answered as; in training some are UNKNOWN, so that one may be."""
         found_B = language_logits_BL.argmax(dim=-1)
-        known_B = found_B if languages_B is None else torch.where(languages_B == IDENTIFY, found_B, languages_B)
+        known_B = (
+            found_B if languages_B is None else torch.where(languages_B == IDENTIFY_LANGUAGE, found_B, languages_B)
+        )
         if not self.training:
             return known_B
-        dropped_B = torch.rand(len(known_B), device=known_B.device) < self.unknown_share
+        dropped_B = torch.rand(len(known_B), device=known_B.device) < self.language_dropout
         return known_B.masked_fill(dropped_B, self.language.num_embeddings - 1)
 
-    def _over_frames(self, hidden_BLFD: Tensor, own_BF: Tensor, embedding_BE: Tensor) -> Tensor:
+    def _pool_frames(self, hidden_BLFD: Tensor, own_BF: Tensor, embedding_BE: Tensor) -> Tensor:
         query_BA, key_BLFA = self.frame_query(embedding_BE), self.frame_key(hidden_BLFD)
         scores_BLF = torch.einsum("ba,blfa->blf", query_BA, key_BLFA) / math.sqrt(query_BA.shape[-1])
         share_BLF = F.softmax(scores_BLF.masked_fill(~own_BF.unsqueeze(1), float("-inf")), dim=-1)
         return torch.einsum("blf,blfd->bld", share_BLF, hidden_BLFD)
 
-    def _teachers(self, utterance_BD: Tensor, embedding_BE: Tensor) -> Tensor | None:
+    def _score_teachers(self, utterance_BD: Tensor, embedding_BE: Tensor) -> Tensor | None:
         if self.teacher_query is None or self.teacher_keys is None:
             return None
         query_BA = self.teacher_query(torch.cat([utterance_BD, embedding_BE], dim=-1))
@@ -128,7 +134,7 @@ class LanguageAwareHead(nn.Module):
         return scores_BK
 
 
-def _statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
+def _pool_statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
     """Mean and deviation over an utterance's own frames, mean over layers, [B, 2 D]; all other hidden states are 0."""
     frames_B11 = frames_B.view(-1, 1, 1)
     mean_BLD = hidden_BLFD.sum(dim=2) / frames_B11
@@ -146,9 +152,9 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
 
     def __init__(self, config: LanguageAwareConfig) -> None:
         super().__init__(config)
-        self.encoder = _encoder(AutoConfig.for_model(**config.backbone))
-        backbone = backbone_of(self.encoder)
-        self.head = LanguageAwareHead(config, backbone.size, backbone.layers)
+        self.encoder = _build_encoder(AutoConfig.for_model(**config.backbone))
+        backbone = make_backbone(self.encoder)
+        self.head = LanguageAwareHead(config, backbone.hidden_size, backbone.num_layers)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -165,7 +171,7 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
 
     def freeze_feature_encoder(self) -> None:
         """Leave the convolutional feature encoder as it is."""
-        for parameter in backbone_of(self.encoder).feature_encoder.parameters():
+        for parameter in make_backbone(self.encoder).feature_encoder.parameters():
             parameter.requires_grad = False
 
     def forward(
@@ -187,20 +193,24 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
         lengths_B = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
         if attention_mask is not None:
             lengths_B = attention_mask.sum(dim=-1)
-        backbone = backbone_of(self.encoder)
-        frames_B = backbone.frames(lengths_B)
-        hidden = backbone.hidden(backbone.features(input_values, lengths_B), frames_B, every_layer=True)
+        backbone = make_backbone(self.encoder)
+        frames_B = backbone.count_frames(lengths_B)
+        hidden = backbone.encode(
+            backbone.extract_features(input_values, lengths_B), frames_B, output_hidden_states=True
+        )
         logits_BC = self.head(hidden, frames_B, language_ids).logits_BC
         loss = None if labels is None else F.cross_entropy(logits_BC, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
 
 
-def _encoder(config: Any) -> Any:
+def _build_encoder(config: Any) -> Any:
     """transformers' model without a head; of Whisper without its decoder."""
     return WhisperEncoder(config) if config.model_type == "whisper" else AutoModel.from_config(config)
 
 
-def language_aware(network: Any, *, languages: Sequence[str], teachers: int, **sizes: Any) -> PreTrainedModel:
+def add_language_aware_head(
+    network: Any, *, languages: Sequence[str], num_teachers: int, **config_kwargs: Any
+) -> PreTrainedModel:
     """A transformers network's encoder, weights and all, with a fresh language-aware head.
 
     Args:
@@ -209,12 +219,14 @@ def language_aware(network: Any, *, languages: Sequence[str], teachers: int, **s
         teachers: number of teachers that attention is to weigh; 0 for none.
         sizes: other fields of `LanguageAwareConfig`.
     """
-    encoder: Any = backbone_of(network).encoder
+    encoder: Any = make_backbone(network).encoder
     labels = {name: getattr(network.config, name) for name in ("id2label", "label2id")}
     shape = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
     # the head starts as transformers' own head on this backbone would
     start = {"initializer_range": shape.get("initializer_range", shape.get("init_std", 0.02))}
-    config = LanguageAwareConfig(backbone=shape, languages=languages, teachers=teachers, **start, **sizes, **labels)
+    config = LanguageAwareConfig(
+        backbone=shape, languages=languages, num_teachers=num_teachers, **start, **config_kwargs, **labels
+    )
     aware = LanguageAwareForAudioClassification(config)
     aware.encoder = encoder
     return aware

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-LANGUAGE_AWARE = "lakd-language-aware"
+LANGUAGE_AWARE_MODEL_TYPE = "lakd-language-aware"
 """transformers' model_type of the language-aware student."""
-IDENTIFY = -1
+IDENTIFY_LANGUAGE = -1
 """In place of a language's position: the one that the network hears."""
 
 
-class Outputs(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """A network's answer; what its head does not have is None."""
 
     logits_BC: Tensor

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.models.outputs import Outputs
+from lakd_ray.models.outputs import ClassifierOutput
 
-LANGUAGES = "lakd.languages"
+LANGUAGES_KEY = "lakd.languages"
 """Metadata of a graph: the languages that it knows apart."""
 
 # OpenVINO makes its kernels anew for each shape that it has not met. So waves go through it one by one, padded to whole
 # half seconds, which changes no answer, and shapes of up to ten seconds can be met beforehand.
-_STEP, _MET = 8_000, 20
+_PAD_SAMPLES, _WARMUP_COUNT = 8_000, 20
 
 
-def require(extra: str, *packages: str) -> None:
+def require_packages(extra: str, *packages: str) -> None:
     """Refuse to go on without some packages.
 
     Args:
@@ -37,33 +37,33 @@ def require(extra: str, *packages: str) -> None:
         raise ConfigError(f'this needs {", ".join(missing)}, not installed here: pip install "lakd-ray[{extra}]"')
 
 
-class Runtime(ABC):
+class GraphRuntime(ABC):
     """A graph that answers.
 
     Attributes:
         languages: those that it knows apart, if it is a language-aware student's.
         threads: that one call computes with.
-        slow_once: lengths of waves, in samples, whose first answers take longer than the next.
+        warmup_lengths: lengths of waves, in samples, whose first answers take longer than the next.
     """
 
     languages: tuple[str, ...]
     threads: int
-    slow_once: tuple[int, ...] = (_STEP,)
+    warmup_lengths: tuple[int, ...] = (_PAD_SAMPLES,)
 
     @abstractmethod
-    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
         """As `EmotionClassifier.forward`, of waves alone."""
 
-    def _given(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> dict[str, Any]:
+    def _build_feed(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> dict[str, Any]:
         given = {"waves": wave_BT.float().numpy(), "lengths": lengths_B.numpy()}
         return given | ({"languages": languages_B.numpy()} if self.languages else {})
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(GraphRuntime):
     """onnxruntime.
 
     Args:
-        file: as `graph.write` or `graph.quantise` made it.
+        file: as `graph.write` or `graph.quantize_int8` made it.
         threads: torch's number if None.
 
     Raises:
@@ -72,7 +72,7 @@ class OnnxRuntime(Runtime):
     """
 
     def __init__(self, file: Path, threads: int | None = None) -> None:
-        require("onnx", "onnxruntime")
+        require_packages("onnx", "onnxruntime")
         import onnxruntime
 
         self.threads = threads or torch.get_num_threads()
@@ -85,15 +85,17 @@ class OnnxRuntime(Runtime):
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no other common base
-            raise _broken(file, "onnxruntime", error) from error
-        self.languages = _languages(file, self._session.get_modelmeta().custom_metadata_map.get(LANGUAGES))
+            raise _load_error(file, "onnxruntime", error) from error
+        self.languages = _parse_languages(file, self._session.get_modelmeta().custom_metadata_map.get(LANGUAGES_KEY))
 
-    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
-        """As `Runtime`."""
-        return Outputs(*map(torch.from_numpy, self._session.run(None, self._given(wave_BT, lengths_B, languages_B))))
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
+        """As `GraphRuntime`."""
+        return ClassifierOutput(
+            *map(torch.from_numpy, self._session.run(None, self._build_feed(wave_BT, lengths_B, languages_B)))
+        )
 
 
-class OpenVino(Runtime):
+class OpenVinoRuntime(GraphRuntime):
     """OpenVINO.
 
     Args:
@@ -106,10 +108,10 @@ class OpenVino(Runtime):
         CheckpointError: the file is not such a graph, or of a network that OpenVINO does not know (Whisper's).
     """
 
-    slow_once = tuple(_STEP * count for count in range(1, _MET + 1))
+    warmup_lengths = tuple(_PAD_SAMPLES * count for count in range(1, _WARMUP_COUNT + 1))
 
     def __init__(self, file: Path, threads: int | None = None, precision: Literal["f32", "bf16"] = "f32") -> None:
-        require("openvino", "openvino")
+        require_packages("openvino", "openvino")
         import openvino
 
         self.threads = threads or torch.get_num_threads()
@@ -124,33 +126,35 @@ class OpenVino(Runtime):
         }
         try:
             found = core.read_model(file)
-            self._request = core.compile_model(found, "CPU", wanted).create_infer_request()
+            self._infer_request = core.compile_model(found, "CPU", wanted).create_infer_request()
         except RuntimeError as error:
-            raise _broken(file, "OpenVINO", error) from error
-        place = ["framework", LANGUAGES]
-        self.languages = _languages(file, found.get_rt_info(place).astype(str) if found.has_rt_info(place) else None)
+            raise _load_error(file, "OpenVINO", error) from error
+        place = ["framework", LANGUAGES_KEY]
+        self.languages = _parse_languages(
+            file, found.get_rt_info(place).astype(str) if found.has_rt_info(place) else None
+        )
 
-    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> Outputs:
-        """As `Runtime`."""
+    def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
+        """As `GraphRuntime`."""
         rows = [
-            self._one(wave_BT[row : row + 1], *each)
+            self._run_utterance(wave_BT[row : row + 1], *each)
             for row, each in enumerate(zip(lengths_B, languages_B, strict=True))
         ]
-        return Outputs(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        return ClassifierOutput(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
-    def _one(self, wave_1T: Tensor, length: Tensor, language: Tensor) -> list[Tensor]:
-        padded_1T = nn.functional.pad(wave_1T[:, : int(length)], (0, -int(length) % _STEP))
-        given = self._given(padded_1T, length.unsqueeze(0), language.unsqueeze(0))
-        return [torch.from_numpy(each.copy()) for each in self._request.infer(given).to_tuple()]
+    def _run_utterance(self, wave_1T: Tensor, length: Tensor, language: Tensor) -> list[Tensor]:
+        padded_1T = nn.functional.pad(wave_1T[:, : int(length)], (0, -int(length) % _PAD_SAMPLES))
+        given = self._build_feed(padded_1T, length.unsqueeze(0), language.unsqueeze(0))
+        return [torch.from_numpy(each.copy()) for each in self._infer_request.infer(given).to_tuple()]
 
 
-def _languages(file: Path, told: str | None) -> tuple[str, ...]:
-    if told is None:
+def _parse_languages(file: Path, value: str | None) -> tuple[str, ...]:
+    if value is None:
         raise CheckpointError(f"{file} was not made by this project: expected a graph that `lakd export --onnx` wrote")
-    return tuple(json.loads(told))
+    return tuple(json.loads(value))
 
 
-def _broken(file: Path, runtime: str, error: Exception) -> CheckpointError:
+def _load_error(file: Path, runtime: str, error: Exception) -> CheckpointError:
     cause = [line for line in str(error).splitlines() if any(map(str.isalpha, line))][-1]  # OpenVINO's summary
     return CheckpointError(
         f"{file} cannot be run by {runtime}: {cause.strip().rstrip('.')}. If the file is damaged, export the "

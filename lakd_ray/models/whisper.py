@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
-from lakd_ray.models.frames import inputs_of
+from lakd_ray.models.frames import capture_inputs
 
-_WINDOW, _HOP = 400, 160  # samples
-_POSITIONS = 50  # a second
+_N_FFT, _HOP_LENGTH = 400, 160  # samples
+_POSITIONS_PER_SECOND = 50  # a second
 
 
 class WhisperBackbone(Backbone):
@@ -34,59 +34,61 @@ class WhisperBackbone(Backbone):
         ConfigError: it hears no whole number of seconds, which transformers' feature extractor cannot cut to.
     """
 
-    pools_own = False
-    worth_keeping = False  # 30 s of spectrogram, half a megabyte, whatever the clip
+    uses_masked_pooling = False
+    has_cacheable_features = False  # 30 s of spectrogram, half a megabyte, whatever the clip
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, "encoder", network)
         config = base.config
-        if config.max_source_positions % _POSITIONS:
+        if config.max_source_positions % _POSITIONS_PER_SECOND:
             raise ConfigError(
-                f"`max_source_positions` is {config.max_source_positions}, expected a multiple of {_POSITIONS}: a "
+                f"`max_source_positions` is {config.max_source_positions}, expected a multiple of {_POSITIONS_PER_SECOND}: a "
                 "whole number of seconds"
             )
         base.embed_positions.requires_grad_(False)  # sinusoids: fixed in transformers too, until it loads a checkpoint
-        super().__init__(base, size=config.d_model, layers=config.encoder_layers, channels=config.num_mel_bins)
+        super().__init__(
+            base, hidden_size=config.d_model, num_layers=config.encoder_layers, feature_dim=config.num_mel_bins
+        )
 
     @property
     def transformer_layers(self) -> nn.ModuleList:
         """In order."""
-        layers: nn.ModuleList = self._base.layers
+        layers: nn.ModuleList = self._base_model.layers
         return layers
 
     @property
     def feature_encoder(self) -> nn.Module:
         """The convolutions."""
-        return nn.ModuleList([self._base.conv1, self._base.conv2])
+        return nn.ModuleList([self._base_model.conv1, self._base_model.conv2])
 
-    def frames(self, lengths_B: Tensor) -> Tensor:
+    def count_frames(self, lengths_B: Tensor) -> Tensor:
         """One position for 20 ms of the clip, those of the padding left out."""
-        own_B = -(-lengths_B // (2 * _HOP))
+        own_B = -(-lengths_B // (2 * _HOP_LENGTH))
         return own_B.clamp(min=1, max=self.config.max_source_positions).long()
 
-    def features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """The spectrogram as transformers' WhisperFeatureExtractor makes it, shape [B, S, M]."""
-        samples = 2 * self.config.max_source_positions * _HOP
+        samples = 2 * self.config.max_source_positions * _HOP_LENGTH
         own_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
         # Padded before it is cut, so that no shape depends on the clip's length and the exporter need not ask for it.
         wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0), (0, samples))[:, :samples]
-        window = torch.hann_window(_WINDOW, device=wave_BT.device)
-        spectrum = torch.stft(wave_BT, _WINDOW, _HOP, window=window, return_complex=True)
+        window = torch.hann_window(_N_FFT, device=wave_BT.device)
+        spectrum = torch.stft(wave_BT, _N_FFT, _HOP_LENGTH, window=window, return_complex=True)
         power = spectrum[..., :-1].abs() ** 2
-        log_BMS = (self._filters.to(wave_BT.device).T @ power).clamp(min=1e-10).log10()
+        log_BMS = (self._mel_filters.to(wave_BT.device).T @ power).clamp(min=1e-10).log10()
         log_BMS = torch.maximum(log_BMS, log_BMS.amax(dim=(1, 2), keepdim=True) - 8.0)
         return ((log_BMS + 4.0) / 4.0).transpose(1, 2)
 
     @cached_property
-    def _filters(self) -> Tensor:
+    def _mel_filters(self) -> Tensor:
         from transformers import WhisperFeatureExtractor  # seconds to load
 
         extractor = WhisperFeatureExtractor(feature_size=self.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
         return torch.from_numpy(extractor.mel_filters).float()
 
-    def hidden(self, features_BSM: Tensor, frames_B: Tensor, *, every_layer: bool = False) -> list[Tensor]:
+    def encode(self, features_BSM: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
         """Convolutions and transformer, positions of the padding included."""
-        mel_BMS = features_BSM.transpose(1, 2).to(self._base.conv1.weight.dtype)
-        with inputs_of(self._base.layers if every_layer else []) as before:
-            last_BFD = self._base(mel_BMS).last_hidden_state
+        mel_BMS = features_BSM.transpose(1, 2).to(self._base_model.conv1.weight.dtype)
+        with capture_inputs(self._base_model.layers if output_hidden_states else []) as before:
+            last_BFD = self._base_model(mel_BMS).last_hidden_state
         return [*before, last_BFD]

@@ -18,18 +18,18 @@ from lakd_ray.config import Backend
 from lakd_ray.corpora import recordings
 from lakd_ray.errors import ConfigError, DataError, LakdError
 from lakd_ray.predict import show
-from lakd_ray.serve.answers import Answer
+from lakd_ray.serve.answers import EmotionResult
 from lakd_ray.serve.client import Client
 
 MAX_SECONDS = 120.0  # as the endpoint's `serve.max_seconds`
 
-_AT_ONCE = 4  # requests: while one is answered, others are sent and decoded
-_QUIET_S = 2.0  # no progress is shown before
-_LANGUAGE = re.compile("[a-z]{2,3}")
+_MAX_IN_FLIGHT = 4  # requests: while one is answered, others are sent and decoded
+_PROGRESS_DELAY_S = 2.0  # no progress is shown before
+_LANGUAGE_CODE = re.compile("[a-z]{2,3}")
 
 
 @dataclass(frozen=True)
-class Question:
+class PredictOptions:
     """What is asked about every recording, as by the endpoint's parameters.
 
     Raises:
@@ -46,7 +46,7 @@ class Question:
     """Only so many of the most probable emotions; all if None."""
 
     def __post_init__(self) -> None:
-        if self.language is not None and not _LANGUAGE.fullmatch(self.language):
+        if self.language is not None and not _LANGUAGE_CODE.fullmatch(self.language):
             raise ConfigError(f"language {self.language!r}: expected a code of two or three letters, such as en")
         for name, value, least in (("window", self.window_s, 0.25), ("hop", self.hop_s, 0.05)):
             if value is not None and not least <= value <= 60:
@@ -57,35 +57,35 @@ class Question:
             raise ConfigError(f"the {self.top_k} most probable emotions: expected 1 or more")
 
 
-class Asked(Protocol):
+class RecordingPredictor(Protocol):
     """Whoever answers."""
 
     emotions: tuple[str, ...]
-    at_once: int
+    max_in_flight: int
 
-    def answer(self, content: bytes, question: Question) -> Answer:
+    def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
         """The answer to an encoded recording; raises LakdError if there is none."""
 
 
-class Endpoint:
+class RemotePredictor:
     """A running endpoint.
 
     Raises:
         ResourceError: it does not answer.
     """
 
-    at_once = _AT_ONCE
+    max_in_flight = _MAX_IN_FLIGHT
 
     def __init__(self, client: Client):
         self._client = client
-        self.emotions = client.model().emotions
+        self.emotions = client.model_info().emotions
 
-    def answer(self, content: bytes, question: Question) -> Answer:
+    def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
         """The endpoint's answer."""
-        return self._client.emotion(content, **asdict(question))
+        return self._client.predict(content, **asdict(options))
 
 
-class Here:
+class LocalPredictor:
     """A model in this process, which answers as the endpoint does.
 
     Args:
@@ -98,46 +98,46 @@ class Here:
         ConfigError: the backend cannot be had here.
     """
 
-    at_once = 1
+    max_in_flight = 1
 
-    def __init__(self, folder: str, max_seconds: float, backend: Backend):
+    def __init__(self, checkpoint: str, max_seconds: float, backend: Backend):
         import transformers  # it and torch take seconds to load
 
         from lakd_ray.infer.predictor import Predictor
         from lakd_ray.serve.answering import LocalModel
 
         transformers.utils.logging.disable_progress_bar()  # of a moment, and it would go where nobody looks for one
-        predictor = Predictor.load(folder, backend=backend)
+        predictor = Predictor.load(checkpoint, backend=backend)
         self._model, self._max_seconds = LocalModel(predictor), max_seconds
         self.emotions = predictor.emotions
 
-    def answer(self, content: bytes, question: Question) -> Answer:
+    def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
         """The model's answer."""
         from lakd_ray.predict import opening
         from lakd_ray.serve import answering
 
-        recording = opening.decoded(content, self._max_seconds)
-        if question.window_s is not None:
-            samples, hop_s = len(recording.wave_T), question.hop_s or question.window_s
-            count = len(answering.segments(samples, question.window_s, hop_s))
+        recording = opening.decode_request(content, self._max_seconds)
+        if options.window_s is not None:
+            samples, hop_s = len(recording.wave_T), options.hop_s or options.window_s
+            count = len(answering.segment_bounds(samples, options.window_s, hop_s))
             if count > answering.MAX_SEGMENTS:
                 most = answering.MAX_SEGMENTS
                 raise DataError(f"the timeline has {count} segments, expected at most {most}: raise the hop")
-        return asyncio.run(answering.answer(self._model, recording, **asdict(question)))
+        return asyncio.run(answering.predict_recording(self._model, recording, **asdict(options)))
 
 
 @dataclass(frozen=True)
-class Result:
+class FileResult:
     """A file, and its answer or the reason why there is none."""
 
     file: str
-    answer: Answer | None = None
+    prediction: EmotionResult | None = None
     error: str | None = None
 
 
 def run(
-    named: Sequence[str],
-    question: Question,
+    inputs: Sequence[str],
+    options: PredictOptions,
     *,
     url: str | None = None,
     model: str | None = None,
@@ -164,22 +164,26 @@ def run(
     """
     if (url is None) == (model is None):
         raise ConfigError("give either an endpoint (--url) or a checkpoint folder (--model)")
-    found = list(dict.fromkeys(place for name in named for place in places(name)))
+    found = list(dict.fromkeys(place for name in inputs for place in expand_paths(name)))
     if not any(isinstance(place, str) for place in found):
-        reasons = "".join(f"\n  {place.file}: {place.error}" for place in found if isinstance(place, Result))
+        reasons = "".join(f"\n  {place.file}: {place.error}" for place in found if isinstance(place, FileResult))
         raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were named")
     with ExitStack() as stack:
-        asked = Endpoint(stack.enter_context(Client(str(url)))) if model is None else Here(model, max_seconds, backend)
-        shown = show.lines(as_json, asked.emotions, question.top_k, [_file(place) for place in found])
+        asked = (
+            RemotePredictor(stack.enter_context(Client(str(url))))
+            if model is None
+            else LocalPredictor(model, max_seconds, backend)
+        )
+        shown = show.make_formatter(as_json, asked.emotions, options.top_k, [_file_name(place) for place in found])
         bar = stack.enter_context(
-            tqdm(total=len(found), unit="file", delay=_QUIET_S, leave=False, disable=not sys.stderr.isatty())
+            tqdm(total=len(found), unit="file", delay=_PROGRESS_DELAY_S, leave=False, disable=not sys.stderr.isatty())
         )
         for line in shown.header:
             bar.write(line, file=sys.stdout)
         failed = 0
-        for result in _results(found, asked, question):
-            failed += result.answer is None
-            for line in shown.of(result.file, result.answer, result.error):
+        for result in _predict_files(found, asked, options):
+            failed += result.prediction is None
+            for line in shown.format_result(result.file, result.prediction, result.error):
                 bar.write(line, file=sys.stdout)
             sys.stdout.flush()  # whoever reads it through a pipe need not wait for the others
             bar.update()
@@ -188,59 +192,63 @@ def run(
     return 1 if failed else 0
 
 
-def _results(found: Sequence[str | Result], asked: Asked, question: Question) -> Iterator[Result]:
+def _predict_files(
+    files: Sequence[str | FileResult], predictor: RecordingPredictor, options: PredictOptions
+) -> Iterator[FileResult]:
     """In the order of what was found."""
 
-    def one(place: str | Result) -> Result:
-        if isinstance(place, Result):
+    def one(place: str | FileResult) -> FileResult:
+        if isinstance(place, FileResult):
             return place
         try:
-            return Result(place, asked.answer(recordings.content(place), question))
+            return FileResult(place, predictor.predict(recordings.read_clip_source(place), options))
         except LakdError as error:
-            return Result(place, error=str(error))
+            return FileResult(place, error=str(error))
 
-    with ThreadPoolExecutor(asked.at_once) as pool:
+    with ThreadPoolExecutor(predictor.max_in_flight) as pool:
         try:
-            yield from pool.map(one, found)
+            yield from pool.map(one, files)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _file(place: str | Result) -> str:
-    return place.file if isinstance(place, Result) else place
+def _file_name(item: str | FileResult) -> str:
+    return item.file if isinstance(item, FileResult) else item
 
 
-def places(name: str) -> Iterator[str | Result]:
+def expand_paths(pattern: str) -> Iterator[str | FileResult]:
     """The recordings that an argument names: itself, those below a folder, or those that match a pattern."""
-    remote = storage.is_remote(name)
-    if (recordings.is_audio(name) and remote) or (not remote and Path(name).is_file()):
-        yield name
-    elif remote or Path(name).is_dir():
-        yield from _below(name)
-    elif glob.has_magic(name):
-        yield from _matching(name)
+    remote = storage.is_remote(pattern)
+    if (recordings.has_audio_suffix(pattern) and remote) or (not remote and Path(pattern).is_file()):
+        yield pattern
+    elif remote or Path(pattern).is_dir():
+        yield from _list_recordings(pattern)
+    elif glob.has_magic(pattern):
+        yield from _expand_pattern(pattern)
     else:
-        yield Result(name, error="there is no such file or folder")
+        yield FileResult(pattern, error="there is no such file or folder")
 
 
-def _matching(pattern: str) -> Iterator[str | Result]:
+def _expand_pattern(pattern: str) -> Iterator[str | FileResult]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 -- patterns may be absolute
     folders = [] if "**" in pattern else [match for match in matches if Path(match).is_dir()]  # ** goes in by itself
-    files = [match for match in matches if recordings.is_audio(match) and Path(match).is_file()]
+    files = [match for match in matches if recordings.has_audio_suffix(match) and Path(match).is_file()]
     if not files and not folders:
-        yield Result(pattern, error="no recording matches it")
+        yield FileResult(pattern, error="no recording matches it")
     yield from files
     for folder in folders:
-        yield from _below(folder)
+        yield from _list_recordings(folder)
 
 
-def _below(folder: str) -> Iterator[str | Result]:
+def _list_recordings(folder: str) -> Iterator[str | FileResult]:
     try:
-        files = [file for file in recordings.files(folder) if recordings.is_audio(file)]
+        files = [file for file in recordings.list_files(folder) if recordings.has_audio_suffix(file)]
     except LakdError as error:
-        yield Result(folder, error=str(error))
+        yield FileResult(folder, error=str(error))
         return
     if not files:
-        yield Result(folder, error=f"no file in it ends as recordings do ({', '.join(recordings.AUDIO[:4])} ...)")
+        yield FileResult(
+            folder, error=f"no file in it ends as recordings do ({', '.join(recordings.AUDIO_SUFFIXES[:4])} ...)"
+        )
     for file in files:
         yield storage.join(folder, file)

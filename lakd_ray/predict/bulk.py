@@ -6,7 +6,7 @@
       quarantine.parquet               those of them without an answer, and why
 
 A part is written whole or not at all, and is not computed again: what was interrupted goes on. Only parts with
-recordings that could not be read for a passing reason (lakd_ray.schema.TRANSIENT) are, by the next run.
+recordings that could not be read for a passing reason (lakd_ray.schema.TRANSIENT_KINDS) are, by the next run.
 """
 
 import json
@@ -24,23 +24,23 @@ from pydantic import Field, ValidationError
 from tqdm import tqdm
 
 from lakd_ray import records, schema, storage
-from lakd_ray.config import Backend, Section, absolute, dump
+from lakd_ray.config import Backend, Section, resolve_location, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StorageError
-from lakd_ray.models.checkpoint import read_card_at
+from lakd_ray.models.checkpoint import read_metadata
 from lakd_ray.predict import inputs
-from lakd_ray.predict.inputs import Entry
-from lakd_ray.predict.worker import Worker
+from lakd_ray.predict.inputs import InputEntry
+from lakd_ray.predict.worker import BulkWorker
 
-PREDICTIONS, QUARANTINE_FILE = "predictions", "quarantine.parquet"
+PREDICTIONS_FOLDER, QUARANTINE_FILE = "predictions", "quarantine.parquet"
 
 OBJECT_STORE_MB = 100  # enough of one: recordings do not travel through it, only their names
 
-_LOOKED_AT = ["id", "path", "status", "kind", "reason", "emotion", "duration_s"]
-_READERS = 16
-_DECIDING = ("backend", "language", "max_seconds", "part_files")
+_SUMMARY_COLUMNS = ["id", "path", "status", "kind", "reason", "emotion", "duration_s"]
+_READ_THREADS = 16
+_FINGERPRINT_FIELDS = ("backend", "language", "max_seconds", "part_files")
 
 
-class Bulk(Section):
+class BulkConfig(Section):
     """What is predicted, by what, and where to."""
 
     input: str
@@ -66,56 +66,56 @@ class Bulk(Section):
     """Recordings of one part; an interrupted run loses no more for each worker."""
 
 
-def settings(**values: Any) -> Bulk:
+def parse_settings(**values: Any) -> BulkConfig:
     """Settings from the command line, with absolute places.
 
     Raises:
         ConfigError: one is impossible, or relative although this runs as a Ray job.
     """
     try:
-        bulk = Bulk.model_validate({name: value for name, value in values.items() if value is not None})
+        bulk = BulkConfig.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         found = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors()]
         raise ConfigError("refused: " + "; ".join(found)) from None
     places = {
-        "input": absolute(bulk.input, f"the input {bulk.input!r}", "/path or s3://bucket/prefix"),
-        "out": absolute(bulk.out, f"the output folder {bulk.out!r}", "/path or s3://bucket/prefix"),
-        "model": absolute(bulk.model, f"the model {bulk.model!r}", "--model /path"),
+        "input": resolve_location(bulk.input, f"the input {bulk.input!r}", "/path or s3://bucket/prefix"),
+        "out": resolve_location(bulk.out, f"the output folder {bulk.out!r}", "/path or s3://bucket/prefix"),
+        "model": resolve_location(bulk.model, f"the model {bulk.model!r}", "--model /path"),
     }
     return bulk.model_copy(update=places)
 
 
 @dataclass(frozen=True)
-class Summary:
+class BulkSummary:
     """What came of it."""
 
     recordings: int
     hours: float
-    answered: dict[str, int]
+    predicted: dict[str, int]
     """How many, by emotion."""
     quarantined: dict[str, int]
     """How many, by kind."""
 
     def __str__(self) -> str:
-        answered, refused = sum(self.answered.values()), sum(self.quarantined.values())
+        answered, refused = sum(self.predicted.values()), sum(self.quarantined.values())
         return (
-            f"{self.recordings} recordings, {self.hours:.2f} h: {answered} answered{_counts(self.answered)}, "
-            f"{refused} quarantined{_counts(self.quarantined)}"
+            f"{self.recordings} recordings, {self.hours:.2f} h: {answered} answered{_format_counts(self.predicted)}, "
+            f"{refused} quarantined{_format_counts(self.quarantined)}"
         )
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _format_counts(counts: dict[str, int]) -> str:
     told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     return f" ({told})" if told else ""
 
 
 @dataclass(frozen=True)
-class _Part:
-    place: str
-    entries: list[Entry]
+class _OutputPart:
+    path: str
+    entries: list[InputEntry]
 
 
-def run(bulk: Bulk) -> Summary:
+def run(config: BulkConfig) -> BulkSummary:
     """Predict everything that is not predicted yet, in the Ray session this process is connected to.
 
     Raises:
@@ -124,51 +124,55 @@ def run(bulk: Bulk) -> Summary:
         StorageError, CheckpointError: there is no such model, or something cannot be read or written.
         ResourceError: the cluster is too small.
     """
-    emotions, model = _model(bulk.model)
-    found = inputs.find(bulk.input)
-    made_by = _made_by(bulk, model, found, emotions)
-    parts = _plan(bulk, found.entries)
-    done = records.is_done(bulk.out, made_by)
-    tables = _whole(parts, retried=True)
-    missing = [part for part in parts if part.place not in tables]
+    emotions, model = _read_model_info(config.model)
+    found = inputs.find_inputs(config.input)
+    fingerprint = _fingerprint(config, model, found, emotions)
+    parts = _plan_parts(config, found.entries)
+    done = records.is_done(config.out, fingerprint)
+    tables = _read_complete_parts(parts, skip_transient=True)
+    missing = [part for part in parts if part.path not in tables]
     if done and not missing:
-        print(f"predict: already done, {bulk.out}")
-        return _told(bulk, list(tables.values()))
-    workers = _workers(bulk, len(missing))
-    records.start(bulk.out, made_by)
-    _predict(bulk, missing, len(found.entries), workers)
-    tables |= _whole(missing, retried=False)
-    return _finish(bulk, made_by, parts, tables)
+        print(f"predict: already done, {config.out}")
+        return _report_summary(config, list(tables.values()))
+    workers = _num_workers(config, len(missing))
+    records.mark_started(config.out, fingerprint)
+    _predict_parts(config, missing, len(found.entries), workers)
+    tables |= _read_complete_parts(missing, skip_transient=False)
+    return _finalize(config, fingerprint, parts, tables)
 
 
-def _model(folder: str) -> tuple[tuple[str, ...], str]:
+def _read_model_info(folder: str) -> tuple[tuple[str, ...], str]:
     """A model's emotions and version."""
-    seal = storage.join(folder, storage.SEAL)
+    seal = storage.join(folder, storage.CHECKSUMS_FILE)
     if not storage.exists(seal):
-        raise CheckpointError(f"{folder} holds no finished checkpoint ({storage.SEAL} is missing); check --model")
-    return read_card_at(folder).emotions, records.digest(storage.read_json(seal))
+        raise CheckpointError(
+            f"{folder} holds no finished checkpoint ({storage.CHECKSUMS_FILE} is missing); check --model"
+        )
+    return read_metadata(folder).emotions, records.digest(storage.read_json(seal))
 
 
-def _made_by(bulk: Bulk, model: str, found: inputs.Inputs, emotions: Sequence[str]) -> dict[str, Any]:
+def _fingerprint(
+    config: BulkConfig, model_version: str, found_inputs: inputs.BulkInputs, emotions: Sequence[str]
+) -> dict[str, Any]:
     return {
         "stage": "predict",
-        "model": model,
-        "inputs": {"place": bulk.input, "recordings": len(found.entries), "digest": found.digest},
-        **{name: value for name, value in dump(bulk).items() if name in _DECIDING},
-        "columns": schema.answers(emotions).names,
+        "model": model_version,
+        "inputs": {"location": config.input, "recordings": len(found_inputs.entries), "digest": found_inputs.digest},
+        **{name: value for name, value in to_dict(config).items() if name in _FINGERPRINT_FIELDS},
+        "columns": schema.bulk_predictions_schema(emotions).names,
     }
 
 
-def _plan(bulk: Bulk, entries: list[Entry]) -> list[_Part]:
-    folder, size = storage.join(bulk.out, PREDICTIONS), bulk.part_files
+def _plan_parts(config: BulkConfig, entries: list[InputEntry]) -> list[_OutputPart]:
+    folder, size = storage.join(config.out, PREDICTIONS_FOLDER), config.part_files
     starts = range(0, len(entries), size)
     return [
-        _Part(storage.join(folder, f"part-{number:05d}.parquet"), entries[start : start + size])
+        _OutputPart(storage.join(folder, f"part-{number:05d}.parquet"), entries[start : start + size])
         for number, start in enumerate(starts)
     ]
 
 
-def _whole(parts: Sequence[_Part], *, retried: bool) -> dict[str, pa.Table]:
+def _read_complete_parts(parts: Sequence[_OutputPart], *, skip_transient: bool) -> dict[str, pa.Table]:
     """Those of the parts that are there and whole: place -> what is looked at.
 
     Args:
@@ -176,99 +180,104 @@ def _whole(parts: Sequence[_Part], *, retried: bool) -> dict[str, pa.Table]:
     """
     if not parts:
         return {}
-    there = {info.name for info in storage.list_files(parts[0].place.rpartition("/")[0])}
+    there = {info.name for info in storage.list_files(parts[0].path.rpartition("/")[0])}
 
-    def read(part: _Part) -> pa.Table | None:
-        if part.place.rpartition("/")[2] not in there:
+    def read(part: _OutputPart) -> pa.Table | None:
+        if part.path.rpartition("/")[2] not in there:
             return None
         try:
-            table = storage.read_table(part.place, columns=_LOOKED_AT)
+            table = storage.read_table(part.path, columns=_SUMMARY_COLUMNS)
         except StorageError as error:
-            print(f"predict: {part.place} cannot be read, it is made anew ({error})")
+            print(f"predict: {part.path} cannot be read, it is made anew ({error})")
             return None
-        again = retried and not schema.TRANSIENT.isdisjoint(table["kind"].to_pylist())
+        again = skip_transient and not schema.TRANSIENT_KINDS.isdisjoint(table["kind"].to_pylist())
         return table if table["id"].to_pylist() == [entry.id for entry in part.entries] and not again else None
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
         found = zip(parts, pool.map(read, parts), strict=True)
-        return {part.place: table for part, table in found if table is not None}
+        return {part.path: table for part, table in found if table is not None}
 
 
-def _predict(bulk: Bulk, missing: Sequence[_Part], total: int, workers: int) -> None:
+def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_recordings: int, workers: int) -> None:
     """Answer some parts and write them."""
     if not missing:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [
-        {"part": part.place, "entries": json.dumps([list(vars(one).values()) for one in part.entries])}
+        {"part": part.path, "entries": json.dumps([list(vars(one).values()) for one in part.entries])}
         for part in missing
     ]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        Worker,
-        fn_constructor_args=(bulk.model, bulk.cpus, bulk.language, bulk.max_seconds, bulk.backend),
+        BulkWorker,
+        fn_constructor_args=(config.model, config.cpus, config.language, config.max_seconds, config.backend),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        num_cpus=bulk.cpus,
-        num_gpus=1 if bulk.gpu else 0,
+        num_cpus=config.cpus,
+        num_gpus=1 if config.gpu else 0,
     )
-    sizes = {part.place: len(part.entries) for part in missing}
+    sizes = {part.path: len(part.entries) for part in missing}
     waiting = sum(sizes.values())
-    print(f"predict: {waiting} of {total} recordings in {len(missing)} parts, {workers} workers")
-    with tqdm(total=total, initial=total - waiting, desc="predict", unit="file", mininterval=2) as bar:
+    print(f"predict: {waiting} of {total_recordings} recordings in {len(missing)} parts, {workers} workers")
+    with tqdm(
+        total=total_recordings, initial=total_recordings - waiting, desc="predict", unit="file", mininterval=2
+    ) as bar:
         for row in written.iter_rows():
             if row["error"]:
                 raise StorageError(row["error"])
             bar.update(sizes[row["part"]])
 
 
-def _workers(bulk: Bulk, parts: int) -> int:
+def _num_workers(config: BulkConfig, num_parts: int) -> int:
     """How many there are to be; never more than parts."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    room = int(have.get("CPU", 0) // bulk.cpus)
-    if bulk.gpu:
+    room = int(have.get("CPU", 0) // config.cpus)
+    if config.gpu:
         room = min(room, int(have.get("GPU", 0)))
-    if room < (bulk.workers or 1):
-        each = f"{bulk.cpus} CPUs" + (" and a GPU" if bulk.gpu else "") + " each"
+    if room < (config.workers or 1):
+        each = f"{config.cpus} CPUs" + (" and a GPU" if config.gpu else "") + " each"
         raise ResourceError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, but {bulk.workers or 1} "
+            f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, but {config.workers or 1} "
             f"workers with {each} were asked for: lower --workers or --cpus, leave out --gpu, or add nodes"
         )
-    return min(bulk.workers or room, parts)
+    return min(config.workers or room, num_parts)
 
 
-def _finish(bulk: Bulk, made_by: dict[str, Any], parts: Sequence[_Part], tables: dict[str, pa.Table]) -> Summary:
-    lost = [part.place for part in parts if part.place not in tables]
+def _finalize(
+    config: BulkConfig, fingerprint: dict[str, Any], parts: Sequence[_OutputPart], tables: dict[str, pa.Table]
+) -> BulkSummary:
+    lost = [part.path for part in parts if part.path not in tables]
     if lost:
         raise DataError(
             f"{len(lost)} of {len(parts)} parts are not what was asked for, the first {lost[0]}: is another process "
             "writing there? Run the same command again"
         )
-    planned = {part.place.rpartition("/")[2] for part in parts}
-    for info in storage.list_files(storage.join(bulk.out, PREDICTIONS)):
+    planned = {part.path.rpartition("/")[2] for part in parts}
+    for info in storage.list_files(storage.join(config.out, PREDICTIONS_FOLDER)):
         if info.name not in planned:  # what a killed process was writing
             storage.delete(info.location)
-    looked_at = pa.concat_tables([tables[part.place] for part in parts])
+    looked_at = pa.concat_tables([tables[part.path] for part in parts])
     refused = looked_at.filter(pc.equal(looked_at["status"], "quarantined"))
     storage.write_table(
-        storage.join(bulk.out, QUARANTINE_FILE), refused.select(schema.UNANSWERED.names).cast(schema.UNANSWERED)
+        storage.join(config.out, QUARANTINE_FILE),
+        refused.select(schema.BULK_QUARANTINE_SCHEMA.names).cast(schema.BULK_QUARANTINE_SCHEMA),
     )
-    records.finish(bulk.out, made_by, [QUARANTINE_FILE], summary=vars(_summary([looked_at])))
-    return _told(bulk, [looked_at])
+    records.mark_finished(config.out, fingerprint, [QUARANTINE_FILE], summary=vars(_summarize([looked_at])))
+    return _report_summary(config, [looked_at])
 
 
-def _summary(tables: Sequence[pa.Table]) -> Summary:
+def _summarize(tables: Sequence[pa.Table]) -> BulkSummary:
     looked_at = pa.concat_tables(tables)
     emotions, kinds = (Counter(looked_at[name].drop_null().to_pylist()) for name in ("emotion", "kind"))
     hours = (pc.sum(looked_at["duration_s"]).as_py() or 0.0) / 3600
-    return Summary(len(looked_at), hours, dict(emotions), dict(kinds))
+    return BulkSummary(len(looked_at), hours, dict(emotions), dict(kinds))
 
 
-def _told(bulk: Bulk, tables: Sequence[pa.Table]) -> Summary:
-    summary = _summary(tables)
-    print(f"predict: {summary} -> {storage.join(bulk.out, PREDICTIONS)}")
+def _report_summary(config: BulkConfig, tables: Sequence[pa.Table]) -> BulkSummary:
+    summary = _summarize(tables)
+    print(f"predict: {summary} -> {storage.join(config.out, PREDICTIONS_FOLDER)}")
     if summary.quarantined:
-        print(f"predict: the reasons are in {storage.join(bulk.out, QUARANTINE_FILE)}")
-    if not summary.answered:
+        print(f"predict: the reasons are in {storage.join(config.out, QUARANTINE_FILE)}")
+    if not summary.predicted:
         raise DataError(f"none of the {summary.recordings} recordings could be answered: see the reasons")
     return summary

@@ -8,26 +8,28 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from lakd_ray.audio import Recording, read
-from lakd_ray.audio.apart import Apart
+from lakd_ray.audio import Recording, decode_recording
+from lakd_ray.audio.apart import SandboxPool
 from lakd_ray.corpora import recordings
 from lakd_ray.errors import ClipError, DataError
-from lakd_ray.serve.answering import WHERE, checked
+from lakd_ray.serve.answering import RECORDING_LABEL, validate_duration
 
-_READERS = 6  # read while others are decoded: a bucket takes its time to answer
-_AHEAD = 4  # recordings that are ready or on their way, for each reader
+_READ_THREADS = 6  # read while others are decoded: a bucket takes its time to answer
+_PREFETCH_PER_THREAD = 4  # recordings that are ready or on their way, for each reader
 
 
-def decoded(content: bytes, max_seconds: float) -> Recording:
+def decode_request(content: bytes, max_seconds: float) -> Recording:
     """A recording from its bytes.
 
     Raises:
         ClipError: it cannot be decoded, or is shorter or longer than it may be.
     """
-    return checked(read(content, where=WHERE, max_seconds=max_seconds + 1), max_seconds)
+    return validate_duration(
+        decode_recording(content, source_name=RECORDING_LABEL, max_seconds=max_seconds + 1), max_seconds
+    )
 
 
-class Opener:
+class PrefetchingDecoder:
     """Opens recordings ahead of whoever takes them. Close it, or use it as a context.
 
     Args:
@@ -35,11 +37,11 @@ class Opener:
         max_seconds: longer recordings are refused.
     """
 
-    def __init__(self, decoders: int, max_seconds: float):
-        self._apart = Apart(decoders)
+    def __init__(self, decoder_processes: int, max_seconds: float):
+        self._decoder_pool = SandboxPool(decoder_processes)
         self._max_seconds = max_seconds
-        self._ahead = _AHEAD * (_READERS + decoders)
-        self._pool = ThreadPoolExecutor(_READERS + decoders, "open")
+        self._max_pending = _PREFETCH_PER_THREAD * (_READ_THREADS + decoder_processes)
+        self._pool = ThreadPoolExecutor(_READ_THREADS + decoder_processes, "open")
 
     def __enter__(self) -> Self:
         return self
@@ -50,22 +52,22 @@ class Opener:
     def close(self) -> None:
         """End threads and processes; what is on its way is waited for."""
         self._pool.shutdown(cancel_futures=True)
-        self._apart.close()
+        self._decoder_pool.close()
 
-    def open(self, sources: Sequence[str]) -> Iterator[Recording | ClipError]:
+    def iter_recordings(self, sources: Sequence[str]) -> Iterator[Recording | ClipError]:
         """Each source's recording or why there is none, in their order."""
         coming: deque[Future[Recording | ClipError]] = deque()
         for source in sources:
-            coming.append(self._pool.submit(self._one, source))
-            if len(coming) >= self._ahead:
+            coming.append(self._pool.submit(self._read_and_decode, source))
+            if len(coming) >= self._max_pending:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
 
-    def _one(self, source: str) -> Recording | ClipError:
+    def _read_and_decode(self, source: str) -> Recording | ClipError:
         try:
-            content = recordings.content(source)
-            recording: Recording = self._apart.call(decoded, content, self._max_seconds)
+            content = recordings.read_clip_source(source)
+            recording: Recording = self._decoder_pool.call(decode_request, content, self._max_seconds)
             return recording
         except ClipError as error:
             return error

@@ -4,38 +4,38 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from lakd_ray.serve.answers import Answer
+from lakd_ray.serve.answers import EmotionResult
 
-_WIDEST = 60  # of the column with file names
+_MAX_FILE_WIDTH = 60  # of the column with file names
 
 
-class Lines(Protocol):
+class Formatter(Protocol):
     """How answers are shown."""
 
     header: Sequence[str]
     """Lines before the first file's."""
 
-    def of(self, file: str, answer: Answer | None, error: str | None) -> list[str]:
+    def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
         """The lines of one file."""
 
 
-def lines(as_json: bool, emotions: Sequence[str], top_k: int | None, files: Sequence[str]) -> Lines:
+def make_formatter(as_json: bool, emotions: Sequence[str], top_k: int | None, files: Sequence[str]) -> Formatter:
     """The way of showing that was asked for; what is to come decides how wide columns are."""
-    return JsonLines() if as_json else Table(emotions, top_k, files)
+    return JsonLinesFormatter() if as_json else TableFormatter(emotions, top_k, files)
 
 
-class JsonLines:
+class JsonLinesFormatter:
     """A JSON object a file: `file` with the fields of the answer, or `file` and `error`."""
 
     header: Sequence[str] = ()
 
-    def of(self, file: str, answer: Answer | None, error: str | None) -> list[str]:
+    def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
         """One line."""
-        told = {"error": error} if answer is None else answer.model_dump(mode="json")
-        return [json.dumps({"file": _spelt(file), **told}, ensure_ascii=False)]
+        told = {"error": error} if prediction is None else prediction.model_dump(mode="json")
+        return [json.dumps({"file": _printable(file), **told}, ensure_ascii=False)]
 
 
-class Table:
+class TableFormatter:
     """Columns for people; a timeline goes below its file.
 
     Args:
@@ -45,36 +45,36 @@ class Table:
     """
 
     def __init__(self, emotions: Sequence[str], top_k: int | None, files: Sequence[str]):
-        self._shown = min(top_k or 1, len(emotions))
-        self._emotion = max(map(len, emotions))
-        self._file = max(4, min(_WIDEST, max((len(_spelt(file)) for file in files), default=0)))
-        self._all = self._shown * (self._emotion + 5) + 2 * (self._shown - 1)
+        self._top_k = min(top_k or 1, len(emotions))
+        self._emotion_width = max(map(len, emotions))
+        self._file_width = max(4, min(_MAX_FILE_WIDTH, max((len(_printable(file)) for file in files), default=0)))
+        self._emotions_width = self._top_k * (self._emotion_width + 5) + 2 * (self._top_k - 1)
         self.header: Sequence[str] = [
-            f"{'file':<{self._file}}  {'emotion':<{self._all}}  {'language':<9}  {'seconds':>7}  notes".rstrip()
+            f"{'file':<{self._file_width}}  {'emotion':<{self._emotions_width}}  {'language':<9}  {'seconds':>7}  notes".rstrip()
         ]
 
-    def of(self, file: str, answer: Answer | None, error: str | None) -> list[str]:
+    def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
         """A line for the file, and one for each segment."""
-        name = f"{_spelt(file):<{self._file}}"
-        if answer is None:
+        name = f"{_printable(file):<{self._file_width}}"
+        if prediction is None:
             return [f"{name}  no answer: {error}"]
-        language = answer.language or "-"
-        if answer.language_probability is not None:
-            language += f" {answer.language_probability:.2f}"
-        notes = "; ".join(remark.message for remark in answer.warnings)
-        said = self._said(answer.probabilities)
-        whole = f"{name}  {said}  {language:<9}  {answer.duration_s:7.2f}  {notes}".rstrip()
+        language = prediction.language or "-"
+        if prediction.language_probability is not None:
+            language += f" {prediction.language_probability:.2f}"
+        notes = "; ".join(remark.message for remark in prediction.warnings)
+        said = self._format_probabilities(prediction.probabilities)
+        whole = f"{name}  {said}  {language:<9}  {prediction.duration_s:7.2f}  {notes}".rstrip()
         parts = [
-            f"{f'{part.start_s:.2f} - {part.end_s:.2f}':>{self._file}}  {self._said(part.probabilities)}".rstrip()
-            for part in answer.segments or ()
+            f"{f'{part.start_s:.2f} - {part.end_s:.2f}':>{self._file_width}}  {self._format_probabilities(part.probabilities)}".rstrip()
+            for part in prediction.segments or ()
         ]
         return [whole, *parts]
 
-    def _said(self, probabilities: dict[str, float]) -> str:
-        best = sorted(probabilities.items(), key=lambda item: -item[1])[: self._shown]
-        return "  ".join(f"{f'{emotion} {share:.2f}':<{self._emotion + 5}}" for emotion, share in best)
+    def _format_probabilities(self, probabilities: dict[str, float]) -> str:
+        best = sorted(probabilities.items(), key=lambda item: -item[1])[: self._top_k]
+        return "  ".join(f"{f'{emotion} {share:.2f}':<{self._emotion_width + 5}}" for emotion, share in best)
 
 
-def _spelt(file: str) -> str:
+def _printable(file: str) -> str:
     """A name that can be printed, whatever bytes it is made of."""
     return file.encode(errors="surrogateescape").decode(errors="backslashreplace")

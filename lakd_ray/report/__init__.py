@@ -5,16 +5,16 @@ from typing import Any
 from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.report import curves, findings, page, predictions
-from lakd_ray.report import languages as languages_told
-from lakd_ray.report.rows import Row, rows_of, summary
+from lakd_ray.report import languages as language_conditions
+from lakd_ray.report.rows import ResultRow, build_result_rows, format_summary
 from lakd_ray.runs import student_runs, teacher_runs
 
-__all__ = ["Row", "run", "summary"]
+__all__ = ["ResultRow", "format_summary", "write_report"]
 
-JSON, HTML = "report.json", "report.html"
+JSON_FILE, HTML_FILE = "report.json", "report.html"
 
 
-def run(config: Experiment) -> str:
+def write_report(config: Experiment) -> str:
     """Write report.json and report.html from the experiment's predictions; always made anew.
 
     Returns:
@@ -25,20 +25,20 @@ def run(config: Experiment) -> str:
         DataError: predictions cannot be compared with each other.
     """
     folder = config.stage_folder("report")
-    found = predictions.read(config)
-    students = predictions.compared(found)
+    found = predictions.read_predictions(config)
+    students = predictions.group_students(found)
     languages, emotions = config.languages, config.emotions
-    rows = [row for one in found for row in rows_of(one, languages, emotions)]
+    rows = [row for one in found for row in build_result_rows(one, languages, emotions)]
     teachers = [row for row in rows if row["paradigm"] == predictions.TEACHER]
-    compared = [row for one in students for row in rows_of(one, languages, emotions)]
+    compared = [row for one in students for row in build_result_rows(one, languages, emotions)]
 
-    said = [findings.best(compared), *findings.comparisons(students, emotions)]
-    aware = languages_told.rows(config)
-    warnings = findings.synthetic(config)
-    notes = [*languages_told.sentences(aware), *findings.cautions(config, found)]
+    said = [findings.describe_best_student(compared), *findings.compare_paradigms(students, emotions)]
+    aware = language_conditions.score_language_conditions(config)
+    warnings = findings.synthetic_corpus_warnings(config)
+    notes = [*language_conditions.summary_sentences(aware), *findings.caveats(config, found)]
     inputs = {one.model: one.digest for one in found}
-    html = page.render(
-        page.Content(
+    html = page.render_report(
+        page.ReportContent(
             config=config,
             scope=f"Fold {config.fold}, seed {config.seed}",
             findings=said,
@@ -46,27 +46,27 @@ def run(config: Experiment) -> str:
             notes=notes,
             rows=rows,
             headline=[*teachers, *compared],
-            curves=curves.read([*teacher_runs(config), *student_runs(config)], config),
+            curves=curves.read_curves([*teacher_runs(config), *student_runs(config)], config),
             inputs=inputs,
-            languages=languages_told.lines(aware),
+            languages=language_conditions.build_language_table(aware),
         )
     )
 
-    made_by = {"stage": "report", "inputs": inputs}
-    records.start(folder, made_by)
-    report = describe(config) | {"notes": [*warnings, *said, *notes], "results": rows, "languages": aware}
-    storage.write_json(storage.join(folder, JSON), report)
-    storage.write_bytes(storage.join(folder, HTML), html.encode())
-    records.finish(folder, made_by, [JSON, HTML])
-    return storage.join(folder, HTML)
+    fingerprint = {"stage": "report", "inputs": inputs}
+    records.mark_started(folder, fingerprint)
+    report = describe_experiment(config) | {"notes": [*warnings, *said, *notes], "results": rows, "languages": aware}
+    storage.write_json(storage.join(folder, JSON_FILE), report)
+    storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
+    records.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
+    return storage.join(folder, HTML_FILE)
 
 
-def describe(config: Experiment) -> dict[str, Any]:
+def describe_experiment(config: Experiment) -> dict[str, Any]:
     """What a report is about, as plain JSON types."""
     return {
         "experiment": config.name,
         "corpora": [
-            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.spoken_by_none}
+            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.is_synthetic}
             for corpus in config.corpora
         ],
     }

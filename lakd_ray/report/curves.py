@@ -10,14 +10,14 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.runs import Run
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Curve:
     """One run's epochs. Values that were not written are NaN: they leave a gap in the line."""
 
-    run: str
+    run_id: str
     epochs: list[int]
     loss: list[float]
     dev_UR: list[float]
@@ -25,19 +25,19 @@ class Curve:
     """UR on dev by language."""
 
 
-def read(runs: Sequence[Run], config: Experiment) -> list[Curve]:
+def read_curves(runs: Sequence[Run], config: Experiment) -> list[Curve]:
     """The curves of those runs that left any, each run once."""
     curves = []
     for run in {run.id: run for run in runs}.values():
-        location = storage.join(run.folder(config), METRICS)
+        location = storage.join(run.folder(config), METRICS_FILE)
         if storage.exists(location):
-            epochs = _epochs(storage.read_bytes(location).decode())
+            epochs = _parse_epochs(storage.read_bytes(location).decode())
             if epochs:
-                curves.append(_curve(run.id, epochs))
+                curves.append(_build_curve(run.id, epochs))
     return curves
 
 
-def _epochs(text: str) -> list[dict[str, Any]]:
+def _parse_epochs(text: str) -> list[dict[str, Any]]:
     """Entries by epoch. A run that went on after a failure may have written one twice: the later counts."""
     found: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
@@ -50,17 +50,17 @@ def _epochs(text: str) -> list[dict[str, Any]]:
     return [found[epoch] for epoch in sorted(found)]
 
 
-def _curve(run: str, epochs: list[dict[str, Any]]) -> Curve:
+def _build_curve(run_id: str, epochs: list[dict[str, Any]]) -> Curve:
     by_language = [entry.get("dev_recall") or {} for entry in epochs]
     languages = dict.fromkeys(language for recalls in by_language for language in recalls)
     return Curve(
-        run=run,
+        run_id=run_id,
         epochs=[entry["epoch"] for entry in epochs],
-        loss=[_number(entry.get("loss")) for entry in epochs],
-        dev_UR=[_number(entry.get("dev_UR")) for entry in epochs],
-        dev_recall={language: [_number(recalls.get(language)) for recalls in by_language] for language in languages},
+        loss=[_to_float(entry.get("loss")) for entry in epochs],
+        dev_UR=[_to_float(entry.get("dev_UR")) for entry in epochs],
+        dev_recall={language: [_to_float(recalls.get(language)) for recalls in by_language] for language in languages},
     )
 
 
-def _number(value: Any) -> float:
+def _to_float(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and isfinite(value) else nan

@@ -8,49 +8,53 @@ from lakd_ray import metrics
 from lakd_ray.config import Experiment
 from lakd_ray.labels import POOLED
 from lakd_ray.report.predictions import Predictions
-from lakd_ray.report.rows import Row, percent, title
+from lakd_ray.report.rows import ResultRow, format_percent, format_title
 from lakd_ray.runs import student_runs
 
-_FEW_SPEAKERS = 10
-_JUDGED = "mtkd"  # the paradigm that the others are held against
+_MIN_SPEAKERS = 10
+_REFERENCE_PARADIGM = "mtkd"  # the paradigm that the others are held against
 
 
-def best(rows: Sequence[Row]) -> str:
+def describe_best_student(rows: Sequence[ResultRow]) -> str:
     """Names the student with the highest pooled UR."""
     pooled = [row for row in rows if row["language"] == POOLED]
     top = max(pooled, key=lambda row: row["UR"])
     bounds = top["UR_interval"]
-    interval = f" (95 % interval {percent(bounds[0])} to {percent(bounds[1])})" if bounds else ""
-    name = title(top["paradigm"], top["setup"], top["variant"])
+    interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
+    name = format_title(top["paradigm"], top["setup"], top["variant"])
     return (
-        f"Best student: {name}, with UR {percent(top['UR'])} %{interval} "
-        f"and WR {percent(top['WR'])} % over all languages."
+        f"Best student: {name}, with UR {format_percent(top['UR'])} %{interval} "
+        f"and WR {format_percent(top['WR'])} % over all languages."
     )
 
 
-def comparisons(students: Sequence[Predictions], emotions: Sequence[str]) -> list[str]:
+def compare_paradigms(students: Sequence[Predictions], emotions: Sequence[str]) -> list[str]:
     """Whether FT or KD beats MTKD, one sentence for each pair in the same set-up."""
     return [
-        _compare(judged, other, emotions)
+        _compare_pair(judged, other, emotions)
         for judged in students
         for other in students
-        if judged.paradigm == _JUDGED and other.paradigm != _JUDGED and judged.setup == other.setup
+        if judged.paradigm == _REFERENCE_PARADIGM
+        and other.paradigm != _REFERENCE_PARADIGM
+        and judged.setup == other.setup
     ]
 
 
-def _compare(judged: Predictions, other: Predictions, emotions: Sequence[str]) -> str:
+def _compare_pair(reference: Predictions, other: Predictions, emotions: Sequence[str]) -> str:
     """The difference of UR with its paired bootstrap interval: both are resampled by the same speakers."""
-    UR = {id(one): metrics.score(one.probabilities_NC, one.labels_N, emotions).UR for one in (judged, other)}
-    upper, lower = sorted((judged, other), key=lambda one: UR[id(one)], reverse=True)
+    UR = {
+        id(one): metrics.compute_scores(one.probabilities_NC, one.labels_N, emotions).UR for one in (reference, other)
+    }
+    upper, lower = sorted((reference, other), key=lambda one: UR[id(one)], reverse=True)
     names = upper.paradigm.upper(), lower.paradigm.upper()
     points = f"{100 * (UR[id(upper)] - UR[id(lower)]):.1f} points of UR"
-    where = f"{judged.setup.capitalize()} students:"
+    where = f"{reference.setup.capitalize()} students:"
     upper_D, lower_D = (
-        metrics.resample(one.probabilities_NC, one.labels_N, one.speaker_N.tolist()) for one in (upper, lower)
+        metrics.bootstrap_UR(one.probabilities_NC, one.labels_N, one.speaker_N.tolist()) for one in (upper, lower)
     )
     if upper_D is None or lower_D is None or set(upper.speaker_N) != set(lower.speaker_N):
         return f"{where} {names[0]} is {points} above {names[1]}; with these speakers no interval can be given."
-    low, high = metrics.percentiles(upper_D - lower_D)
+    low, high = metrics.percentile_interval(upper_D - lower_D)
     interval = f"paired 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
     if low > 0:
         return f"{where} {names[0]} beats {names[1]} by {points} ({interval})."
@@ -60,29 +64,29 @@ def _compare(judged: Predictions, other: Predictions, emotions: Sequence[str]) -
     )
 
 
-def cautions(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
+def caveats(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
     """What a reader must know before quoting a number, beside `synthetic`."""
     return [
-        *_unknown(predictions),
-        *_speakers(predictions),
-        *_sentences(predictions),
-        *_absent(config, predictions),
-        *_once(predictions),
-        *_shared(config),
+        *_undisclosed_teacher_caveat(predictions),
+        *_speaker_count_caveat(predictions),
+        *_shared_sentence_caveat(predictions),
+        *_missing_emotion_caveat(config, predictions),
+        *_single_cell_caveat(predictions),
+        *_shared_run_caveat(config),
     ]
 
 
-def synthetic(config: Experiment) -> list[str]:
+def synthetic_corpus_warnings(config: Experiment) -> list[str]:
     """The one thing to know first: a corpus that no person spoke."""
     return [
         f"Corpus {corpus.name} is synthetic: a synthesiser spoke, no person did. "
         "Its numbers show that the pipeline works; they say nothing about human emotion."
         for corpus in config.corpora
-        if corpus.spoken_by_none
+        if corpus.is_synthetic
     ]
 
 
-def _unknown(predictions: Sequence[Predictions]) -> list[str]:
+def _undisclosed_teacher_caveat(predictions: Sequence[Predictions]) -> list[str]:
     names = sorted({one.unknown for one in predictions} - {""})
     if not names:
         return []
@@ -92,27 +96,27 @@ def _unknown(predictions: Sequence[Predictions]) -> list[str]:
     ]
 
 
-def _speakers(predictions: Sequence[Predictions]) -> list[str]:
+def _speaker_count_caveat(predictions: Sequence[Predictions]) -> list[str]:
     """How many people the intervals rest on."""
     speakers: dict[str, set[str]] = {}
     for one in predictions:
         for language, speaker in zip(one.language_N.tolist(), one.speaker_N.tolist(), strict=True):
             speakers.setdefault(language, set()).add(speaker)
     counts = ", ".join(f"{language} {len(names)}" for language, names in sorted(speakers.items()))
-    few = any(len(names) < _FEW_SPEAKERS for names in speakers.values())
+    few = any(len(names) < _MIN_SPEAKERS for names in speakers.values())
     warning = (
-        f" With fewer than {_FEW_SPEAKERS} speakers they are too narrow, with one there is none; "
+        f" With fewer than {_MIN_SPEAKERS} speakers they are too narrow, with one there is none; "
         "a small difference means little."
     )
     return [f"Intervals are 95 % bootstraps over test speakers ({counts}).{warning if few else ''}"]
 
 
-def _sentences(predictions: Sequence[Predictions]) -> list[str]:
+def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:
     """Where test speakers say what was said in train."""
     shared: dict[str, str] = {}
     for one in predictions:
         for language in np.unique(one.language_N).tolist():
-            said = one.said_N[one.language_N == language].tolist()
+            said = one.sentence_in_train_N[one.language_N == language].tolist()
             if any(said):
                 shared[language] = f"{language} {said.count(True)} of {len(said)}"
     if not shared:
@@ -123,18 +127,18 @@ def _sentences(predictions: Sequence[Predictions]) -> list[str]:
     ]
 
 
-def _absent(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
+def _missing_emotion_caveat(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
     absent: dict[str, None] = {}  # a dict keeps order and drops repetitions
     for one in predictions:
         for language in np.unique(one.language_N):
-            present = set(one.only([str(language)]).labels_N.tolist())
+            present = set(one.select_languages([str(language)]).labels_N.tolist())
             missing = [emotion for index, emotion in enumerate(config.emotions) if index not in present]
             if missing:
                 absent[f"No test utterance in {language} has {', '.join(missing)}: UR there is over the rest."] = None
     return list(absent)
 
 
-def _once(predictions: Sequence[Predictions]) -> list[str]:
+def _single_cell_caveat(predictions: Sequence[Predictions]) -> list[str]:
     folds, seeds = ({getattr(one, name) for one in predictions} for name in ("fold", "seed"))
     if len(folds) > 1 or len(seeds) > 1:
         return []
@@ -144,11 +148,11 @@ def _once(predictions: Sequence[Predictions]) -> list[str]:
     ]
 
 
-def _shared(config: Experiment) -> list[str]:
+def _shared_run_caveat(config: Experiment) -> list[str]:
     taken: dict[str, list[str]] = {}
     for run in student_runs(config):
         if run.stage == "teachers":
-            taken.setdefault(title(run.paradigm, run.setup), []).append(run.id)
+            taken.setdefault(format_title(run.paradigm, run.setup), []).append(run.id)
     return [
         f"{name} is the run {', '.join(runs)}: it is trained exactly as that teacher, so it was trained once and "
         "stands among the students."

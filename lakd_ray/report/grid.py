@@ -6,21 +6,21 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import StageError
 from lakd_ray.labels import POOLED
-from lakd_ray.report import HTML, JSON, describe, dev, findings, page
-from lakd_ray.report import languages as languages_told
-from lakd_ray.report.pooled import Pool, comparisons, pools
-from lakd_ray.report.pooled import rows_of as pooled_rows
-from lakd_ray.report.predictions import TEACHER, Predictions, read_one
-from lakd_ray.report.rows import Row, percent, rows_of
+from lakd_ray.report import HTML_FILE, JSON_FILE, describe_experiment, dev, findings, page
+from lakd_ray.report import languages as language_conditions
+from lakd_ray.report.pooled import SeedAggregate, aggregate_seeds, compare_aggregates
+from lakd_ray.report.pooled import build_aggregate_rows as build_aggregate_rows
+from lakd_ray.report.predictions import TEACHER, Predictions, read_predictions_file
+from lakd_ray.report.rows import ResultRow, build_result_rows, format_percent
 from lakd_ray.runs import predictions_folder, student_runs, teacher_runs
 
-_PAPER = (
+_PUBLISHED_RESULTS = (
     "Published by Bijoy et al. (Interspeech 2025) for their multi-teacher student: WR 72.9 % on English (IEMOCAP) and "
     "UR 63.4 % on Finnish (FESC). Theirs is another division into dev and test, and other seeds."
 )
 
 
-def run(config: Experiment, cells: Sequence[Experiment], missing: Sequence[str] = ()) -> str:
+def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_runs: Sequence[str] = ()) -> str:
     """Write report.json and report.html over all predictions that are there; always made anew.
 
     Args:
@@ -35,36 +35,38 @@ def run(config: Experiment, cells: Sequence[Experiment], missing: Sequence[str] 
         DataError: a file of predictions is damaged.
     """
     folder = config.stage_folder("report")
-    found = _read(cells)
+    found = _read_all_predictions(cells)
     if not any(one.is_student for one in found):
         raise StageError(
             f"no student's predictions in {config.stage_folder('evaluate')}: train and evaluate some first"
         )
     languages, emotions = config.languages, config.emotions
-    together = sorted(pools(found), key=lambda pool: (pool.paradigm != TEACHER, pool.setup, pool.variant or ""))
-    headline = [row for pool in together for row in pooled_rows(pool, languages, emotions)]
-    rows = [row for one in found for row in rows_of(one, languages, emotions)]
-    chosen = dev.rows(dev.standings(cells))
-    aware = languages_told.pooled(cells)
+    together = sorted(
+        aggregate_seeds(found), key=lambda pool: (pool.paradigm != TEACHER, pool.setup, pool.variant or "")
+    )
+    headline = [row for pool in together for row in build_aggregate_rows(pool, languages, emotions)]
+    rows = [row for one in found for row in build_result_rows(one, languages, emotions)]
+    chosen = dev.compare_settings(dev.compute_dev_scores(cells))
+    aware = language_conditions.average_over_cells(cells)
     said = [
-        findings.best([row for row in headline if row["paradigm"] != TEACHER]),
-        *dev.sentences(chosen),
-        *comparisons(together, emotions),
+        findings.describe_best_student([row for row in headline if row["paradigm"] != TEACHER]),
+        *dev.summary_sentences(chosen),
+        *compare_aggregates(together, emotions),
     ]
-    warnings = findings.synthetic(config)
+    warnings = findings.synthetic_corpus_warnings(config)
     notes = [
-        _counted(together),
-        *languages_told.sentences(aware),
-        *findings.cautions(config, found),
-        *_published(config),
-        *_failed(missing),
+        _utterance_count_note(together),
+        *language_conditions.summary_sentences(aware),
+        *findings.caveats(config, found),
+        *_published_results_note(config),
+        *_failed_runs_note(failed_runs),
     ]
     inputs = {f"{one.model} fold {one.fold}": one.digest for one in found}
-    made_by = {"stage": "report", "inputs": inputs}
-    html = page.render(
-        page.Content(
+    fingerprint = {"stage": "report", "inputs": inputs}
+    html = page.render_report(
+        page.ReportContent(
             config=config,
-            scope=_scope(cells),
+            scope=_describe_scope(cells),
             findings=said,
             warnings=warnings,
             notes=notes,
@@ -72,20 +74,20 @@ def run(config: Experiment, cells: Sequence[Experiment], missing: Sequence[str] 
             headline=headline,
             curves=(),
             inputs=inputs,
-            languages=languages_told.lines(aware),
+            languages=language_conditions.build_language_table(aware),
             dev=chosen,
         )
     )
-    records.start(folder, made_by)
+    records.mark_started(folder, fingerprint)
     tables = {"results": rows, "pooled": headline, "dev": chosen, "languages": aware}
     told = {"notes": [*warnings, *said, *notes], **tables}
-    storage.write_json(storage.join(folder, JSON), describe(config) | told)
-    storage.write_bytes(storage.join(folder, HTML), html.encode())
-    records.finish(folder, made_by, [JSON, HTML])
-    return storage.join(folder, HTML)
+    storage.write_json(storage.join(folder, JSON_FILE), describe_experiment(config) | told)
+    storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
+    records.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
+    return storage.join(folder, HTML_FILE)
 
 
-def _read(cells: Sequence[Experiment]) -> list[Predictions]:
+def _read_all_predictions(cells: Sequence[Experiment]) -> list[Predictions]:
     """What is there of all cells' predictions, each file once."""
     found: dict[str, Predictions] = {}
     listed: dict[str, set[str]] = {}
@@ -96,29 +98,29 @@ def _read(cells: Sequence[Experiment]) -> list[Predictions]:
         for run in (*teacher_runs(cell), *student_runs(cell)):
             location = storage.join(folder, f"{run.id}.parquet")
             if f"{run.id}.parquet" in listed[folder] and location not in found:
-                found[location] = read_one(location, cell)
+                found[location] = read_predictions_file(location, cell)
     return list(found.values())
 
 
-def recalls(rows: Sequence[Row], emotions: Sequence[str]) -> str:
+def format_recalls(rows: Sequence[ResultRow], emotions: Sequence[str]) -> str:
     """Recall of each emotion over all languages, for the terminal, in percent."""
     chosen = [row for row in rows if row["language"] == POOLED and row["paradigm"] != TEACHER]
     width = max(len(row["model"]) for row in chosen)
     lines = ["recall".ljust(width) + "".join(emotion.rjust(12) for emotion in emotions)]
     lines += [
-        row["model"].ljust(width) + "".join(percent(row["recall"][emotion]).rjust(12) for emotion in emotions)
+        row["model"].ljust(width) + "".join(format_percent(row["recall"][emotion]).rjust(12) for emotion in emotions)
         for row in chosen
     ]
     return "\n".join(lines)
 
 
-def _scope(cells: Sequence[Experiment]) -> str:
+def _describe_scope(cells: Sequence[Experiment]) -> str:
     folds, seeds = (sorted({getattr(cell, name) for cell in cells}) for name in ("fold", "seed"))
     return f"Folds {', '.join(map(str, folds))}; seeds {', '.join(map(str, seeds))}"
 
 
-def _counted(found: Sequence[Pool]) -> str:
-    counts = {len(one.labels_N) for pool in found if pool.paradigm != TEACHER for one in pool.by_seed.values()}
+def _utterance_count_note(aggregates: Sequence[SeedAggregate]) -> str:
+    counts = {len(one.labels_N) for pool in aggregates if pool.paradigm != TEACHER for one in pool.by_seed.values()}
     least, most = min(counts), max(counts)
     each = f"{most}" if least == most else f"{least} to {most} (runs are missing)"
     return (
@@ -127,9 +129,9 @@ def _counted(found: Sequence[Pool]) -> str:
     )
 
 
-def _published(config: Experiment) -> list[str]:
-    return [_PAPER] if {"iemocap", "fesc"} & {corpus.importer for corpus in config.corpora} else []
+def _published_results_note(config: Experiment) -> list[str]:
+    return [_PUBLISHED_RESULTS] if {"iemocap", "fesc"} & {corpus.importer for corpus in config.corpora} else []
 
 
-def _failed(missing: Sequence[str]) -> list[str]:
-    return [f"Failed, and not in the table: {', '.join(missing)}."] if missing else []
+def _failed_runs_note(failed_runs: Sequence[str]) -> list[str]:
+    return [f"Failed, and not in the table: {', '.join(failed_runs)}."] if failed_runs else []

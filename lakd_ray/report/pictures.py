@@ -16,98 +16,99 @@ from matplotlib.figure import Figure
 
 from lakd_ray.labels import POOLED
 from lakd_ray.report.curves import Curve
-from lakd_ray.report.rows import Line, Row, percent
+from lakd_ray.report.rows import ResultRow, TableRow, format_percent
 
-_COLOURS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
-_OTHER = "#CC79A7"
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLORS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
+_OTHER_COLOR = "#CC79A7"
+LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#222222", "#8a8a8a"
-_MAP = "Blues"
-WIDTH = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
+_COLORMAP = "Blues"
+WIDTH_INCHES = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedImage:
     """A PNG and what it says to those who cannot see it."""
 
-    source: str
+    data_uri: str
     """Data URI."""
     alt: str
 
 
-def bars(lines: Sequence[Line], language: str, chance: float) -> Picture:
+def draw_recall_bars(table_rows: Sequence[TableRow], language: str, chance: float) -> EmbeddedImage:
     """UR of every model in one language, with its interval, beside the line of guessing."""
-    shown = [(line, line.cells[language]) for line in lines if language in line.cells]
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.34 * len(shown)), layout="constrained")
+    shown = [(line, line.cells[language]) for line in table_rows if language in line.cells]
+    figure = Figure(figsize=(WIDTH_INCHES, 0.75 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for place, (line, row) in enumerate(shown):
-        colour = _COLOURS.get(row["paradigm"], _OTHER)
+        colour = _COLORS.get(row["paradigm"], _OTHER_COLOR)
         hatch = "////" if line.is_student and row["setup"] == "monolingual" else None
         axes.barh(place, 100 * row["UR"], height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
         if row["UR_interval"] is not None:
             low, high = (100 * bound for bound in row["UR_interval"])
             axes.plot([low, high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=6)
-        axes.text(102, place, percent(row["UR"]), va="center", fontsize=9, color=INK)
+        axes.text(102, place, format_percent(row["UR"]), va="center", fontsize=9, color=INK)
     axes.axvline(100 * chance, color=INK, linestyle=(0, (4, 3)), linewidth=1)
-    axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
+    axes.set_yticks(range(len(shown)), [_row_label(line) for line, _ in shown])
     axes.set_xlim(0, 100)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel(f"UR in %; dashed: chance, {percent(chance)}", fontsize=9)
-    title_of(axes, _language(language))
-    plain(axes)
-    alt = "; ".join(f"{_label(line)} {percent(row['UR'])}" for line, row in shown)
-    return png(figure, f"Unweighted recall in percent, {_language(language)}: {alt}.")
+    axes.set_xlabel(f"UR in %; dashed: chance, {format_percent(chance)}", fontsize=9)
+    draw_title(axes, _language_label(language))
+    style_axes(axes)
+    alt = "; ".join(f"{_row_label(line)} {format_percent(row['UR'])}" for line, row in shown)
+    return render_png(figure, f"Unweighted recall in percent, {_language_label(language)}: {alt}.")
 
 
-def recalls(lines: Sequence[Line], language: str, emotions: Sequence[str]) -> Picture:
+def draw_recall_heatmap(table_rows: Sequence[TableRow], language: str, emotions: Sequence[str]) -> EmbeddedImage:
     """Recall of each emotion by every model in one language."""
-    shown = [(line, line.cells[language]) for line in lines if language in line.cells]
+    shown = [(line, line.cells[language]) for line in table_rows if language in line.cells]
     shares = [[row["recall"][emotion] for emotion in emotions] for _, row in shown]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares])
-    figure = Figure(figsize=(WIDTH, 0.65 + 0.34 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 0.65 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    _heat(axes, values, [[percent(share) for share in row] for row in shares], fontsize=9)
-    axes.set_yticks(range(len(shown)), [_label(line) for line, _ in shown])
-    _emotions_below(axes, emotions)
-    title_of(axes, _language(language))
+    _draw_heatmap(axes, values, [[format_percent(share) for share in row] for row in shares], fontsize=9)
+    axes.set_yticks(range(len(shown)), [_row_label(line) for line, _ in shown])
+    _set_emotion_ticks(axes, emotions)
+    draw_title(axes, _language_label(language))
     alt = "; ".join(
-        f"{_label(line)}: " + ", ".join(f"{emotion} {percent(row['recall'][emotion])}" for emotion in emotions)
+        f"{_row_label(line)}: "
+        + ", ".join(f"{emotion} {format_percent(row['recall'][emotion])}" for emotion in emotions)
         for line, row in shown
     )
-    return png(figure, f"Recall of each emotion in percent, {_language(language)}. {alt}.")
+    return render_png(figure, f"Recall of each emotion in percent, {_language_label(language)}. {alt}.")
 
 
-def confusion(row: Row, emotions: Sequence[str]) -> Picture:
+def draw_confusion_matrix(row: ResultRow, emotions: Sequence[str]) -> EmbeddedImage:
     """Truth by prediction: share of each truth as colour and number, count below it."""
     counts = np.array(row["confusion"])
     truths = counts.sum(axis=1, keepdims=True)
     shares = np.where(truths > 0, counts / np.maximum(truths, 1), np.nan)
     words = [
-        [f"{percent(share)}\n({count})" if total else "-" for share, count in zip(share_C, count_C, strict=True)]
+        [f"{format_percent(share)}\n({count})" if total else "-" for share, count in zip(share_C, count_C, strict=True)]
         for share_C, count_C, total in zip(shares, counts, truths[:, 0], strict=True)
     ]
     side = max(3.1, 0.9 + 0.55 * len(emotions))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    _heat(axes, shares, words, fontsize=9)
-    _emotions_below(axes, emotions, room=24)
+    _draw_heatmap(axes, shares, words, fontsize=9)
+    _set_emotion_ticks(axes, emotions, max_letters=24)
     axes.set_yticks(range(len(emotions)), emotions)
     axes.set_xlabel("predicted", fontsize=9, color=FAINT)
     axes.set_ylabel("true", fontsize=9, color=FAINT)
-    title_of(axes, f"{_language(row['language'])}, n = {row['n']}")
-    alt = f"Confusion matrix of {row['model']}, {_language(row['language'])}: rows are the truth"
-    return png(
+    draw_title(axes, f"{_language_label(row['language'])}, n = {row['n']}")
+    alt = f"Confusion matrix of {row['model']}, {_language_label(row['language'])}: rows are the truth"
+    return render_png(
         figure, f"{alt}; {'; '.join(f'{e} {list(c)}' for e, c in zip(emotions, row['confusion'], strict=True))}."
     )
 
 
-def training(curve: Curve) -> Picture:
+def draw_training_curves(curve: Curve) -> EmbeddedImage:
     """One run: UR on dev by language above, training loss below."""
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.3), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     single = len(curve.dev_recall) < 2
     for place, (language, UR) in enumerate(curve.dev_recall.items()):
-        colour = LINES[place % len(LINES)]
+        colour = LINE_COLORS[place % len(LINE_COLORS)]
         if not single:
             upper.plot(curve.epochs, 100 * np.array(UR), color=colour, linewidth=1.2, marker=".", label=language)
     upper.plot(curve.epochs, 100 * np.array(curve.dev_UR), color=INK, linewidth=2.2, marker=".", label="all")
@@ -120,20 +121,22 @@ def training(curve: Curve) -> Picture:
     lower.set_ylabel("loss", fontsize=9)
     lower.set_xlabel("epoch", fontsize=9)
     lower.xaxis.get_major_locator().set_params(integer=True)
-    title_of(upper, curve.run)
+    draw_title(upper, curve.run_id)
     for axes in (upper, lower):
-        plain(axes)
+        style_axes(axes)
     figure.align_ylabels()
-    return png(figure, f"Training of {curve.run}: UR on dev and loss over {len(curve.epochs)} epochs.")
+    return render_png(figure, f"Training of {curve.run_id}: UR on dev and loss over {len(curve.epochs)} epochs.")
 
 
-def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list[list[str]], fontsize: float) -> None:
+def _draw_heatmap(
+    axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], cell_texts: list[list[str]], fontsize: float
+) -> None:
     """A table of shares as colours, the numbers on them; grey where there is none."""
     axes.set_facecolor("#e6e6e6")
-    axes.imshow(values, cmap=_MAP, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(values, cmap=_COLORMAP, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.65 else INK
-        axes.text(column, row, words[row][column], ha="center", va="center", fontsize=fontsize, color=colour)
+        axes.text(column, row, cell_texts[row][column], ha="center", va="center", fontsize=fontsize, color=colour)
     axes.tick_params(length=0, labelsize=8.5)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -143,7 +146,7 @@ def _heat(axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], words: list
     axes.tick_params(which="minor", length=0)
 
 
-def plain(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Two faint axes and nothing around."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -152,28 +155,28 @@ def plain(axes: Axes) -> None:
     axes.tick_params(labelsize=9, color=FAINT)
 
 
-def title_of(axes: Axes, text: str) -> None:
+def draw_title(axes: Axes, text: str) -> None:
     """A heading at the left."""
     axes.set_title(text, fontsize=10, fontweight="bold", loc="left", color=INK)
 
 
-def _label(line: Line) -> str:
+def _row_label(table_row: TableRow) -> str:
     """Students by what they are, teachers by their own names."""
-    return line.name if line.is_student else line.model
+    return table_row.name if table_row.is_student else table_row.model
 
 
-def _language(language: str) -> str:
+def _language_label(language: str) -> str:
     return "all languages" if language == POOLED else language
 
 
-def _emotions_below(axes: Axes, emotions: Sequence[str], room: int = 40) -> None:
+def _set_emotion_ticks(axes: Axes, emotions: Sequence[str], max_letters: int = 40) -> None:
     """Names side by side, slanted if they would run into each other: `room` letters fit."""
-    slanted = max(map(len, emotions)) * len(emotions) > room
+    slanted = max(map(len, emotions)) * len(emotions) > max_letters
     axes.set_xticks(range(len(emotions)), emotions, rotation=35 if slanted else 0, ha="right" if slanted else "center")
 
 
-def png(figure: Figure, alt: str) -> Picture:
+def render_png(figure: Figure, alt: str) -> EmbeddedImage:
     """The figure as a picture."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
-    return Picture("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)
+    return EmbeddedImage("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)

@@ -18,11 +18,11 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.runs import predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import PREDICTIONS
+from lakd_ray.schema import PREDICTIONS_SCHEMA
 
 TEACHER = "teacher"
-_PARADIGMS = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT = ("model", "paradigm", "setup", "variant", "unknown", "fold", "seed")
+_PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")
+_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "unknown", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Predictions:
     """Teachers of whom nobody said what they have heard; mostly none."""
     fold: int
     seed: int
-    learned: tuple[str, ...]
+    trained_languages: tuple[str, ...]
     """Languages it was trained on; empty where the experiment does not know the run."""
     digest: str
     """Hash of the file."""
     utterance_N: npt.NDArray[np.str_]
     language_N: npt.NDArray[np.str_]
     speaker_N: npt.NDArray[np.str_]
-    said_N: npt.NDArray[np.object_]
+    sentence_in_train_N: npt.NDArray[np.object_]
     """Whether the sentence is said in train too: True, False or None."""
     labels_N: npt.NDArray[np.int64]
     probabilities_NC: npt.NDArray[np.float64]
@@ -54,26 +54,26 @@ class Predictions:
         """Whether it is compared, or only learned from."""
         return self.paradigm != TEACHER
 
-    def only(self, languages: Sequence[str]) -> "Predictions":
+    def select_languages(self, languages: Sequence[str]) -> "Predictions":
         """The part in some languages."""
-        return self.at(np.flatnonzero(np.isin(self.language_N, list(languages))))
+        return self.take(np.flatnonzero(np.isin(self.language_N, list(languages))))
 
-    def at(self, places: npt.NDArray[np.integer[Any]]) -> "Predictions":
+    def take(self, indices: npt.NDArray[np.integer[Any]]) -> "Predictions":
         """Some of the utterances, in this order."""
-        arrays: dict[str, Any] = {name: getattr(self, name)[places] for name in _ARRAYS}
+        arrays: dict[str, Any] = {name: getattr(self, name)[indices] for name in _ARRAY_FIELDS}
         return replace(self, **arrays)
 
 
-_ARRAYS = ("utterance_N", "language_N", "speaker_N", "said_N", "labels_N", "probabilities_NC")
+_ARRAY_FIELDS = ("utterance_N", "language_N", "speaker_N", "sentence_in_train_N", "labels_N", "probabilities_NC")
 
 
-def joined(members: Sequence[Predictions]) -> Predictions:
+def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
     """Several predictions as one that is otherwise like the first."""
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in members]) for name in _ARRAYS}
-    return replace(members[0], **arrays)
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _ARRAY_FIELDS}
+    return replace(parts[0], **arrays)
 
 
-def read(config: Experiment) -> list[Predictions]:
+def read_predictions(config: Experiment) -> list[Predictions]:
     """All predictions of the experiment: teachers first, then students by set-up and paradigm.
 
     Raises:
@@ -91,37 +91,39 @@ def read(config: Experiment) -> list[Predictions]:
     known = [*teacher_runs(config), *student_runs(config)]
     order = {run.id: place for place, run in enumerate(known)}
     wanted = [info for info in files if info.name.removesuffix(".parquet") in order]
-    found = [read_one(info.location, config) for info in wanted]
+    found = [read_predictions_file(info.location, config) for info in wanted]
     _check_same_utterances(found)
-    return sorted(found, key=lambda one: (one.is_student, one.setup, _rank(one.paradigm), order[one.model]))
+    return sorted(found, key=lambda one: (one.is_student, one.setup, _paradigm_rank(one.paradigm), order[one.model]))
 
 
-def compared(predictions: Sequence[Predictions]) -> list[Predictions]:
+def group_students(predictions: Sequence[Predictions]) -> list[Predictions]:
     """One entry per paradigm and set-up: monolingual students, each in its own language, count as one."""
     groups: dict[tuple[str, str], list[Predictions]] = {}
     for student in predictions:
         if student.is_student:
             groups.setdefault((student.paradigm, student.setup), []).append(student)
-    return [members[0] if len(members) == 1 else pool(members) for members in groups.values()]
+    return [members[0] if len(members) == 1 else combine_models(members) for members in groups.values()]
 
 
-def pool(members: Sequence[Predictions]) -> Predictions:
+def combine_models(members: Sequence[Predictions]) -> Predictions:
     """Several models, each in the languages that it has learned, as one; their utterances must differ."""
-    own = [member.only(member.learned) if member.learned else member for member in members]
+    own = [
+        member.select_languages(member.trained_languages) if member.trained_languages else member for member in members
+    ]
     pooled = replace(
-        joined(own),
+        concatenate_predictions(own),
         model=", ".join(member.model for member in own),
-        learned=tuple(language for member in own for language in member.learned),
+        trained_languages=tuple(language for member in own for language in member.trained_languages),
     )
     _check_unique(pooled.utterance_N, pooled.model)
     return pooled
 
 
-def _rank(paradigm: str) -> int:
-    return _PARADIGMS.index(paradigm) if paradigm in _PARADIGMS else len(_PARADIGMS)
+def _paradigm_rank(paradigm: str) -> int:
+    return _PARADIGM_ORDER.index(paradigm) if paradigm in _PARADIGM_ORDER else len(_PARADIGM_ORDER)
 
 
-def read_one(location: str, config: Experiment) -> Predictions:
+def read_predictions_file(location: str, config: Experiment) -> Predictions:
     """One file of predictions.
 
     Raises:
@@ -129,10 +131,10 @@ def read_one(location: str, config: Experiment) -> Predictions:
     """
     content = storage.read_bytes(location)
     try:
-        table = pq.read_table(BytesIO(content)).select(PREDICTIONS.names).cast(PREDICTIONS)
+        table = pq.read_table(BytesIO(content)).select(PREDICTIONS_SCHEMA.names).cast(PREDICTIONS_SCHEMA)
     except (KeyError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{location} is not a table of predictions ({error}): run `evaluate` again") from error
-    constant = {name: _constant(table, name, location) for name in _CONSTANT}
+    constant = {name: _constant_value(table, name, location) for name in _CONSTANT_COLUMNS}
     students = {run.id: run for run in student_runs(config)}
     teachers = {run.id: run for run in teacher_runs(config)}
     run = students.get(constant["model"], teachers.get(constant["model"]))
@@ -142,26 +144,26 @@ def read_one(location: str, config: Experiment) -> Predictions:
     C = len(config.emotions)
     if set(probabilities.value_lengths().to_pylist()) != {C}:
         raise DataError(f"{location}: expected {C} probabilities per utterance, one for each of {config.emotions}")
-    utterance_N = _strings(table, "utterance")
+    utterance_N = _string_column(table, "utterance")
     _check_unique(utterance_N, location)
     return Predictions(
         **constant,
-        learned=run.languages if run else (),
+        trained_languages=run.languages if run else (),
         digest=hashlib.sha256(content).hexdigest()[:16],
         utterance_N=utterance_N,
-        language_N=_strings(table, "language"),
-        speaker_N=_strings(table, "speaker"),
-        said_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),
-        labels_N=_labels(table, config.emotions, location),
+        language_N=_string_column(table, "language"),
+        speaker_N=_string_column(table, "speaker"),
+        sentence_in_train_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),
+        labels_N=_label_indices(table, config.emotions, location),
         probabilities_NC=probabilities.flatten().to_numpy().reshape(-1, C).astype(np.float64),
     )
 
 
-def _strings(table: pa.Table, column: str) -> npt.NDArray[np.str_]:
+def _string_column(table: pa.Table, column: str) -> npt.NDArray[np.str_]:
     return np.asarray(table[column].to_pylist(), dtype=str)
 
 
-def _labels(table: pa.Table, emotions: Sequence[str], location: str) -> npt.NDArray[np.int64]:
+def _label_indices(table: pa.Table, emotions: Sequence[str], location: str) -> npt.NDArray[np.int64]:
     place = {emotion: index for index, emotion in enumerate(emotions)}
     names = table["emotion"].to_pylist()
     if unknown := set(names) - set(place):
@@ -169,16 +171,16 @@ def _labels(table: pa.Table, emotions: Sequence[str], location: str) -> npt.NDAr
     return np.asarray([place[name] for name in names], dtype=np.int64)
 
 
-def _constant(table: pa.Table, column: str, location: str) -> Any:
+def _constant_value(table: pa.Table, column: str, location: str) -> Any:
     values = table[column].unique().to_pylist()
     if len(values) != 1:
         raise DataError(f"{location}: expected one {column} in the whole file, found {values or 'no rows'}")
     return values[0]
 
 
-def _check_unique(utterance_N: npt.NDArray[np.str_], where: str) -> None:
+def _check_unique(utterance_N: npt.NDArray[np.str_], label: str) -> None:
     if len(np.unique(utterance_N)) != len(utterance_N):
-        raise DataError(f"{where}: some utterances come more than once, expected each test utterance once")
+        raise DataError(f"{label}: some utterances come more than once, expected each test utterance once")
 
 
 def _check_same_utterances(predictions: Sequence[Predictions]) -> None:

@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class Message(BaseModel):
+class ResponseModel(BaseModel):
     """A JSON body."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class Remark(Message):
+class InputWarning(ResponseModel):
     """Something about a recording that makes its answer less worth."""
 
     code: Literal["short", "clipped", "silent", "language"]
@@ -21,7 +21,7 @@ class Remark(Message):
     """The same for people, with figures."""
 
 
-class Segment(Message):
+class Segment(ResponseModel):
     """The emotion of a part of a recording, heard by itself."""
 
     start_s: float
@@ -34,7 +34,7 @@ class Segment(Message):
     """As in the answer."""
 
 
-class Answer(Message):
+class EmotionResult(ResponseModel):
     """The emotion of one recording."""
 
     emotion: str
@@ -49,7 +49,7 @@ class Answer(Message):
     """Length of the recording as decoded."""
     segments: tuple[Segment, ...] | None = None
     """The timeline, in order; null unless `window_s` asked for it."""
-    warnings: tuple[Remark, ...] = ()
+    warnings: tuple[InputWarning, ...] = ()
     """What was met on the way."""
     model: str
     """The model that answered."""
@@ -57,27 +57,27 @@ class Answer(Message):
     """Which weights of it: a short hash of the checkpoint."""
 
 
-class Item(Message):
+class BatchItem(ResponseModel):
     """One recording of a batch: its answer, or why there is none."""
 
     name: str
     """Its file name in the form."""
     status: int
     """What a request with this recording alone would have been answered with; 200 beside an answer."""
-    answer: Answer | None = None
+    result: EmotionResult | None = None
     """The answer."""
     error: str | None = None
     """Why there is none."""
 
 
-class Answers(Message):
+class BatchResponse(ResponseModel):
     """The emotions of a batch of recordings."""
 
-    items: tuple[Item, ...]
+    items: tuple[BatchItem, ...]
     """In the order in which they were sent."""
 
 
-class Heard(Message):
+class StreamResult(ResponseModel):
     """What a stream says: of its last `window_s` seconds while it goes on, of all that came at its end."""
 
     final: bool
@@ -94,7 +94,7 @@ class Heard(Message):
     """As in an answer."""
     language_probability: float | None = None
     """As in an answer."""
-    warnings: tuple[Remark, ...] = ()
+    warnings: tuple[InputWarning, ...] = ()
     """As in an answer."""
     model: str
     """As in an answer."""
@@ -102,7 +102,7 @@ class Heard(Message):
     """As in an answer."""
 
 
-class Prediction(Message):
+class Prediction(ResponseModel):
     """What the model says of one recording."""
 
     probabilities: tuple[float, ...]
@@ -113,7 +113,7 @@ class Prediction(Message):
     """How sure it is of that."""
 
 
-class ModelCard(Message):
+class ModelInfo(ResponseModel):
     """What is being served."""
 
     model: str
@@ -124,7 +124,7 @@ class ModelCard(Message):
     """Classes, in the order of the logits."""
     languages: tuple[str, ...]
     """Languages it was trained on."""
-    hears: tuple[str, ...] = ()
+    identifiable_languages: tuple[str, ...] = ()
     """Languages that it tells apart by itself; empty if it does not listen for that."""
     corpora: tuple[str, ...] = ()
     """Corpora that it was trained on."""
@@ -134,16 +134,16 @@ class ModelCard(Message):
     """Logits are divided by it before the softmax; fitted on dev."""
 
 
-class Said(Message):
+class ModelPredictions(ResponseModel):
     """What one model says of several recordings."""
 
-    card: ModelCard
+    info: ModelInfo
     """The model's."""
     predictions: tuple[Prediction, ...]
     """In the order of the recordings."""
 
 
-class Problem(Message):
+class ErrorResponse(ResponseModel):
     """Why there is no answer."""
 
     error: str

@@ -26,19 +26,19 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.config import Serve
+from lakd_ray.config import ServeConfig
 from lakd_ray.serve import answering, stream, upload
-from lakd_ray.serve.answering import MAX_SEGMENTS, Model
-from lakd_ray.serve.answers import Answer, Answers, Item, ModelCard, Problem
-from lakd_ray.serve.decoding import Decoders
-from lakd_ray.serve.keys import Keys
-from lakd_ray.serve.meters import TYPE, Metered, Meters
-from lakd_ray.serve.page import pages
+from lakd_ray.serve.answering import MAX_SEGMENTS, ModelHandle
+from lakd_ray.serve.answers import BatchItem, BatchResponse, EmotionResult, ErrorResponse, ModelInfo
+from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.keys import ApiKeys
+from lakd_ray.serve.meters import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
+from lakd_ray.serve.page import create_web_router
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}}
-_BODY: dict[str, Any] = {
+_SINGLE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The recording (WAV, FLAC, OGG or MP3; others where the server has ffmpeg), as it is or in the "
@@ -46,60 +46,65 @@ _BODY: dict[str, Any] = {
         "content": {"audio/*": _BINARY, "application/octet-stream": _BINARY, "multipart/form-data": _FORM},
     }
 }
-_FILES = {"type": "array", "items": _BINARY["schema"], "minItems": 1}
-_BODIES: dict[str, Any] = {
+_FILES_SCHEMA = {"type": "array", "items": _BINARY["schema"], "minItems": 1}
+_BATCH_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "Recordings in fields `file` of a form.",
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES}},
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES_SCHEMA}},
             }
         },
     }
 }
-_LATER: dict[int | str, dict[str, Any]] = {
+_RETRYABLE_RESPONSES: dict[int | str, dict[str, Any]] = {
     429: {"description": "Too many requests are waiting; try again after Retry-After seconds"},
-    503: {"model": Problem, "description": "The model is not there at the moment; try again after Retry-After seconds"},
+    503: {
+        "model": ErrorResponse,
+        "description": "The model is not there at the moment; try again after Retry-After seconds",
+    },
 }
-_KEY: dict[int | str, dict[str, Any]] = {401: {"model": Problem, "description": "A key is needed, or it is wrong"}}
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The upload broke off"},
-    **_KEY,
-    408: {"model": Problem, "description": "The upload or the answer took too long"},
-    413: {"model": Problem, "description": "The recording is too large or too long"},
-    415: {"model": Problem, "description": "The Content-Type is not audio"},
-    422: {"model": Problem, "description": "The recording cannot be decoded, or a parameter is not possible"},
-    **_LATER,
+_UNAUTHORIZED_RESPONSES: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorResponse, "description": "A key is needed, or it is wrong"}
+}
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The upload broke off"},
+    **_UNAUTHORIZED_RESPONSES,
+    408: {"model": ErrorResponse, "description": "The upload or the answer took too long"},
+    413: {"model": ErrorResponse, "description": "The recording is too large or too long"},
+    415: {"model": ErrorResponse, "description": "The Content-Type is not audio"},
+    422: {"model": ErrorResponse, "description": "The recording cannot be decoded, or a parameter is not possible"},
+    **_RETRYABLE_RESPONSES,
 }
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelRouter:
     """The model that answers, and perhaps a second one that is tried out on a share of the recordings.
 
     Which of the two answers is a matter of the recording's bytes: the same recording has the same answer each time.
     """
 
-    stable: Model
-    canary: Model | None = None
-    share: float = 0.0
+    stable: ModelHandle
+    canary: ModelHandle | None = None
+    canary_fraction: float = 0.0
 
-    def pick(self, content: bytes, wanted: str | None = None) -> Model:
+    def select(self, content: bytes, requested: str | None = None) -> ModelHandle:
         """The model for a recording.
 
         Raises:
             RequestError: 422 the canary is wanted, and there is none.
         """
-        if wanted == "canary" and self.canary is None:
+        if requested == "canary" and self.canary is None:
             raise RequestError(422, "X-Model is canary, but none is being tried: leave the header out")
         drawn = int.from_bytes(hashlib.sha256(content).digest()[:4]) / 2**32
-        if self.canary is not None and (wanted == "canary" or (wanted is None and drawn < self.share)):
+        if self.canary is not None and (requested == "canary" or (requested is None and drawn < self.canary_fraction)):
             return self.canary
         return self.stable
 
 
-class Options:
+class RequestOptions:
     """What may be asked beside the recording; a dependency of the routes that answer recordings."""
 
     def __init__(
@@ -126,7 +131,7 @@ class Options:
             raise RequestError(422, "hop_s without window_s: give window_s, the length of the timeline's segments")
         self.language, self.window_s, self.hop_s, self.top_k, self.model = language, window_s, hop_s, top_k, model
 
-    def check(self, seconds: float) -> None:
+    def validate_segment_count(self, duration_s: float) -> None:
         """Refuse a timeline of too many segments.
 
         Raises:
@@ -134,42 +139,44 @@ class Options:
         """
         if self.window_s is None:
             return
-        count = len(answering.segments(round(seconds * SAMPLE_RATE), self.window_s, self.hop_s or self.window_s))
+        count = len(
+            answering.segment_bounds(round(duration_s * SAMPLE_RATE), self.window_s, self.hop_s or self.window_s)
+        )
         if count > MAX_SEGMENTS:
             raise RequestError(422, f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise hop_s")
 
 
-def create_app(models: Models, limits: Serve, decoders: Decoders) -> FastAPI:
+def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder) -> FastAPI:
     """The API in front of its models, with the limits of the `serve` section; it closes the decoders when it ends.
 
     Raises:
         ConfigError: the file of keys is not one.
     """
-    keys, meters = Keys(limits.api_keys), Meters()
+    keys, meters = ApiKeys(config.api_keys_file), Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await decoders.warm()
+        await decoder.warmup()
         yield
-        decoders.close()
+        decoder.close()
 
     app = FastAPIOffline(
         title="lakd-ray", description="Emotion of a spoken utterance", redoc_url=None, lifespan=lifespan
     )
-    app.add_middleware(Metered, meters=meters)
-    _explain_errors(app)
-    limit_bytes = int(limits.max_upload_mb * MEGABYTE)
+    app.add_middleware(MetricsMiddleware, metrics=meters)
+    _add_error_handlers(app)
+    limit_bytes = int(config.max_upload_mb * MEGABYTE)
     scheme = HTTPBearer(auto_error=False, description="One of the endpoint's keys, where it asks for one")
 
-    def authorised(request: Request, _: Annotated[Any, Security(scheme)]) -> None:
-        if not keys.opens(request.headers.get("authorization")):
+    def require_api_key(request: Request, _: Annotated[Any, Security(scheme)]) -> None:
+        if not keys.authorizes(request.headers.get("authorization")):
             raise RequestError(401, "a key is needed: send the header `Authorization: Bearer KEY`")
 
-    async def one(content: bytes, options: Options) -> Answer:
-        model = models.pick(content, options.model)
-        recording = await decoders.read(content, limits.max_seconds)
-        options.check(len(recording.wave_T) / SAMPLE_RATE)
-        answer = await answering.answer(
+    async def one(content: bytes, options: RequestOptions) -> EmotionResult:
+        model = router.select(content, options.model)
+        recording = await decoder.decode(content, config.max_seconds)
+        options.validate_segment_count(len(recording.wave_T) / SAMPLE_RATE)
+        answer = await answering.predict_recording(
             model,
             recording,
             language=options.language,
@@ -177,46 +184,62 @@ def create_app(models: Models, limits: Serve, decoders: Decoders) -> FastAPI:
             hop_s=options.hop_s,
             top_k=options.top_k,
         )
-        meters.answered(answer)
+        meters.record_prediction(answer)
         return answer
 
-    app.include_router(pages())
+    app.include_router(create_web_router())
 
-    @app.post("/v1/emotion", responses=_REFUSALS, openapi_extra=_BODY, dependencies=[Depends(authorised)])
-    async def emotion(request: Request, options: Annotated[Options, Depends()]) -> Answer:
+    @app.post(
+        "/v1/emotion", responses=_ERROR_RESPONSES, openapi_extra=_SINGLE_BODY, dependencies=[Depends(require_api_key)]
+    )
+    async def emotion(request: Request, options: Annotated[RequestOptions, Depends()]) -> EmotionResult:
         """Which emotion is heard in a recording."""
-        async with _deadline(limits.deadline_s):
-            return await one(await upload.read(request, limit_bytes), options)
+        async with _enforce_deadline(config.deadline_s):
+            return await one(await upload.read_upload(request, limit_bytes), options)
 
-    @app.post("/v1/emotion:batch", responses=_REFUSALS, openapi_extra=_BODIES, dependencies=[Depends(authorised)])
-    async def emotions(request: Request, options: Annotated[Options, Depends()]) -> Answers:
+    @app.post(
+        "/v1/emotion:batch",
+        responses=_ERROR_RESPONSES,
+        openapi_extra=_BATCH_BODY,
+        dependencies=[Depends(require_api_key)],
+    )
+    async def emotions(request: Request, options: Annotated[RequestOptions, Depends()]) -> BatchResponse:
         """Which emotion is heard in each of several recordings; one that is refused does not spoil the others."""
 
-        async def item(name: str, content: bytes) -> Item:
+        async def item(name: str, content: bytes) -> BatchItem:
             try:
                 if not content:
-                    raise RequestError(422, f"the file is empty, or larger than {limits.max_upload_mb:g} MB")
-                return Item(name=name, status=200, answer=await one(content, options))
+                    raise RequestError(422, f"the file is empty, or larger than {config.max_upload_mb:g} MB")
+                return BatchItem(name=name, status=200, result=await one(content, options))
             except RequestError as error:
-                return Item(name=name, status=error.status, error=error.message)
+                return BatchItem(name=name, status=error.status, error=error.message)
 
-        async with _deadline(limits.deadline_s):
-            files = await upload.read_many(request, limit_bytes, limits.max_files, 4 * limit_bytes)
-            return Answers(items=tuple(await asyncio.gather(*[item(name, content) for name, content in files])))
+        async with _enforce_deadline(config.deadline_s):
+            files = await upload.read_uploads(request, limit_bytes, config.max_files, 4 * limit_bytes)
+            return BatchResponse(items=tuple(await asyncio.gather(*[item(name, content) for name, content in files])))
 
     @app.websocket("/v1/stream")
-    async def streamed(socket: WebSocket) -> None:
-        await stream.serve(socket, models.stable, limits, keys, decoders, meters)
+    async def stream_emotion(socket: WebSocket) -> None:
+        await stream.handle_stream(socket, router.stable, config, keys, decoder, meters)
 
-    @app.get("/v1/model", responses={**_KEY, 503: _LATER[503]}, dependencies=[Depends(authorised)])
-    async def served() -> ModelCard:
+    @app.get(
+        "/v1/model",
+        responses={**_UNAUTHORIZED_RESPONSES, 503: _RETRYABLE_RESPONSES[503]},
+        dependencies=[Depends(require_api_key)],
+    )
+    async def served() -> ModelInfo:
         """What is being served."""
-        return await models.stable.card()
+        return await router.stable.info()
 
-    @app.get("/metrics", responses=_KEY, dependencies=[Depends(authorised)], response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        responses=_UNAUTHORIZED_RESPONSES,
+        dependencies=[Depends(require_api_key)],
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         """What Prometheus reads."""
-        return Response(meters.text(), media_type=TYPE)
+        return Response(meters.render(), media_type=METRICS_CONTENT_TYPE)
 
     @app.get("/-/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
@@ -227,7 +250,7 @@ def create_app(models: Models, limits: Serve, decoders: Decoders) -> FastAPI:
 
 
 @asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
+async def _enforce_deadline(seconds: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -235,27 +258,27 @@ async def _deadline(seconds: float) -> AsyncIterator[None]:
         raise RequestError(408, f"the upload and its answer took longer than {seconds:g} s") from None
 
 
-def _explain_errors(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     """Make every error JSON with one key."""
 
-    def problem(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"error": message}, status, headers)
 
     extra = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
 
     @app.exception_handler(RequestError)
     def refused(_: Request, error: RequestError) -> JSONResponse:
-        return problem(error.status, error.message, extra.get(error.status))
+        return error_response(error.status, error.message, extra.get(error.status))
 
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, error.detail, dict(error.headers or {}))
+        return error_response(error.status_code, error.detail, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         found = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return problem(422, "; ".join(found))
+        return error_response(422, "; ".join(found))
 
     @app.exception_handler(Exception)
     def broken(_: Request, error: Exception) -> JSONResponse:
-        return problem(500, f"internal error ({type(error).__name__}); the server's log has more")
+        return error_response(500, f"internal error ({type(error).__name__}); the server's log has more")

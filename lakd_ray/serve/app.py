@@ -30,68 +30,68 @@ from ray.serve.handle import DeploymentHandle
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
-from lakd_ray.config import Backend, Section, Serve, dump
+from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.serve.answering import describe, predictions
-from lakd_ray.serve.answers import ModelCard, Said
-from lakd_ray.serve.api import Models, create_app
-from lakd_ray.serve.decoding import Decoders
+from lakd_ray.serve.answering import model_info, predict_waves
+from lakd_ray.serve.answers import ModelInfo, ModelPredictions
+from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
 
-BATCH_WAIT_S = 0.005
-CALL_S = 30.0  # seconds of audio in one call of a replica: a timeline is spread over replicas
-ONGOING = 32  # requests that one replica holds: the batch that runs and the next ones
-QUEUED = 64  # requests that wait in the proxy before it answers 429
-TARGET = 8  # requests of one replica at a time that autoscaling aims at
-TRIES = 4  # of one call, when replicas are lost under it
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
+BATCH_WAIT_TIMEOUT_S = 0.005
+MAX_CALL_AUDIO_S = 30.0  # seconds of audio in one call of a replica: a timeline is spread over replicas
+MAX_ONGOING_REQUESTS = 32  # requests that one replica holds: the batch that runs and the next ones
+MAX_QUEUED_REQUESTS = 64  # requests that wait in the proxy before it answers 429
+TARGET_ONGOING_REQUESTS = 8  # requests of one replica at a time that autoscaling aims at
+MAX_CALL_ATTEMPTS = 4  # of one call, when replicas are lost under it
+LOGGING_CONFIG = {"log_level": "WARNING", "enable_access_log": False}
 
 
-class Arguments(Section):
+class AppArgs(Section):
     """What `build` takes."""
 
     checkpoint: str
     """Sealed checkpoint folder: an absolute path that every node sees, or s3://bucket/prefix."""
-    serve: Serve = Serve()
+    serve: ServeConfig = ServeConfig()
     """The `serve` section. Host and port are the proxy's, which is not this application's to choose."""
 
 
-Item = tuple[list[Wave], str | None]
+PredictRequest = tuple[list[Wave], str | None]
 
 
 class ModelReplica:
     """One copy of the model."""
 
     def __init__(self, checkpoint: str, cpus: int, backend: Backend):
-        from lakd_ray.infer.predictor import Predictor, batch_seconds  # loads torch, only where the model runs
+        from lakd_ray.infer.predictor import Predictor, max_batch_seconds  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
-        self._predictor.warm()
-        most = batch_seconds()
+        self._predictor.warmup()
+        most = max_batch_seconds()
 
-        def seconds(items: list[Item]) -> int:
+        def seconds(items: list[PredictRequest]) -> int:
             """Of audio; a longer recording fills a batch, for Serve refuses one that is larger."""
             each = (sum(map(len, waves)) / SAMPLE_RATE for waves, _ in items)
             return sum(min(most, math.ceil(one)) for one in each)
 
         # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together
         # in the next batch. In a thread they would not, for Serve closes a batch every few milliseconds, busy or not.
-        @serve.batch(max_batch_size=most, batch_wait_timeout_s=BATCH_WAIT_S, batch_size_fn=seconds)
-        async def together(items: list[Item]) -> list[list[dict[str, Any]]]:
+        @serve.batch(max_batch_size=most, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S, batch_size_fn=seconds)
+        async def together(items: list[PredictRequest]) -> list[list[dict[str, Any]]]:
             waves = [wave_T for waves, _ in items for wave_T in waves]
             languages = [language for waves, language in items for _ in waves]
-            said = iter(predictions(self._predictor, waves, languages))
+            said = iter(predict_waves(self._predictor, waves, languages))
             return [[next(said).model_dump() for _ in waves] for waves, _ in items]
 
-        self._together = together
+        self._predict_batched = together
 
-    async def describe(self) -> dict[str, Any]:
+    async def model_info(self) -> dict[str, Any]:
         """The model card as plain values."""
-        return describe(self._predictor).model_dump()
+        return model_info(self._predictor).model_dump()
 
     async def __call__(self, waves: list[Wave], language: str | None) -> dict[str, Any]:
-        """The values of what is `Said` of recordings."""
-        return {"card": await self.describe(), "predictions": await self._together((waves, language))}
+        """The values of what is `ModelPredictions` of recordings."""
+        return {"info": await self.model_info(), "predictions": await self._predict_batched((waves, language))}
 
 
 class Ingress:
@@ -101,39 +101,44 @@ class Ingress:
         self,
         stable: DeploymentHandle[ModelReplica],
         canary: DeploymentHandle[ModelReplica] | None,
-        limits: dict[str, Any],
+        config: dict[str, Any],
     ):
-        self._limits = Serve.model_validate(limits)
-        share = 0.0 if self._limits.canary is None else self._limits.canary.share
-        self._models = Models(RemoteModel(stable), None if canary is None else RemoteModel(canary), share)
+        self._config = ServeConfig.model_validate(config)
+        share = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction
+        self._router = ModelRouter(RemoteModel(stable), None if canary is None else RemoteModel(canary), share)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The API; `serve.ingress` asks for it when a replica starts, so nothing of it is pickled."""
-        return create_app(self._models, self._limits, Decoders(self._limits.decoders))
+        return create_app(self._router, self._config, RequestDecoder(self._config.decoder_processes))
 
 
 class RemoteModel:
     """The model behind its handle."""
 
-    def __init__(self, replica: DeploymentHandle[ModelReplica]):
-        self._replica = replica
+    def __init__(self, handle: DeploymentHandle[ModelReplica]):
+        self._handle = handle
 
-    async def card(self) -> ModelCard:
+    async def info(self) -> ModelInfo:
         """What it is."""
-        return ModelCard.model_validate(await self._reach(self._replica.describe.remote))
+        return ModelInfo.model_validate(await self._call_with_retry(self._handle.model_info.remote))
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
         """What it says of recordings; one answer is of one checkpoint, also while another one is rolled out."""
-        for _ in range(TRIES):
-            calls = [self._reach(partial(self._replica.remote, part, language)) for part in _parts(waves)]
-            said = [Said.model_validate(one) for one in await asyncio.gather(*calls)]
-            if len({one.card.version for one in said}) == 1:
-                return Said(card=said[0].card, predictions=tuple(each for one in said for each in one.predictions))
+        for _ in range(MAX_CALL_ATTEMPTS):
+            calls = [
+                self._call_with_retry(partial(self._handle.remote, part, language))
+                for part in _split_by_duration(waves)
+            ]
+            said = [ModelPredictions.model_validate(one) for one in await asyncio.gather(*calls)]
+            if len({one.info.version for one in said}) == 1:
+                return ModelPredictions(
+                    info=said[0].info, predictions=tuple(each for one in said for each in one.predictions)
+                )
         raise RequestError(503, "the model is being replaced; try again")
 
-    async def _reach(self, call: Callable[[], Any]) -> Any:
+    async def _call_with_retry(self, call: Callable[[], Any]) -> Any:
         """Call a replica; if it is lost under the call, another one: what is asked changes nothing there."""
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_CALL_ATTEMPTS)):
             try:
                 return await call()
             except (RayServeException, RayActorError) as error:
@@ -143,13 +148,13 @@ class RemoteModel:
         raise AssertionError("unreachable")
 
 
-def _parts(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
+def _split_by_duration(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
     """What goes to a replica in one call."""
     part: list[Wave] = []
     seconds = 0.0
     for wave_T in waves:
         length = len(wave_T) / SAMPLE_RATE
-        if part and seconds + length > CALL_S:
+        if part and seconds + length > MAX_CALL_AUDIO_S:
             yield part
             part, seconds = [], 0.0
         part.append(wave_T)
@@ -159,52 +164,58 @@ def _parts(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application, from the values of `Arguments`.
+    """The application, from the values of `AppArgs`.
 
     Raises:
         ConfigError: an argument is unknown or impossible, or the checkpoint's path is relative.
         CheckpointError: there is no finished checkpoint.
     """
     try:
-        given = Arguments.model_validate(args)
+        given = AppArgs.model_validate(args)
     except ValidationError as error:
         raise ConfigError(f"arguments of the Serve application: {error}") from None
     limits = given.serve
-    model = _model(given.checkpoint, limits, limits.replicas, "ModelReplica")
-    canary = limits.canary and _model(limits.canary.checkpoint, limits, limits.canary.replicas, "CanaryReplica")
+    model = _model_deployment(given.checkpoint, limits, limits.replicas, "ModelReplica")
+    canary = limits.canary and _model_deployment(
+        limits.canary.checkpoint, limits, limits.canary.replicas, "CanaryReplica"
+    )
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": 0},  # decoding is short: a CPU held for it could leave none for the model
-        max_ongoing_requests=ONGOING * (limits.max_replicas or limits.replicas),
-        max_queued_requests=QUEUED,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS * (limits.max_replicas or limits.replicas),
+        max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        **_LIFE,
+        **_DEPLOYMENT_OPTIONS,
     )(serve.ingress()(Ingress))
-    return ingress.bind(model, canary, dump(limits))
+    return ingress.bind(model, canary, to_dict(limits))
 
 
-_LIFE: dict[str, Any] = {
+_DEPLOYMENT_OPTIONS: dict[str, Any] = {
     "max_surge_percent": 100,  # a replica leaves when its successor is there
     "graceful_shutdown_wait_loop_s": 0.2,
-    "logging_config": QUIET,
+    "logging_config": LOGGING_CONFIG,
 }
 
 
-def _model(checkpoint: str, limits: Serve, replicas: int, name: str) -> Application:
+def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name: str) -> Application:
     """Replicas of a checkpoint."""
     if not storage.is_remote(checkpoint) and not Path(checkpoint).is_absolute():
         raise ConfigError(f"checkpoint {checkpoint!r}: replicas run elsewhere, give an absolute path or s3://")
-    if not storage.exists(storage.join(checkpoint, storage.SEAL)):
-        raise CheckpointError(f"{checkpoint} holds no finished checkpoint ({storage.SEAL} is missing)")
+    if not storage.exists(storage.join(checkpoint, storage.CHECKSUMS_FILE)):
+        raise CheckpointError(f"{checkpoint} holds no finished checkpoint ({storage.CHECKSUMS_FILE} is missing)")
     count: dict[str, Any] = {"num_replicas": replicas}
-    if limits.max_replicas is not None:
-        scaling = {"min_replicas": replicas, "max_replicas": limits.max_replicas, "target_ongoing_requests": TARGET}
+    if config.max_replicas is not None:
+        scaling = {
+            "min_replicas": replicas,
+            "max_replicas": config.max_replicas,
+            "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
+        }
         count = {"num_replicas": "auto", "autoscaling_config": scaling}
     return serve.deployment(
         name=name,
-        ray_actor_options={"num_cpus": limits.cpus},
-        max_ongoing_requests=ONGOING,
+        ray_actor_options={"num_cpus": config.cpus},
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=2,
         **count,
-        **_LIFE,
-    )(ModelReplica).bind(checkpoint, limits.cpus, limits.backend)
+        **_DEPLOYMENT_OPTIONS,
+    )(ModelReplica).bind(checkpoint, config.cpus, config.backend)

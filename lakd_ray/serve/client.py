@@ -1,7 +1,7 @@
 """Asks the endpoint. Needs neither Ray nor torch.
 
     with Client("http://127.0.0.1:8000") as client:
-        answer = client.emotion(Path("clip.wav").read_bytes(), language="de")
+        answer = client.predict(Path("clip.wav").read_bytes(), language="de")
 
 The key, where the endpoint asks for one, is an argument or the environment variable LAKD_API_KEY.
 """
@@ -15,15 +15,15 @@ import httpx
 from pydantic import ValidationError
 
 from lakd_ray.errors import DataError, ResourceError
-from lakd_ray.serve.answers import Answer, Answers, Message, ModelCard, Problem
+from lakd_ray.serve.answers import BatchResponse, EmotionResult, ErrorResponse, ModelInfo, ResponseModel
 
-KEY_VARIABLE = "LAKD_API_KEY"
-Body = TypeVar("Body", bound=Message)
+API_KEY_ENV = "LAKD_API_KEY"
+ResponseT = TypeVar("ResponseT", bound=ResponseModel)
 Files = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
-_LATER = (429, 503)  # too many wait, or the model is not there at the moment
-_BROKEN_TRIES = 3  # of a request whose connection breaks
-_PAUSE_S = (0.25, 8.0)  # first and longest pause before the next attempt, where the endpoint names none
+_RETRYABLE_STATUSES = (429, 503)  # too many wait, or the model is not there at the moment
+_MAX_CONNECTION_ATTEMPTS = 3  # of a request whose connection breaks
+_BACKOFF_S = (0.25, 8.0)  # first and longest pause before the next attempt, where the endpoint names none
 
 
 class Client:
@@ -37,7 +37,7 @@ class Client:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0):
-        key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
+        key = (os.environ.get(API_KEY_ENV, "") if api_key is None else api_key).strip()
         self._url, self._timeout_s, self._has_key = url, timeout_s, bool(key)
         self._http = httpx.Client(
             base_url=url,
@@ -55,15 +55,15 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def model(self) -> ModelCard:
+    def model_info(self) -> ModelInfo:
         """What is being served.
 
         Raises:
             ResourceError: there is no answer, or not from such an endpoint, or the key is missing or wrong.
         """
-        return self._read(self._http.build_request("GET", "/v1/model"), ModelCard)
+        return self._fetch(self._http.build_request("GET", "/v1/model"), ModelInfo)
 
-    def emotion(
+    def predict(
         self,
         content: bytes,
         language: str | None = None,
@@ -71,7 +71,7 @@ class Client:
         window_s: float | None = None,
         hop_s: float | None = None,
         top_k: int | None = None,
-    ) -> Answer:
+    ) -> EmotionResult:
         """The emotion of an encoded recording.
 
         Args:
@@ -89,12 +89,12 @@ class Client:
             "POST",
             "/v1/emotion",
             content=content,
-            params=_parameters(language, window_s, hop_s, top_k),
+            params=_query_params(language, window_s, hop_s, top_k),
             headers={"Content-Type": "application/octet-stream"},
         )
-        return self._read(request, Answer)
+        return self._fetch(request, EmotionResult)
 
-    def emotions(
+    def predict_batch(
         self,
         files: Files,
         language: str | None = None,
@@ -102,7 +102,7 @@ class Client:
         window_s: float | None = None,
         hop_s: float | None = None,
         top_k: int | None = None,
-    ) -> Answers:
+    ) -> BatchResponse:
         """The emotions of several recordings, in one request; one that is refused does not spoil the others.
 
         Args:
@@ -121,37 +121,37 @@ class Client:
             "POST",
             "/v1/emotion:batch",
             files=[("file", (name, content)) for name, content in named],
-            params=_parameters(language, window_s, hop_s, top_k),
+            params=_query_params(language, window_s, hop_s, top_k),
         )
-        answers = self._read(request, Answers)
+        answers = self._fetch(request, BatchResponse)
         if len(answers.items) != len(named):
             raise ResourceError(f"{request.url} was sent {len(named)} recordings and answered {len(answers.items)}")
         return answers
 
-    def _read(self, request: httpx.Request, kind: type[Body]) -> Body:
-        response = self._send(request)
+    def _fetch(self, request: httpx.Request, response_type: type[ResponseT]) -> ResponseT:
+        response = self._send_with_retry(request)
         try:
             if response.is_success:
-                return kind.model_validate_json(response.content)
-            reason = Problem.model_validate_json(response.content).error
+                return response_type.model_validate_json(response.content)
+            reason = ErrorResponse.model_validate_json(response.content).error
         except ValidationError:
             reason = response.text[:200]
         status = response.status_code
         if status in (401, 403):
-            way_out = "give another one" if self._has_key else f"set {KEY_VARIABLE}, or Client(..., api_key=...)"
+            way_out = "give another one" if self._has_key else f"set {API_KEY_ENV}, or Client(..., api_key=...)"
             found = "refuses the key" if self._has_key else "asks for a key"
             raise ResourceError(f"{self._url} {found} ({status}: {reason}); {way_out}")
         if status in (413, 415, 422):
             raise DataError(f"refused ({status}): {reason}")
-        if status in _LATER:
+        if status in _RETRYABLE_STATUSES:
             reason += f"; it was asked again for {self._timeout_s:g} s (timeout_s)"
         raise ResourceError(f"{request.url} answered {status}: {reason}")
 
-    def _send(self, request: httpx.Request) -> httpx.Response:
+    def _send_with_retry(self, request: httpx.Request) -> httpx.Response:
         """The last response within the time."""
         deadline = time.monotonic() + self._timeout_s
-        pause = _PAUSE_S[0]
-        broken = _BROKEN_TRIES
+        pause = _BACKOFF_S[0]
+        broken = _MAX_CONNECTION_ATTEMPTS
         request.read()  # a form is a stream, and can be sent once more only from memory
         while True:
             left = max(0.001, deadline - time.monotonic())
@@ -166,22 +166,22 @@ class Client:
                     f"no answer from {self._url} ({type(error).__name__}: {error}); is it running?"
                 ) from None
             wait = _retry_after(response, pause)
-            if response.status_code not in _LATER or time.monotonic() + wait >= deadline:
+            if response.status_code not in _RETRYABLE_STATUSES or time.monotonic() + wait >= deadline:
                 return response
             time.sleep(wait)
-            pause = min(2 * pause, _PAUSE_S[1])
+            pause = min(2 * pause, _BACKOFF_S[1])
 
 
-def _parameters(
+def _query_params(
     language: str | None, window_s: float | None, hop_s: float | None, top_k: int | None
 ) -> dict[str, str | float | int]:
     asked = {"language": language, "window_s": window_s, "hop_s": hop_s, "top_k": top_k}
     return {name: value for name, value in asked.items() if value is not None}
 
 
-def _retry_after(response: httpx.Response, otherwise: float) -> float:
+def _retry_after(response: httpx.Response, default: float) -> float:
     """Seconds until the endpoint wants to be asked again."""
     try:
-        return max(0.0, float(response.headers.get("Retry-After", otherwise)))
+        return max(0.0, float(response.headers.get("Retry-After", default)))
     except ValueError:  # a date, which gateways may send
-        return otherwise
+        return default

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lakd_ray.errors import ConfigError
 
-VARIABLE = "LAKD_API_KEYS"
-_SHORTEST = 16
+API_KEYS_ENV = "LAKD_API_KEYS"
+_MIN_KEY_LENGTH = 16
 
 
-class Keys:
+class ApiKeys:
     """The keys that open the endpoint; without any, it is open to all who reach it.
 
     Args:
@@ -25,55 +25,55 @@ class Keys:
         ConfigError: the file cannot be read or holds no key, or a key is too short to be one.
     """
 
-    def __init__(self, file: str | None):
-        self._file = None if file is None else Path(file).expanduser()
-        self._of_file: tuple[bytes, ...] = ()
-        self._changed = -1
-        self._always = _digests(os.environ.get(VARIABLE, "").split(","), VARIABLE)
-        self._refresh()
+    def __init__(self, path: str | None):
+        self._path = None if path is None else Path(path).expanduser()
+        self._file_digests: tuple[bytes, ...] = ()
+        self._mtime_ns = -1
+        self._env_digests = _hash_keys(os.environ.get(API_KEYS_ENV, "").split(","), API_KEYS_ENV)
+        self._reload()
 
     @property
-    def needed(self) -> bool:
+    def required(self) -> bool:
         """Whether a key is asked for."""
-        return self._file is not None or bool(self._always)
+        return self._path is not None or bool(self._env_digests)
 
-    def opens(self, header: str | None) -> bool:
+    def authorizes(self, header: str | None) -> bool:
         """Whether the value of an Authorization header, `Bearer KEY`, opens the endpoint."""
         kind, _, key = (header or "").partition(" ")
-        return self.knows(key.strip() if kind.lower() == "bearer" else "")
+        return self.is_valid(key.strip() if kind.lower() == "bearer" else "")
 
-    def knows(self, key: str) -> bool:
+    def is_valid(self, key: str) -> bool:
         """Whether a key opens the endpoint."""
-        if not self.needed:
+        if not self.required:
             return True
         with suppress(ConfigError):  # whoever writes the file has not finished; the keys of before count
-            self._refresh()
+            self._reload()
         given = hashlib.sha256(key.encode()).digest()
         # every key is compared, so that the time does not tell which one it was
-        return any([hmac.compare_digest(given, known) for known in (*self._of_file, *self._always)])  # noqa: C419
+        return any([hmac.compare_digest(given, known) for known in (*self._file_digests, *self._env_digests)])  # noqa: C419
 
-    def _refresh(self) -> None:
-        if self._file is None:
+    def _reload(self) -> None:
+        if self._path is None:
             return
         try:
-            changed = self._file.stat().st_mtime_ns
-            if changed == self._changed:
+            changed = self._path.stat().st_mtime_ns
+            if changed == self._mtime_ns:
                 return
-            lines = self._file.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"serve.api_keys: cannot read {self._file}: {error}") from None
-        of_file = _digests([line for line in lines if not line.lstrip().startswith("#")], str(self._file))
+            raise ConfigError(f"serve.api_keys_file: cannot read {self._path}: {error}") from None
+        of_file = _hash_keys([line for line in lines if not line.lstrip().startswith("#")], str(self._path))
         if not of_file:
-            raise ConfigError(f"serve.api_keys: {self._file} holds no key, expected one a line")
-        self._of_file, self._changed = of_file, changed
+            raise ConfigError(f"serve.api_keys_file: {self._path} holds no key, expected one a line")
+        self._file_digests, self._mtime_ns = of_file, changed
 
 
-def _digests(keys: list[str], where: str) -> tuple[bytes, ...]:
+def _hash_keys(keys: list[str], source: str) -> tuple[bytes, ...]:
     keys = [key.strip() for key in keys if key.strip()]
     for key in keys:
-        if len(key) < _SHORTEST:
+        if len(key) < _MIN_KEY_LENGTH:
             raise ConfigError(
-                f"{where}: a key of {len(key)} characters can be guessed, expected {_SHORTEST} or more; "
+                f"{source}: a key of {len(key)} characters can be guessed, expected {_MIN_KEY_LENGTH} or more; "
                 'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)

@@ -9,13 +9,13 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from lakd_ray import resources, storage
-from lakd_ray.config import Experiment, dump
+from lakd_ray.config import Experiment, to_dict
 from lakd_ray.errors import CheckpointError, ResourceError
-from lakd_ray.serve.app import QUIET, build
+from lakd_ray.serve.app import LOGGING_CONFIG, build
 from lakd_ray.serve.client import Client
-from lakd_ray.serve.port import free_port
+from lakd_ray.serve.port import resolve_port
 
-APPLICATION = "lakd"
+APPLICATION_NAME = "lakd"
 POLL_S = 0.1
 _GRACE_S = 30.0  # the application keeps its own deadlines; the proxy ends what should get past them
 
@@ -40,9 +40,9 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deadline = time.monotonic() + timeout_s
     section = config.serve
-    _check_room(config)
-    application = build({"checkpoint": checkpoint, "serve": dump(section)})
-    port = free_port(section)
+    _check_resources(config)
+    application = build({"checkpoint": checkpoint, "serve": to_dict(section)})
+    port = resolve_port(section)
     try:
         serve.start(
             proxy_location="HeadOnly",
@@ -51,45 +51,45 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
                 "port": port,
                 "request_timeout_s": max(section.deadline_s, section.max_stream_s) + _GRACE_S,
             },
-            logging_config=QUIET,
+            logging_config=LOGGING_CONFIG,
         )
-        target = serve.RunTarget(application, name=APPLICATION, logging_config=QUIET)
+        target = serve.RunTarget(application, name=APPLICATION_NAME, logging_config=LOGGING_CONFIG)
         serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait for ever
-        _wait(deadline)
-        url = _url(section.host, port)
+        _wait_until_running(deadline)
+        url = _base_url(section.host, port)
         with Client(url, timeout_s=max(1.0, deadline - time.monotonic())) as client:
-            client.model()
+            client.model_info()
     except BaseException:
         stop()
         raise
     return url
 
 
-def stop(*, cluster_ends: bool = False) -> None:
+def stop(*, before_cluster_shutdown: bool = False) -> None:
     """Stop answering and shut Serve down. Nothing happens if it does not run.
 
     Args:
-        cluster_ends: the cluster is shut down next, and Serve's own processes with it. Ray would report their
+        before_cluster_shutdown: the cluster is shut down next, and Serve's own processes with it. Ray would report their
             orderly end as a failed task, when the cluster has gone before they have.
     """
-    if cluster_ends:
-        serve.delete(APPLICATION)
+    if before_cluster_shutdown:
+        serve.delete(APPLICATION_NAME)
     else:
         serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
-def _check_room(config: Experiment) -> None:
+def _check_resources(config: Experiment) -> None:
     """Refuse what would otherwise wait for ever."""
     if serve.status().proxies:
         raise ResourceError("Ray Serve runs already in this cluster: stop it first with `serve shutdown`")
     have = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    resources.refuse_shortage(config, ("serve",), have)
+    resources.check_resources(config, ("serve",), have)
 
 
-def _wait(deadline: float) -> None:
+def _wait_until_running(deadline: float) -> None:
     """Until the application runs, has failed, or the time is over."""
     while True:
-        application = serve.status().applications[APPLICATION]
+        application = serve.status().applications[APPLICATION_NAME]
         if application.status == ApplicationStatus.RUNNING:
             return
         messages = [item.message.strip() for item in application.deployments.values()]
@@ -102,7 +102,7 @@ def _wait(deadline: float) -> None:
         time.sleep(POLL_S)
 
 
-def _url(host: str, port: int) -> str:
+def _base_url(host: str, port: int) -> str:
     """Where this machine reaches the endpoint."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"

@@ -1,7 +1,7 @@
 """Sound that is answered while it is recorded.
 
 The client sends binary messages: 16-bit little-endian mono samples (`format=pcm16`, at `rate` Hz), or what a browser's
-MediaRecorder makes (`format=webm`, where the server has ffmpeg). It is sent a `Heard` as JSON every `hop_s` seconds of
+MediaRecorder makes (`format=webm`, where the server has ffmpeg). It is sent a `StreamResult` as JSON every `hop_s` seconds of
 sound, about the last `window_s`, or less often if the model is slower; after its text message {"type": "end"} one about
 everything, and then the stream is closed. Where the endpoint asks for keys, the first message is {"key": KEY}.
 
@@ -21,21 +21,21 @@ from typing import Any, Self
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lakd_ray.config import Serve
+from lakd_ray.config import ServeConfig
 from lakd_ray.serve import answering
-from lakd_ray.serve.answering import MIN_SECONDS, Model
-from lakd_ray.serve.answers import Heard, Problem
-from lakd_ray.serve.decoding import Decoders
-from lakd_ray.serve.keys import Keys
-from lakd_ray.serve.meters import Meters
+from lakd_ray.serve.answering import MIN_SECONDS, ModelHandle
+from lakd_ray.serve.answers import ErrorResponse, StreamResult
+from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.keys import ApiKeys
+from lakd_ray.serve.meters import Metrics
 from lakd_ray.serve.upload import RequestError
 
-_MAX_MESSAGE = 1 << 20  # bytes
+_MAX_MESSAGE_BYTES = 1 << 20  # bytes
 _FFMPEG_RATE = 16_000
-_FAULT, _BROKEN, _LATER = 1008, 1011, 1013  # RFC 6455
+_CLOSE_POLICY_VIOLATION, _CLOSE_INTERNAL_ERROR, _CLOSE_TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455
 
 
-class Wanted(BaseModel):
+class StreamParams(BaseModel):
     """The query of a stream."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,38 +47,38 @@ class Wanted(BaseModel):
     hop_s: float = Field(1.0, ge=0.1, le=60)
 
 
-class _Sound:
+class _AudioBuffer:
     """What has come: the last `keep_s` seconds of it, and how much in all."""
 
-    def __init__(self, rate: int, keep_s: float):
+    def __init__(self, rate: int, max_seconds: float):
         self.rate = rate
-        self._keep = 2 * round(rate * keep_s)
+        self._max_bytes = 2 * round(rate * max_seconds)
         self._bytes = bytearray()
-        self._dropped = 0
-        self.more = asyncio.Event()
-        self.ended = False
+        self._dropped_bytes = 0
+        self.updated = asyncio.Event()
+        self.is_closed = False
 
-    def add(self, samples: bytes) -> None:
+    def append(self, samples: bytes) -> None:
         """More samples; half a sample waits for its other half."""
         self._bytes += samples
-        over = len(self._bytes) - self._keep
+        over = len(self._bytes) - self._max_bytes
         if over > self.rate:  # half a second at a time, not at every message
             over -= over % 2
             del self._bytes[:over]
-            self._dropped += over
-        self.more.set()
+            self._dropped_bytes += over
+        self.updated.set()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing more comes."""
-        self.ended = True
-        self.more.set()
+        self.is_closed = True
+        self.updated.set()
 
     @property
-    def seconds(self) -> float:
+    def total_seconds(self) -> float:
         """How much has come."""
-        return (self._dropped + len(self._bytes)) // 2 / self.rate
+        return (self._dropped_bytes + len(self._bytes)) // 2 / self.rate
 
-    def last(self, seconds: float) -> tuple[bytes, float, float]:
+    def tail_as_wav(self, seconds: float) -> tuple[bytes, float, float]:
         """The last of it as a WAV file, and where that begins and ends."""
         whole = bytes(self._bytes[: len(self._bytes) // 2 * 2])
         part = whole[-2 * round(seconds * self.rate) :]
@@ -88,69 +88,75 @@ class _Sound:
             file.setsampwidth(2)
             file.setframerate(self.rate)
             file.writeframes(part)
-        return target.getvalue(), self.seconds - len(part) / 2 / self.rate, self.seconds
+        return target.getvalue(), self.total_seconds - len(part) / 2 / self.rate, self.total_seconds
 
 
-async def serve(socket: WebSocket, model: Model, limits: Serve, keys: Keys, decoders: Decoders, meters: Meters) -> None:
+async def handle_stream(
+    socket: WebSocket, model: ModelHandle, config: ServeConfig, keys: ApiKeys, decoder: RequestDecoder, metrics: Metrics
+) -> None:
     """Answer a stream to its end."""
     await socket.accept()
-    if meters.open_streams >= limits.max_streams:
-        await _refuse(socket, _LATER, f"{limits.max_streams} streams are open already; try again later")
+    if metrics.open_streams >= config.max_streams:
+        await _close_with_error(
+            socket, _CLOSE_TRY_AGAIN_LATER, f"{config.max_streams} streams are open already; try again later"
+        )
         return
-    with meters.streaming():
+    with metrics.track_stream():
         try:
-            wanted = Wanted.model_validate(dict(socket.query_params))
-            await _greet(socket, keys, limits.deadline_s)
-            await _answer(socket, wanted, model, limits, decoders)
+            wanted = StreamParams.model_validate(dict(socket.query_params))
+            await _authenticate(socket, keys, config.deadline_s)
+            await _run_stream(socket, wanted, model, config, decoder)
         except ValidationError as error:
             found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            await _refuse(socket, _FAULT, found)
+            await _close_with_error(socket, _CLOSE_POLICY_VIOLATION, found)
         except RequestError as error:
-            await _refuse(socket, _LATER if error.status == 503 else _FAULT, error.message)
+            await _close_with_error(
+                socket, _CLOSE_TRY_AGAIN_LATER if error.status == 503 else _CLOSE_POLICY_VIOLATION, error.message
+            )
         except WebSocketDisconnect:
             pass
         except Exception as error:  # the client is told, as in HTTP, and the log has it
-            await _refuse(socket, _BROKEN, f"internal error ({type(error).__name__})")
+            await _close_with_error(socket, _CLOSE_INTERNAL_ERROR, f"internal error ({type(error).__name__})")
             raise
 
 
-async def _refuse(socket: WebSocket, code: int, reason: str) -> None:
+async def _close_with_error(socket: WebSocket, code: int, reason: str) -> None:
     with suppress(RuntimeError, WebSocketDisconnect):  # it may be closed already
-        await socket.send_text(Problem(error=reason).model_dump_json())
+        await socket.send_text(ErrorResponse(error=reason).model_dump_json())
         await socket.close(code)
 
 
 @asynccontextmanager
-async def _at_most(seconds: float, otherwise: str) -> AsyncIterator[None]:
+async def _timeout(seconds: float, message: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise RequestError(408, otherwise) from None
+        raise RequestError(408, message) from None
 
 
-def _silent(seconds: float) -> str:
+def _idle_message(seconds: float) -> str:
     return f"nothing came for {seconds:g} s"
 
 
-async def _greet(socket: WebSocket, keys: Keys, seconds: float) -> None:
+async def _authenticate(socket: WebSocket, keys: ApiKeys, timeout_s: float) -> None:
     """Ask for the key, where one is needed and no header has it: a browser cannot send headers here."""
-    if not keys.needed or keys.opens(socket.headers.get("authorization")):
+    if not keys.required or keys.authorizes(socket.headers.get("authorization")):
         return
-    async with _at_most(seconds, _silent(seconds)):
-        message = await _receive(socket)
-    if not isinstance(message, dict) or not keys.knows(str(message.get("key", ""))):
+    async with _timeout(timeout_s, _idle_message(timeout_s)):
+        message = await _receive_message(socket)
+    if not isinstance(message, dict) or not keys.is_valid(str(message.get("key", ""))):
         raise RequestError(401, 'a key is needed: send {"key": KEY} as the first message')
 
 
-async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
+async def _receive_message(socket: WebSocket) -> bytes | dict[str, Any]:
     """The next message: samples, or what a text message says."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1006))
     content: bytes | str = message.get("bytes") or message.get("text") or b""
-    if len(content) > _MAX_MESSAGE:
-        raise RequestError(413, f"a message of {len(content)} bytes, expected at most {_MAX_MESSAGE}")
+    if len(content) > _MAX_MESSAGE_BYTES:
+        raise RequestError(413, f"a message of {len(content)} bytes, expected at most {_MAX_MESSAGE_BYTES}")
     if isinstance(content, bytes):
         return content
     try:
@@ -162,48 +168,54 @@ async def _receive(socket: WebSocket) -> bytes | dict[str, Any]:
     return said
 
 
-async def _answer(socket: WebSocket, wanted: Wanted, model: Model, limits: Serve, decoders: Decoders) -> None:
-    rate = _FFMPEG_RATE if wanted.format == "webm" else wanted.rate
-    sound = _Sound(rate, max(limits.max_seconds, wanted.window_s))
+async def _run_stream(
+    socket: WebSocket, params: StreamParams, model: ModelHandle, config: ServeConfig, decoder: RequestDecoder
+) -> None:
+    rate = _FFMPEG_RATE if params.format == "webm" else params.rate
+    sound = _AudioBuffer(rate, max(config.max_seconds, params.window_s))
 
-    async def heard(seconds: float, *, final: bool) -> None:
-        content, start_s, end_s = sound.last(seconds)
-        recording = await decoders.read(content, seconds)
-        answer = await answering.answer(model, recording, language=wanted.language)
-        told = {name: getattr(answer, name) for name in Heard.model_fields if name not in ("final", "start_s", "end_s")}
-        await socket.send_text(Heard(final=final, start_s=start_s, end_s=end_s, **told).model_dump_json())
+    async def send_result(seconds: float, *, final: bool) -> None:
+        content, start_s, end_s = sound.tail_as_wav(seconds)
+        recording = await decoder.decode(content, seconds)
+        answer = await answering.predict_recording(model, recording, language=params.language)
+        told = {
+            name: getattr(answer, name)
+            for name in StreamResult.model_fields
+            if name not in ("final", "start_s", "end_s")
+        }
+        await socket.send_text(StreamResult(final=final, start_s=start_s, end_s=end_s, **told).model_dump_json())
 
-    async def listen() -> None:
-        async with _at_most(limits.max_stream_s, f"the stream is longer than {limits.max_stream_s:g} s"):
-            if wanted.format == "webm":
-                await _through_ffmpeg(socket, sound, limits.deadline_s)
+    async def receive_audio() -> None:
+        async with _timeout(config.max_stream_s, f"the stream is longer than {config.max_stream_s:g} s"):
+            if params.format == "webm":
+                await _decode_webm(socket, sound, config.deadline_s)
             else:
-                async for samples in _samples(socket, limits.deadline_s):
-                    sound.add(samples)
-        sound.end()
+                async for samples in _receive_samples(socket, config.deadline_s):
+                    sound.append(samples)
+        sound.close()
 
-    async def roll() -> None:
+    async def emit_rolling_results() -> None:
         answered = 0.0
-        while not sound.ended:
-            await sound.more.wait()
-            sound.more.clear()
-            if not sound.ended and sound.seconds - answered >= wanted.hop_s:
-                answered = sound.seconds
-                await heard(wanted.window_s, final=False)
+        while not sound.is_closed:
+            await sound.updated.wait()
+            sound.updated.clear()
+            if not sound.is_closed and sound.total_seconds - answered >= params.hop_s:
+                answered = sound.total_seconds
+                await send_result(params.window_s, final=False)
 
-    await _together(listen(), roll())
-    if sound.seconds < MIN_SECONDS:
-        raise RequestError(422, f"the stream lasts {sound.seconds:.3f} s, expected at least {MIN_SECONDS} s")
-    await heard(limits.max_seconds, final=True)
+    await _run_concurrently(receive_audio(), emit_rolling_results())
+    if sound.total_seconds < MIN_SECONDS:
+        raise RequestError(422, f"the stream lasts {sound.total_seconds:.3f} s, expected at least {MIN_SECONDS} s")
+    await send_result(config.max_seconds, final=True)
     await socket.close()
 
 
-async def _together(*work: Coroutine[Any, Any, None]) -> None:
+async def _run_concurrently(*coroutines: Coroutine[Any, Any, None]) -> None:
     """Until all is done or something fails; nothing is left running then.
 
     A TaskGroup of Python 3.11 leaves its own task marked as cancelled, when a child fails while it waits for them.
     """
-    tasks = [asyncio.create_task(one) for one in work]
+    tasks = [asyncio.create_task(one) for one in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -214,18 +226,18 @@ async def _together(*work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _samples(socket: WebSocket, patience_s: float) -> AsyncIterator[bytes]:
+async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIterator[bytes]:
     """Binary messages until the end is told."""
     while True:
-        async with _at_most(patience_s, _silent(patience_s)):
-            message = await _receive(socket)
+        async with _timeout(idle_timeout_s, _idle_message(idle_timeout_s)):
+            message = await _receive_message(socket)
         if isinstance(message, bytes):
             yield message
         elif message.get("type") == "end":
             return
 
 
-class _Ffmpeg:
+class _FfmpegDecoder:
     """The program, fed through a pipe."""
 
     def __init__(self, process: asyncio.subprocess.Process):
@@ -243,20 +255,20 @@ class _Ffmpeg:
         pipe = asyncio.subprocess.PIPE
         return cls(await asyncio.create_subprocess_exec(program, *command, stdin=pipe, stdout=pipe, stderr=pipe))
 
-    async def feed(self, content: bytes) -> None:
+    async def write(self, content: bytes) -> None:
         """More of the container."""
         assert self._process.stdin is not None
         with suppress(ConnectionError):  # it has ended: its exit status tells why
             self._process.stdin.write(content)
             await self._process.stdin.drain()
 
-    async def samples(self, sound: _Sound) -> None:
+    async def read_samples(self, buffer: _AudioBuffer) -> None:
         """All that it makes of it."""
         assert self._process.stdout is not None
         while part := await self._process.stdout.read(1 << 16):
-            sound.add(part)
+            buffer.append(part)
 
-    async def finish(self) -> None:
+    async def close(self) -> None:
         """Nothing more is fed.
 
         Raises:
@@ -275,13 +287,13 @@ class _Ffmpeg:
             await self._process.wait()
 
 
-async def _through_ffmpeg(socket: WebSocket, sound: _Sound, patience_s: float) -> None:
-    program = await _Ffmpeg.start()
+async def _decode_webm(socket: WebSocket, buffer: _AudioBuffer, idle_timeout_s: float) -> None:
+    program = await _FfmpegDecoder.start()
     try:
-        made = asyncio.create_task(program.samples(sound))
-        async for content in _samples(socket, patience_s):
-            await program.feed(content)
-        await program.finish()
+        made = asyncio.create_task(program.read_samples(buffer))
+        async for content in _receive_samples(socket, idle_timeout_s):
+            await program.write(content)
+        await program.close()
         await made
     finally:
         await program.kill()

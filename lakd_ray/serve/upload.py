@@ -10,9 +10,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 MEGABYTE = 1_000_000
-_FORM = "multipart/form-data"
-ENVELOPE_BYTES = 64 * 1024  # what boundaries, part headers and small fields may add to the file in a multipart body
-PART_BYTES = 1024  # what the headers of one file of many may add
+_MULTIPART = "multipart/form-data"
+FORM_OVERHEAD_BYTES = (
+    64 * 1024
+)  # what boundaries, part headers and small fields may add to the file in a multipart body
+PART_OVERHEAD_BYTES = 1024  # what the headers of one file of many may add
 
 
 class RequestError(Exception):
@@ -24,7 +26,7 @@ class RequestError(Exception):
         self.message = message
 
 
-async def read(request: Request, limit: int) -> bytes:
+async def read_upload(request: Request, max_bytes: int) -> bytes:
     """The recording in a request: its raw body, or the field `file` of a multipart form.
 
     Args:
@@ -34,9 +36,9 @@ async def read(request: Request, limit: int) -> bytes:
     Raises:
         RequestError: 413 too large, 415 not audio by its Content-Type, 422 a form without a file, 400 broken off.
     """
-    kind = _kind(request)
-    if kind == _FORM:
-        (content,) = (file for _, file in await read_many(request, limit, 1, limit))
+    kind = _media_type(request)
+    if kind == _MULTIPART:
+        (content,) = (file for _, file in await read_uploads(request, max_bytes, 1, max_bytes))
         return content
     if not kind.startswith("audio/") and kind != "application/octet-stream":
         raise RequestError(
@@ -44,14 +46,16 @@ async def read(request: Request, limit: int) -> bytes:
             f"Content-Type is {kind[:40] or 'missing'}, expected audio/* or application/octet-stream with the "
             "recording as the body, or multipart/form-data with a field `file`",
         )
-    _check_declared(request, limit, limit)
+    _check_content_length(request, max_bytes, max_bytes)
     try:
-        return b"".join([chunk async for chunk in _counted(request, limit, limit)])
+        return b"".join([chunk async for chunk in _read_limited(request, max_bytes, max_bytes)])
     except ClientDisconnect:
-        raise _broken_off() from None
+        raise _disconnected_error() from None
 
 
-async def read_many(request: Request, limit: int, most: int, total: int) -> list[tuple[str, bytes]]:
+async def read_uploads(
+    request: Request, max_bytes: int, max_files: int, max_total_bytes: int
+) -> list[tuple[str, bytes]]:
     """Names and contents of all fields `file` of a multipart form, in their order; at least one.
 
     Args:
@@ -62,57 +66,59 @@ async def read_many(request: Request, limit: int, most: int, total: int) -> list
     Raises:
         RequestError: 413 too much, 415 no form, 422 a form without a file or with too many, 400 broken off.
     """
-    kind = _kind(request)
-    if kind != _FORM:
+    kind = _media_type(request)
+    if kind != _MULTIPART:
         raise RequestError(
             415, f"Content-Type is {kind[:40] or 'missing'}, expected multipart/form-data with fields `file`"
         )
-    allowed = total + ENVELOPE_BYTES + most * PART_BYTES
-    _check_declared(request, allowed, total)
-    stream = _counted(request, allowed, total)
-    parser = MultiPartParser(request.headers, stream, max_files=most, max_fields=8, max_part_size=ENVELOPE_BYTES)
+    allowed = max_total_bytes + FORM_OVERHEAD_BYTES + max_files * PART_OVERHEAD_BYTES
+    _check_content_length(request, allowed, max_total_bytes)
+    stream = _read_limited(request, allowed, max_total_bytes)
+    parser = MultiPartParser(
+        request.headers, stream, max_files=max_files, max_fields=8, max_part_size=FORM_OVERHEAD_BYTES
+    )
     parser.spool_max_size = allowed + 1  # recordings stay in memory: the count above bounds it, and no disk sees them
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise RequestError(422, f"cannot read the multipart form: {error.message}") from None
     except ClientDisconnect:
-        raise _broken_off() from None
+        raise _disconnected_error() from None
     try:
         files = [one for one in form.getlist("file") if isinstance(one, UploadFile)]
         if not files:
             raise RequestError(422, "the multipart form has no file in its field `file`")
-        if most == 1 and (files[0].size or 0) > limit:
-            raise _too_large(limit)
-        return [(one.filename or "", await one.read() if (one.size or 0) <= limit else b"") for one in files]
+        if max_files == 1 and (files[0].size or 0) > max_bytes:
+            raise _too_large_error(max_bytes)
+        return [(one.filename or "", await one.read() if (one.size or 0) <= max_bytes else b"") for one in files]
     finally:
         await form.close()
 
 
-def _kind(request: Request) -> str:
+def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _check_declared(request: Request, allowed: int, limit: int) -> None:
+def _check_content_length(request: Request, max_body_bytes: int, max_bytes: int) -> None:
     """Refuse by the declared length, before anything is read."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > allowed:
-        raise _too_large(limit)
+    if declared.isdecimal() and int(declared[:20]) > max_body_bytes:
+        raise _too_large_error(max_bytes)
 
 
-async def _counted(request: Request, allowed: int, limit: int) -> AsyncGenerator[bytes, None]:
+async def _read_limited(request: Request, max_body_bytes: int, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body's chunks, refused as soon as they are too many."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        if received > allowed:
-            raise _too_large(limit)
+        if received > max_body_bytes:
+            raise _too_large_error(max_bytes)
         yield chunk
 
 
-def _too_large(limit: int) -> RequestError:
-    return RequestError(413, f"the request is larger than the limit of {limit / MEGABYTE:g} MB")
+def _too_large_error(max_bytes: int) -> RequestError:
+    return RequestError(413, f"the request is larger than the limit of {max_bytes / MEGABYTE:g} MB")
 
 
-def _broken_off() -> RequestError:
+def _disconnected_error() -> RequestError:
     return RequestError(400, "the upload broke off")

@@ -2,11 +2,12 @@
 
 A location is a plain path or `s3://bucket/prefix`. Nothing half written is ever taken for whole: single files are
 written to a temporary name and moved (an S3 upload is atomic by itself), and folders carry a seal, written last, with
-the size and hash of every file (`publish_folder`, `fetched_folder`). docs/storage.md has credentials and retries.
+the size and hash of every file (`write_checksummed_folder`, `open_checksummed_folder`). docs/storage.md has credentials and retries.
 """
 
 from lakd_ray.storage.files import (
     FileInfo,
+    atomic_writer,
     delete,
     exists,
     list_files,
@@ -18,37 +19,52 @@ from lakd_ray.storage.files import (
     write_bytes,
     write_json,
     write_table,
-    writing,
 )
-from lakd_ray.storage.folders import SEAL, Seal, copy_into, fetched_folder, publish_folder, seal, unseal
-from lakd_ray.storage.places import free_bytes, hurried, is_remote, join, nearest, resolve, size_text
+from lakd_ray.storage.folders import (
+    CHECKSUMS_FILE,
+    Checksums,
+    open_checksummed_folder,
+    remove_checksums,
+    upload_folder,
+    write_checksummed_folder,
+    write_checksums,
+)
+from lakd_ray.storage.places import (
+    format_bytes,
+    free_bytes,
+    is_remote,
+    join,
+    nearest_existing_parent,
+    resolve_filesystem,
+    short_timeouts,
+)
 
 __all__ = [
-    "SEAL",
+    "CHECKSUMS_FILE",
+    "Checksums",
     "FileInfo",
-    "Seal",
-    "copy_into",
+    "atomic_writer",
     "delete",
     "exists",
-    "fetched_folder",
+    "format_bytes",
     "free_bytes",
-    "hurried",
     "is_remote",
     "join",
     "list_files",
     "list_folders",
-    "nearest",
-    "publish_folder",
+    "nearest_existing_parent",
+    "open_checksummed_folder",
     "read_bytes",
     "read_json",
     "read_row_groups",
     "read_table",
-    "resolve",
-    "seal",
-    "size_text",
-    "unseal",
+    "remove_checksums",
+    "resolve_filesystem",
+    "short_timeouts",
+    "upload_folder",
     "write_bytes",
+    "write_checksummed_folder",
+    "write_checksums",
     "write_json",
     "write_table",
-    "writing",
 ]

@@ -17,7 +17,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lakd_ray.errors import StorageError
-from lakd_ray.storage.places import explain_full, explained, is_remote, join, lister, resolve
+from lakd_ray.storage.places import (
+    disk_full_message,
+    is_remote,
+    join,
+    resolve_filesystem,
+    resolve_s3fs,
+    translate_errors,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +36,7 @@ class FileInfo:
     """Bytes."""
     version: str
     """Another one when the content is another: the time of change in nanoseconds on a disk, the ETag in a bucket."""
-    changed: float
+    modified: float
     """Seconds since 1970."""
 
     @property
@@ -40,8 +47,8 @@ class FileInfo:
 
 def exists(location: str) -> bool:
     """Whether a file or folder is there."""
-    filesystem, path = resolve(location)
-    with explained("look at", location):
+    filesystem, path = resolve_filesystem(location)
+    with translate_errors("look at", location):
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
@@ -51,12 +58,12 @@ def list_files(folder: str) -> Iterator[FileInfo]:
     Raises:
         StorageError: the folder or the bucket cannot be read, or there is no such bucket.
     """
-    yield from sorted(_list_bucket(folder) if is_remote(folder) else _list_disk(folder))
+    yield from sorted(_list_bucket(folder) if is_remote(folder) else _list_local(folder))
 
 
-def _list_disk(folder: str) -> Iterator[FileInfo]:
-    filesystem, path = resolve(folder)
-    with explained("list", folder):
+def _list_local(folder: str) -> Iterator[FileInfo]:
+    filesystem, path = resolve_filesystem(folder)
+    with translate_errors("list", folder):
         found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     for info in found:
         if info.type == pafs.FileType.File:
@@ -67,9 +74,9 @@ def _list_disk(folder: str) -> Iterator[FileInfo]:
 def _list_bucket(folder: str) -> Iterator[FileInfo]:
     from botocore.exceptions import BotoCoreError, NoCredentialsError  # as s3fs: only listings need it
 
-    filesystem, path = lister(folder)
+    filesystem, path = resolve_s3fs(folder)
     below = path.strip("/") + "/"
-    with explained("list", folder):
+    with translate_errors("list", folder):
         try:
             found = filesystem.find(below, detail=True)
         except NoCredentialsError as error:
@@ -85,46 +92,46 @@ def _list_bucket(folder: str) -> Iterator[FileInfo]:
 
 def list_folders(location: str) -> list[str]:
     """Names of the folders directly below one; empty if there is none."""
-    filesystem, path = resolve(location)
-    with explained("list", location):
+    filesystem, path = resolve_filesystem(location)
+    with translate_errors("list", location):
         found = filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
 
 def read_bytes(location: str) -> bytes:
     """The content of a file."""
-    filesystem, path = resolve(location)
-    with explained("read", location), filesystem.open_input_file(path) as stream:
+    filesystem, path = resolve_filesystem(location)
+    with translate_errors("read", location), filesystem.open_input_file(path) as stream:
         return bytes(stream.read())
 
 
 def write_bytes(location: str, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    with writing(location) as stream:
+    with atomic_writer(location) as stream:
         stream.write(content)
 
 
 @contextmanager
-def writing(location: str) -> Iterator[io.RawIOBase]:
+def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
     """A stream whose content appears at `location` when the block ends without an error.
 
     Raises:
         StorageError: from the stream's own calls and at the block's end; the block's own errors pass as they are.
     """
-    filesystem, path = resolve(location)
+    filesystem, path = resolve_filesystem(location)
     if is_remote(
         location
     ):  # closing a stream into a bucket publishes what was written so far: only whole files are sent
         temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
     else:
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")
-    with explained("write", location):
+    with translate_errors("write", location):
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        stream = _Output(temporary.open("wb"), temporary, location)
+        stream = _AtomicOutput(temporary.open("wb"), temporary, location)
     try:
         yield stream
         stream.close()
-        with explained("write", location):
+        with translate_errors("write", location):
             if is_remote(location):
                 _upload(temporary, filesystem, path)
             else:
@@ -133,7 +140,7 @@ def writing(location: str) -> Iterator[io.RawIOBase]:
         stream.discard()
 
 
-class _Output(io.RawIOBase):
+class _AtomicOutput(io.RawIOBase):
     """A temporary file whose failures name the location that it is to become."""
 
     def __init__(self, file: BinaryIO, temporary: Path, location: str) -> None:
@@ -144,13 +151,13 @@ class _Output(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         size = memoryview(content).nbytes
-        with self._room(size):
+        with self._translate_disk_full(size):
             self._file.write(content)
         self._written += size
         return size
 
     def close(self) -> None:
-        with self._room(0):
+        with self._translate_disk_full(0):
             self._file.close()
         super().close()
 
@@ -162,13 +169,13 @@ class _Output(io.RawIOBase):
         self._temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        with explained("write", self._location):
+    def _translate_disk_full(self, size: int) -> Iterator[None]:
+        with translate_errors("write", self._location):
             try:
                 yield
             except OSError as error:
                 here = self._temporary.stat().st_size
-                if full := explain_full(error, self._temporary.parent, here, self._written + size):
+                if full := disk_full_message(error, self._temporary.parent, here, self._written + size):
                     raise StorageError(f"cannot write {self._location}: {full}") from error
                 raise
 
@@ -206,8 +213,8 @@ def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
     Raises:
         StorageError: it is missing, damaged or cannot be read.
     """
-    filesystem, path = resolve(location)
-    with _undamaged(location):
+    filesystem, path = resolve_filesystem(location)
+    with _translate_parquet_errors(location):
         return pq.read_table(path, columns=columns, filesystem=filesystem)
 
 
@@ -217,14 +224,14 @@ def read_row_groups(location: str, row_groups: Sequence[int], columns: list[str]
     Raises:
         StorageError: it is missing, damaged or cannot be read.
     """
-    filesystem, path = resolve(location)
-    with _undamaged(location), pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+    filesystem, path = resolve_filesystem(location)
+    with _translate_parquet_errors(location), pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
         return [file.read_row_group(number, columns=columns) for number in row_groups]
 
 
 @contextmanager
-def _undamaged(location: str) -> Iterator[None]:
-    with explained("read", location):
+def _translate_parquet_errors(location: str) -> Iterator[None]:
+    with translate_errors("read", location):
         try:
             yield
         except pa.ArrowInvalid as error:
@@ -235,14 +242,14 @@ def _undamaged(location: str) -> Iterator[None]:
 
 def write_table(location: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
     """Write a Parquet file, whole or not at all."""
-    with writing(location) as stream:
+    with atomic_writer(location) as stream:
         pq.write_table(table, stream, row_group_size=row_group_size, compression="zstd")
 
 
 def delete(location: str) -> None:
     """Remove a file or a folder with all it holds; nothing happens if there is none."""
-    filesystem, path = resolve(location)
-    with explained("delete", location):
+    filesystem, path = resolve_filesystem(location)
+    with translate_errors("delete", location):
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.Directory:
             filesystem.delete_dir(path)

@@ -22,14 +22,21 @@ from lakd_ray.errors import StorageError
 # AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in all. It sits in the
 # clients and not around our calls, so that it covers single parts of an upload and single ranges of a shard, and knows
 # which errors pass: a refused key is not tried again.
-ATTEMPTS = 8
-_CONNECT_S, _REQUEST_S = 5, 60
-_hurry: ContextVar[int | None] = ContextVar("hurry", default=None)
+MAX_ATTEMPTS = 8
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 5, 60
+_short_timeout_s: ContextVar[int | None] = ContextVar("short_timeout", default=None)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN", "EXPIRED", "status 403")
-_UNREACHED = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not connect", "timed out", "Read timeout")
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ACCESS_DENIED_PATTERNS = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE",
+    "INVALID_CLIENT_TOKEN",
+    "EXPIRED",
+    "status 403",
+)
+_UNREACHABLE_PATTERNS = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not connect", "timed out", "Read timeout")
 
 
 def is_remote(location: str) -> bool:
@@ -42,65 +49,73 @@ def join(location: str, *parts: str) -> str:
     return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def resolve(location: str) -> tuple[pafs.FileSystem, str]:
+def resolve_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a location and the path in it.
 
     Raises:
         StorageError: the scheme is not known.
     """
     if not is_remote(location):
-        return _local(), os.path.abspath(os.path.expanduser(location))
-    path = _in_bucket(location)
-    return _s3(_settings()), path
+        return _local_filesystem(), os.path.abspath(os.path.expanduser(location))
+    path = _bucket_path(location)
+    return _s3_filesystem(_s3_settings()), path
 
 
-def lister(location: str) -> tuple[Any, str]:
+def resolve_s3fs(location: str) -> tuple[Any, str]:
     """The s3fs filesystem of a location in a bucket and the path in it.
 
     Raises:
         StorageError: the scheme is not known.
     """
-    return _s3_lister(_settings()), _in_bucket(location)
+    return _s3fs_filesystem(_s3_settings()), _bucket_path(location)
 
 
 @contextmanager
-def hurried(seconds: int) -> Iterator[None]:
+def short_timeouts(seconds: int) -> Iterator[None]:
     """In this thread, ask a bucket's server only once, and give it so many seconds: for looking whether it answers."""
-    token = _hurry.set(seconds)
+    token = _short_timeout_s.set(seconds)
     try:
         yield
     finally:
-        _hurry.reset(token)
+        _short_timeout_s.reset(token)
 
 
-def _in_bucket(location: str) -> str:
+def _bucket_path(location: str) -> str:
     scheme, _, path = location.partition("://")
     if scheme != "s3" or not path.strip("/"):
         raise StorageError(f"cannot use {location!r}: expected a path or s3://bucket/prefix")
     return path
 
 
-Settings = tuple[tuple[str, str], ...]
+S3Settings = tuple[tuple[str, str], ...]
 
 
-def _settings() -> Settings:
+def _s3_settings() -> S3Settings:
     """What the environment says about S3: a client is made anew when it changes."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
-    return (*((name, os.environ[name]) for name in names), ("attempts", str(_attempts())), ("hurry", str(_hurry.get())))
+    return (
+        *((name, os.environ[name]) for name in names),
+        ("max_attempts", str(_max_attempts())),
+        ("short_timeout", str(_short_timeout_s.get())),
+    )
 
 
-def _attempts() -> int:
-    return ATTEMPTS if _hurry.get() is None else 1
+def _max_attempts() -> int:
+    return MAX_ATTEMPTS if _short_timeout_s.get() is None else 1
 
 
 def _timeouts() -> tuple[int, int]:
     """Seconds for a connection, and for an answer."""
-    hurry = _hurry.get()
-    return (_CONNECT_S, _REQUEST_S) if hurry is None else (min(_CONNECT_S, hurry), hurry)
+    short_timeout = _short_timeout_s.get()
+    return (
+        (_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S)
+        if short_timeout is None
+        else (min(_CONNECT_TIMEOUT_S, short_timeout), short_timeout)
+    )
 
 
 def _endpoint() -> str | None:
-    return next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
+    return next((os.environ[name] for name in _ENDPOINT_VARIABLES if os.environ.get(name)), None)
 
 
 def _region() -> str | None:
@@ -108,17 +123,17 @@ def _region() -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _local() -> pafs.FileSystem:
+def _local_filesystem() -> pafs.FileSystem:
     return pafs.LocalFileSystem()
 
 
 @lru_cache(maxsize=4)
-def _s3(_: Settings) -> pafs.FileSystem:
+def _s3_filesystem(_: S3Settings) -> pafs.FileSystem:
     connect_s, request_s = _timeouts()
     options: dict[str, Any] = {
         "connect_timeout": connect_s,
         "request_timeout": request_s,
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_attempts()),
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_max_attempts()),
     }
     if endpoint := _endpoint():
         parsed = urlparse(endpoint)
@@ -129,7 +144,7 @@ def _s3(_: Settings) -> pafs.FileSystem:
 
 
 @lru_cache(maxsize=4)
-def _s3_lister(_: Settings) -> Any:
+def _s3fs_filesystem(_: S3Settings) -> Any:
     import s3fs  # takes a second, and only listings need it
 
     endpoint = _endpoint()
@@ -140,7 +155,7 @@ def _s3_lister(_: Settings) -> Any:
         config_kwargs={
             "connect_timeout": connect_s,
             "read_timeout": request_s,
-            "retries": {"mode": "standard", "total_max_attempts": _attempts()},
+            "retries": {"mode": "standard", "total_max_attempts": _max_attempts()},
             "s3": {"addressing_style": "path" if endpoint else "auto"},  # as pyarrow does
         },
         use_listings_cache=False,
@@ -151,37 +166,37 @@ def _s3_lister(_: Settings) -> Any:
 
 
 @contextmanager
-def explained(action: str, location: str) -> Iterator[None]:
+def translate_errors(action: str, location: str) -> Iterator[None]:
     """Turn the filesystem's errors into one that says what to check."""
     try:
         yield
     except OSError as error:
-        told = explain_remote if is_remote(location) else explain_local
+        told = s3_error_message if is_remote(location) else local_error_message
         raise StorageError(f"cannot {action} {location}: {told(error, location)}") from error
 
 
-def explain_local(error: OSError, location: str) -> str:
+def local_error_message(error: OSError, location: str) -> str:
     """What went wrong on a disk, and what to check."""
     if isinstance(error, FileNotFoundError):
         return f"it does not exist ({error})"
     return f"{error}; check the path and its permissions"
 
 
-def explain_remote(error: OSError, location: str) -> str:
+def s3_error_message(error: OSError, location: str) -> str:
     """What went wrong with a bucket, and what to check."""
-    bucket = _in_bucket(location).partition("/")[0]
+    bucket = _bucket_path(location).partition("/")[0]
     if isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in str(error):
         if _bucket_exists(bucket) is False:
             return f"the bucket {bucket} does not exist: correct the name, or make it first"
         return f"it does not exist ({error})"
-    if isinstance(error, PermissionError) or any(word in str(error) for word in _REFUSED):
+    if isinstance(error, PermissionError) or any(word in str(error) for word in _ACCESS_DENIED_PATTERNS):
         return (
             f"the server refuses the credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
             f"AWS_SESSION_TOKEN if yours has one) or AWS_PROFILE, and check that they may use the bucket {bucket}"
         )
     where = _endpoint() or "Amazon S3"
-    if any(word in str(error) for word in _UNREACHED):
-        tried = "1 attempt" if _attempts() == 1 else f"{_attempts()} attempts"
+    if any(word in str(error) for word in _UNREACHABLE_PATTERNS):
+        tried = "1 attempt" if _max_attempts() == 1 else f"{_max_attempts()} attempts"
         return f"no answer from {where} in {tried} ({error}); check AWS_ENDPOINT_URL and the server"
     return f"{error}; check the bucket's name, the AWS_* credentials and AWS_ENDPOINT_URL (now {where})"
 
@@ -189,12 +204,12 @@ def explain_remote(error: OSError, location: str) -> str:
 def _bucket_exists(bucket: str) -> bool | None:
     """None if that cannot be told."""
     try:
-        return bool(_s3(_settings()).get_file_info(bucket).type != pafs.FileType.NotFound)
+        return bool(_s3_filesystem(_s3_settings()).get_file_info(bucket).type != pafs.FileType.NotFound)
     except OSError:
         return None
 
 
-def explain_full(error: OSError, folder: Path, written: int, needed: int) -> str | None:
+def disk_full_message(error: OSError, folder: Path, written_bytes: int, needed_bytes: int) -> str | None:
     """What to tell when a disk has no room for a file; None for other errors.
 
     Args:
@@ -202,19 +217,19 @@ def explain_full(error: OSError, folder: Path, written: int, needed: int) -> str
         written: what it already takes there.
         needed: bytes that it has at least.
     """
-    if error.errno not in _FULL:
+    if error.errno not in _DISK_FULL_ERRNOS:
         return None
-    free = size_text(free_bytes(folder) + written)
-    needs = size_text(needed)
+    free = format_bytes(free_bytes(folder) + written_bytes)
+    needs = format_bytes(needed_bytes)
     return f"{error.strerror}: the file needs at least {needs}, and {free} are free in {folder}; make room there"
 
 
 def free_bytes(folder: str | Path) -> int:
     """Free bytes of the disk on which a local folder lies or will lie."""
-    return shutil.disk_usage(nearest(folder)).free
+    return shutil.disk_usage(nearest_existing_parent(folder)).free
 
 
-def nearest(folder: str | Path) -> Path:
+def nearest_existing_parent(folder: str | Path) -> Path:
     """The folder itself, or the last one on the way to it that is there."""
     place = Path(os.path.expanduser(folder)).absolute()
     while not place.exists():
@@ -222,7 +237,7 @@ def nearest(folder: str | Path) -> Path:
     return place
 
 
-def size_text(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes for people, for instance `3.2 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lakd_ray.config import Optim, Train
-from lakd_ray.models import EmotionClassifier, Outputs
-from lakd_ray.train.optimizer import Average, parameter_groups, schedule
+from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.train.optimizer import ExponentialMovingAverage, build_param_groups, make_lr_lambda
 
-_AVERAGE = "average.pt"
-_PREFIX = "network."
+_EMA_FILE = "average.pt"
+_NETWORK_PREFIX = "network."
 
 
 class Engine(ABC):
@@ -37,29 +37,29 @@ class Engine(ABC):
         dtype: of cached features that are given to `forward`.
     """
 
-    def __init__(self, model: EmotionClassifier, optim: Optim, train: Train, *, steps: int) -> None:
-        self.world = dist.get_world_size()
-        self.accumulation = train.accumulation
+    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
+        self.world_size = dist.get_world_size()
+        self.accumulation_steps = train.gradient_accumulation_steps
         self.dtype = torch.float32
         self._model = model
-        if train.recompute:
-            model.backbone.recompute()
+        if train.gradient_checkpointing:
+            model.backbone.enable_gradient_checkpointing()
         if train.compile:
             model.backbone.compile()
-        groups = parameter_groups(model, optim)
-        fused = torch.cuda.is_available() and not train.offload
+        groups = build_param_groups(model, optim)
+        fused = torch.cuda.is_available() and not train.offload_optimizer
         self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
-        self._factor = schedule(optim, steps)
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._factor)
-        self._decay = optim.average
-        self._average: Average | None = None
+        self._lr_lambda = make_lr_lambda(optim, total_steps)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_lambda)
+        self._ema_decay = optim.ema_decay
+        self._ema: ExponentialMovingAverage | None = None
         self._micro_batches = 0
 
-    def _start_average(self) -> None:
+    def _init_ema(self) -> None:
         """Once the weights are where they stay."""
-        if self._decay:
+        if self._ema_decay:
             trained = [weight for weight in self._model.parameters() if weight.requires_grad]
-            self._average = Average(trained, self._decay)
+            self._ema = ExponentialMovingAverage(trained, self._ema_decay)
 
     @property
     @abstractmethod
@@ -77,7 +77,7 @@ class Engine(ABC):
         """Of the last step, before clipping; None where it is not known."""
 
     @abstractmethod
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
         """The model's answer."""
 
     @abstractmethod
@@ -93,66 +93,69 @@ class Engine(ABC):
         """Update the weights if this was the last micro-batch of the step."""
         self._step()
         self._micro_batches += 1
-        if self._average is not None and self._micro_batches % self.accumulation == 0:
-            self._average.update()
+        if self._ema is not None and self._micro_batches % self.accumulation_steps == 0:
+            self._ema.update()
 
     @abstractmethod
     def _step(self) -> None: ...
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """Eval mode without gradients and with averaged weights, if they are averaged; then training mode again."""
         self._model.eval()
         try:
-            with self._averaged(), torch.inference_mode():
+            with self._ema_applied(), torch.inference_mode():
                 yield
         finally:
             self._model.train()
 
-    def weights(self) -> tuple[Any, dict[str, Tensor]]:
+    def full_state_dict(self) -> tuple[Any, dict[str, Tensor]]:
         """The transformers network and its whole state in fp32 on the CPU, averaged if it is; all ranks must call."""
-        with self._averaged():
-            state = {name.removeprefix(_PREFIX): _copied(value) for name, value in self._state().items()}
+        with self._ema_applied():
+            state = {
+                name.removeprefix(_NETWORK_PREFIX): _to_fp32_cpu(value)
+                for name, value in self._model_state_dict().items()
+            }
         return self._model.network, state
 
-    def _averaged(self) -> Any:
-        return self._average.applied() if self._average is not None else ExitStack()
+    def _ema_applied(self) -> Any:
+        return self._ema.average_parameters() if self._ema is not None else ExitStack()
 
-    def _state(self) -> dict[str, Tensor]:
+    def _model_state_dict(self) -> dict[str, Tensor]:
         """The model's state, gathered from all ranks."""
         return self._model.state_dict()
 
     def save(self, folder: Path) -> None:
         """Write model, optimizer and schedule; all ranks must call, ranks on one machine may share the folder."""
         self._save(folder)
-        if self._average is not None and dist.get_rank() == 0:
-            torch.save(self._average.state(), folder / _AVERAGE)
+        if self._ema is not None and dist.get_rank() == 0:
+            torch.save(self._ema.state_dict(), folder / _EMA_FILE)
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...
 
-    def load(self, folder: Path, *, world: int | None = None) -> None:
+    def load(self, folder: Path, *, world_size: int | None = None) -> None:
         """Restore what `save` wrote; all ranks must call. The files are pickles: only folders of one's own.
 
         Args:
             world: number of ranks that wrote it, if that may be another than now.
         """
-        self._load(folder, self.world if world is None else world)
-        if self._average is not None:
-            self._average.restore(torch.load(folder / _AVERAGE, weights_only=True))
+        self._load(folder, self.world_size if world_size is None else world_size)
+        if self._ema is not None:
+            self._ema.load_state_dict(torch.load(folder / _EMA_FILE, weights_only=True))
 
     @abstractmethod
-    def _load(self, folder: Path, world: int) -> None: ...
+    def _load(self, folder: Path, world_size: int) -> None: ...
 
-    def at(self, step: int) -> None:
+    def set_schedule_step(self, step: int) -> None:
         """Put the schedule where it is after so many steps, if they are not those that were saved."""
         self._scheduler.last_epoch = step
-        rates = [base * self._factor(step) for base in self._scheduler.base_lrs]
+        rates = [base * self._lr_lambda(step) for base in self._scheduler.base_lrs]
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._scheduler._last_lr = rates
 
-    def largest_weight(self) -> float:
+    def max_abs_weight(self) -> float:
         """Of this rank's weights, without its sign; NaN if one is."""
         with torch.no_grad():
             largest = [weight.abs().max() for weight in self._model.parameters() if weight.numel()]
@@ -162,5 +165,5 @@ class Engine(ABC):
         """Release the model."""
 
 
-def _copied(value: Tensor) -> Tensor:
+def _to_fp32_cpu(value: Tensor) -> Tensor:
     return (value.float() if value.is_floating_point() else value).cpu().contiguous().clone()

@@ -1,16 +1,16 @@
 """Chooses the engine."""
 
-from lakd_ray.config import Optim, Train
+from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.models import EmotionClassifier
 from lakd_ray.train.engine import Engine
 
 
-def make(model: EmotionClassifier, optim: Optim, train: Train, *, steps: int) -> Engine:
+def build_engine(model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> Engine:
     """The engine that `train.engine` names."""
     if train.engine == "torch":
-        from lakd_ray.train.plain import PlainEngine
+        from lakd_ray.train.plain import TorchEngine
 
-        return PlainEngine(model, optim, train, steps=steps)
-    from lakd_ray.train.zero import ZeroEngine
+        return TorchEngine(model, optim, train, total_steps=total_steps)
+    from lakd_ray.train.zero import DeepSpeedEngine
 
-    return ZeroEngine(model, optim, train, steps=steps)
+    return DeepSpeedEngine(model, optim, train, total_steps=total_steps)

@@ -6,13 +6,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lakd_ray.models import EmotionClassifier
 
-_SAMPLES = 80_000  # five seconds: attention grows with the square, but at this length is a few per cent of it all
+_PROBE_SAMPLES = 80_000  # five seconds: attention grows with the square, but at this length is a few per cent of it all
 # Dense operations a second by the makers' data sheets, of 16-bit matrix products, and of 32-bit ones without TF32.
-_PEAKS = {"H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L40S": (362e12, 91.6e12)}
+_PEAK_FLOPS = {"H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L40S": (362e12, 91.6e12)}
 
 
 @torch.no_grad()
-def step_flops(model: EmotionClassifier, *, cached: bool) -> float:
+def flops_per_audio_second(model: EmotionClassifier, *, features_cached: bool) -> float:
     """Floating-point operations of training on one second of audio, padding included.
 
     What is trained counts three times its forward pass, what is frozen once (Kaplan et al. 2020, section 2.1).
@@ -23,15 +23,15 @@ def step_flops(model: EmotionClassifier, *, cached: bool) -> float:
     """
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    wave_BT, lengths_B = torch.zeros(1, _SAMPLES, device=device), torch.tensor([_SAMPLES], device=device)
+    wave_BT, lengths_B = torch.zeros(1, _PROBE_SAMPLES, device=device), torch.tensor([_PROBE_SAMPLES], device=device)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as first:  # the others are not all counted
-        features = model.features(wave_BT, lengths_B)
+        features = model.extract_features(wave_BT, lengths_B)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as second:
-        model.classify(features, model.frames(lengths_B), model.language_ids([None]).to(device))
+        model.classify(features, model.count_frames(lengths_B), model.encode_languages([None]).to(device))
     model.train(training)
-    learns = any(weight.requires_grad for weight in model.first_step.parameters())
-    share = 0 if cached else 3 if learns else 1
-    return float(share * first.get_total_flops() + 3 * second.get_total_flops()) / (_SAMPLES / 16_000)
+    learns = any(weight.requires_grad for weight in model.frontend.parameters())
+    share = 0 if features_cached else 3 if learns else 1
+    return float(share * first.get_total_flops() + 3 * second.get_total_flops()) / (_PROBE_SAMPLES / 16_000)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
@@ -39,5 +39,5 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    halves, whole = next((peaks for known, peaks in _PEAKS.items() if known in name), (None, None))
+    halves, whole = next((peaks for known, peaks in _PEAK_FLOPS.items() if known in name), (None, None))
     return whole if dtype == torch.float32 else halves

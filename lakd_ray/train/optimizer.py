@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lakd_ray.config import Optim
+from lakd_ray.config import OptimConfig
 from lakd_ray.models import EmotionClassifier
 
 
-def parameter_groups(model: EmotionClassifier, optim: Optim) -> list[dict[str, Any]]:
+def build_param_groups(model: EmotionClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters by rate and decay: the head may have a rate of its own, only matrices have weight decay."""
     encoder = {id(parameter) for parameter in model.backbone.encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -27,20 +27,22 @@ def parameter_groups(model: EmotionClassifier, optim: Optim) -> list[dict[str, A
     ]
 
 
-def schedule(optim: Optim, steps: int) -> Callable[[int], float]:
+def make_lr_lambda(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
     """Factor on the learning rate at each step: linear warm-up, then constant, linear or cosine decay to zero."""
-    warmup = round(optim.warmup * steps)
+    warmup = round(optim.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[optim.schedule]
+        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+            optim.lr_schedule
+        ]
 
     return factor
 
 
-class Average:
+class ExponentialMovingAverage:
     """An exponential running average of weights, in fp32 (Polyak and Juditsky 1992; the warm-up is TensorFlow's).
 
     Args:
@@ -50,37 +52,37 @@ class Average:
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
         self._weights, self._decay = list(weights), decay
-        self._steps = 0
-        self._means = [weight.detach().float().clone() for weight in weights]
+        self._num_updates = 0
+        self._averages = [weight.detach().float().clone() for weight in weights]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights as they are into the average."""
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        torch._foreach_lerp_(self._means, [weight.detach().float() for weight in self._weights], 1 - decay)
+        self._num_updates += 1
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        torch._foreach_lerp_(self._averages, [weight.detach().float() for weight in self._weights], 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def average_parameters(self) -> Iterator[None]:
         """The weights are the average until the block ends."""
         kept = [weight.detach().clone() for weight in self._weights]
         try:
-            self._set(self._means)
+            self._copy_to_weights(self._averages)
             yield
         finally:
-            self._set(kept)
+            self._copy_to_weights(kept)
 
     @torch.no_grad()
-    def _set(self, values: Sequence[Tensor]) -> None:
+    def _copy_to_weights(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self._weights, values, strict=True):
             weight.copy_(value)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What `restore` takes."""
-        return {"steps": self._steps, "means": [mean.cpu() for mean in self._means]}
+        return {"steps": self._num_updates, "means": [mean.cpu() for mean in self._averages]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
-        self._steps = state["steps"]
-        for mean, value in zip(self._means, state["means"], strict=True):
+        self._num_updates = state["steps"]
+        for mean, value in zip(self._averages, state["means"], strict=True):
             mean.copy_(value)

@@ -8,26 +8,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lakd_ray.config import Optim, Train
-from lakd_ray.models import EmotionClassifier, Outputs
+from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.train.engine import Engine
 
-_FILE = "plain.pt"
+_STATE_FILE = "plain.pt"
 
 
-class PlainEngine(Engine):
+class TorchEngine(Engine):
     """See `Engine`. Half precision is autocast, with weights in fp32."""
 
-    def __init__(self, model: EmotionClassifier, optim: Optim, train: Train, *, steps: int) -> None:
+    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        self._half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
-        self._clip = optim.clip
-        self._norm: Tensor | None = None
-        super().__init__(model.to(self.device), optim, train, steps=steps)
+        self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+        self._max_grad_norm = optim.max_grad_norm
+        self._grad_norm: Tensor | None = None
+        super().__init__(model.to(self.device), optim, train, total_steps=total_steps)
         self._scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=train.precision == "fp16")
-        self._trained = [weight for weight in model.parameters() if weight.requires_grad]
+        self._trainable_parameters = [weight for weight in model.parameters() if weight.requires_grad]
         model.train()
-        self._start_average()
+        self._init_ema()
 
     @property
     def device(self) -> torch.device:
@@ -37,15 +37,15 @@ class PlainEngine(Engine):
     @property
     def gradient_norm(self) -> float | None:
         """Of the last step, before clipping."""
-        return None if self._norm is None else float(self._norm)
+        return None if self._grad_norm is None else float(self._grad_norm)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=self._half, enabled=self._half is not None)
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
         """The model's answer."""
         with self._autocast():
-            outputs: Outputs = self._model(inputs, lengths_B, languages_B)
+            outputs: ClassifierOutput = self._model(inputs, lengths_B, languages_B)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
@@ -53,21 +53,21 @@ class PlainEngine(Engine):
         self._scaler.scale(loss_sum / global_count).backward()  # type: ignore[no-untyped-call]  # untyped in torch
 
     def _step(self) -> None:
-        if (self._micro_batches + 1) % self.accumulation:
+        if (self._micro_batches + 1) % self.accumulation_steps:
             return
         self._scaler.unscale_(self._optimizer)
-        for weight in self._trained:
+        for weight in self._trainable_parameters:
             if weight.grad is None:  # a part that this rank's utterances had no use for
                 weight.grad = torch.zeros_like(weight)
-            if self.world > 1:
+            if self.world_size > 1:
                 dist.all_reduce(weight.grad)
-        self._norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip).detach()
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters, self._max_grad_norm).detach()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._scheduler.step()
         self._optimizer.zero_grad()
 
-    def _parts(self) -> dict[str, Any]:
+    def _stateful_objects(self) -> dict[str, Any]:
         return {
             "model": self._model,
             "optimizer": self._optimizer,
@@ -77,9 +77,11 @@ class PlainEngine(Engine):
 
     def _save(self, folder: Path) -> None:
         if dist.get_rank() == 0:  # all ranks have the same
-            torch.save({name: part.state_dict() for name, part in self._parts().items()}, folder / _FILE)
+            torch.save(
+                {name: part.state_dict() for name, part in self._stateful_objects().items()}, folder / _STATE_FILE
+            )
 
-    def _load(self, folder: Path, world: int) -> None:
-        state = torch.load(folder / _FILE, map_location=self.device, weights_only=True)
-        for name, part in self._parts().items():
+    def _load(self, folder: Path, world_size: int) -> None:
+        state = torch.load(folder / _STATE_FILE, map_location=self.device, weights_only=True)
+        for name, part in self._stateful_objects().items():
             part.load_state_dict(state[name])

@@ -17,39 +17,39 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from lakd_ray import storage
-from lakd_ray.errors import DamagedError, StorageError
-from lakd_ray.train.state import State, checkpoint_name
+from lakd_ray.errors import CorruptedError, StorageError
+from lakd_ray.train.state import RunState, checkpoint_name
 
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
 # Uploads of ranks differ in length; the loss of a rank breaks the connection, which ends the waiting.
-_PATIENCE = timedelta(days=1)
+_TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
 
 
 @cache
-def _group() -> Any:
+def _process_group() -> Any:
     """A process group for the threads, whose collectives must not mix with those of training."""
-    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
-class Publisher:
+class AsyncCheckpointer:
     """Publishes a run's states, one after the other. All ranks must call its methods, in the same order.
 
     Args:
         folder: the run's folder.
-        keep_best: checkpoints that are kept.
+        keep_checkpoints: checkpoints that are kept.
     """
 
-    def __init__(self, folder: str, keep_best: int) -> None:
-        self._folder, self._keep_best = folder, keep_best
+    def __init__(self, folder: str, keep_checkpoints: int) -> None:
+        self._folder, self._keep_best = folder, keep_checkpoints
         self._rank = dist.get_rank()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        _group()  # made where all ranks are at the same place
+        _process_group()  # made where all ranks are at the same place
 
     @contextmanager
-    def publishing(self, state: State, there: set[str]) -> Iterator[tuple[Path, Path]]:
+    def save(self, state: RunState, existing_folders: set[str]) -> Iterator[tuple[Path, Path]]:
         """Publish a state after the block, which is given empty folders to fill: (its resume folder, a checkpoint).
 
         Those of the folders that are there and that the state does not need are deleted when it is published. A
@@ -68,7 +68,9 @@ class Publisher:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        self._thread = threading.Thread(target=self._run, args=(scratch, state, there), name="publish", daemon=True)
+        self._thread = threading.Thread(
+            target=self._upload_in_background, args=(scratch, state, existing_folders), name="publish", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -84,36 +86,38 @@ class Publisher:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, scratch: Path, state: State, there: set[str]) -> None:
+    def _upload_in_background(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
         try:
-            self._publish(scratch, state, there)
+            self._upload(scratch, state, existing_folders)
         except BaseException as error:  # noqa: BLE001 -- told by `wait`
             self._error = error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _publish(self, scratch: Path, state: State, there: set[str]) -> None:
-        location = storage.join(self._folder, str(state.at.resume))
-        self._on_first(lambda: self._prepare(scratch / _CHECKPOINT, location, state))
-        parts = _together(lambda: storage.copy_into(scratch / _RESUME, location))
-        self._on_first(lambda: self._point(location, parts, state, there))
+    def _upload(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
+        location = storage.join(self._folder, str(state.latest.resume_folder))
+        self._on_rank0(lambda: self._upload_checkpoint(scratch / _CHECKPOINT, location, state))
+        parts = _gather_results(lambda: storage.upload_folder(scratch / _RESUME, location))
+        self._on_rank0(lambda: self._commit(location, parts, state, existing_folders))
 
-    def _prepare(self, checkpoint: Path, location: str, state: State) -> None:
+    def _upload_checkpoint(self, checkpoint: Path, location: str, state: RunState) -> None:
         if any(checkpoint.iterdir()):
-            storage.publish_folder(checkpoint, storage.join(self._folder, checkpoint_name(state.at.epoch)))
-        storage.unseal(location)
+            storage.write_checksummed_folder(
+                checkpoint, storage.join(self._folder, checkpoint_name(state.latest.epoch))
+            )
+        storage.remove_checksums(location)
 
-    def _point(self, location: str, parts: list[Any], state: State, there: set[str]) -> None:
-        storage.seal(location, parts)
+    def _commit(self, location: str, rank_checksums: list[Any], state: RunState, existing_folders: set[str]) -> None:
+        storage.write_checksums(location, rank_checksums)
         state.write(self._folder, self._keep_best)
-        for name in there - state.folders(self._keep_best):
+        for name in existing_folders - state.referenced_folders(self._keep_best):
             storage.delete(storage.join(self._folder, name))
 
-    def _on_first(self, action: Callable[[], None]) -> None:
-        _together(action if self._rank == 0 else lambda: None)
+    def _on_rank0(self, action: Callable[[], None]) -> None:
+        _gather_results(action if self._rank == 0 else lambda: None)
 
 
-def _together(action: Callable[[], T]) -> list[T]:
+def _gather_results(action: Callable[[], T]) -> list[T]:
     """What every rank's action returned.
 
     Raises:
@@ -125,16 +129,16 @@ def _together(action: Callable[[], T]) -> list[T]:
     except (StorageError, OSError) as error:
         done = None, str(error)
     everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, done, group=_group())
+    dist.all_gather_object(everywhere, done, group=_process_group())
     for rank, (_, reason) in enumerate(everywhere):
         if reason is not None:
             raise StorageError(f"rank {rank} could not save its state: {reason}")
     return [result for result, _ in everywhere]
 
 
-def restore(
-    folder: str, state: State, world: int, load: Callable[[Path, State], None], tell: Callable[[str], None]
-) -> State:
+def restore_latest(
+    folder: str, state: RunState, world_size: int, load: Callable[[Path, RunState], None], log: Callable[[str], None]
+) -> RunState:
     """Load the newest state that is whole, and that so many ranks can go on from; returns it.
 
     Args:
@@ -142,32 +146,34 @@ def restore(
         load: given the state's folder, on this machine, and the state; called once, or not at all if none is whole.
         tell: given a sentence on every state that is passed over.
     """
-    while state.at.resume is not None:
-        if state.at.world != world and state.at.cursor:
-            tell(
-                f"saved by {state.at.world} workers within epoch {state.at.epoch + 1}, now there are {world}: "
+    while state.latest.resume_folder is not None:
+        if state.latest.world_size != world_size and state.latest.cursor:
+            log(
+                f"saved by {state.latest.world_size} workers within epoch {state.latest.epoch + 1}, now there are {world_size}: "
                 "going on from the end of an epoch"
             )
-            state = state.back()
+            state = state.rollback()
             continue
         with ExitStack() as stack:
             source, damage = None, None
             try:
-                source = stack.enter_context(storage.fetched_folder(storage.join(folder, str(state.at.resume))))
-            except DamagedError as error:
+                source = stack.enter_context(
+                    storage.open_checksummed_folder(storage.join(folder, str(state.latest.resume_folder)))
+                )
+            except CorruptedError as error:
                 damage = str(error)
             found: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(found, damage)
             told = next((each for each in found if each), None)
             if source is not None and told is None:
-                if state.at.world != world:
-                    tell(
-                        f"going on with {world} workers instead of {state.at.world}: losses stay comparable, but are "
+                if state.latest.world_size != world_size:
+                    log(
+                        f"going on with {world_size} workers instead of {state.latest.world_size}: losses stay comparable, but are "
                         "not the same to the last bit, and a step has as many batches as there are workers"
                     )
                 load(source, state)
                 return state
-        state = state.back()
-        where = f"epoch {state.at.epoch}" + (f", batch {state.at.cursor}" if state.at.cursor else "")
-        tell(f"{told} Going on from the state before it: {where if state.at.resume else 'the beginning'}")
+        state = state.rollback()
+        where = f"epoch {state.latest.epoch}" + (f", batch {state.latest.cursor}" if state.latest.cursor else "")
+        log(f"{told} Going on from the state before it: {where if state.latest.resume_folder else 'the beginning'}")
     return state

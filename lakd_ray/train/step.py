@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lakd_ray.config import DistillLoss, LabelLoss
-from lakd_ray.distill import Languages, distillation_loss, label_losses, mixture_losses
-from lakd_ray.models import Outputs
+from lakd_ray.config import DistillLossConfig, LabelLossConfig
+from lakd_ray.distill import WeightingLanguages, distillation_loss, label_losses, mixture_losses
+from lakd_ray.models import ClassifierOutput
 
-Forward = Callable[[Tensor, Tensor, Tensor | None], Outputs]  # (inputs, lengths_B, languages_B) -> outputs
-PLAIN = LabelLoss()
+ForwardFn = Callable[[Tensor, Tensor, Tensor | None], ClassifierOutput]  # (inputs, lengths_B, languages_B) -> outputs
+DEFAULT_LABEL_LOSS = LabelLossConfig()
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainBatch:
     """What one forward pass needs, on the model's device."""
 
     inputs: Tensor
@@ -35,7 +35,7 @@ class Batch:
     label_weights_B: Tensor | None = None
     """Weight of each utterance's class in the loss against the labels, all one if absent."""
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+    def to(self, device: torch.device, dtype: torch.dtype) -> "TrainBatch":
         """The batch on a device; cached features in the model's precision, waves as they are: it normalises them."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
@@ -52,11 +52,11 @@ class Batch:
         )
 
 
-PARTS = ("loss", "ce", "kl", "language", "attention")
+LOSS_NAMES = ("loss", "ce", "kl", "language", "attention")
 
 
 @dataclass(frozen=True)
-class Sums:
+class LossSums:
     """Sums over a batch's utterances; divide by a count of utterances to get means. Stay on the device."""
 
     loss: Tensor
@@ -68,9 +68,9 @@ class Sums:
     attention: Tensor
     """Objective of the learned weights, unweighted."""
 
-    def detached(self) -> Tensor:
-        """`PARTS` without gradient, shape [5]."""
-        return torch.stack([getattr(self, name).detach() for name in PARTS]).double()
+    def to_tensor(self) -> Tensor:
+        """`LOSS_NAMES` without gradient, shape [5]."""
+        return torch.stack([getattr(self, name).detach() for name in LOSS_NAMES]).double()
 
 
 @dataclass(frozen=True)
@@ -81,51 +81,51 @@ class Objective:
         loss: distillation; None against the labels alone.
         teacher_languages: language of each teacher, None for a multilingual one; K of them.
         label: the loss against the labels; the weights of classes come with the batch, as they go by all of train.
-        identify: weight of language identification, for a language-aware student.
+        language_id_loss_weight: weight of language identification, for a language-aware student.
     """
 
-    loss: DistillLoss | None = None
+    distill_loss: DistillLossConfig | None = None
     teacher_languages: Sequence[str | None] = ()
-    label: LabelLoss = PLAIN
-    identify: float = 0.0
+    label_loss: LabelLossConfig = DEFAULT_LABEL_LOSS
+    language_id_loss_weight: float = 0.0
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Those of `PARTS` that it has; the others are zero."""
-        learned = self.loss is not None and self.loss.weighting == "attention"
-        absent = {"language": not self.identify, "attention": not learned}
-        return tuple(name for name in PARTS if not absent.get(name))
+    def loss_names(self) -> tuple[str, ...]:
+        """Those of `LOSS_NAMES` that it has; the others are zero."""
+        learned = self.distill_loss is not None and self.distill_loss.weighting == "attention"
+        absent = {"language": not self.language_id_loss_weight, "attention": not learned}
+        return tuple(name for name in LOSS_NAMES if not absent.get(name))
 
 
-def losses(forward: Forward, batch: Batch, objective: Objective) -> Sums:
+def compute_losses(forward: ForwardFn, batch: TrainBatch, objective: Objective) -> LossSums:
     """The objective, summed over the batch.
 
     Raises:
         ValueError: distillation without teacher logits, logits of the wrong shape, or class balance without weights.
     """
-    label = objective.label
+    label = objective.label_loss
     if label.class_balance and batch.label_weights_B is None:
         raise ValueError(
             f"class balance {label.class_balance} needs the weights of the utterances' classes, found none"
         )
     outputs = forward(batch.inputs, batch.lengths_B, batch.languages_B)
     logits_BC = outputs.logits_BC.float()
-    total, ce, kl = _of_paradigm(logits_BC, outputs.teacher_scores_BK, batch, objective)
-    language = _identification(outputs.language_logits_BL, batch)
-    attention = _attention(outputs.teacher_scores_BK, batch, objective.loss)
-    total = total + objective.identify * language
-    if objective.loss is not None:
-        total = total + objective.loss.attention * attention
-    return Sums(total, ce, kl, language, attention)
+    total, ce, kl = _paradigm_losses(logits_BC, outputs.teacher_scores_BK, batch, objective)
+    language = _language_id_loss(outputs.language_logits_BL, batch)
+    attention = _attention_loss(outputs.teacher_scores_BK, batch, objective.distill_loss)
+    total = total + objective.language_id_loss_weight * language
+    if objective.distill_loss is not None:
+        total = total + objective.distill_loss.attention_loss_weight * attention
+    return LossSums(total, ce, kl, language, attention)
 
 
-def _of_paradigm(
-    logits_BC: Tensor, scores_BK: Tensor | None, batch: Batch, objective: Objective
+def _paradigm_losses(
+    logits_BC: Tensor, teacher_scores_BK: Tensor | None, batch: TrainBatch, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(total, ce, kl), each summed over the batch."""
-    loss, label = objective.loss, objective.label
+    loss, label = objective.distill_loss, objective.label_loss
     if loss is None:
-        ce = _against_labels(logits_BC, batch, label)
+        ce = _label_loss(logits_BC, batch, label)
         return ce, ce, torch.zeros_like(ce)
     if batch.teacher_logits_BKC is None:
         raise ValueError("distillation needs teacher logits [B, K, C], found none")
@@ -136,13 +136,13 @@ def _of_paradigm(
         temperature=loss.temperature,
         lam=loss.lam,
         weighting=loss.weighting,
-        tau=loss.tau,
-        languages=Languages(batch.languages, objective.teacher_languages),
+        weighting_temperature=loss.weighting_temperature,
+        languages=WeightingLanguages(batch.languages, objective.teacher_languages),
         reference_compat=loss.reference_compat,
-        own_language=loss.own_language,
-        confidence=loss.confidence,
-        attention_scores_BK=None if scores_BK is None else scores_BK.float(),
-        standardise=loss.standardise,
+        same_language_weight=loss.same_language_weight,
+        confidence_by=loss.confidence_by,
+        attention_scores_BK=None if teacher_scores_BK is None else teacher_scores_BK.float(),
+        standardize_logits=loss.standardize_logits,
         label_weights_B=batch.label_weights_B,
         focal_gamma=label.focal_gamma,
         label_smoothing=label.label_smoothing,
@@ -150,26 +150,30 @@ def _of_paradigm(
     return parts.total_B.sum(), parts.ce_B.sum(), parts.kl_B.sum()
 
 
-def _identification(language_logits_BL: Tensor | None, batch: Batch) -> Tensor:
+def _language_id_loss(language_logits_BL: Tensor | None, batch: TrainBatch) -> Tensor:
     if language_logits_BL is None or batch.languages_B is None:
         return torch.zeros((), device=batch.labels_B.device)
     return F.cross_entropy(language_logits_BL.float(), batch.languages_B, reduction="sum")
 
 
-def _attention(scores_BK: Tensor | None, batch: Batch, loss: DistillLoss | None) -> Tensor:
-    if scores_BK is None or loss is None or batch.teacher_logits_BKC is None:
+def _attention_loss(
+    teacher_scores_BK: Tensor | None, batch: TrainBatch, distill_loss: DistillLossConfig | None
+) -> Tensor:
+    if teacher_scores_BK is None or distill_loss is None or batch.teacher_logits_BKC is None:
         return torch.zeros((), device=batch.labels_B.device)
-    return mixture_losses(scores_BK.float(), batch.teacher_logits_BKC, batch.labels_B, beta=loss.entropy).sum()
+    return mixture_losses(
+        teacher_scores_BK.float(), batch.teacher_logits_BKC, batch.labels_B, entropy_weight=distill_loss.entropy_weight
+    ).sum()
 
 
-def _against_labels(logits_BC: Tensor, batch: Batch, label: LabelLoss) -> Tensor:
+def _label_loss(logits_BC: Tensor, batch: TrainBatch, label_loss: LabelLossConfig) -> Tensor:
     """Summed over the batch; by torch's own sum where that is all, which rounds in its own order."""
-    if label == PLAIN:
+    if label_loss == DEFAULT_LABEL_LOSS:
         return F.cross_entropy(logits_BC, batch.labels_B, reduction="sum")
     return label_losses(
         logits_BC,
         batch.labels_B,
         weights_B=batch.label_weights_B,
-        focal_gamma=label.focal_gamma,
-        label_smoothing=label.label_smoothing,
+        focal_gamma=label_loss.focal_gamma,
+        label_smoothing=label_loss.label_smoothing,
     ).sum()

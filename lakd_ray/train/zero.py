@@ -11,36 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lakd_ray.config import Optim, Train
+from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.errors import CheckpointError
-from lakd_ray.models import EmotionClassifier, Outputs
+from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.train.engine import Engine
 
 _TAG = "state"
 
 
-class ZeroEngine(Engine):
+class DeepSpeedEngine(Engine):
     """See `Engine`. DeepSpeed averages over ranks and micro-batches, so sums are scaled by both before."""
 
-    def __init__(self, model: EmotionClassifier, optim: Optim, train: Train, *, steps: int) -> None:
+    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed  # reads DS_ACCELERATOR when imported, and takes a second
 
         deepspeed.logger.setLevel("WARNING")
-        super().__init__(model, optim, train, steps=steps)
+        super().__init__(model, optim, train, total_steps=total_steps)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
-        self._stage = train.zero_stage
+        self._zero_stage = train.zero_stage
         # What is frozen is as the model was built, and may be most of it. ZeRO-3 has it divided among the ranks.
-        self._without_frozen = train.zero_stage < 3 and any(not each.requires_grad for each in model.parameters())
+        self._exclude_frozen = train.zero_stage < 3 and any(not each.requires_grad for each in model.parameters())
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
             lr_scheduler=self._scheduler,
-            config=deepspeed_config(optim, train),
+            config=build_deepspeed_config(optim, train),
             dist_init_required=False,
         )
-        self._start_average()
+        self._init_ema()
 
     @property
     def device(self) -> torch.device:
@@ -53,40 +53,40 @@ class ZeroEngine(Engine):
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> Outputs:
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
         """The model's answer."""
-        outputs: Outputs = self._engine(inputs, lengths_B, languages_B)
+        outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
         """See `Engine`."""
-        self._engine.backward(loss_sum * (self.world * self.accumulation / global_count))
+        self._engine.backward(loss_sum * (self.world_size * self.accumulation_steps / global_count))
 
     def _step(self) -> None:
         self._engine.step()
 
-    def _state(self) -> dict[str, Tensor]:
+    def _model_state_dict(self) -> dict[str, Tensor]:
         if self._engine.zero_optimization_partition_weights():
             return self._engine._zero3_consolidated_16bit_state_dict() or {}
-        return super()._state()
+        return super()._model_state_dict()
 
     def _save(self, folder: Path) -> None:
-        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._without_frozen)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._exclude_frozen)
 
-    def _load(self, folder: Path, world: int) -> None:
-        if world == self.world:
-            self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._without_frozen)
+    def _load(self, folder: Path, world_size: int) -> None:
+        if world_size == self.world_size:
+            self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._exclude_frozen)
             return
-        if self._stage == 0:
-            self._load_whole(folder)
+        if self._zero_stage == 0:
+            self._load_unpartitioned(folder)
             return
         decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
         with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-            _to_universal(folder / _TAG, Path(scratch, _TAG))
+            _convert_to_universal(folder / _TAG, Path(scratch, _TAG))
             config = self._engine._config
             config.load_universal_checkpoint = True
             try:
-                self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._without_frozen)
+                self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._exclude_frozen)
             finally:
                 config.load_universal_checkpoint = False
         # ZeRO-3 gives all groups the decay of the first one, and one count of steps, which each would add to.
@@ -96,11 +96,11 @@ class ZeroEngine(Engine):
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
-    def _load_whole(self, folder: Path) -> None:
+    def _load_unpartitioned(self, folder: Path) -> None:
         """Stage 0: every rank has all of the state, whatever their number, in the first one's file."""
         (file,) = sorted(Path(folder, _TAG).glob("mp_rank_*_model_states.pt"))[:1]
         state = torch.load(file, map_location="cpu", weights_only=False)
-        self._model.load_state_dict(state["module"], strict=not self._without_frozen)
+        self._model.load_state_dict(state["module"], strict=not self._exclude_frozen)
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["lr_scheduler"])
 
@@ -109,7 +109,7 @@ class ZeroEngine(Engine):
         self._engine.destroy()
 
 
-def _to_universal(source: Path, target: Path) -> None:
+def _convert_to_universal(source: Path, target: Path) -> None:
     """DeepSpeed's own conversion to a state that any number of ranks can load.
 
     Raises:
@@ -135,15 +135,15 @@ def _to_universal(source: Path, target: Path) -> None:
         ) from error
 
 
-def deepspeed_config(optim: Optim, train: Train) -> dict[str, Any]:
+def build_deepspeed_config(optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     zero: dict[str, Any] = {"stage": train.zero_stage}
-    if train.offload:
+    if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
         "train_micro_batch_size_per_gpu": 1,  # batches are planned by seconds; DeepSpeed only multiplies this
-        "gradient_accumulation_steps": train.accumulation,
-        "gradient_clipping": optim.clip,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": optim.max_grad_norm,
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW is the same on either side
         "bf16": {"enabled": train.precision == "bf16"},

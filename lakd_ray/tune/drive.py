@@ -8,14 +8,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lakd_ray import storage
-from lakd_ray.train.watch import clock
+from lakd_ray.train.watch import format_duration
 from lakd_ray.tune.study import Study
-from lakd_ray.tune.trial import ERROR
+from lakd_ray.tune.trial import ERROR_FILE
 
 OBJECTIVE = "objective"
 
 
-class Suggestions(Searcher):
+class StudySearcher(Searcher):
     """Hands out the study's trials, and tells it how they ended.
 
     Args:
@@ -25,26 +25,26 @@ class Suggestions(Searcher):
     def __init__(self, study: Study, folder: str) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
         self.study, self._folder = study, folder
-        self.numbers: dict[str, int] = {}
+        self.trial_numbers: dict[str, int] = {}
         """The study's number of each of Ray's trials."""
-        self.stopped: set[int] = set()
+        self.stopped_trials: set[int] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Called by Tune when there is room for a trial."""
-        number, settings = self.study.next()
-        self.numbers[trial_id] = number
+        number, settings = self.study.next_trial()
+        self.trial_numbers[trial_id] = number
         return {"number": number, "settings": settings}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Called by Tune, also for trials that were stopped."""
-        number = self.numbers[trial_id]
+        number = self.trial_numbers[trial_id]
         if error:
-            self.study.fail(number, self._cause(number))
+            self.study.fail_trial(number, self._failure_cause(number))
         else:
-            self.study.finish(number, (result or {}).get("cost"), stopped=number in self.stopped)
+            self.study.finish_trial(number, (result or {}).get("cost"), stopped=number in self.stopped_trials)
 
-    def _cause(self, number: int) -> str:
-        place = storage.join(self._folder, "trials", f"{number:04d}", ERROR)
+    def _failure_cause(self, number: int) -> str:
+        place = storage.join(self._folder, "trials", f"{number:04d}", ERROR_FILE)
         return str(storage.read_json(place)["cause"]) if storage.exists(place) else "its process was lost"
 
     def save(self, checkpoint_path: str) -> None:
@@ -54,19 +54,19 @@ class Suggestions(Searcher):
         """Nothing."""
 
 
-class Stops(FIFOScheduler):
+class StudyScheduler(FIFOScheduler):
     """Tells the study of every epoch, and stops a trial that it would stop."""
 
-    def __init__(self, suggestions: Suggestions) -> None:
+    def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in Ray
-        self._suggestions = suggestions
+        self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Called by Tune after each epoch."""
-        suggestions = self._suggestions
-        number = suggestions.numbers[trial.trial_id]
-        if suggestions.study.report(number, result["epoch"], result[OBJECTIVE], result["audio_seconds"]):
-            suggestions.stopped.add(number)
+        suggestions = self._searcher
+        number = suggestions.trial_numbers[trial.trial_id]
+        if suggestions.study.report_epoch(number, result["epoch"], result[OBJECTIVE], result["audio_seconds"]):
+            suggestions.stopped_trials.add(number)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
@@ -75,37 +75,37 @@ class Stops(FIFOScheduler):
         return {}
 
 
-class Table(tune.Callback):
+class ProgressCallback(tune.Callback):
     """A line in the terminal whenever a trial ends: its settings, how it did, the time left."""
 
-    def __init__(self, suggestions: Suggestions, trials: int) -> None:
-        self._suggestions, self._trials, self._done = suggestions, trials, 0
+    def __init__(self, searcher: StudySearcher, num_trials: int) -> None:
+        self._searcher, self._num_trials, self._num_done = searcher, num_trials, 0
         self._started = time.perf_counter()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune, also for trials that were stopped."""
-        result, number = trial.last_result, self._number(trial)
-        how = "stopped" if number in self._suggestions.stopped else "trained"
+        result, number = trial.last_result, self._trial_number(trial)
+        how = "stopped" if number in self._searcher.stopped_trials else "trained"
         cost = "" if result.get("cost") is None else f"  cost {result['cost']:.4g}"
-        self._tell(
-            f"#{number:<3} {settings_text(trial.config['settings'])}  objective {result.get(OBJECTIVE, 0):.3f}{cost}  "
+        self._print_progress(
+            f"#{number:<3} {format_settings(trial.config['settings'])}  objective {result.get(OBJECTIVE, 0):.3f}{cost}  "
             f"{how} {result.get('epoch', 0)} epochs"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has failed for good."""
-        self._tell(f"#{self._number(trial):<3} {settings_text(trial.config['settings'])}  failed")
+        self._print_progress(f"#{self._trial_number(trial):<3} {format_settings(trial.config['settings'])}  failed")
 
-    def _number(self, trial: Any) -> int:
-        return self._suggestions.numbers[trial.trial_id]
+    def _trial_number(self, trial: Any) -> int:
+        return self._searcher.trial_numbers[trial.trial_id]
 
-    def _tell(self, what: str) -> None:
-        self._done += 1
-        left = (time.perf_counter() - self._started) / self._done * (self._trials - self._done)
-        print(f"trial {self._done:>3}/{self._trials}  {what}  {clock(left)} left", flush=True)
+    def _print_progress(self, text: str) -> None:
+        self._num_done += 1
+        left = (time.perf_counter() - self._started) / self._num_done * (self._num_trials - self._num_done)
+        print(f"trial {self._num_done:>3}/{self._num_trials}  {text}  {format_duration(left)} left", flush=True)
 
 
-def settings_text(settings: dict[str, Any]) -> str:
+def format_settings(settings: dict[str, Any]) -> str:
     """`lam 0.25  tau 0.1`: the keys' last parts."""
     return "  ".join(
         f"{key.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"

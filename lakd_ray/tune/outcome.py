@@ -9,16 +9,16 @@ import numpy as np
 import yaml
 
 from lakd_ray import metrics
-from lakd_ray.config import Experiment, dump
-from lakd_ray.tune.study import Settings, Trial, experiment_of, paper_settings
+from lakd_ray.config import Experiment, to_dict
+from lakd_ray.tune.study import Settings, Trial, build_trial_config, paper_settings
 
-Confirmed = Mapping[int, Sequence[float]]  # trial -> its objective with each of the other seeds
+SeedObjectives = Mapping[int, Sequence[float]]  # trial -> its objective with each of the other seeds
 
 
-def ranked(trials: Sequence[Trial], confirmed: Confirmed | None = None) -> list[Trial]:
+def rank_trials(trials: Sequence[Trial], seed_objectives: SeedObjectives | None = None) -> list[Trial]:
     """Trials that ended, the best first: those that were run again by their mean over the other seeds, for their own
     number was chosen as one of the best; then all others."""
-    again = confirmed or {}
+    again = seed_objectives or {}
 
     def key(trial: Trial) -> tuple[bool, float]:
         return trial.number in again, mean(again.get(trial.number, [trial.objective or 0.0]))
@@ -27,45 +27,45 @@ def ranked(trials: Sequence[Trial], confirmed: Confirmed | None = None) -> list[
     return sorted(ended, key=key, reverse=True)
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
+def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that no other beats in both objectives, the cheapest first."""
     ended = [trial for trial in trials if trial.cost is not None and trial.objective is not None]
     return sorted(
-        (one for one in ended if not any(_beats(other, one) for other in ended)), key=lambda one: one.cost or 0
+        (one for one in ended if not any(_dominates(other, one) for other in ended)), key=lambda one: one.cost or 0
     )
 
 
-def _beats(one: Trial, other: Trial) -> bool:
-    first, second = ((each.objective or 0.0, -(each.cost or 0.0)) for each in (one, other))
+def _dominates(trial: Trial, other: Trial) -> bool:
+    first, second = ((each.objective or 0.0, -(each.cost or 0.0)) for each in (trial, other))
     return first != second and all(a >= b for a, b in zip(first, second, strict=True))
 
 
-def paper_trial(config: Experiment, trials: Sequence[Trial]) -> Trial | None:
+def find_paper_trial(config: Experiment, trials: Sequence[Trial]) -> Trial | None:
     """The trial with the paper's settings, if it was run."""
     paper = paper_settings(config)
     return next((trial for trial in trials if paper and trial.settings == paper), None)
 
 
-def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) -> str:
+def compare_with_paper(config: Experiment, trials: Sequence[Trial], seed_objectives: SeedObjectives) -> str:
     """The winner against the paper's settings, or the next best where these win, in a sentence."""
-    order, paper = ranked(trials, confirmed), paper_trial(config, trials)
+    order, paper = rank_trials(trials, seed_objectives), find_paper_trial(config, trials)
     if paper is None or paper.objective is None:
         return "The paper's settings were not tried: they lie outside of tune.space."
     best, said = order[0], ""
     if best.number == paper.number:
         said = "The paper's settings are the best. "
-        others = [trial for trial in order if trial.number in confirmed and trial.number != paper.number]
-        if paper.number not in confirmed or not others:
+        others = [trial for trial in order if trial.number in seed_objectives and trial.number != paper.number]
+        if paper.number not in seed_objectives or not others:
             return said.strip()
         best = others[0]
     own = 100 * ((best.objective or 0) - paper.objective)
-    if best.number not in confirmed or paper.number not in confirmed:
+    if best.number not in seed_objectives or paper.number not in seed_objectives:
         return (
             f"On dev trial {best.number} is {own:+.1f} points above the paper's settings, with one seed each: that may "
-            "be luck, and the best of many trials is lucky. `tune.confirm` would run both with other seeds."
+            "be luck, and the best of many trials is lucky. `tune.reevaluate` would run both with other seeds."
         )
-    differences_A = np.array(confirmed[best.number]) - np.array(confirmed[paper.number])
-    bounds = metrics.mean_interval(differences_A)
+    differences_A = np.array(seed_objectives[best.number]) - np.array(seed_objectives[paper.number])
+    bounds = metrics.bootstrap_mean_interval(differences_A)
     seeds = f"{len(differences_A)} other seeds" if len(differences_A) > 1 else "one other seed"
     told = f"{100 * differences_A.mean():+.1f} points against the paper's settings over {seeds}"
     if bounds is None:
@@ -75,7 +75,9 @@ def compared(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed) 
     return f"{said}On dev trial {best.number} is {told}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."
 
 
-def cost(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed, epoch_seconds: float) -> str:
+def describe_cost(
+    config: Experiment, trials: Sequence[Trial], seed_objectives: SeedObjectives, epoch_seconds: float
+) -> str:
     """Audio that the trials were trained on, against one student trained on the full budget, in a sentence."""
     epochs = config.student.optim.epochs
     trained, full = sum(trial.audio_seconds for trial in trials), epoch_seconds * epochs
@@ -83,16 +85,16 @@ def cost(config: Experiment, trials: Sequence[Trial], confirmed: Confirmed, epoc
         f"{len(trials)} trials were trained on {trained / 3600:.2f} audio-hours, {trained / full:.1f} times what one "
         f"student on the full budget of {epochs} epochs is ({full / 3600:.2f})"
     )
-    if again := sum(map(len, confirmed.values())):
+    if again := sum(map(len, seed_objectives.values())):
         more = again * epoch_seconds * (config.tune.epochs or epochs)
         told += f"; the {again} runs with other seeds add {more / 3600:.2f}, {more / full:.1f} times"
     return told + "."
 
 
-def best_file(config: Experiment, settings: Settings, notes: Sequence[str]) -> str:
+def format_best_config(config: Experiment, settings: Settings, notes: Sequence[str]) -> str:
     """An experiment file that distills the winner on the full budget, with this experiment's data and teachers."""
-    content = dump(experiment_of(config, settings))
-    content |= {"name": f"{config.name}-best", "base": config.base or config.name}
+    content = to_dict(build_trial_config(config, settings))
+    content |= {"name": f"{config.name}-best", "base_experiment": config.base_experiment or config.name}
     content["distill"] |= {"paradigms": [config.tune.paradigm], "setups": ["multilingual"]}
     content["stages"] = ["prepare", "teachers", "distill", "evaluate", "report"]
     content["grid"] |= {"variants": {}}
@@ -100,7 +102,7 @@ def best_file(config: Experiment, settings: Settings, notes: Sequence[str]) -> s
     return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def plain(trial: Trial, confirmed: Confirmed) -> dict[str, Any]:
+def trial_to_json(trial: Trial, seed_objectives: SeedObjectives) -> dict[str, Any]:
     """A trial as trials.json has it."""
     return {
         "trial": f"{trial.number:04d}",
@@ -110,6 +112,6 @@ def plain(trial: Trial, confirmed: Confirmed) -> dict[str, Any]:
         "cost": trial.cost,
         "epochs": trial.epochs,
         "audio_seconds": trial.audio_seconds,
-        "confirmed": list(confirmed.get(trial.number, ())),
+        "seed_objectives": list(seed_objectives.get(trial.number, ())),
         "cause": trial.cause,
     }

@@ -13,27 +13,27 @@ from ray import tune
 
 from lakd_ray import records, storage
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.config import Brought, Experiment, dump, with_settings
+from lakd_ray.config import Experiment, ExternalTeacherConfig, to_dict, with_settings
 from lakd_ray.data import manifest as manifests
-from lakd_ray.data.manifest import Manifest, Rows
+from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.errors import ConfigError, TrainingError
-from lakd_ray.infer.batch import logits_here
-from lakd_ray.infer.features import cached
-from lakd_ray.resources import refuse_shortage
+from lakd_ray.infer.batch import run_rank_inference
+from lakd_ray.infer.features import get_or_compute_features
+from lakd_ray.resources import check_resources
 from lakd_ray.runs import cross_fitted_runs, teacher_runs
 from lakd_ray.train import teaching
 from lakd_ray.train.run import train_tasks
-from lakd_ray.train.worker import Task
+from lakd_ray.train.worker import TrainingTask
 from lakd_ray.tune import outcome, page
-from lakd_ray.tune.drive import OBJECTIVE, Stops, Suggestions, Table, settings_text
-from lakd_ray.tune.study import Study, Trial, check_grid, experiment_of, paper_settings
-from lakd_ray.tune.trial import student_of, train_student, train_trial
+from lakd_ray.tune.drive import OBJECTIVE, ProgressCallback, StudyScheduler, StudySearcher, format_settings
+from lakd_ray.tune.study import Study, Trial, build_trial_config, paper_settings, validate_search_space
+from lakd_ray.tune.trial import find_student, train_student, train_trial
 
-BEST, TRIALS = "best.yaml", "trials.json"
-_NOT_SEARCHED = ("trials", "concurrent", "workers_per_trial", "gpus_per_trial", "confirm")
+BEST_CONFIG_FILE, TRIALS_FILE = "best.yaml", "trials.json"
+_FIXED_KEYS = ("trials", "max_concurrent_trials", "workers_per_trial", "gpus_per_trial", "reevaluate")
 
 
-def run(config: Experiment) -> str:
+def run_search(config: Experiment) -> str:
     """Search, write every trial and the best configuration; returns the folder. Goes on where it was interrupted.
 
     Raises:
@@ -43,82 +43,86 @@ def run(config: Experiment) -> str:
         TrainingError: no trial finished an epoch.
     """
     folder = config.stage_folder("tune")
-    student = student_of(config)
-    check_grid(config)
-    manifest = manifests.load(config)
-    job = teaching.job(config, manifest, student)
+    student = find_student(config)
+    validate_search_space(config)
+    manifest = manifests.load_manifest(config)
+    job = teaching.resolve_inputs(config, manifest, student)
     # the number of trials is no part of it: more of them are added to a finished search
-    searched = {key: value for key, value in dump(config.tune).items() if key not in _NOT_SEARCHED}
-    made_by = {"stage": "tune", "tune": searched, "student": job.made_by}
-    finished = records.is_done(folder, made_by)
+    searched = {key: value for key, value in to_dict(config.tune).items() if key not in _FIXED_KEYS}
+    fingerprint = {"stage": "tune", "tune": searched, "student": job.fingerprint}
+    finished = records.is_done(folder, fingerprint)
     study = Study(config, folder)
     try:
-        if finished and not study.left and _confirmed(config, folder):
+        if finished and not study.remaining and _is_reevaluated(config, folder):
             print(f"tune: already done, {folder}")
             return folder
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-        refuse_shortage(config, ["tune"], have)
-        records.start(folder, made_by)
-        _prepare(config)
+        check_resources(config, ["tune"], have)
+        records.mark_started(folder, fingerprint)
+        _prepare_shared_inputs(config)
         started = time.perf_counter()
-        _search(config, study, folder)
-        trials = study.trials()
-        if not outcome.ranked(trials):
+        _run_trials(config, study, folder)
+        trials = study.get_trials()
+        if not outcome.rank_trials(trials):
             causes = "; ".join(str(trial.cause) for trial in trials[:3])
             raise TrainingError(f"tune: no trial finished an epoch: {causes or 'none was started'}")
-        confirmed = _confirm(config, trials)
-        _write(config, folder, trials, confirmed, _notes(config, manifest, trials, confirmed))
+        seed_objectives = _reevaluate(config, trials)
+        _write_results(
+            config, folder, trials, seed_objectives, _summary_notes(config, manifest, trials, seed_objectives)
+        )
     finally:
         study.close()
-    records.finish(folder, made_by, [TRIALS, BEST, page.PAGE])
-    print(f"tune: done in {time.perf_counter() - started:.0f} s -> {storage.join(folder, BEST)}")
+    records.mark_finished(folder, fingerprint, [TRIALS_FILE, BEST_CONFIG_FILE, page.HTML_FILE])
+    print(f"tune: done in {time.perf_counter() - started:.0f} s -> {storage.join(folder, BEST_CONFIG_FILE)}")
     return folder
 
 
-def _prepare(config: Experiment) -> None:
+def _prepare_shared_inputs(config: Experiment) -> None:
     """Teachers, logits and features that trials share, made once before them."""
-    each = list(_kinds(config))
+    each = list(_input_variants(config))
     runs = [run for kind in each for run in (*teacher_runs(kind), *cross_fitted_runs(kind))]
-    tasks = [Task(config, run) for run in {run.id: run for run in runs}.values()]
-    if missing := [task for task in tasks if not task.finished]:
+    tasks = [TrainingTask(config, run) for run in {run.id: run for run in runs}.values()]
+    if missing := [task for task in tasks if not task.is_finished]:
         train_tasks(missing, name="teachers for the search")
-    share = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(_share)
-    ray.get(share.remote([dump(kind) for kind in each]))
+    share = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(
+        _compute_shared_inputs
+    )
+    ray.get(share.remote([to_dict(kind) for kind in each]))
 
 
-def _share(kinds: Sequence[dict[str, Any]]) -> None:
+def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
     """Make what is missing in one process: questions are many and small, and each process costs seconds to start."""
-    for content in kinds:
+    for content in experiments:
         config = Experiment.model_validate(content)
-        manifest, student = manifests.load(config), student_of(config)
+        manifest, student = manifests.load_manifest(config), find_student(config)
         if student.teachers:
-            teaching.store_logits(config, manifest, [student], partial(_ask, config, manifest))
-        cached(config, manifest, student.recipe.model)
+            teaching.ensure_logits(config, manifest, [student], partial(_compute_teacher_logits, config, manifest))
+        get_or_compute_features(config, manifest, student.recipe.model)
 
 
-def _kinds(config: Experiment) -> Iterator[Experiment]:
+def _input_variants(config: Experiment) -> Iterator[Experiment]:
     """The experiment with each choice of what decides which teachers are asked, and what is frozen."""
     deciding = ("weighting", "cross_fit", "freeze_encoder", "freeze_feature_encoder")
     keys = [key for key in config.tune.space if key.rpartition(".")[2] in deciding]
     for values in itertools.product(*(config.tune.space[key].choices for key in keys)):
         try:
             yield with_settings(config, dict(zip(keys, values, strict=True)), "tune.space")
-        except ConfigError:  # a combination that `when` rules out
+        except ConfigError:  # a combination that `conditions` rules out
             continue
     if paper := paper_settings(config):
-        yield experiment_of(config, paper)
+        yield build_trial_config(config, paper)
 
 
-def _ask(
-    config: Experiment, manifest: Manifest, rows: Rows, checkpoints: teaching.Checkpoints
+def _compute_teacher_logits(
+    config: Experiment, manifest: Manifest, rows: RowIndices, checkpoints: teaching.TeacherCheckpoints
 ) -> dict[str, teaching.Logits]:
-    own = not any(isinstance(place, Brought) for place in checkpoints.values())
-    source = cached(config, manifest, config.teacher.model) if own else None
-    places, found = logits_here(config, manifest, rows, checkpoints, 0, 1, source)
+    own = not any(isinstance(place, ExternalTeacherConfig) for place in checkpoints.values())
+    source = get_or_compute_features(config, manifest, config.teacher.model) if own else None
+    places, found = run_rank_inference(config, manifest, rows, checkpoints, 0, 1, source)
     return {name: logits_RC[np.argsort(places)] for name, logits_RC in found.items()}
 
 
-def _resources(config: Experiment) -> dict[str, float]:
+def _trial_resources(config: Experiment) -> dict[str, float]:
     """Of one trial's own process; where a worker group trains for it, that reserves what it needs by itself."""
     if config.tune.workers_per_trial > 1:
         return {"CPU": 0.01}  # Tune wants a trial to reserve something
@@ -126,53 +130,53 @@ def _resources(config: Experiment) -> dict[str, float]:
     return {"CPU": config.train.cpus_per_worker, **gpu}
 
 
-def _search(config: Experiment, study: Study, folder: str) -> None:
+def _run_trials(config: Experiment, study: Study, folder: str) -> None:
     """Run the trials that are left."""
-    left = study.left
+    left = study.remaining
     if not left:
         return
-    filesystem, path = storage.resolve(folder)
-    suggestions = Suggestions(study, folder)
+    filesystem, path = storage.resolve_filesystem(folder)
+    suggestions = StudySearcher(study, folder)
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_trial, experiment=dump(config)), _resources(config)),
+        tune.with_resources(tune.with_parameters(train_trial, experiment=to_dict(config)), _trial_resources(config)),
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
             num_samples=left,
-            max_concurrent_trials=config.tune.concurrent,
+            max_concurrent_trials=config.tune.max_concurrent_trials,
             # a new process costs the seconds of its imports; but its end is what ends a group
             reuse_actors=config.tune.workers_per_trial == 1,
             search_alg=suggestions,
-            scheduler=Stops(suggestions),
+            scheduler=StudyScheduler(suggestions),
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             storage_path=storage.join(path, "ray"),
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[Table(suggestions, left)],
+            callbacks=[ProgressCallback(suggestions, left)],
             verbose=0,
         ),
     ).fit()
 
 
-def _confirm(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[float]]:
+def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[float]]:
     """Train the best trials and the paper's settings again with other seeds; their objectives by trial."""
-    again = config.tune.confirm
+    again = config.tune.reevaluate
     if again is None:
         return {}
-    chosen = {trial.number: trial for trial in outcome.ranked(trials)[: again.best]}
-    if paper := outcome.paper_trial(config, trials):
+    chosen = {trial.number: trial for trial in outcome.rank_trials(trials)[: again.top_k]}
+    if paper := outcome.find_paper_trial(config, trials):
         chosen[paper.number] = paper
-    resources = _resources(config)
-    train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_train_again)
+    resources = _trial_resources(config)
+    train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_train_with_seed)
     waiting = [(trial, seed) for trial in chosen.values() for seed in again.seeds]
     running: dict[Any, tuple[int, int]] = {}
     found: dict[tuple[int, int], float] = {}
     while waiting or running:
-        while waiting and len(running) < config.tune.concurrent:
+        while waiting and len(running) < config.tune.max_concurrent_trials:
             trial, seed = waiting.pop(0)
-            running[train.remote(dump(config), trial.number, trial.settings, seed)] = trial.number, seed
+            running[train.remote(to_dict(config), trial.number, trial.settings, seed)] = trial.number, seed
         (ended,), _ = ray.wait(list(running), num_returns=1)
         number, seed = running.pop(ended)
         found[number, seed] = ray.get(ended)
@@ -180,43 +184,55 @@ def _confirm(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[floa
     return {number: [found[number, seed] for seed in again.seeds] for number in chosen}
 
 
-def _train_again(experiment: dict[str, Any], number: int, settings: dict[str, Any], seed: int) -> float:
+def _train_with_seed(experiment: dict[str, Any], number: int, settings: dict[str, Any], seed: int) -> float:
     return train_student(Experiment.model_validate(experiment), number, settings, seed=seed)
 
 
-def _confirmed(config: Experiment, folder: str) -> bool:
+def _is_reevaluated(config: Experiment, folder: str) -> bool:
     """Whether the trials that were to be run again were."""
-    if config.tune.confirm is None:
+    if config.tune.reevaluate is None:
         return True
-    entries = storage.read_json(storage.join(folder, TRIALS))
-    return any(len(entry["confirmed"]) == len(config.tune.confirm.seeds) for entry in entries)
+    entries = storage.read_json(storage.join(folder, TRIALS_FILE))
+    return any(len(entry["seed_objectives"]) == len(config.tune.reevaluate.seeds) for entry in entries)
 
 
-def _notes(config: Experiment, manifest: Manifest, trials: Sequence[Trial], confirmed: outcome.Confirmed) -> list[str]:
-    best = outcome.ranked(trials, confirmed)[0]
-    rows = manifest.rows("train", student_of(config).languages)
-    seconds = float(manifest.samples_N[rows].sum()) / SAMPLE_RATE
+def _summary_notes(
+    config: Experiment, manifest: Manifest, trials: Sequence[Trial], seed_objectives: outcome.SeedObjectives
+) -> list[str]:
+    best = outcome.rank_trials(trials, seed_objectives)[0]
+    rows = manifest.rows("train", find_student(config).languages)
+    seconds = float(manifest.num_samples_N[rows].sum()) / SAMPLE_RATE
     ended = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
     counted = ", ".join(f"{count} {state}" for state, count in ended.items() if count)
     notes = [
         f"Best of {len(trials)} trials ({counted}): #{best.number}, objective {best.objective or 0:.4f} on dev after "
-        f"{best.epochs} epochs, with {settings_text(best.settings)}.",
-        outcome.compared(config, trials, confirmed),
-        outcome.cost(config, trials, confirmed, seconds),
+        f"{best.epochs} epochs, with {format_settings(best.settings)}.",
+        outcome.compare_with_paper(config, trials, seed_objectives),
+        outcome.describe_cost(config, trials, seed_objectives, seconds),
     ]
-    if config.tune.against:
-        shown = "; ".join(f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in outcome.front(trials))
-        notes.append(f"Not beaten in both recall and {config.tune.against}: {shown}.")
+    if config.tune.second_objective:
+        shown = "; ".join(
+            f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in outcome.pareto_front(trials)
+        )
+        notes.append(f"Not beaten in both recall and {config.tune.second_objective}: {shown}.")
     return notes
 
 
-def _write(
-    config: Experiment, folder: str, trials: Sequence[Trial], confirmed: outcome.Confirmed, notes: Sequence[str]
+def _write_results(
+    config: Experiment,
+    folder: str,
+    trials: Sequence[Trial],
+    seed_objectives: outcome.SeedObjectives,
+    notes: Sequence[str],
 ) -> None:
-    best = outcome.ranked(trials, confirmed)
+    best = outcome.rank_trials(trials, seed_objectives)
     others = [trial for trial in trials if trial not in best]
-    storage.write_json(storage.join(folder, TRIALS), [outcome.plain(each, confirmed) for each in [*best, *others]])
-    storage.write_bytes(storage.join(folder, BEST), outcome.best_file(config, best[0].settings, notes).encode())
-    page.write(config, notes, confirmed)
+    storage.write_json(
+        storage.join(folder, TRIALS_FILE), [outcome.trial_to_json(each, seed_objectives) for each in [*best, *others]]
+    )
+    storage.write_bytes(
+        storage.join(folder, BEST_CONFIG_FILE), outcome.format_best_config(config, best[0].settings, notes).encode()
+    )
+    page.write_html_report(config, notes, seed_objectives)
     for note in notes:
         print(f"tune: {note}")

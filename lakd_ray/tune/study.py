@@ -19,16 +19,18 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lakd_ray import storage
-from lakd_ray.config import DistillLoss, Experiment, Tune, dump, with_settings
+from lakd_ray.config import DistillLossConfig, Experiment, TuningConfig, to_dict, with_settings
 from lakd_ray.errors import ConfigError, StageError
 
 Settings = dict[str, Any]  # dotted key -> value
 
-FILE = "study.db"
+STUDY_FILE = "study.db"
 # The paper's loss. The search's first trial.
-PAPER = DistillLoss(temperature=5.0, lam=0.25, tau=0.25, weighting="similarity", reference_compat=True)
-_PAPER_KD = DistillLoss(temperature=5.0, lam=0.75, reference_compat=True)
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+PAPER_LOSS = DistillLossConfig(
+    temperature=5.0, lam=0.25, weighting_temperature=0.25, weighting="similarity", reference_compat=True
+)
+_PAPER_KD_LOSS = DistillLossConfig(temperature=5.0, lam=0.75, reference_compat=True)
+_FINISHED_STATES = (TrialState.COMPLETE, TrialState.PRUNED)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -68,54 +70,54 @@ class Study:
 
     def __init__(self, config: Experiment, folder: str) -> None:
         self._config, self._tune = config, config.tune
-        self._epochs = config.tune.epochs or config.student.optim.epochs
-        self._place = storage.join(folder, FILE)
-        self._copy: Path | None = None
+        self._max_epochs = config.tune.epochs or config.student.optim.epochs
+        self._location = storage.join(folder, STUDY_FILE)
+        self._local_copy: Path | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
-                storage=self._open(),
+                storage=self._storage_url(),
                 study_name=config.name,
-                sampler=_sampler(config),
-                pruner=_pruner(self._tune),
-                directions=["maximize", "minimize"] if self._tune.against else ["maximize"],
+                sampler=_build_sampler(config),
+                pruner=_build_pruner(self._tune),
+                directions=["maximize", "minimize"] if self._tune.second_objective else ["maximize"],
                 load_if_exists=True,
             )
-        self._check()
-        self._live: dict[int, optuna.Trial] = {}
+        self._check_same_search()
+        self._running: dict[int, optuna.Trial] = {}
         if not self._study.trials:
-            for settings in _planned(config):
+            for settings in _initial_trials(config):
                 self._study.enqueue_trial(settings)
         self._interrupted = [trial for trial in self._study.trials if trial.state == TrialState.RUNNING]
 
-    def _open(self) -> str:
-        if self._tune.study:
-            return self._tune.study
-        if not storage.is_remote(self._place):
-            path = Path(storage.resolve(self._place)[1])
+    def _storage_url(self) -> str:
+        if self._tune.study_storage:
+            return self._tune.study_storage
+        if not storage.is_remote(self._location):
+            path = Path(storage.resolve_filesystem(self._location)[1])
             path.parent.mkdir(parents=True, exist_ok=True)
             return f"sqlite:///{path}"
-        self._copy = Path(tempfile.mkdtemp(prefix="lakd-"), FILE)
-        if storage.exists(self._place):
-            self._copy.write_bytes(storage.read_bytes(self._place))
-        return f"sqlite:///{self._copy}"
+        self._local_copy = Path(tempfile.mkdtemp(prefix="lakd-"), STUDY_FILE)
+        if storage.exists(self._location):
+            self._local_copy.write_bytes(storage.read_bytes(self._location))
+        return f"sqlite:///{self._local_copy}"
 
-    def _check(self) -> None:
+    def _check_same_search(self) -> None:
         """What would make old trials incomparable with new ones."""
-        searched = dump(self._tune)
-        kept = {key: searched[key] for key in ("space", "paradigm", "epochs", "objective", "against")}
+        searched = to_dict(self._tune)
+        kept = {key: searched[key] for key in ("space", "paradigm", "epochs", "objective", "second_objective")}
         found = self._study.user_attrs.get("search")
         if found is None:
             self._study.set_user_attr("search", kept)
         elif found != kept:
             changed = ", ".join(f"tune.{key}" for key in kept if found.get(key) != kept[key])
             raise StageError(
-                f"the study in {self._place} is of another search: {changed} changed. Choose another `name`, undo the "
+                f"the study in {self._location} is of another search: {changed} changed. Choose another `name`, undo the "
                 "change, or delete that folder to search anew."
             )
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Trials that are to be run: those that were interrupted, and new ones. A failed one is not made good."""
         ended = [trial for trial in self._study.trials if trial.state.is_finished()]
         wanted = self._tune.trials
@@ -123,62 +125,62 @@ class Study:
             wanted = min(wanted, math.prod(len(each.choices) for each in self._tune.space.values()))
         return max(len(self._interrupted), wanted - len(ended))
 
-    def next(self) -> tuple[int, Settings]:
+    def next_trial(self) -> tuple[int, Settings]:
         """Number and settings of a trial to run: an interrupted one first."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             trial = optuna.Trial(self._study, frozen._trial_id)
         else:
             trial = self._study.ask()
-        self._live[trial.number] = trial
-        settings = suggested(trial, self._tune)
-        self._put_back()
+        self._running[trial.number] = trial
+        settings = suggest_settings(trial, self._tune)
+        self._upload_copy()
         return trial.number, settings
 
-    def report(self, number: int, epoch: int, objective: float, audio_seconds: float) -> bool:
+    def report_epoch(self, number: int, epoch: int, objective: float, audio_seconds: float) -> bool:
         """Note an epoch's best objective so far; whether the trial should stop now."""
-        trial = self._live[number]
-        known = {int(step) for step in self._frozen(number).user_attrs.get("curve", {})}
+        trial = self._running[number]
+        known = {int(step) for step in self._frozen_trial(number).user_attrs.get("curve", {})}
         if epoch not in known:  # a trial that went on may report an epoch again
-            curve = self._frozen(number).user_attrs.get("curve", {}) | {str(epoch): objective}
-            heard = self._frozen(number).user_attrs.get("audio_seconds", 0.0) + audio_seconds
+            curve = self._frozen_trial(number).user_attrs.get("curve", {}) | {str(epoch): objective}
+            heard = self._frozen_trial(number).user_attrs.get("audio_seconds", 0.0) + audio_seconds
             trial.set_user_attr("curve", curve)
             trial.set_user_attr("audio_seconds", heard)
-        if self._tune.against:
+        if self._tune.second_objective:
             return False
-        if epoch not in self._frozen(number).intermediate_values:
+        if epoch not in self._frozen_trial(number).intermediate_values:
             trial.report(objective, epoch)
-        return epoch < self._epochs and trial.should_prune()  # after its last epoch it is complete
+        return epoch < self._max_epochs and trial.should_prune()  # after its last epoch it is complete
 
-    def finish(self, number: int, cost: float | None, *, stopped: bool) -> None:
+    def finish_trial(self, number: int, cost: float | None, *, stopped: bool) -> None:
         """A trial has ended: by itself, or because it should."""
-        trial = self._live.pop(number)
-        curve = self._frozen(number).user_attrs.get("curve", {})
+        trial = self._running.pop(number)
+        curve = self._frozen_trial(number).user_attrs.get("curve", {})
         if stopped:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif not curve:
-            self.fail(number, "it ended without an epoch", trial)
+            self.fail_trial(number, "it ended without an epoch", trial)
             return
         else:
             best = max(curve.values())
-            self._study.tell(trial, [best, cost or 0.0] if self._tune.against else best)
-        self._put_back()
+            self._study.tell(trial, [best, cost or 0.0] if self._tune.second_objective else best)
+        self._upload_copy()
 
-    def fail(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
+    def fail_trial(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
         """A trial has failed for good."""
-        trial = trial or self._live.pop(number)
+        trial = trial or self._running.pop(number)
         trial.set_user_attr("cause", cause)
         self._study.tell(trial, state=TrialState.FAIL)
-        self._put_back()
+        self._upload_copy()
 
-    def trials(self) -> list[Trial]:
+    def get_trials(self) -> list[Trial]:
         """All of them, by number."""
-        return [_told(frozen, self._tune) for frozen in self._study.trials if frozen.state != TrialState.WAITING]
+        return [_to_trial(frozen, self._tune) for frozen in self._study.trials if frozen.state != TrialState.WAITING]
 
-    def importance(self) -> dict[str, float]:
+    def get_param_importances(self) -> dict[str, float]:
         """How much each setting moves the objective (PED-ANOVA, Watanabe et al., IJCAI 2023); empty if few ended."""
-        ended = [trial for trial in self._study.trials if trial.state in _FINISHED]
-        if len(ended) < 4 or self._tune.against:
+        ended = [trial for trial in self._study.trials if trial.state in _FINISHED_STATES]
+        if len(ended) < 4 or self._tune.second_objective:
             return {}
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(evaluate_on_local=False)
         with warnings.catch_warnings():
@@ -190,28 +192,28 @@ class Study:
 
     def close(self) -> None:
         """Put a bucket's study back."""
-        self._put_back()
+        self._upload_copy()
 
-    def _frozen(self, number: int) -> FrozenTrial:
+    def _frozen_trial(self, number: int) -> FrozenTrial:
         return self._study.trials[number]
 
-    def _put_back(self) -> None:
-        if self._copy is None:
+    def _upload_copy(self) -> None:
+        if self._local_copy is None:
             return
         with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
-            whole = Path(folder, FILE)
-            with sqlite3.connect(self._copy) as source, sqlite3.connect(whole) as target:
+            whole = Path(folder, STUDY_FILE)
+            with sqlite3.connect(self._local_copy) as source, sqlite3.connect(whole) as target:
                 source.backup(target)
             target.close()
             source.close()
-            storage.write_bytes(self._place, whole.read_bytes())
+            storage.write_bytes(self._location, whole.read_bytes())
 
 
-def suggested(trial: optuna.Trial, tune: Tune) -> Settings:
+def suggest_settings(trial: optuna.Trial, tune: TuningConfig) -> Settings:
     """What the study suggests for every setting that applies."""
     settings: Settings = {}
     for key, each in tune.space.items():
-        if any(settings.get(other) not in values for other, values in each.when.items()):
+        if any(settings.get(other) not in values for other, values in each.conditions.items()):
             continue
         if each.choices:
             settings[key] = trial.suggest_categorical(key, list(each.choices))
@@ -224,12 +226,12 @@ def suggested(trial: optuna.Trial, tune: Tune) -> Settings:
 
 def paper_settings(config: Experiment) -> Settings:
     """The paper's values of what is searched, the experiment's own where it has none; empty if one is excluded."""
-    own, found = dump(config), Settings()
+    own, found = to_dict(config), Settings()
     for key, each in config.tune.space.items():
         section, _, name = key.rpartition(".")
-        loss = {"distill.mtkd": PAPER, "distill.kd": _PAPER_KD}.get(section)
-        value = getattr(loss, name) if loss else _at(own, key)
-        if any(found.get(other) not in values for other, values in each.when.items()):
+        loss = {"distill.mtkd": PAPER_LOSS, "distill.kd": _PAPER_KD_LOSS}.get(section)
+        value = getattr(loss, name) if loss else _get_nested(own, key)
+        if any(found.get(other) not in values for other, values in each.conditions.items()):
             continue
         inside = value in each.choices if each.choices else (each.low or 0) <= (value or 0) <= (each.high or 0)
         if not inside:
@@ -238,7 +240,7 @@ def paper_settings(config: Experiment) -> Settings:
     return found
 
 
-def experiment_of(config: Experiment, settings: Mapping[str, Any]) -> Experiment:
+def build_trial_config(config: Experiment, settings: Mapping[str, Any]) -> Experiment:
     """The experiment that a trial is: the paper's own loss at the paper's settings.
 
     Raises:
@@ -246,7 +248,7 @@ def experiment_of(config: Experiment, settings: Mapping[str, Any]) -> Experiment
     """
     made = with_settings(config, dict(settings), "tune.space")
     if settings == paper_settings(config):
-        losses = {"mtkd": PAPER, "kd": _PAPER_KD}
+        losses = {"mtkd": PAPER_LOSS, "kd": _PAPER_KD_LOSS}
         same = {
             name: loss
             for name, loss in losses.items()
@@ -256,7 +258,7 @@ def experiment_of(config: Experiment, settings: Mapping[str, Any]) -> Experiment
     return made
 
 
-def _planned(config: Experiment) -> list[Settings]:
+def _initial_trials(config: Experiment) -> list[Settings]:
     """Trials that are not left to the sampler: the paper's settings, and all of a grid."""
     paper, space = paper_settings(config), config.tune.space
     first = [paper] if paper else []
@@ -267,29 +269,31 @@ def _planned(config: Experiment) -> list[Settings]:
     return first + [settings for settings in grid if settings != paper]
 
 
-def _at(tree: Any, key: str) -> Any:
+def _get_nested(config: Any, key: str) -> Any:
     for part in key.split("."):
-        tree = tree[part]
-    return tree
+        config = config[part]
+    return config
 
 
-def _sampler(config: Experiment) -> optuna.samplers.BaseSampler:
+def _build_sampler(config: Experiment) -> optuna.samplers.BaseSampler:
     tune = config.tune
     if tune.sampler != "tpe":
         return optuna.samplers.RandomSampler(config.seed)
     return optuna.samplers.TPESampler(seed=config.seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _pruner(tune: Tune) -> optuna.pruners.BasePruner:
-    if tune.against or tune.stopping == "none":
+def _build_pruner(tune: TuningConfig) -> optuna.pruners.BasePruner:
+    if tune.second_objective or tune.scheduler == "none":
         return optuna.pruners.NopPruner()
-    if tune.stopping == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=tune.grace)
+    if tune.scheduler == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=tune.grace_epochs)
     # ASHA: Li et al. 2018, arXiv 1810.05934
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=tune.grace, reduction_factor=tune.reduction)
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=tune.grace_epochs, reduction_factor=tune.reduction_factor
+    )
 
 
-def _told(frozen: FrozenTrial, tune: Tune) -> Trial:
+def _to_trial(frozen: FrozenTrial, tune: TuningConfig) -> Trial:
     curve = {int(step): value for step, value in frozen.user_attrs.get("curve", {}).items()}
     states = {
         TrialState.COMPLETE: "complete",
@@ -297,7 +301,7 @@ def _told(frozen: FrozenTrial, tune: Tune) -> Trial:
         TrialState.FAIL: "failed",
         TrialState.RUNNING: "running",
     }
-    complete = frozen.state == TrialState.COMPLETE and tune.against
+    complete = frozen.state == TrialState.COMPLETE and tune.second_objective
     return Trial(
         number=frozen.number,
         settings={key: frozen.params[key] for key in tune.space if key in frozen.params},
@@ -311,7 +315,7 @@ def _told(frozen: FrozenTrial, tune: Tune) -> Trial:
     )
 
 
-def check_grid(config: Experiment) -> None:
+def validate_search_space(config: Experiment) -> None:
     """Refuse settings that do not go together before anything runs: each choice is tried with the others at their own.
 
     Raises:
@@ -319,7 +323,7 @@ def check_grid(config: Experiment) -> None:
     """
     for key, each in config.tune.space.items():
         for value in each.choices:
-            context = {other: values[0] for other, values in each.when.items()}
+            context = {other: values[0] for other, values in each.conditions.items()}
             try:
                 with_settings(config, {**context, key: value}, f"tune.space.{key}")
             except ConfigError as error:

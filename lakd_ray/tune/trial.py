@@ -13,17 +13,17 @@ from typing import Any
 from ray import tune
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment, Tracking
+from lakd_ray.config import Experiment, TrackingConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.runs import Run, student_runs
-from lakd_ray.train.state import State
-from lakd_ray.tune.study import Settings, experiment_of
+from lakd_ray.train.state import RunState
+from lakd_ray.tune.study import Settings, build_trial_config
 
-ERROR = "error.json"
-_CLIP_S, _ASKED = 5, 7
+ERROR_FILE = "error.json"
+_LATENCY_CLIP_SECONDS, _LATENCY_REPEATS = 5, 7
 
 
-def student_of(config: Experiment) -> Run:
+def find_student(config: Experiment) -> Run:
     """The multilingual student that is searched for, for the search's number of epochs.
 
     Raises:
@@ -42,11 +42,11 @@ def student_of(config: Experiment) -> Run:
     return student.model_copy(update={"recipe": student.recipe.model_copy(update={"optim": optim})})
 
 
-def run_of(config: Experiment, number: int, seed: int | None = None) -> Run:
+def build_trial_run(config: Experiment, number: int, seed: int | None = None) -> Run:
     """The run of a trial, whose settings the configuration has already; with another seed if one is given."""
     name = f"trials/{number:04d}" + ("" if seed is None else f"-s{seed}")
     changes = {"id": name, "stage": "tune", "seed": config.seed if seed is None else seed}
-    return student_of(config).model_copy(update=changes)
+    return find_student(config).model_copy(update=changes)
 
 
 def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
     try:
         train_student(base, trial["number"], trial["settings"], report=tune.report)
     except Exception as error:
-        storage.write_json(storage.join(place, ERROR), {"cause": f"{type(error).__name__}: {error}"})
+        storage.write_json(storage.join(place, ERROR_FILE), {"cause": f"{type(error).__name__}: {error}"})
         raise
 
 
@@ -81,95 +81,103 @@ def train_student(
         report: given `{epoch, objective, cost, audio_seconds, loss}` after each epoch, those of an earlier attempt
             first; `objective` is the highest so far.
     """
-    config = experiment_of(base, settings)
-    run = run_of(config, number, seed)
-    best, told, cost = 0.0, set[int](), cost_of(config, run)
+    config = build_trial_config(base, settings)
+    run = build_trial_run(config, number, seed)
+    best, told, cost = 0.0, set[int](), measure_cost(config, run)
 
     def tell(line: dict[str, Any]) -> None:
         nonlocal best
-        best = max(best, objective_of(line, config))
+        best = max(best, compute_objective(line, config))
         told.add(line["epoch"])
         known = {key: line[key] for key in ("epoch", "loss", "audio_seconds")}
         report({**known, "objective": best, "cost": cost})
 
     folder = run.folder(config)
-    for line in State.read(folder).metrics:
+    for line in RunState.read(folder).metrics:
         tell(line)
-    train = _train_by_group if config.tune.workers_per_trial > 1 else _train_here
+    train = _train_in_worker_group if config.tune.workers_per_trial > 1 else _train_in_process
     train(config, run, tell)
-    for line in State.read(folder).metrics:
+    for line in RunState.read(folder).metrics:
         if line["epoch"] not in told:
             tell(line)
     return best
 
 
-def objective_of(line: dict[str, Any], config: Experiment) -> float:
+def compute_objective(epoch_metrics: dict[str, Any], config: Experiment) -> float:
     """What an epoch's line is worth."""
-    recalls = list(line["dev_recall"].values())
-    return float(min(recalls) if config.tune.objective == "worst" else line["dev_UR"])
+    recalls = list(epoch_metrics["dev_recall"].values())
+    return float(min(recalls) if config.tune.objective == "worst" else epoch_metrics["dev_UR"])
 
 
-def cost_of(config: Experiment, run: Run) -> float | None:
+def measure_cost(config: Experiment, run: Run) -> float | None:
     """The second objective: parameters of the student, or milliseconds for a clip; None if there is none."""
-    if config.tune.against is None:
+    if config.tune.second_objective is None:
         return None
     import torch
 
-    from lakd_ray.models import build
+    from lakd_ray.models import build_model
 
-    model = build(run.recipe.model, run.emotions, seed=0, languages=config.languages).eval()
-    if config.tune.against == "size":
+    model = build_model(run.recipe.model, run.emotions, seed=0, languages=config.languages).eval()
+    if config.tune.second_objective == "size":
         return float(sum(weight.numel() for weight in model.parameters()))
-    wave_1T, length_1 = torch.zeros(1, _CLIP_S * 16_000), torch.tensor([_CLIP_S * 16_000])
+    wave_1T, length_1 = torch.zeros(1, _LATENCY_CLIP_SECONDS * 16_000), torch.tensor([_LATENCY_CLIP_SECONDS * 16_000])
     spent = []
     with torch.inference_mode():
-        for _ in range(_ASKED):
+        for _ in range(_LATENCY_REPEATS):
             started = time.perf_counter()
             model(wave_1T, length_1)
             spent.append(1000 * (time.perf_counter() - started))
     return median(spent)
 
 
-def _train_here(config: Experiment, run: Run, tell: Callable[[dict[str, Any]], None]) -> None:
+def _train_in_process(config: Experiment, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
     """Train in this process, and tell of every epoch."""
     import torch  # only trials need it
 
     from lakd_ray.data import manifest as manifests
-    from lakd_ray.infer.features import cached
+    from lakd_ray.infer.features import get_or_compute_features
     from lakd_ray.train import teaching
-    from lakd_ray.train.feed import Feed
-    from lakd_ray.train.loop import train
+    from lakd_ray.train.feed import RankDataLoader
+    from lakd_ray.train.loop import train_run
 
     torch.set_num_threads(config.train.cpus_per_worker)
-    _alone()
-    manifest = manifests.load(config)
-    job = teaching.job(config, manifest, run)
-    logits = torch.from_numpy(teaching.teacher_logits(config, manifest, run)) if run.teachers else None
-    feed = Feed(run, config, manifest, logits, rank=0, world=1, source=cached(config, manifest, run.recipe.model))
-    train(feed, run.folder(config), job.made_by, list(job.parents), tell)
+    _init_single_process_group()
+    manifest = manifests.load_manifest(config)
+    job = teaching.resolve_inputs(config, manifest, run)
+    logits = torch.from_numpy(teaching.load_logits(config, manifest, run)) if run.teachers else None
+    feed = RankDataLoader(
+        run,
+        config,
+        manifest,
+        logits,
+        rank=0,
+        world_size=1,
+        feature_source=get_or_compute_features(config, manifest, run.recipe.model),
+    )
+    train_run(feed, run.folder(config), job.fingerprint, list(job.teacher_provenance), on_epoch)
 
 
-def _train_by_group(config: Experiment, run: Run, tell: Callable[[dict[str, Any]], None]) -> None:
+def _train_in_worker_group(config: Experiment, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
     """Train by a worker group of Ray Train, and tell of every epoch here.
 
     Ray Tune stops a trial by ending the thread that reports to it and then this process, and with it the group that
     the process has started. So this thread tells, and another waits for the group.
     """
-    from lakd_ray.train.queue import Event
+    from lakd_ray.train.queue import TrainingEvent
     from lakd_ray.train.run import train_tasks
-    from lakd_ray.train.worker import Task
+    from lakd_ray.train.worker import TrainingTask
 
-    workers = config.train.model_copy(update={"workers": config.tune.workers_per_trial, "side_by_side": 1})
-    config = config.model_copy(update={"train": workers, "tracking": Tracking(tensorboard=False)})
+    workers = config.train.model_copy(update={"workers": config.tune.workers_per_trial, "parallel_runs": 1})
+    config = config.model_copy(update={"train": workers, "tracking": TrackingConfig(tensorboard=False)})
     news: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
 
-    def hear(event: Event) -> None:
+    def hear(event: TrainingEvent) -> None:
         if event["event"] == "epoch":
             news.put(event["line"])
 
     def fit() -> None:
         try:
-            train_tasks([Task(config, run)], name=run.id.replace("/", "-"), tell=hear)
+            train_tasks([TrainingTask(config, run)], name=run.id.replace("/", "-"), on_event=hear)
             news.put(None)
         except BaseException as error:  # noqa: BLE001 -- raised by the thread that reports
             news.put(error)
@@ -178,10 +186,10 @@ def _train_by_group(config: Experiment, run: Run, tell: Callable[[dict[str, Any]
     while (line := news.get()) is not None:
         if isinstance(line, BaseException):
             raise line
-        tell(line)
+        on_epoch(line)
 
 
-def _alone() -> None:
+def _init_single_process_group() -> None:
     """A process group of one, which the engine's collectives need; a reused process has it already."""
     import torch.distributed as dist
 

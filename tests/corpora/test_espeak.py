@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from lakd_ray.corpora import espeak
-from lakd_ray.corpora.espeak import COLUMNS, SAMPLE_RATE, make_corpus
-from lakd_ray.corpora.sentences import EMOTIONS, LANGUAGES, MEN, WOMEN, cast
+from lakd_ray.corpora.espeak import ESPEAK_SAMPLE_RATE, MANIFEST_COLUMNS, synthesize_corpus
+from lakd_ray.corpora.sentences import FEMALE_VOICES, LANGUAGES, MALE_VOICES, PROSODY_BY_EMOTION, make_speakers
 from lakd_ray.errors import DataError
 
 pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
@@ -23,7 +23,7 @@ pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("made") / "demo", languages=("en", "fi"), speakers=6, sentences=3)
+    return synthesize_corpus(tmp_path_factory.mktemp("made") / "demo", languages=("en", "fi"), speakers=6, sentences=3)
 
 
 def read(manifest: Path) -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def read(manifest: Path) -> list[dict[str, str]]:
 
 def samples(path: Path) -> np.ndarray:
     with wave.open(str(path)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLE_RATE)
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, ESPEAK_SAMPLE_RATE)
         return np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
 
 
@@ -48,9 +48,9 @@ def mean_f0(wave_T: np.ndarray, window: int = 1200) -> float:
     for start in range(0, len(wave_T) - window, window):
         spectrum = np.abs(np.fft.rfft(wave_T[start : start + window] * np.hanning(window), 4096)) ** 2
         lags = np.fft.irfft(spectrum)
-        lag = int(np.argmax(lags[SAMPLE_RATE // 400 : SAMPLE_RATE // 60])) + SAMPLE_RATE // 400
+        lag = int(np.argmax(lags[ESPEAK_SAMPLE_RATE // 400 : ESPEAK_SAMPLE_RATE // 60])) + ESPEAK_SAMPLE_RATE // 400
         if lags[lag] > 0.5 * lags[0]:
-            found.append(SAMPLE_RATE / lag)
+            found.append(ESPEAK_SAMPLE_RATE / lag)
     return float(np.median(found)) if found else 0.0
 
 
@@ -65,28 +65,28 @@ def neighbour_recall(values: np.ndarray, labels: np.ndarray, neighbours: int = 9
 
 def test_every_speaker_says_every_sentence_with_every_emotion(manifest: Path) -> None:
     rows = read(manifest)
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == MANIFEST_COLUMNS
     said = {(row["language"], row["speaker"], row["sentence"], row["emotion"]) for row in rows}
     assert len(said) == len(rows) == 2 * 6 * 3 * 4
-    assert {row["emotion"] for row in rows} == set(EMOTIONS)
+    assert {row["emotion"] for row in rows} == set(PROSODY_BY_EMOTION)
     assert {row["speaker"] for row in rows if row["language"] == "fi"} == {f"fi-{n:02d}" for n in range(1, 7)}
-    seconds = [len(samples(manifest.parent / row["path"])) / SAMPLE_RATE for row in rows]
+    seconds = [len(samples(manifest.parent / row["path"])) / ESPEAK_SAMPLE_RATE for row in rows]
     assert min(seconds) > 0.5 and max(seconds) < 5
 
 
 def test_the_same_parameters_give_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
-    again = make_corpus(tmp_path / "again", languages=("en", "fi"), speakers=6, sentences=3)
+    again = synthesize_corpus(tmp_path / "again", languages=("en", "fi"), speakers=6, sentences=3)
     assert digests(again.parent) == digests(manifest.parent)
 
 
 def test_another_seed_sounds_different(manifest: Path, tmp_path: Path) -> None:
-    other = make_corpus(tmp_path / "other", languages=("en",), speakers=1, sentences=1, seed=1)
+    other = synthesize_corpus(tmp_path / "other", languages=("en",), speakers=1, sentences=1, seed=1)
     path = read(other)[0]["path"]
     assert (other.parent / path).read_bytes() != (manifest.parent / path).read_bytes()
 
 
 def test_takes_differ(tmp_path: Path) -> None:
-    manifest = make_corpus(tmp_path / "takes", languages=("fr",), speakers=1, sentences=1, takes=2)
+    manifest = synthesize_corpus(tmp_path / "takes", languages=("fr",), speakers=1, sentences=1, takes=2)
     found = digests(manifest.parent / "audio")
     assert len(found) == 8 == len(set(found.values()))
 
@@ -94,7 +94,7 @@ def test_takes_differ(tmp_path: Path) -> None:
 def test_no_single_number_gives_the_emotion_away(manifest: Path) -> None:
     rows = read(manifest)
     waves = [samples(manifest.parent / row["path"]) for row in rows]
-    labels = np.array([list(EMOTIONS).index(row["emotion"]) for row in rows])
+    labels = np.array([list(PROSODY_BY_EMOTION).index(row["emotion"]) for row in rows])
     numbers = {
         "F0": np.array([mean_f0(wave_T) for wave_T in waves]),
         "loudness": np.array([np.sqrt(np.mean(wave_T**2)) for wave_T in waves]),
@@ -105,40 +105,40 @@ def test_no_single_number_gives_the_emotion_away(manifest: Path) -> None:
 
 
 def test_speakers_differ_more_than_emotions_shift_them() -> None:
-    shift = np.std([rule.pitch[0] for rule in EMOTIONS.values()])
+    shift = np.std([rule.pitch[0] for rule in PROSODY_BY_EMOTION.values()])
     for language in LANGUAGES:
-        habits = [who.pitch for who in cast(language, 36, seed=0)]  # on top of the variants' own pitches
+        habits = [who.pitch for who in make_speakers(language, 36, seed=0)]  # on top of the variants' own pitches
         assert np.std(habits) > shift
 
 
 def test_voices_are_not_shared_between_languages_up_to_twelve_speakers() -> None:
-    voices = [who.voice.split("+")[1] for language in LANGUAGES for who in cast(language, 12, seed=0)]
+    voices = [who.voice.split("+")[1] for language in LANGUAGES for who in make_speakers(language, 12, seed=0)]
     assert len(voices) == len(set(voices)) == 12 * len(LANGUAGES)
-    assert {who.voice.split("+")[1] for who in cast("fi", 36, seed=0)} == {*WOMEN, *MEN}
+    assert {who.voice.split("+")[1] for who in make_speakers("fi", 36, seed=0)} == {*FEMALE_VOICES, *MALE_VOICES}
 
 
 def test_a_whole_corpus_is_reused(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # nothing may be spoken
-    assert make_corpus(manifest.parent, languages=("en", "fi"), speakers=6, sentences=3) == manifest
+    assert synthesize_corpus(manifest.parent, languages=("en", "fi"), speakers=6, sentences=3) == manifest
 
 
 def test_other_parameters_are_refused(manifest: Path) -> None:
     with pytest.raises(DataError, match=r"seed 0 not 3\. .*delete"):
-        make_corpus(manifest.parent, languages=("en", "fi"), speakers=6, sentences=3, seed=3)
+        synthesize_corpus(manifest.parent, languages=("en", "fi"), speakers=6, sentences=3, seed=3)
 
 
 def test_a_half_written_folder_is_not_taken_for_whole(tmp_path: Path) -> None:
     (tmp_path / "half" / "audio" / "en").mkdir(parents=True)
     (tmp_path / "half" / "audio" / "en" / "en-01-s1-anger-t1.wav").write_bytes(b"")
     with pytest.raises(DataError, match=r"no corpus\.json"):
-        make_corpus(tmp_path / "half")
+        synthesize_corpus(tmp_path / "half")
 
 
 def test_a_corpus_that_lost_a_file_is_refused(tmp_path: Path) -> None:
-    manifest = make_corpus(tmp_path / "lost", languages=("en",), speakers=1, sentences=1)
+    manifest = synthesize_corpus(tmp_path / "lost", languages=("en",), speakers=1, sentences=1)
     (manifest.parent / read(manifest)[0]["path"]).unlink()
     with pytest.raises(DataError, match="lacks 1 files"):
-        make_corpus(tmp_path / "lost", languages=("en",), speakers=1, sentences=1)
+        synthesize_corpus(tmp_path / "lost", languages=("en",), speakers=1, sentences=1)
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -148,22 +148,22 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_corpus(tmp_path / "demo", languages=("en",), speakers=2, sentences=1, progress=interrupt)
+        synthesize_corpus(tmp_path / "demo", languages=("en",), speakers=2, sentences=1, progress=interrupt)
     assert not any(tmp_path.iterdir())
-    assert make_corpus(tmp_path / "demo", languages=("en",), speakers=2, sentences=1).is_file()
+    assert synthesize_corpus(tmp_path / "demo", languages=("en",), speakers=2, sentences=1).is_file()
 
 
 def test_a_failing_worker_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(DataError, match="speaking the en clips failed"):
-        make_corpus(tmp_path / "demo", languages=("en",), speakers=1, sentences=1)
+        synthesize_corpus(tmp_path / "demo", languages=("en",), speakers=1, sentences=1)
     assert not any(tmp_path.iterdir())
 
 
 def test_without_the_demo_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'lakd-ray\[demo\]'"):
-        make_corpus(tmp_path / "demo")
+        synthesize_corpus(tmp_path / "demo")
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_without_the_demo_extra_the_error_says_what_to_install(tmp_path: Path, m
 )
 def test_what_cannot_be_spoken_is_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(DataError):
-        make_corpus(tmp_path / "demo", **wrong)  # type: ignore[arg-type] # wrong on purpose
+        synthesize_corpus(tmp_path / "demo", **wrong)  # type: ignore[arg-type] # wrong on purpose
 
 
 def test_the_record_names_the_generator(manifest: Path) -> None:
     record = json.loads((manifest.parent / "corpus.json").read_text())
-    assert record["generator"] == "espeak" and record["version"] == espeak.VERSION
+    assert record["generator"] == "espeak" and record["version"] == espeak.GENERATOR_VERSION
 
 
 def test_import_needs_neither_torch_nor_ray() -> None:

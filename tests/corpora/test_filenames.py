@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from lakd_ray import corpora
-from lakd_ray.config import Corpus
+from lakd_ray.config import CorpusConfig
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora.clip import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError
 
 
-def read(importer: str, root: Path, **rest: Any) -> tuple[dict[str, Clip], list[Problem], Counter[str]]:
-    found = corpora.found(Corpus(name="c", importer=importer, root=str(root), **rest), storage_root="")
-    return {clip.id: clip for clip in found.clips}, found.problems, found.left_out
+def read(importer: str, root: Path, **rest: Any) -> tuple[dict[str, Clip], list[InvalidItem], Counter[str]]:
+    found = corpora.read_raw_corpus(CorpusConfig(name="c", importer=importer, root=str(root), **rest), storage_root="")
+    return {clip.id: clip for clip in found.clips}, found.invalid_items, found.excluded
 
 
 def touch(*paths: Path) -> None:
@@ -82,7 +82,7 @@ def test_folder_names_may_be_in_any_bytes(tmp_path: Path) -> None:
     assert problems == []
     source = clips["01-C-1-1"].source
     assert source.encode() and source.endswith("/Col%E8re/01-C-1-1.wav")
-    assert recordings.read(source) == b"some audio"
+    assert recordings.read_source(source) == b"some audio"
 
 
 def test_what_options_do_not_want_is_counted(tmp_path: Path) -> None:

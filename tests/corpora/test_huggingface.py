@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from lakd_ray import corpora
-from lakd_ray.config import Corpus
+from lakd_ray.config import CorpusConfig
 from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.corpora.clip import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
 
 CLASSES = ["anger", "joy", "neutral"]
@@ -82,14 +82,14 @@ def save(folder: Path, *parts: pa.Table, **state: Any) -> None:
     (folder / "dataset_info.json").write_text("{}")
 
 
-def read(root: Path, **options: Any) -> tuple[list[Clip], list[Problem]]:
-    corpus = Corpus(name="c", importer="huggingface", root=str(root), options={"columns": COLUMNS, **options})
-    found = corpora.found(corpus, storage_root="")
-    return found.clips, found.problems
+def read(root: Path, **options: Any) -> tuple[list[Clip], list[InvalidItem]]:
+    corpus = CorpusConfig(name="c", importer="huggingface", root=str(root), options={"columns": COLUMNS, **options})
+    found = corpora.read_raw_corpus(corpus, storage_root="")
+    return found.clips, found.invalid_items
 
 
 def lengths(clips: list[Clip]) -> list[int]:
-    return [soundfile.info(io.BytesIO(recordings.read(clip.source))).frames for clip in clips]
+    return [soundfile.info(io.BytesIO(recordings.read_source(clip.source))).frames for clip in clips]
 
 
 def test_save_to_disk_of_a_dictionary(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_recordings_are_read_a_group_of_rows_at_a_time(tmp_path: Path, monkeypat
         "read_row_group",
         lambda self, index, **rest: groups.append(index) or plain(self, index, **rest),
     )
-    sources = [recordings.embedded(f"{tmp_path}/x.parquet", row) for row in range(6)]
-    for source in sorted(sources, key=recordings.reading_order):
-        recordings.read(source)
+    sources = [recordings.make_row_source(f"{tmp_path}/x.parquet", row) for row in range(6)]
+    for source in sorted(sources, key=recordings.read_order_key):
+        recordings.read_source(source)
     assert groups == [0, 1, 2]
 
 
@@ -222,16 +222,16 @@ def test_recordings_that_a_row_names_or_lacks(tmp_path: Path) -> None:
     values = [{"bytes": None, "path": "a.wav"}, {"bytes": None, "path": None}, {"bytes": None, "path": "b.wav"}]
     write_parquet(pa.table({"audio": pa.array(values, AUDIO)}), tmp_path / "x.parquet")
     source = f"{tmp_path}/x.parquet#row="
-    assert recordings.read(source + "0") == wav(7)
+    assert recordings.read_source(source + "0") == wav(7)
     with pytest.raises(DataError, match="holds no recording"):
-        recordings.read(source + "1")
+        recordings.read_source(source + "1")
     with pytest.raises(StorageError, match=r"b\.wav"):
-        recordings.read(source + "2")
+        recordings.read_source(source + "2")
     with pytest.raises(DataError, match="has no row 3"):
-        recordings.read(source + "3")
+        recordings.read_source(source + "3")
     with pytest.raises(DataError, match="no column speech"):
-        recordings.read(source + "0&column=speech")
+        recordings.read_source(source + "0&column=speech")
     with pytest.raises(StorageError, match="check that the file is there"):
-        recordings.read(f"{tmp_path}/absent.parquet#row=0")
-    assert recordings.file_of(source + "0") == f"{tmp_path}/x.parquet"
-    assert recordings.file_of(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"
+        recordings.read_source(f"{tmp_path}/absent.parquet#row=0")
+    assert recordings.get_source_file(source + "0") == f"{tmp_path}/x.parquet"
+    assert recordings.get_source_file(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"

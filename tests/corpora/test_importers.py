@@ -11,17 +11,19 @@ import pytest
 import soundfile
 
 from lakd_ray import corpora
-from lakd_ray.config import Corpus
-from lakd_ray.corpora.clip import Clip, Problem
+from lakd_ray.config import CorpusConfig
+from lakd_ray.corpora.clip import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
 
-Read = tuple[list[Clip], list[Problem]]
+Read = tuple[list[Clip], list[InvalidItem]]
 
 
-def read(importer: str, root: Path | str, languages: tuple[str, ...] = ("en", "fi", "fr"), **rest: Any) -> Read:
-    corpus = Corpus(name="c", importer=importer, root=str(root), **rest)
-    found = corpora.read(corpus, languages=languages, storage_root="unused")
-    return found.clips, found.problems
+def read(
+    importer: str, root: Path | str, experiment_languages: tuple[str, ...] = ("en", "fi", "fr"), **rest: Any
+) -> Read:
+    corpus = CorpusConfig(name="c", importer=importer, root=str(root), **rest)
+    found = corpora.read_corpus(corpus, languages=experiment_languages, storage_root="unused")
+    return found.clips, found.invalid_items
 
 
 def touch(path: Path) -> Path:
@@ -226,18 +228,18 @@ def test_read_renames_emotions_and_keeps_languages(folder: Path) -> None:
         "path,emotion,language,speaker\nwav/a.wav,rage,en,s\nwav/b.wav,anger,de,s\nwav/c.wav,joy,fi,s\n"
     )
     emotions = {"rage": "anger", "joy": "happiness"}
-    clips, _ = read("csv", folder, emotions=emotions, only_languages=("fi", "en"))
+    clips, _ = read("csv", folder, emotion_map=emotions, languages=("fi", "en"))
     assert [(clip.language, clip.emotion) for clip in clips] == [("en", "anger"), ("fi", "happiness")]
     with pytest.raises(DataError, match="renames rgae, which never occurs; found anger, joy, rage"):
-        read("csv", folder, emotions={"rgae": "anger"})
-    with pytest.raises(DataError, match="`only_languages` names fr, which never occurs; found de, en, fi"):
-        read("csv", folder, only_languages=("fr", "en"))
+        read("csv", folder, emotion_map={"rgae": "anger"})
+    with pytest.raises(DataError, match="`languages` names fr, which never occurs; found de, en, fi"):
+        read("csv", folder, languages=("fr", "en"))
 
 
 def test_read_substitutes_storage(folder: Path) -> None:
     (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
-    corpus = Corpus(name="c", root="{storage}/" + folder.name)
-    clips = corpora.read(corpus, languages=("en",), storage_root=f"{folder.parent}/").clips
+    corpus = CorpusConfig(name="c", root="{storage}/" + folder.name)
+    clips = corpora.read_corpus(corpus, languages=("en",), storage_root=f"{folder.parent}/").clips
     assert clips[0].source == f"{folder}/wav/a.wav"
 
 
@@ -250,8 +252,8 @@ def test_read_refuses_an_unknown_importer() -> None:
 
 def test_every_importer_is_described_and_can_be_loaded() -> None:
     for name, layout in corpora.IMPORTERS.items():
-        assert callable(layout.importer()), name
-        assert layout.layout and layout.licence and layout.obtain
+        assert callable(layout.load_importer()), name
+        assert layout.layout and layout.license and layout.availability
         assert "\n" not in layout.layout
 
 
@@ -391,8 +393,10 @@ def test_fesc_takes_paths_that_are_there(fesc: Path) -> None:
 def test_fesc_counts_what_it_leaves_out(fesc: Path) -> None:
     touch(fesc.parent / "wav/TIRE/unheard.wav")
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
-    found = corpora.found(Corpus(name="c", importer="fesc", root=str(fesc), options=options), storage_root="")
-    assert found.left_out == {"label 5, which both public readers leave out": 3, "no split file names it": 1}
+    found = corpora.read_raw_corpus(
+        CorpusConfig(name="c", importer="fesc", root=str(fesc), options=options), storage_root=""
+    )
+    assert found.excluded == {"label 5, which both public readers leave out": 3, "no split file names it": 1}
 
 
 def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:

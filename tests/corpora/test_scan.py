@@ -13,7 +13,7 @@ import soundfile
 from lakd_ray import storage
 from lakd_ray.cli import main
 from lakd_ray.corpora import IMPORTERS
-from lakd_ray.corpora.scan import scan, text
+from lakd_ray.corpora.scan import format_report, scan_corpus
 from lakd_ray.errors import ConfigError, DataError
 
 # The published numbers of each session: anger, happiness, excitement, neutral, sadness.
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_scan_counts_rows_and_hours_and_names_problems(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    told = scan("csv", str(folder), {})
+    told = scan_corpus("csv", str(folder), {})
     assert (told.rows, told.hours) == (3, round(6 / 3600, 4))
     assert (told.by_language, told.by_emotion) == ({"en": 2, "fi": 1}, {"anger": 2, "joy": 1})
     assert (told.by_speaker, told.by_session, told.by_split) == ({"a": 1, "b": 2}, {"s1": 2}, {})
@@ -59,7 +59,7 @@ def test_scan_counts_rows_and_hours_and_names_problems(folder: Path) -> None:
     assert "there is no file absent.wav" in reasons["absent.wav"]
     assert told.notes == ["emotion 'joy' (1 rows) is not one of ours: rename it with `emotions: {joy: ...}`"]
     assert sorted(folder.rglob("*")) == before
-    assert text(told).startswith("3 rows, 0.00 h, 3 problems\nlanguage  en 2, fi 1\n")
+    assert format_report(told).startswith("3 rows, 0.00 h, 3 problems\nlanguage  en 2, fi 1\n")
 
 
 def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +103,7 @@ def test_scan_of_parts_of_recordings(folder: Path) -> None:
         "path,emotion,language,speaker,start,end\n3.wav,anger,en,a,,1\n3.wav,anger,en,a,1,2.5\n3.wav,anger,en,a,2.5,\n"
         "3.wav,anger,en,a,2,9\n3.wav,anger,en,a,3,4\n1.wav,anger,en,a,,\n"
     )
-    told = scan("csv", str(folder), {})
+    told = scan_corpus("csv", str(folder), {})
     assert (told.rows, told.hours) == (5, round((1 + 1.5 + 0.5 + 1 + 1) / 3600, 4))
     assert [problem["reason"] for problem in told.problems] == ["begins at 3.0 s of a recording of 3.000 s"]
 
@@ -117,7 +117,7 @@ def test_a_header_that_promises_too_much_is_a_problem(folder: Path) -> None:
     content = bytearray((folder / "1.wav").read_bytes())
     content[24:28] = (0).to_bytes(4, "little")  # a sampling rate of 0
     (folder / "3.wav").write_bytes(content)
-    told = scan("csv", str(folder), {})
+    told = scan_corpus("csv", str(folder), {})
     assert told.rows == 1
     reasons = {Path(problem["path"]).name: problem["reason"] for problem in told.problems}
     assert "3.wav" in reasons
@@ -127,7 +127,7 @@ def test_a_header_that_promises_too_much_is_a_problem(folder: Path) -> None:
 def test_copies_are_problems(tmp_path: Path) -> None:
     for copy in ("wav", "copy/wav"):
         write(tmp_path / copy / "03a01Wa.wav")
-    told = scan("emodb", str(tmp_path), {})
+    told = scan_corpus("emodb", str(tmp_path), {})
     assert told.rows == 1
     assert told.problems[0]["reason"].startswith("has the id 03a01Wa, as ")
 
@@ -136,14 +136,16 @@ def test_scan_notes_what_a_copy_lacks(tmp_path: Path) -> None:
     for actor in ("01", "02"):
         write(tmp_path / f"{actor}-C-1-1.wav")
     write(tmp_path / "01-C-2-1.wav")
-    notes = scan("cafe", str(tmp_path), {}).notes
+    notes = scan_corpus("cafe", str(tmp_path), {}).notes
     assert "the corpus has 3 of the published 936 utterances" in notes
     assert "emotion sadness has 0 of the published 144 utterances" in notes
-    assert scan("cafe", str(tmp_path), {"intensity": "weak"}).notes == ["1 recordings left out: option intensity: weak"]
+    assert scan_corpus("cafe", str(tmp_path), {"intensity": "weak"}).notes == [
+        "1 recordings left out: option intensity: weak"
+    ]
 
 
 def test_published_numbers_add_up() -> None:
-    totals = {name: layout.published[""] for name, layout in IMPORTERS.items() if "" in layout.published}
+    totals = {name: layout.expected_counts[""] for name, layout in IMPORTERS.items() if "" in layout.expected_counts}
     assert totals == {
         "cafe": 936,
         "cremad": 7442,
@@ -184,7 +186,7 @@ def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_whole_of_iemocap(iemocap: Path, merged: bool) -> None:
-    told = scan("iemocap", str(iemocap), {"merge_excited": merged})
+    told = scan_corpus("iemocap", str(iemocap), {"merge_excited": merged})
     assert told.problems == []
     assert told.notes == ["5 recordings left out: the annotators did not agree (xxx)"]
     assert told.by_session == {"Ses01": 1085, "Ses02": 1023, "Ses03": 1151, "Ses04": 1031, "Ses05": 1241}
@@ -196,7 +198,7 @@ def test_the_whole_of_iemocap(iemocap: Path, merged: bool) -> None:
 def test_a_part_of_iemocap_is_noted(iemocap: Path) -> None:
     for file in sorted((iemocap / "Session2/sentences/wav/Ses02F_impro01").iterdir())[:3]:
         file.unlink()
-    told = scan("iemocap", str(iemocap), {})
+    told = scan_corpus("iemocap", str(iemocap), {})
     assert (
         "session Ses02, emotion anger or happiness or excitement or neutral or sadness has 1020 of the published 1023 "
         in (" ".join(told.notes))
@@ -209,13 +211,13 @@ def test_scan_in_a_bucket(s3: str, tmp_path: Path) -> None:
         content = write(tmp_path / f"{name}.wav", seconds).read_bytes()
         storage.write_bytes(f"{s3}/scan/Colère/{name}.wav", content)
     storage.write_bytes(f"{s3}/scan/Colère/03-C-1-1.wav", b"no audio")
-    told = scan("cafe", f"{s3}/scan", {})
+    told = scan_corpus("cafe", f"{s3}/scan", {})
     assert (told.rows, told.hours) == (2, round(2 / 3600, 4))
     assert [problem["path"] for problem in told.problems] == [f"{s3}/scan/Colère/03-C-1-1.wav"]
 
 
 def test_scan_refuses_unknown_importers() -> None:
     with pytest.raises(ConfigError, match="known are csv"):
-        scan("zzz", "x", {})
+        scan_corpus("zzz", "x", {})
     with pytest.raises(DataError, match="is not TESS"):
-        scan("tess", "x", {})
+        scan_corpus("tess", "x", {})

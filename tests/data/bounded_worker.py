@@ -15,11 +15,11 @@ from ray._private.internal_api import memory_summary
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, encode_flac
-from lakd_ray.config import Batch
+from lakd_ray.config import BatchConfig
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import training_epoch
-from lakd_ray.data.stream import stream
-from lakd_ray.schema import SHARD
+from lakd_ray.data.plan import plan_training_epoch
+from lakd_ray.data.stream import stream_batches
+from lakd_ray.schema import SHARD_SCHEMA
 
 STORE = 100_000_000
 SECONDS, CLIPS, ROW_GROUP, SHARDS = 10, 1_600, 32, 4
@@ -32,13 +32,13 @@ def corpus(folder: Path) -> Manifest:
     each = CLIPS // SHARDS
     for shard in range(SHARDS):
         names = [f"{shard}-{row}" for row in range(each)]
-        columns = {field.name: [None] * each if field.nullable else names for field in SHARD}
+        columns = {field.name: [None] * each if field.nullable else names for field in SHARD_SCHEMA}
         columns |= {
             "cut": [False] * each,
             "num_samples": [len(times_T)] * each,
             "audio": [tones[row % len(tones)] for row in range(each)],
         }
-        table = pa.table(columns, schema=SHARD)
+        table = pa.table(columns, schema=SHARD_SCHEMA)
         storage.write_table(str(folder / f"{shard}.parquet"), table, row_group_size=ROW_GROUP)
     rows = np.arange(CLIPS)
     return Manifest(
@@ -46,7 +46,7 @@ def corpus(folder: Path) -> Manifest:
         labels_N=rows % 4,
         splits_N=np.full(CLIPS, "train"),
         languages_N=np.full(CLIPS, "en", dtype=object),
-        samples_N=np.full(CLIPS, len(times_T)),
+        num_samples_N=np.full(CLIPS, len(times_T)),
         shards=tuple(str(folder / f"{shard}.parquet") for shard in range(SHARDS)),
         shard_N=rows // each,
         row_group_N=rows % each // ROW_GROUP,
@@ -57,11 +57,13 @@ def corpus(folder: Path) -> Manifest:
 def main(folder: Path) -> None:
     manifest = corpus(folder)
     ray.init(address="local", num_cpus=4, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
-    epoch = training_epoch(manifest, np.arange(CLIPS), Batch(padded_seconds=80), seed=0, epoch=0, world=1)
+    epoch = plan_training_epoch(
+        manifest, np.arange(CLIPS), BatchConfig(max_padded_seconds=80), seed=0, epoch=0, world_size=1
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen: list[int] = []
     samples = 0
-    for batch in stream(manifest, epoch.windows[0], cpus=2):
+    for batch in stream_batches(manifest, epoch.read_groups[0], num_cpus=2):
         seen += batch.rows.tolist()
         samples += sum(map(len, batch.signals))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -10,12 +10,18 @@ import pyarrow as pa
 import pytest
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.config import Batch
-from lakd_ray.data.manifest import Manifest, Rows
-from lakd_ray.data.plan import Epoch, evaluation_epoch, padded_seconds, skip, training_epoch
+from lakd_ray.config import BatchConfig
+from lakd_ray.data.manifest import Manifest, RowIndices
+from lakd_ray.data.plan import (
+    EpochPlan,
+    padded_and_unpadded_seconds,
+    plan_evaluation_epoch,
+    plan_training_epoch,
+    skip_batches,
+)
 from lakd_ray.errors import ConfigError
 
-BATCH = Batch(padded_seconds=40, max_utterances=12, window_row_groups=4)
+BATCH = BatchConfig(max_padded_seconds=40, max_utterances=12, shuffle_row_groups=4)
 
 
 def manifest(utterances: int, *, row_group: int = 32, shard: int = 256, spread: float = 0.6) -> Manifest:
@@ -28,7 +34,7 @@ def manifest(utterances: int, *, row_group: int = 32, shard: int = 256, spread: 
         labels_N=number % 4,
         splits_N=np.full(utterances, "train"),
         languages_N=np.full(utterances, "en", dtype=object),
-        samples_N=(seconds * SAMPLE_RATE).astype(np.int64),
+        num_samples_N=(seconds * SAMPLE_RATE).astype(np.int64),
         shards=tuple(f"{index}.parquet" for index in range(-(-utterances // shard))),
         shard_N=number // shard,
         row_group_N=number % shard // row_group,
@@ -46,17 +52,19 @@ CASES = [
 ]
 
 
-def plan(rows: Rows, world: int = 2, accumulation: int = 1, **changed: Any) -> Epoch:
+def plan(rows: RowIndices, world: int = 2, accumulation: int = 1, **changed: Any) -> EpochPlan:
     settings = {"seed": 1, "epoch": 0, **changed}
-    return training_epoch(MANIFEST, rows, BATCH, world=world, accumulation=accumulation, **settings)
+    return plan_training_epoch(
+        MANIFEST, rows, BATCH, world_size=world, gradient_accumulation_steps=accumulation, **settings
+    )
 
 
-def batches(epoch: Epoch) -> list[list[list[int]]]:
+def batches(epoch: EpochPlan) -> list[list[list[int]]]:
     """Ranks of batches of rows, as plain lists."""
-    return [[batch.tolist() for batch in epoch.batches(rank)] for rank in range(len(epoch.windows))]
+    return [[batch.tolist() for batch in epoch.batches(rank)] for rank in range(len(epoch.read_groups))]
 
 
-def flat(epoch: Epoch) -> list[int]:
+def flat(epoch: EpochPlan) -> list[int]:
     return list(chain.from_iterable(chain.from_iterable(batches(epoch))))
 
 
@@ -78,7 +86,7 @@ def test_ranks_take_equally_many_steps(rows, world, accumulation):
 @pytest.mark.parametrize(("rows", "world", "accumulation"), CASES)
 def test_step_counts_are_global(rows, world, accumulation):
     epoch = plan(rows, world, accumulation)
-    counts = epoch.step_counts(accumulation)
+    counts = epoch.utterances_per_step(accumulation)
     assert sum(counts) == len(rows)
     by_rank = batches(epoch)
     first = sum(len(batch) for rank in by_rank for batch in rank[:accumulation])
@@ -88,21 +96,21 @@ def test_step_counts_are_global(rows, world, accumulation):
 
 @pytest.mark.parametrize(("rows", "world", "accumulation"), CASES)
 def test_budget(rows, world, accumulation):
-    for made in (plan(rows, world, accumulation), evaluation_epoch(MANIFEST, rows, BATCH, world=world)):
+    for made in (plan(rows, world, accumulation), plan_evaluation_epoch(MANIFEST, rows, BATCH, world_size=world)):
         for batch in chain.from_iterable(batches(made)):
             assert len(batch) <= BATCH.max_utterances
-            longest = MANIFEST.samples_N[batch].max() / SAMPLE_RATE
-            assert longest * len(batch) <= BATCH.padded_seconds or len(batch) == 1
+            longest = MANIFEST.num_samples_N[batch].max() / SAMPLE_RATE
+            assert longest * len(batch) <= BATCH.max_padded_seconds or len(batch) == 1
 
 
 def test_utterance_beyond_the_budget_is_a_batch_of_its_own():
-    tight = Batch(padded_seconds=6, max_utterances=12)
+    tight = BatchConfig(max_padded_seconds=6, max_utterances=12)
     alone = False
-    epoch = training_epoch(MANIFEST, ROWS, tight, seed=0, epoch=0, world=2)
+    epoch = plan_training_epoch(MANIFEST, ROWS, tight, seed=0, epoch=0, world_size=2)
     assert sorted(flat(epoch)) == ROWS.tolist()
     for batch in chain.from_iterable(batches(epoch)):
-        assert len(batch) == 1 or MANIFEST.samples_N[batch].max() * len(batch) <= 6 * SAMPLE_RATE
-        alone |= MANIFEST.samples_N[batch].max() > 6 * SAMPLE_RATE
+        assert len(batch) == 1 or MANIFEST.num_samples_N[batch].max() * len(batch) <= 6 * SAMPLE_RATE
+        alone |= MANIFEST.num_samples_N[batch].max() > 6 * SAMPLE_RATE
     assert alone, "some are longer than the budget"
 
 
@@ -122,8 +130,8 @@ def bilingual(alpha: float, **changed: Any) -> dict[str, list[int]]:
     languages_N = np.where(np.arange(1500) < 1000, "en", "fi").astype(object)
     balanced = replace(MANIFEST, languages_N=languages_N)
     settings = {"seed": 1, "epoch": 0, "world": 2, **changed}
-    batch = BATCH.model_copy(update={"language_alpha": alpha})
-    found = flat(training_epoch(balanced, np.arange(1100), batch, **settings))
+    batch = BATCH.model_copy(update={"language_sampling_alpha": alpha})
+    found = flat(plan_training_epoch(balanced, np.arange(1100), batch, **settings))
     return {code: [row for row in found if languages_N[row] == code] for code in ("en", "fi")}
 
 
@@ -149,11 +157,11 @@ def test_seed_and_epoch_do_not_trade_places():
 
 def test_windows_hold_few_row_groups():
     epoch = plan(ROWS)
-    for window in chain.from_iterable(epoch.windows):
+    for window in chain.from_iterable(epoch.read_groups):
         rows = np.concatenate(window.batches)
-        assert len({*zip(MANIFEST.shard_N[rows], MANIFEST.row_group_N[rows], strict=True)}) <= BATCH.window_row_groups
+        assert len({*zip(MANIFEST.shard_N[rows], MANIFEST.row_group_N[rows], strict=True)}) <= BATCH.shuffle_row_groups
     owners: dict[tuple[int, int], set[int]] = {}
-    for rank, windows in enumerate(epoch.windows):
+    for rank, windows in enumerate(epoch.read_groups):
         for row in chain.from_iterable(batch for window in windows for batch in window.batches):
             owners.setdefault((int(MANIFEST.shard_N[row]), int(MANIFEST.row_group_N[row])), set()).add(rank)
     assert all(len(ranks) == 1 for ranks in owners.values()), "a row group is read by one rank only"
@@ -162,15 +170,15 @@ def test_windows_hold_few_row_groups():
 @pytest.mark.parametrize("done", [0, 1, 5, 17, 10_000])
 def test_skip_leaves_the_rest(done):
     epoch = plan(ROWS, 2, 2)
-    left = skip(epoch, done)
+    left = skip_batches(epoch, done)
     assert batches(left) == [rank[done:] for rank in batches(epoch)]
-    assert all(window.batches for window in chain.from_iterable(left.windows))
-    assert left.step_counts(1) == epoch.step_counts(1)[done:]
+    assert all(window.batches for window in chain.from_iterable(left.read_groups))
+    assert left.utterances_per_step(1) == epoch.utterances_per_step(1)[done:]
 
 
 def test_skip_twice():
     epoch = plan(ROWS)
-    assert batches(skip(skip(epoch, 3), 4)) == batches(skip(epoch, 7))
+    assert batches(skip_batches(skip_batches(epoch, 3), 4)) == batches(skip_batches(epoch, 7))
 
 
 @pytest.mark.parametrize(("utterances", "world", "accumulation"), [(1, 2, 1), (3, 4, 1), (5, 2, 3)])
@@ -180,8 +188,8 @@ def test_too_few_utterances(utterances, world, accumulation):
 
 
 def test_one_utterance_a_batch():
-    one = Batch(padded_seconds=60, max_utterances=1)
-    epoch = training_epoch(MANIFEST, ROWS, one, seed=0, epoch=0, world=2)
+    one = BatchConfig(max_padded_seconds=60, max_utterances=1)
+    epoch = plan_training_epoch(MANIFEST, ROWS, one, seed=0, epoch=0, world_size=2)
     assert sorted(flat(epoch)) == ROWS.tolist()
 
 
@@ -192,28 +200,28 @@ def test_just_enough_utterances():
 def test_little_padding():
     big = manifest(6000, row_group=64, shard=1024, spread=0.7)
     rows = np.arange(6000)
-    settings = Batch(padded_seconds=60, max_utterances=16)
-    epoch = training_epoch(big, rows, settings, seed=0, epoch=0, world=2)
+    settings = BatchConfig(max_padded_seconds=60, max_utterances=16)
+    epoch = plan_training_epoch(big, rows, settings, seed=0, epoch=0, world_size=2)
     made = [batch for rank in range(2) for batch in epoch.batches(rank)]
-    padded, plain = padded_seconds(big, made)
-    assert plain == pytest.approx(big.samples_N.sum() / SAMPLE_RATE)
+    padded, plain = padded_and_unpadded_seconds(big, made)
+    assert plain == pytest.approx(big.num_samples_N.sum() / SAMPLE_RATE)
     cuts = np.cumsum([len(batch) for batch in made])[:-1]
-    at_random, _ = padded_seconds(big, np.split(np.random.default_rng(0).permutation(rows), cuts))
+    at_random, _ = padded_and_unpadded_seconds(big, np.split(np.random.default_rng(0).permutation(rows), cuts))
     assert padded / plain < 1.08
     assert at_random / plain > 1.6
 
 
 def test_padded_seconds():
     small = manifest(4)
-    small.samples_N[:] = np.array([1, 2, 3, 5]) * SAMPLE_RATE
-    assert padded_seconds(small, [np.array([0, 1, 2]), np.array([3])]) == (14.0, 11.0)
+    small.num_samples_N[:] = np.array([1, 2, 3, 5]) * SAMPLE_RATE
+    assert padded_and_unpadded_seconds(small, [np.array([0, 1, 2]), np.array([3])]) == (14.0, 11.0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 40])
 @pytest.mark.parametrize("rows", [ROWS, FEW, ROWS[:0]], ids=len)
 def test_evaluation_covers_all(rows, world):
-    epoch = evaluation_epoch(MANIFEST, rows, BATCH, epoch=4, split="test", world=world)
-    assert len(epoch.windows) == world
+    epoch = plan_evaluation_epoch(MANIFEST, rows, BATCH, epoch=4, split="test", world_size=world)
+    assert len(epoch.read_groups) == world
     assert sorted(flat(epoch)) == rows.tolist()
-    assert batches(epoch) == batches(evaluation_epoch(MANIFEST, rows, BATCH, world=world))
-    assert {(window.epoch, window.split) for window in chain.from_iterable(epoch.windows)} <= {(4, "test")}
+    assert batches(epoch) == batches(plan_evaluation_epoch(MANIFEST, rows, BATCH, world_size=world))
+    assert {(window.epoch, window.split) for window in chain.from_iterable(epoch.read_groups)} <= {(4, "test")}

@@ -17,9 +17,9 @@ from lakd_ray import records, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare, shards
-from lakd_ray.data.plan import training_epoch
+from lakd_ray.data.plan import plan_training_epoch
 from lakd_ray.errors import DataError
-from lakd_ray.schema import KINDS
+from lakd_ray.schema import QUARANTINE_KINDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -42,20 +42,20 @@ def edit(config: Experiment, change: Any) -> None:
 @pytest.fixture
 def prepared(tmp_path) -> Experiment:
     write_corpus(tmp_path / "corpus")
-    config = experiment(tmp_path, max_quarantined=0.1)
+    config = experiment(tmp_path, max_quarantined_fraction=0.1)
     prepare.run(config)
     return config
 
 
 def test_changes_one_after_the_other(prepared, capsys):
     corpus, first, before = Path(prepared.corpora[0].root), table(prepared, "manifest"), written(prepared)
-    digest = manifests.load(prepared).digest
+    digest = manifests.load_manifest(prepared).digest
 
     edit(prepared, lambda lines: [line.replace("en0-anger.wav,anger", "en0-anger.wav,sadness") for line in lines])
     prepare.run(prepared)
     assert written(prepared) == before  # a label is no reason to decode anything
     assert table(prepared, "manifest")["c/en0-anger.wav"]["emotion"] == "sadness"
-    assert manifests.load(prepared).digest != digest
+    assert manifests.load_manifest(prepared).digest != digest
 
     soundfile.write(corpus / "new.wav", 0.1 * np.random.default_rng(5).standard_normal(16_000), 16_000)
     soundfile.write(corpus / "fi0-anger.wav", 0.1 * np.random.default_rng(6).standard_normal(8_000), 16_000)
@@ -85,7 +85,7 @@ def test_changes_one_after_the_other(prepared, capsys):
 def test_interrupted_it_goes_on(prepared):
     folder, before, first = Path(prepared.stage_folder("prepare")), written(prepared), table(prepared, "manifest")
     (folder / "manifest.parquet").unlink()
-    records.start(str(folder), prepare.made_by(prepared))
+    records.mark_started(str(folder), prepare.fingerprint_inputs(prepared))
     lost = min(before)
     (folder / "shards" / lost).unlink()
     prepare.run(prepared)
@@ -97,16 +97,16 @@ def test_interrupted_it_goes_on(prepared):
 def test_lost_and_damaged_shards(prepared, capsys):
     shard_folder = Path(prepared.stage_folder("prepare"), "shards")
     first, names = table(prepared, "manifest"), sorted(written(prepared))
-    assert shards.damaged(str(shard_folder)) == []
+    assert shards.find_corrupt_shards(str(shard_folder)) == []
     (shard_folder / names[0]).unlink()
     content = bytearray((shard_folder / names[1]).read_bytes())
     content[len(content) // 2] ^= 1
     (shard_folder / names[1]).write_bytes(content)
-    assert shards.damaged(str(shard_folder)) == [names[1]]
+    assert shards.find_corrupt_shards(str(shard_folder)) == [names[1]]
     (shard_folder / names[1]).write_bytes(b"PAR1")
     prepare.run(prepared)
     assert f"shard {names[1]} cannot be read" in capsys.readouterr().out
-    assert shards.damaged(str(shard_folder)) == []
+    assert shards.find_corrupt_shards(str(shard_folder)) == []
     assert table(prepared, "manifest") == first
 
 
@@ -126,32 +126,32 @@ def test_copies_and_what_is_tried_again(prepared):
     assert "c/en0-anger.wav" in table(prepared, "manifest")
 
 
-def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any], alone: bool) -> dict[str, str]:
+def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> dict[str, str]:
     """What the task does, but one recording takes the process with it that decodes it (runs in a Ray worker)."""
     from lakd_ray.audio import apart
     from lakd_ray.data import quality, shards
 
-    call = apart.Apart.call
+    call = apart.SandboxPool.call
 
     def here(content: bytes, **arguments: Any) -> dict[str, Any]:
-        if "en2-sadness" in arguments["where"]:
+        if "en2-sadness" in arguments["source_name"]:
             signal.raise_signal(signal.SIGKILL)
-        return quality.admit(content, **arguments)
+        return quality.decode_and_validate(content, **arguments)
 
     def there(self: Any, function: Any, content: bytes, **arguments: Any) -> Any:
-        if "en2-sadness" in arguments["where"]:
+        if "en2-sadness" in arguments["source_name"]:
             return call(self, signal.raise_signal, signal.SIGKILL)
-        return call(self, quality.admit, content, **arguments)
+        return call(self, quality.decode_and_validate, content, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "admit", here)
-        patch.setattr(apart.Apart, "call", there)
-        return shards._write_shard(item, folder, audio, alone)
+        patch.setattr(shards, "decode_and_validate", here)
+        patch.setattr(apart.SandboxPool, "call", there)
+        return shards._write_shard(item, folder, audio, isolated)
 
 
 def test_a_recording_that_kills_its_decoder(tmp_path, monkeypatch, capsys):
     write_corpus(tmp_path / "corpus")
-    config = experiment(tmp_path, max_quarantined=0.1)
+    config = experiment(tmp_path, max_quarantined_fraction=0.1)
     monkeypatch.setattr(shards, "_write_shard", write_shard_fatally)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
@@ -172,11 +172,11 @@ def test_a_corpus_of_spoilt_recordings(tmp_path):
         (tmp_path / "corpus" / name).write_bytes(content)
         rows.append((name, "anger", "en", "one"))
     write_manifest(tmp_path / "corpus", rows)
-    config = experiment(tmp_path, max_quarantined=1.0, shard_utterances=100)
+    config = experiment(tmp_path, max_quarantined_fraction=1.0, shard_utterances=100)
     prepare.run(config)
     accepted, refused = table(config, "manifest"), table(config, "quarantine")
     assert len(accepted) + len(refused) == 1000 and not accepted.keys() & refused.keys()
-    assert {row["kind"] for row in refused.values()} <= KINDS.keys()
+    assert {row["kind"] for row in refused.values()} <= QUARANTINE_KINDS.keys()
     with pytest.raises(DataError, match=r"of 1000 clips cannot be used \(.*undecodable \d+"):
         prepare.run(experiment(tmp_path, shard_utterances=100))
 
@@ -184,11 +184,14 @@ def test_a_corpus_of_spoilt_recordings(tmp_path):
 def test_the_order_of_training_does_not_depend_on_when_files_were_written(prepared, tmp_path):
     other = tmp_path / "copy"
     shutil.copytree(prepared.corpora[0].root, other / "corpus", copy_function=shutil.copyfile)
-    copy = experiment(other, max_quarantined=0.1)
+    copy = experiment(other, max_quarantined_fraction=0.1)
     prepare.run(copy)
-    one, two = manifests.load(prepared), manifests.load(copy)
+    one, two = manifests.load_manifest(prepared), manifests.load_manifest(copy)
     assert set(written(prepared)) != set(written(copy)), "the copy's shards have the same names, so nothing is shown"
-    for name in ("shard_N", "row_group_N", "row_N", "samples_N"):
+    for name in ("shard_N", "row_group_N", "row_N", "num_samples_N"):
         assert np.array_equal(getattr(one, name), getattr(two, name)), name
-    plans = [training_epoch(each, each.rows("train"), prepared.batch, seed=1, epoch=0, world=2) for each in (one, two)]
+    plans = [
+        plan_training_epoch(each, each.rows("train"), prepared.batch, seed=1, epoch=0, world_size=2)
+        for each in (one, two)
+    ]
     assert [batch.tolist() for batch in plans[0].batches(1)] == [batch.tolist() for batch in plans[1].batches(1)]

@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 from lakd_ray import records, storage
-from lakd_ray.audio import SAMPLE_RATE, decode, decode_flac, encode_flac, to_float, to_int16
+from lakd_ray.audio import SAMPLE_RATE, decode_audio, decode_flac, encode_flac, to_float, to_int16
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.data import stream as streams
 from lakd_ray.data.manifest import MANIFEST_FILE, Manifest
-from lakd_ray.data.plan import Window, evaluation_epoch, skip, training_epoch
-from lakd_ray.data.stream import stream
+from lakd_ray.data.plan import ReadGroup, plan_evaluation_epoch, plan_training_epoch, skip_batches
+from lakd_ray.data.stream import stream_batches
 from lakd_ray.errors import DataError, StageError, StorageError
 from lakd_ray.labels import PAPER_EMOTIONS
 
@@ -61,7 +61,7 @@ def experiment(folder: Path, **audio: Any) -> Experiment:
             "audio": {"row_group_utterances": 3, "shard_utterances": 10, **audio},
             "teacher": recipe,
             "student": recipe,
-            "batch": {"padded_seconds": 2, "max_utterances": 3, "window_row_groups": 2},
+            "batch": {"max_padded_seconds": 2, "max_utterances": 3, "shuffle_row_groups": 2},
         }
     )
 
@@ -77,7 +77,7 @@ def prepared(tmp_path_factory, ray_session) -> tuple[Experiment, int]:
 
 @pytest.fixture
 def manifest(prepared) -> Manifest:
-    return manifests.load(prepared[0])
+    return manifests.load_manifest(prepared[0])
 
 
 def shard_bytes(config: Experiment) -> dict[str, bytes]:
@@ -126,15 +126,15 @@ def test_another_configuration_is_refused(prepared):
     assert prepare.run(config.model_copy(update={"fold": 1, "seed": 3}))  # nothing that the shards depend on
 
 
-def check_stream(manifest: Manifest, windows: list[Window]) -> int:
+def check_stream(manifest: Manifest, windows: list[ReadGroup]) -> int:
     """Every batch as planned, its audio that of the sources; returns how many."""
     planned = [(window, batch) for window in windows for batch in window.batches]
     sources = manifest.table["source"].to_pylist()
-    for (window, rows), batch in zip(planned, stream(manifest, windows, cpus=2), strict=True):
+    for (window, rows), batch in zip(planned, stream_batches(manifest, windows, num_cpus=2), strict=True):
         assert batch.rows.tolist() == rows.tolist()
         assert (batch.epoch, batch.split) == (window.epoch, window.split)
         for row, wave in zip(rows, batch.signals, strict=True):
-            expected = decode(Path(sources[row]).read_bytes(), where="source")
+            expected = decode_audio(Path(sources[row]).read_bytes(), source_name="source")
             assert wave.dtype == np.float32
             assert wave.shape == expected.shape
             # resampled in another process: a sum in another order may round to the next of the 16-bit steps
@@ -143,54 +143,55 @@ def check_stream(manifest: Manifest, windows: list[Window]) -> int:
 
 
 def test_executions_take_as_many_batches_as_fit(prepared, manifest):
-    epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
-    windows = list(epoch.windows[0])
+    epoch = plan_training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world_size=1)
+    windows = list(epoch.read_groups[0])
     assert len(windows) > 2
 
-    def size(*some: Window) -> int:
-        return 2 * sum(int(manifest.samples_N[rows].sum()) for window in some for rows in window.batches)
+    def size(*some: ReadGroup) -> int:
+        return 2 * sum(int(manifest.num_samples_N[rows].sum()) for window in some for rows in window.batches)
 
     planned = [rows.tolist() for window in windows for rows in window.batches]
-    source = streams.Source(manifest.shards)
+    source = streams.ShardSource(manifest.shards)
     for budget in (0, size(windows[0]) - 1, max(map(size, windows)), size(*windows)):
-        chunks = list(streams._chunks(manifest, windows, source, budget))
+        chunks = list(streams._chunk_read_groups(manifest, windows, source, budget))
         assert [rows.tolist() for chunk in chunks for window in chunk for rows in window.batches] == planned
         for chunk in chunks:
             assert size(*chunk) <= budget or [len(window.batches) for window in chunk] == [1]
         if budget >= max(map(size, windows)):
             assert [id(window) for chunk in chunks for window in chunk] == [id(window) for window in windows]
     assert len(chunks) == 1
-    features = streams.Source(manifest.shards, channels=512)  # 3.2 times as many bytes as the audio
-    assert len(list(streams._chunks(manifest, windows, features, size(*windows)))) > 1
+    features = streams.ShardSource(manifest.shards, feature_dim=512)  # 3.2 times as many bytes as the audio
+    assert len(list(streams._chunk_read_groups(manifest, windows, features, size(*windows)))) > 1
 
 
 def test_the_order_does_not_depend_on_how_it_is_executed(prepared, manifest, monkeypatch):
-    monkeypatch.setattr(streams, "_budget", lambda readers: 0)
-    epoch = training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world=1)
-    assert check_stream(manifest, list(epoch.windows[0])[:4]) == 4
+    monkeypatch.setattr(streams, "_execution_budget", lambda readers: 0)
+    epoch = plan_training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world_size=1)
+    assert check_stream(manifest, list(epoch.read_groups[0])[:4]) == 4
 
 
 def test_nothing_planned_is_nothing_read(manifest):
-    assert list(stream(manifest, [])) == []
+    assert list(stream_batches(manifest, [])) == []
 
 
 def test_stream_yields_the_plan(prepared, manifest):
     batch = prepared[0].batch
     training = [
-        training_epoch(manifest, manifest.rows("train"), batch, seed=3, epoch=number, world=1) for number in range(2)
+        plan_training_epoch(manifest, manifest.rows("train"), batch, seed=3, epoch=number, world_size=1)
+        for number in range(2)
     ]
-    dev = evaluation_epoch(manifest, manifest.rows("dev"), batch, epoch=1)
-    windows = [window for epoch in (training[0], skip(training[1], 2), dev) for window in epoch.windows[0]]
+    dev = plan_evaluation_epoch(manifest, manifest.rows("dev"), batch, epoch=1)
+    windows = [window for epoch in (training[0], skip_batches(training[1], 2), dev) for window in epoch.read_groups[0]]
     assert {(window.epoch, window.split) for window in windows} == {(0, "train"), (1, "train"), (1, "dev")}
     assert check_stream(manifest, windows) > 5
-    assert list(stream(manifest, [])) == []
+    assert list(stream_batches(manifest, [])) == []
 
 
 def test_stream_from_a_lost_shard(prepared, manifest, tmp_path):
     moved = Manifest(**{**vars(manifest), "shards": tuple(str(tmp_path / "absent") for _ in manifest.shards)})
-    windows = evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch).windows[0]
+    windows = plan_evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch).read_groups[0]
     with pytest.raises(StorageError, match="absent"):
-        list(stream(moved, list(windows)))
+        list(stream_batches(moved, list(windows)))
 
 
 def test_unusable_clips_are_quarantined(tmp_path, capsys):
@@ -198,7 +199,7 @@ def test_unusable_clips_are_quarantined(tmp_path, capsys):
     (tmp_path / "corpus" / "en0-anger.wav").write_bytes(b"RIFF, but no audio follows")
     soundfile.write(tmp_path / "corpus" / "fi0-anger.wav", np.zeros(160), 16_000)
     (tmp_path / "corpus" / "fi3-anger.flac").unlink()
-    config = experiment(tmp_path, max_quarantined=0.1)
+    config = experiment(tmp_path, max_quarantined_fraction=0.1)
     folder = prepare.run(config)
     quarantine = {row["utterance"]: row for row in storage.read_table(f"{folder}/quarantine.parquet").to_pylist()}
     assert quarantine.keys() == {"c/en0-anger.wav", "c/fi0-anger.wav", "c/fi3-anger.flac"}
@@ -211,8 +212,8 @@ def test_unusable_clips_are_quarantined(tmp_path, capsys):
     assert accepted.num_rows + len(quarantine) == found
     assert not quarantine.keys() & set(accepted["utterance"].to_pylist())
     assert "3 quarantined (missing 1, short 1, undecodable 1)" in capsys.readouterr().out
-    manifest = manifests.load(config)
-    check_stream(manifest, list(evaluation_epoch(manifest, manifest.rows("train"), config.batch).windows[0]))
+    manifest = manifests.load_manifest(config)
+    check_stream(manifest, list(plan_evaluation_epoch(manifest, manifest.rows("train"), config.batch).read_groups[0]))
 
 
 def test_too_many_unusable_clips(tmp_path):
@@ -221,11 +222,11 @@ def test_too_many_unusable_clips(tmp_path):
     sound = broken.read_bytes()
     broken.write_bytes(b"")
     config = experiment(tmp_path)
-    with pytest.raises(DataError, match=r"1 of 32 clips cannot be used.*max_quarantined=0\.01") as caught:
+    with pytest.raises(DataError, match=r"1 of 32 clips cannot be used.*max_quarantined_fraction=0\.01") as caught:
         prepare.run(config)
     assert str(broken) in str(caught.value)
     folder = config.stage_folder("prepare")
-    assert not records.is_done(folder, prepare.made_by(config))
+    assert not records.is_done(folder, prepare.fingerprint_inputs(config))
     assert not storage.exists(f"{folder}/{MANIFEST_FILE}")
     broken.write_bytes(sound)
     prepare.run(config)
@@ -236,4 +237,4 @@ def test_sixteen_bits_survive_exactly():
     samples = np.concatenate([np.arange(-32768, 32768), [32767, -32768, 0]]).astype(np.int16)
     assert np.array_equal(to_int16(to_float(samples)), samples)
     assert np.array_equal(decode_flac(encode_flac(samples)), samples)
-    assert np.array_equal(decode(encode_flac(samples), where="here"), to_float(samples))
+    assert np.array_equal(decode_audio(encode_flac(samples), source_name="here"), to_float(samples))

@@ -8,11 +8,11 @@ import pytest
 import soundfile
 
 from lakd_ray.audio import SAMPLE_RATE, decode_flac
-from lakd_ray.config import Audio
-from lakd_ray.data.duplicates import divide
-from lakd_ray.data.quality import admit
+from lakd_ray.config import AudioConfig
+from lakd_ray.data.duplicates import drop_duplicates
+from lakd_ray.data.quality import decode_and_validate
 from lakd_ray.errors import ClipError
-from lakd_ray.schema import KINDS
+from lakd_ray.schema import QUARANTINE_KINDS
 
 NOISE_T = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
 
@@ -25,7 +25,9 @@ def wav(wave_T: np.ndarray) -> bytes:
 
 def kind_of(wave_T: np.ndarray, **limits: object) -> str:
     try:
-        row = admit(wav(wave_T), where="a clip", start=None, end=None, limits=Audio.model_validate(limits))
+        row = decode_and_validate(
+            wav(wave_T), source_name="a clip", start=None, end=None, audio_config=AudioConfig.model_validate(limits)
+        )
     except ClipError as error:
         return error.kind
     assert len(decode_flac(row["audio"])) == row["num_samples"]
@@ -36,8 +38,8 @@ def test_limits():
     assert kind_of(NOISE_T) == "accepted"
     assert kind_of(NOISE_T[:1_000]) == "short"
     assert kind_of(NOISE_T, max_seconds=0.5) == "cut"
-    assert kind_of(NOISE_T, max_seconds=0.5, too_long="quarantine") == "long"
-    assert kind_of(NOISE_T, max_seconds=1.0, too_long="quarantine") == "accepted"
+    assert kind_of(NOISE_T, max_seconds=0.5, on_too_long="quarantine") == "long"
+    assert kind_of(NOISE_T, max_seconds=1.0, on_too_long="quarantine") == "accepted"
     assert kind_of(0 * NOISE_T) == "silent"
     assert kind_of(0 * NOISE_T + 0.3) == "silent"  # nothing but an offset
     assert kind_of(0.01 * NOISE_T) == "accepted"
@@ -47,7 +49,7 @@ def test_limits():
 def test_clipping_is_forgiven_up_to_a_share():
     assert kind_of(np.clip(8 * NOISE_T, -1, 1)) == "clipped"  # a fifth of it
     assert kind_of(np.clip(6 * NOISE_T, -1, 1)) == "accepted"
-    assert kind_of(np.clip(6 * NOISE_T, -1, 1), max_clipped=0.05) == "clipped"
+    assert kind_of(np.clip(6 * NOISE_T, -1, 1), max_clipped_fraction=0.05) == "clipped"
     assert kind_of(NOISE_T / np.abs(NOISE_T).max()) == "accepted"  # normalised to full scale
 
 
@@ -57,7 +59,7 @@ def row(utterance: str, sound: str, emotion: str = "anger", speaker: str = "anna
 
 
 def test_copies_that_agree_leave_the_first():
-    kept, refused = divide([row("b/1", "x"), row("a/2", "x"), row("a/1", "x"), row("a/3", "y")])
+    kept, refused = drop_duplicates([row("b/1", "x"), row("a/2", "x"), row("a/1", "x"), row("a/3", "y")])
     assert [each["utterance"] for each in kept] == ["a/1", "a/3"]
     assert {each["utterance"] for each, _ in refused} == {"a/2", "b/1"}
     assert all("same audio as a/1, which is kept" in reason for _, reason in refused)
@@ -65,11 +67,11 @@ def test_copies_that_agree_leave_the_first():
 
 @pytest.mark.parametrize("other", [{"emotion": "sadness"}, {"speaker": "ben"}])
 def test_copies_that_do_not_agree_all_go(other):
-    kept, refused = divide([row("a/1", "x"), row("a/2", "x", **other), row("a/3", "y")])
+    kept, refused = drop_duplicates([row("a/1", "x"), row("a/2", "x", **other), row("a/3", "y")])
     assert [each["utterance"] for each in kept] == ["a/3"]
     assert {each["utterance"]: "same audio as a/2" in reason for each, reason in refused} == {"a/1": True, "a/2": False}
 
 
 def test_every_kind_is_explained():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    assert [kind for kind in KINDS if f"| `{kind}` |" not in text] == []
+    assert [kind for kind in QUARANTINE_KINDS if f"| `{kind}` |" not in text] == []

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from lakd_ray.config import Experiment
-from lakd_ray.data.splits import assign, check, fold_count
+from lakd_ray.data.splits import assign_splits, check_splits, count_folds
 from lakd_ray.errors import SplitError
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.schema import MANIFEST
+from lakd_ray.schema import MANIFEST_SCHEMA
 
 RECIPE = {"model": {"pretrained": "x"}}
 
@@ -66,16 +66,16 @@ def rows(corpus: str, language: str, speakers: int, *, prefix: str = "s", sessio
 
 
 def table(*parts: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist([item for part in parts for item in part], schema=MANIFEST)
+    return pa.Table.from_pylist([item for part in parts for item in part], schema=MANIFEST_SCHEMA)
 
 
 def times_tested(manifest: pa.Table, config: Experiment) -> Counter[str]:
     """How often each speaker is tested over all folds."""
     speakers = np.array(manifest["speaker"].to_pylist())
     counts: Counter[str] = Counter()
-    for fold in range(fold_count(manifest, config)):
-        split_N = assign(manifest, config, fold)
-        check(manifest, split_N, config)
+    for fold in range(count_folds(manifest, config)):
+        split_N = assign_splits(manifest, config, fold)
+        check_splits(manifest, split_N, config)
         counts.update(set(speakers[split_N == "test"].tolist()))
     return counts
 
@@ -95,7 +95,7 @@ def times_tested(manifest: pa.Table, config: Experiment) -> Counter[str]:
 )
 def test_each_speaker_is_tested_exactly_once(split: dict[str, Any], folds: int) -> None:
     manifest, config = table(rows("a", "en", 10, sessions=5)), experiment(a=split)
-    assert fold_count(manifest, config) == folds
+    assert count_folds(manifest, config) == folds
     assert times_tested(manifest, config) == {f"a:s{number:02}": 1 for number in range(10)}
 
 
@@ -103,7 +103,7 @@ def test_union_is_complete_and_dev_is_of_the_asked_size() -> None:
     manifest = table(rows("a", "en", 10), rows("a", "fi", 11, prefix="f"))
     config = experiment(("en", "fi"), a={"dev_speakers": 3})
     for fold in range(4):
-        split_N = assign(manifest, config, fold)
+        split_N = assign_splits(manifest, config, fold)
         assert set(split_N.tolist()) == {"train", "dev", "test"}
         for language in ("en", "fi"):
             here = np.array(manifest["language"].to_pylist()) == language
@@ -117,7 +117,7 @@ def test_union_is_complete_and_dev_is_of_the_asked_size() -> None:
 def test_dev_depends_on_the_fold() -> None:
     manifest, config = table(rows("a", "en", 12)), experiment(a={})
     speakers = np.array(manifest["speaker"].to_pylist())
-    devs = {frozenset(speakers[assign(manifest, config, fold) == "dev"].tolist()) for fold in range(4)}
+    devs = {frozenset(speakers[assign_splits(manifest, config, fold) == "dev"].tolist()) for fold in range(4)}
     assert len(devs) > 1
 
 
@@ -125,18 +125,18 @@ def test_order_of_the_rows_does_not_matter() -> None:
     manifest = table(rows("a", "en", 9, sessions=3), rows("b", "fi", 8), rows("b", "fr", 7, prefix="f"))
     config = experiment(("en", "fi", "fr"), fold=1, a={"scheme": "leave-one-session-out"}, b={})
     order = np.random.default_rng(0).permutation(manifest.num_rows)
-    expected = assign(manifest, config)
-    assert (assign(manifest, config) == expected).all()
-    assert (assign(manifest.take(order), config) == expected[order]).all()
+    expected = assign_splits(manifest, config)
+    assert (assign_splits(manifest, config) == expected).all()
+    assert (assign_splits(manifest.take(order), config) == expected[order]).all()
     chunked = pa.concat_tables([manifest.slice(0, 7), manifest.slice(7)])
-    assert (assign(chunked, config) == expected).all()
+    assert (assign_splits(chunked, config) == expected).all()
 
 
 def test_draws_never_change() -> None:
     """Another division under the same configuration would make stored results incomparable."""
     manifest, config = table(rows("a", "en", 8)), experiment(a={})
     speakers = np.array(manifest["speaker"].to_pylist())
-    split_N = assign(manifest, config, 1)
+    split_N = assign_splits(manifest, config, 1)
     found = {name: sorted(set(speakers[split_N == name].tolist())) for name in ("dev", "test")}
     assert found == {"dev": ["a:s03", "a:s04"], "test": ["a:s00", "a:s01"]}
 
@@ -144,8 +144,8 @@ def test_draws_never_change() -> None:
 def test_another_corpus_or_language_does_not_move_speakers() -> None:
     alone = table(rows("a", "en", 8))
     more = table(rows("a", "en", 8), rows("a", "fi", 5, prefix="f"), rows("b", "en", 6))
-    expected = assign(alone, experiment(a={}), 2)
-    found = assign(more, experiment(("en", "fi"), a={}, b={}), 2)
+    expected = assign_splits(alone, experiment(a={}), 2)
+    found = assign_splits(more, experiment(("en", "fi"), a={}, b={}), 2)
     assert (found[: alone.num_rows] == expected).all()
 
 
@@ -154,23 +154,23 @@ def test_fold_is_taken_modulo_the_corpus_own_number_of_folds() -> None:
     config = experiment(
         ("en", "fi"), a={"scheme": "leave-one-session-out"}, b={"scheme": "leave-one-speaker-out", "dev_speakers": 1}
     )
-    assert fold_count(manifest, config) == 9
+    assert count_folds(manifest, config) == 9
     english = np.array(manifest["language"].to_pylist()) == "en"
-    assert (assign(manifest, config, 7)[english] == assign(manifest, config, 2)[english]).all()
-    assert (assign(manifest, config, 7)[~english] != assign(manifest, config, 2)[~english]).any()
+    assert (assign_splits(manifest, config, 7)[english] == assign_splits(manifest, config, 2)[english]).all()
+    assert (assign_splits(manifest, config, 7)[~english] != assign_splits(manifest, config, 2)[~english]).any()
 
 
 def test_leaving_one_out_gives_every_language_a_test() -> None:
     manifest = table(rows("a", "en", 6), rows("a", "fi", 4, prefix="f"))
     config = experiment(("en", "fi"), a={"scheme": "leave-one-speaker-out"})
-    assert fold_count(manifest, config) == 6
+    assert count_folds(manifest, config) == 6
     counts = times_tested(manifest, config)
     assert all(counts[f"a:s0{number}"] == 1 for number in range(6))
 
 
 def test_what_the_experiment_does_not_name_is_left_out() -> None:
     manifest = table(rows("a", "en", 8), rows("a", "de", 8, prefix="d"), [row("a", "en", "s00", "disgust")])
-    split_N = assign(manifest, experiment(a={}))
+    split_N = assign_splits(manifest, experiment(a={}))
     languages, emotions = manifest["language"].to_pylist(), manifest["emotion"].to_pylist()
     for split, language, emotion in zip(split_N.tolist(), languages, emotions, strict=True):
         assert (split == "") == (language == "de" or emotion == "disgust")
@@ -190,16 +190,16 @@ def test_given_splits_are_taken() -> None:
         for emotion in PAPER_EMOTIONS
     ]
     manifest, config = table(parts), experiment(a={"scheme": "given"})
-    split_N = assign(manifest, config, 5)
+    split_N = assign_splits(manifest, config, 5)
     assert split_N.tolist() == manifest["split"].to_pylist()
-    check(manifest, split_N, config)
-    assert fold_count(manifest, config) == 1
+    check_splits(manifest, split_N, config)
+    assert count_folds(manifest, config) == 1
 
 
 def test_given_refuses_other_names_and_none() -> None:
     manifest = table([row("a", "en", "s1", "anger", split="valid"), row("a", "en", "s2", "anger")])
     with pytest.raises(SplitError, match="found valid, and none for 1 utterances"):
-        assign(manifest, experiment(a={"scheme": "given"}))
+        assign_splits(manifest, experiment(a={"scheme": "given"}))
 
 
 @pytest.mark.parametrize(
@@ -219,23 +219,23 @@ def test_given_refuses_other_names_and_none() -> None:
 )
 def test_what_cannot_be_divided_is_refused(split: dict[str, Any], speakers: int, says: str) -> None:
     with pytest.raises(SplitError, match=says):
-        assign(table(rows("a", "en", speakers)), experiment(a=split))
+        assign_splits(table(rows("a", "en", speakers)), experiment(a=split))
 
 
 def test_one_session_cannot_be_left_out() -> None:
     manifest = table(rows("a", "en", 5, sessions=1))
     with pytest.raises(SplitError, match=r"too few sessions of language en: 1 \(s0\)"):
-        assign(manifest, experiment(a={"scheme": "leave-one-session-out"}))
+        assign_splits(manifest, experiment(a={"scheme": "leave-one-session-out"}))
 
 
 def test_corpora_of_manifest_and_experiment_must_be_the_same() -> None:
     manifest = table(rows("a", "en", 8))
     with pytest.raises(SplitError, match="the manifest holds corpus a; the experiment has b"):
-        assign(manifest, experiment(b={}))
+        assign_splits(manifest, experiment(b={}))
     with pytest.raises(SplitError, match="no utterances of corpus b"):
-        assign(manifest, experiment(a={}, b={}))
+        assign_splits(manifest, experiment(a={}, b={}))
     with pytest.raises(SplitError, match="no utterances of corpus a"):
-        fold_count(manifest.slice(0, 0), experiment(a={}))
+        count_folds(manifest.slice(0, 0), experiment(a={}))
 
 
 # --- check
@@ -252,7 +252,7 @@ def test_check_refuses_a_shared_speaker() -> None:
     manifest = table(parts)
     split_N = np.array(manifest["split"].to_pylist())
     with pytest.raises(SplitError, match=r"1 speaker is in more than one .*\n  a:s03 is in train and dev and test"):
-        check(manifest, split_N, config)
+        check_splits(manifest, split_N, config)
 
 
 def test_check_finds_speakers_that_sessions_share() -> None:
@@ -266,45 +266,45 @@ def test_check_finds_speakers_that_sessions_share() -> None:
     )
     config = experiment(a={"scheme": "leave-one-session-out", "dev_speakers": 1})
     with pytest.raises(SplitError, match="speakers are in more than one"):
-        check(manifest, assign(manifest, config), config)
+        check_splits(manifest, assign_splits(manifest, config), config)
 
 
 def test_check_refuses_a_shared_recording() -> None:
     parts, config = divided()
-    split_N = assign(table(parts), config)
+    split_N = assign_splits(table(parts), config)
     train, test = int(np.flatnonzero(split_N == "train")[0]), int(np.flatnonzero(split_N == "test")[0])
     parts[test]["audio_sha256"] = parts[train]["audio_sha256"]
     with pytest.raises(SplitError, match="1 recording is in more than one") as caught:
-        check(table(parts), split_N, config)
+        check_splits(table(parts), split_N, config)
     assert parts[test]["utterance"] in str(caught.value) and parts[train]["utterance"] in str(caught.value)
 
 
 def test_check_allows_copies_within_a_split_and_left_out() -> None:
     parts, config = divided()
-    split_N = assign(table(parts), config)
+    split_N = assign_splits(table(parts), config)
     one, two = np.flatnonzero(split_N == "train")[:2].tolist()
     parts[two]["audio_sha256"] = parts[one]["audio_sha256"]
     parts.append(row("a", "en", "s00", "disgust", audio_sha256=parts[one]["audio_sha256"]))
-    check(table(parts), assign(table(parts), config), config)
+    check_splits(table(parts), assign_splits(table(parts), config), config)
 
 
 @pytest.mark.parametrize("empty", ["train", "dev", "test"])
 def test_check_refuses_an_empty_split(empty: str) -> None:
     parts, config = divided()
-    split_N = assign(table(parts), config)
+    split_N = assign_splits(table(parts), config)
     split_N[split_N == empty] = ""
     with pytest.raises(SplitError, match=f"language en has nothing in {empty}: found"):
-        check(table(parts), split_N, config)
+        check_splits(table(parts), split_N, config)
 
 
 def test_check_refuses_a_language_without_a_corpus_and_a_missing_class() -> None:
     parts, _ = divided()
     config = experiment(("en", "fi"), a={})
     with pytest.raises(SplitError, match="language fi has nothing in train, dev, test"):
-        check(table(parts), assign(table(parts), config), config)
+        check_splits(table(parts), assign_splits(table(parts), config), config)
     few, config = table([part for part in parts if part["emotion"] != "sadness"]), experiment(a={})
     with pytest.raises(SplitError, match="language en has no sadness in train: found anger, happiness, neutral"):
-        check(few, assign(few, config), config)
+        check_splits(few, assign_splits(few, config), config)
 
 
 def test_a_million_rows_take_seconds() -> None:
@@ -320,8 +320,8 @@ def test_a_million_rows_take_seconds() -> None:
         "audio_sha256": pa.array(np.char.mod("%064x", np.arange(size))),
     }
     manifest, config = pa.table(columns), experiment(("en", "fi"), a={})
-    split_N = assign(manifest, config)
-    check(manifest, split_N, config)
+    split_N = assign_splits(manifest, config)
+    check_splits(manifest, split_N, config)
     assert 0.2 < (split_N == "test").mean() < 0.3
 
 
@@ -348,12 +348,12 @@ def papers(importers: tuple[str, ...] = ("iemocap", "fesc", "cafe")) -> tuple[pa
 
 def test_paper_folds_hold_out_a_session_a_speaker_and_a_third_of_the_actors():
     manifest, config = papers()
-    assert fold_count(manifest, config) == 9
+    assert count_folds(manifest, config) == 9
     speakers = np.array(manifest["speaker"].to_pylist())
     tested: dict[str, list[frozenset[str]]] = {"iemocap": [], "fesc": [], "cafe": []}
     for fold in range(9):
-        split_N = assign(manifest, config, fold)
-        check(manifest, split_N, config)
+        split_N = assign_splits(manifest, config, fold)
+        check_splits(manifest, split_N, config)
         for name, folds in tested.items():
             folds.append(frozenset(s for s in speakers[split_N == "test"].tolist() if s.startswith(f"{name}:")))
     pairs = {frozenset({f"iemocap:{session}F", f"iemocap:{session}M"}) for session in range(1, 6)}
@@ -369,4 +369,4 @@ def test_the_paper_says_nothing_of_other_corpora():
     with pytest.raises(
         SplitError, match=r"corpus iemocap: scheme `paper` is for the paper's corpora .*its importer is"
     ):
-        assign(manifest, config)
+        assign_splits(manifest, config)

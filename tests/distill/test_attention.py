@@ -17,36 +17,40 @@ def tensors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return scores, teachers, labels
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_by_hand(beta, tensors):
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
+def test_by_hand(entropy_weight, tensors):
     scores, teachers, labels = (tensor.numpy() for tensor in tensors)
     expected = []
     for i in range(B):
         w = np.exp(scores[i]) / np.exp(scores[i]).sum()
         p = np.exp(teachers[i]) / np.exp(teachers[i]).sum(axis=1, keepdims=True)
-        expected.append(-np.log((w[:, None] * p).sum(axis=0)[labels[i]]) + beta * (w * np.log(w)).sum())
-    np.testing.assert_allclose(mixture_losses(*tensors, beta=beta), expected, rtol=0, atol=1e-9)
+        expected.append(-np.log((w[:, None] * p).sum(axis=0)[labels[i]]) + entropy_weight * (w * np.log(w)).sum())
+    np.testing.assert_allclose(mixture_losses(*tensors, entropy_weight=entropy_weight), expected, rtol=0, atol=1e-9)
 
 
 def test_gradcheck_and_none_into_the_teachers(tensors):
     scores, teachers, labels = tensors
     scores.requires_grad_()
     teachers.requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: mixture_losses(s, teachers.detach(), labels, beta=0.1), (scores,))
-    mixture_losses(scores, teachers, labels, beta=0.1).sum().backward()
+    assert torch.autograd.gradcheck(
+        lambda s: mixture_losses(s, teachers.detach(), labels, entropy_weight=0.1), (scores,)
+    )
+    mixture_losses(scores, teachers, labels, entropy_weight=0.1).sum().backward()
     assert teachers.grad is None
     assert scores.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize(("beta", "share"), [(0.0, (0.99, 1.0)), (0.3, (0.5, 0.95)), (100.0, (0.33, 0.35))])
-def test_the_teacher_that_knows_is_best_and_entropy_keeps_the_others(beta, share):
+@pytest.mark.parametrize(("entropy_weight", "share"), [(0.0, (0.99, 1.0)), (0.3, (0.5, 0.95)), (100.0, (0.33, 0.35))])
+def test_the_teacher_that_knows_is_best_and_entropy_keeps_the_others(entropy_weight, share):
     teachers_1KC = torch.tensor([[[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]]])
     scores_NK = torch.linspace(-2, 8, 1001).unsqueeze(1) * torch.tensor([0.0, 1.0, 0.0])
-    loss_N = mixture_losses(scores_NK, teachers_1KC.expand(1001, -1, -1), torch.ones(1001, dtype=torch.long), beta=beta)
+    loss_N = mixture_losses(
+        scores_NK, teachers_1KC.expand(1001, -1, -1), torch.ones(1001, dtype=torch.long), entropy_weight=entropy_weight
+    )
     own = float(scores_NK[loss_N.argmin()].softmax(dim=0)[1])
     assert share[0] < own < share[1]
 
 
 def test_negative_beta(tensors):
-    with pytest.raises(ValueError, match=r"expected beta >= 0, found -0\.1"):
-        mixture_losses(*tensors, beta=-0.1)
+    with pytest.raises(ValueError, match=r"expected entropy_weight >= 0, found -0\.1"):
+        mixture_losses(*tensors, entropy_weight=-0.1)

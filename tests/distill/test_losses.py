@@ -7,25 +7,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lakd_ray.config import Distill, DistillLoss
-from lakd_ray.distill import WEIGHTINGS, Languages, WeightingInputs, distillation_loss, teacher_weights
-from lakd_ray.distill.losses import kl_divergence, standardised
+from lakd_ray.config import DistillConfig, DistillLossConfig
+from lakd_ray.distill import WEIGHTINGS, WeightingInputs, WeightingLanguages, distillation_loss, teacher_weights
+from lakd_ray.distill.losses import kl_divergence, standardize
 
 B, K, C = 6, 3, 4
-CODES = Languages(("en", "fi", "fr", "sv", "en", "fi"), ("en", "fi", "fr"))
+CODES = WeightingLanguages(("en", "fi", "fr", "sv", "en", "fi"), ("en", "fi", "fr"))
 SCORES = torch.from_numpy(np.random.default_rng(5).normal(size=(B, K)))
 SETTINGS: dict[str, Any] = {
     "temperature": 5.0,
     "lam": 0.25,
-    "tau": 0.25,
+    "weighting_temperature": 0.25,
     "languages": CODES,
     "attention_scores_BK": SCORES,
 }
 OPTIONS: list[dict[str, Any]] = [
     *({"weighting": name} for name in WEIGHTINGS),
-    {"weighting": "confidence", "confidence": "entropy"},
-    {"weighting": "language", "own_language": 0.5},
-    {"standardise": True},
+    {"weighting": "confidence", "confidence_by": "entropy"},
+    {"weighting": "language", "same_language_weight": 0.5},
+    {"standardize_logits": True},
     {"focal_gamma": 2.0},
     {"label_smoothing": 0.1},
     {"label_weights_B": torch.from_numpy(np.random.default_rng(6).uniform(0.5, 2, B))},
@@ -104,7 +104,9 @@ def test_an_utterances_loss_does_not_depend_on_its_batch(options, tensors):
     whole = distillation_loss(*tensors, **SETTINGS | options)
     for i in range(B):
         alone: dict[str, Any] = (
-            SETTINGS | options | {"languages": Languages(CODES.utterances[i : i + 1], CODES.teachers)}
+            SETTINGS
+            | options
+            | {"languages": WeightingLanguages(CODES.utterance_languages[i : i + 1], CODES.teacher_languages)}
         )
         for name, value in alone.items():
             alone[name] = value[i : i + 1] if isinstance(value, torch.Tensor) else value
@@ -126,17 +128,17 @@ def test_standardised_by_hand(temperature, arrays, tensors):
     own = [[(row - row.mean()) / row.std() for row in rows] for rows in teachers]
     _, kl = terms(np.array(z), np.array(own), labels, temperature)
     found = distillation_loss(
-        *tensors, **SETTINGS | {"temperature": temperature}, weighting="uniform", standardise=True
+        *tensors, **SETTINGS | {"temperature": temperature}, weighting="uniform", standardize_logits=True
     )
     np.testing.assert_allclose(found.kl_B, kl.mean(axis=1), rtol=0, atol=1e-9)
-    plain = distillation_loss(*tensors, **SETTINGS, standardise=False)
+    plain = distillation_loss(*tensors, **SETTINGS, standardize_logits=False)
     torch.testing.assert_close(found.ce_B, plain.ce_B)  # the labels see the logits as they are
 
 
 def test_standardised_logits_are_blind_to_size_and_shift(tensors):
     student, teachers, labels = tensors
     one, other = (
-        distillation_loss(z, scale * teachers + shift, labels, **SETTINGS, weighting="uniform", standardise=True)
+        distillation_loss(z, scale * teachers + shift, labels, **SETTINGS, weighting="uniform", standardize_logits=True)
         for z, scale, shift in ((student, 1, 0), (student, 3, 7))
     )
     torch.testing.assert_close(one.kl_B, other.kl_B, atol=1e-9, rtol=0)
@@ -144,9 +146,9 @@ def test_standardised_logits_are_blind_to_size_and_shift(tensors):
 
 def test_equal_logits_have_no_variance_and_finite_gradients(tensors):
     student, teachers, labels = torch.full((B, C), 3.0), tensors[1].float(), tensors[2]
-    assert float(standardised(student).abs().max()) < 1e-3
+    assert float(standardize(student).abs().max()) < 1e-3
     student.requires_grad_()
-    loss = distillation_loss(student, teachers, labels, temperature=2.0, lam=0.5, standardise=True)
+    loss = distillation_loss(student, teachers, labels, temperature=2.0, lam=0.5, standardize_logits=True)
     (gradient,) = torch.autograd.grad(loss.total, student)
     assert torch.isfinite(loss.total) and torch.isfinite(gradient).all()
 
@@ -155,7 +157,7 @@ def test_equal_logits_have_no_variance_and_finite_gradients(tensors):
     "options",
     [
         *({"weighting": name} for name in WEIGHTINGS if not name.startswith("similarity")),
-        {"weighting": "uniform", "standardise": True},
+        {"weighting": "uniform", "standardize_logits": True},
         {"weighting": "uniform", "focal_gamma": 1.5},
         {"weighting": "uniform", "label_smoothing": 0.1, "label_weights_B": torch.arange(1.0, B + 1).double()},
     ],
@@ -170,7 +172,7 @@ def test_gradcheck_where_weights_do_not_depend_on_the_student(options, tensors):
 
 
 @pytest.mark.parametrize("compat", [False, True])
-@pytest.mark.parametrize("weighting", ["similarity", "similarity-centred"])
+@pytest.mark.parametrize("weighting", ["similarity", "similarity-centered"])
 def test_gradient_holds_the_weights_fixed(weighting, compat, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
@@ -211,7 +213,7 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
     student, teachers, labels = tensors
-    languages = Languages(CODES.utterances, (None,))
+    languages = WeightingLanguages(CODES.utterance_languages, (None,))
     settings = SETTINGS | {"languages": languages, "attention_scores_BK": SCORES[:, :1]}
     found = distillation_loss(student, teachers[:, :1], labels, **settings, weighting=weighting)
     soft, logq = F.softmax(teachers[:, 0] / 5, dim=1), F.log_softmax(student / 5, dim=1)
@@ -258,7 +260,7 @@ def test_extreme_logits_stay_finite(tensors):
     assert torch.isfinite(loss.total) and torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(("ours", "papers"), [(DistillLoss().lam, 0.25), (Distill().kd.lam, 0.75)])
+@pytest.mark.parametrize(("ours", "papers"), [(DistillLossConfig().lam, 0.25), (DistillConfig().kd.lam, 0.75)])
 def test_default_shares_balance_as_the_papers_do_with_its_smaller_kl(ours, papers, tensors):
     """One teacher, so weights play no part: losses and gradients are equal but for one factor on the whole."""
     student, teachers, labels = tensors
@@ -295,7 +297,14 @@ def test_wrong_shapes(student, teachers, labels, message):
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": 0.0}, {"temperature": float("nan")}, {"tau": 0.0}, {"tau": -1.0}, {"lam": -0.1}, {"lam": 1.1}],
+    [
+        {"temperature": 0.0},
+        {"temperature": float("nan")},
+        {"weighting_temperature": 0.0},
+        {"weighting_temperature": -1.0},
+        {"lam": -0.1},
+        {"lam": 1.1},
+    ],
 )
 def test_wrong_values(change, tensors):
     (name, value), *_ = change.items()
@@ -303,5 +312,5 @@ def test_wrong_values(change, tensors):
         distillation_loss(*tensors, **SETTINGS | change)
     with pytest.raises(ValueError, match="unknown weighting"):
         distillation_loss(*tensors, **SETTINGS, weighting="none")
-    with pytest.raises(ValueError, match="set standardise or reference_compat to false"):
-        distillation_loss(*tensors, **SETTINGS, standardise=True, reference_compat=True)
+    with pytest.raises(ValueError, match="set standardize_logits or reference_compat to false"):
+        distillation_loss(*tensors, **SETTINGS, standardize_logits=True, reference_compat=True)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lakd_ray.distill import WEIGHTINGS, Languages, WeightingInputs, teacher_weights
+from lakd_ray.distill import WEIGHTINGS, WeightingInputs, WeightingLanguages, teacher_weights
 
 B, K, C = 5, 3, 4
-CODES = Languages(("en", "fi", "fr", "sv", "en"), ("en", "fi", "fr"))
+CODES = WeightingLanguages(("en", "fi", "fr", "sv", "en"), ("en", "fi", "fr"))
 LABELS = np.array([2, 0, 3, 1, 1])
 SCORES = np.random.default_rng(4).normal(size=(B, K))
 BY_LABEL = ("confidence", "top1", "rank")
@@ -22,16 +22,26 @@ def logits() -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(B, C)), 2 * random.normal(size=(B, K, C)) + 1
 
 
-def inputs(student: np.ndarray, teachers: np.ndarray, tau: float = 0.25, **rest: Any) -> WeightingInputs:
+def inputs(
+    student: np.ndarray, teachers: np.ndarray, weighting_temperature: float = 0.25, **rest: Any
+) -> WeightingInputs:
     tensors = (torch.from_numpy(array) for array in (student, teachers, LABELS))
     scores = torch.from_numpy(SCORES[:, : teachers.shape[1]])
-    return WeightingInputs(*tensors, **{"tau": tau, "languages": CODES, "scores_BK": scores} | rest)
+    return WeightingInputs(
+        *tensors, **{"weighting_temperature": weighting_temperature, "languages": CODES, "scores_BK": scores} | rest
+    )
 
 
 def weights(
-    name: str, student: np.ndarray, teachers: np.ndarray, tau: float = 0.25, *, per_batch: bool = False, **rest: Any
+    name: str,
+    student: np.ndarray,
+    teachers: np.ndarray,
+    weighting_temperature: float = 0.25,
+    *,
+    per_batch: bool = False,
+    **rest: Any,
 ) -> np.ndarray:
-    return teacher_weights(name, inputs(student, teachers, tau, **rest), per_batch=per_batch).numpy()
+    return teacher_weights(name, inputs(student, teachers, weighting_temperature, **rest), per_batch=per_batch).numpy()
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -43,18 +53,18 @@ def shares(scores: list[float]) -> np.ndarray:
     return np.array([1 / sum(np.exp(other - score) for other in scores) for score in scores])
 
 
-def expected(name: str, student: np.ndarray, teachers: np.ndarray, tau: float) -> np.ndarray:
+def expected(name: str, student: np.ndarray, teachers: np.ndarray, weighting_temperature: float) -> np.ndarray:
     rows = []
     for i in range(B):
         z, own = student[i], [teachers[i, k] for k in range(K)]
-        if name == "similarity-centred":
+        if name == "similarity-centered":
             z, own = z - z.mean(), [teacher - teacher.mean() for teacher in own]
         chances = [shares(list(teacher))[LABELS[i]] for teacher in own]
         order = sorted(range(K), key=lambda k: -chances[k])
         if name == "uniform":
             rows.append(np.full(K, 1 / K))
         elif name == "confidence":
-            rows.append(shares([chance / tau for chance in chances]))
+            rows.append(shares([chance / weighting_temperature for chance in chances]))
         elif name == "top1":
             rows.append([float(k == order[0]) for k in range(K)])
         elif name == "rank":
@@ -64,15 +74,15 @@ def expected(name: str, student: np.ndarray, teachers: np.ndarray, tau: float) -
         elif name == "language":
             rows.append([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [1 / 3] * 3, [0.8, 0.1, 0.1]][i])
         else:
-            rows.append(shares([cosine(z, teacher) / tau for teacher in own]))
+            rows.append(shares([cosine(z, teacher) / weighting_temperature for teacher in own]))
     return np.array(rows)
 
 
-@pytest.mark.parametrize("tau", [0.05, 0.25, 2.0])
+@pytest.mark.parametrize("weighting_temperature", [0.05, 0.25, 2.0])
 @pytest.mark.parametrize("name", WEIGHTINGS)
-def test_every_weighting_by_hand(name, tau, logits):
-    found = weights(name, *logits, tau=tau)
-    np.testing.assert_allclose(found, expected(name, *logits, tau), rtol=0, atol=1e-9)
+def test_every_weighting_by_hand(name, weighting_temperature, logits):
+    found = weights(name, *logits, weighting_temperature=weighting_temperature)
+    np.testing.assert_allclose(found, expected(name, *logits, weighting_temperature), rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-12)
 
 
@@ -103,7 +113,7 @@ def test_equal_teachers_have_equal_weights(name, per_batch, logits):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_one_teacher_has_all_the_weight(name, logits):
     student, teachers = logits
-    found = weights(name, student, teachers[:, :1], languages=Languages(CODES.utterances, ("fi",)))
+    found = weights(name, student, teachers[:, :1], languages=WeightingLanguages(CODES.utterance_languages, ("fi",)))
     np.testing.assert_allclose(found, 1, rtol=0, atol=1e-12)
 
 
@@ -111,15 +121,15 @@ def test_the_teacher_that_agrees_wins_as_tau_falls(logits):
     student, teachers = logits
     teachers = teachers.copy()
     teachers[:, 1] = 3 * student  # cosine 1
-    assert weights("similarity", student, teachers, tau=0.001)[:, 1] == pytest.approx(1)
-    np.testing.assert_allclose(weights("similarity", student, teachers, tau=1e6), 1 / K, atol=1e-5)
+    assert weights("similarity", student, teachers, weighting_temperature=0.001)[:, 1] == pytest.approx(1)
+    np.testing.assert_allclose(weights("similarity", student, teachers, weighting_temperature=1e6), 1 / K, atol=1e-5)
 
 
 def test_centring_makes_weights_blind_to_a_shift_of_logits(logits):
     student, teachers = logits
     shifted = teachers + np.array([5.0, -2.0, 0.0])[None, :, None]
-    centred = weights("similarity-centred", student, shifted)
-    np.testing.assert_allclose(centred, weights("similarity-centred", student, teachers), atol=1e-12)
+    centred = weights("similarity-centered", student, shifted)
+    np.testing.assert_allclose(centred, weights("similarity-centered", student, teachers), atol=1e-12)
     assert np.abs(weights("similarity", student, shifted) - weights("similarity", student, teachers)).max() > 0.05
 
 
@@ -134,11 +144,13 @@ def test_centring_makes_weights_blind_to_a_shift_of_logits(logits):
     ],
 )
 def test_language_with_several_or_no_own_teachers(teachers, row, logits):
-    found = weights("language", *logits, languages=Languages(("en",) * B, teachers))
+    found = weights("language", *logits, languages=WeightingLanguages(("en",) * B, teachers))
     np.testing.assert_allclose(found, [row] * B, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("languages", [None, Languages(("en",) * 4, ("en",) * 3), Languages(("en",) * 5, ("en",) * 2)])
+@pytest.mark.parametrize(
+    "languages", [None, WeightingLanguages(("en",) * 4, ("en",) * 3), WeightingLanguages(("en",) * 5, ("en",) * 2)]
+)
 def test_language_needs_to_know_all_languages(languages, logits):
     with pytest.raises(
         ValueError, match=r"needs the languages of 5 utterances and 3 teachers, found (None|\(\d, \d\))"
@@ -147,10 +159,10 @@ def test_language_needs_to_know_all_languages(languages, logits):
 
 
 def test_own_language_is_a_setting(logits):
-    found = weights("language", *logits, own_language=0.5)
+    found = weights("language", *logits, same_language_weight=0.5)
     np.testing.assert_allclose(found[0], [0.5, 0.25, 0.25], rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"expected own_language in \[0, 1\], found 1.5"):
-        weights("language", *logits, own_language=1.5)
+    with pytest.raises(ValueError, match=r"expected same_language_weight in \[0, 1\], found 1.5"):
+        weights("language", *logits, same_language_weight=1.5)
 
 
 def test_confidence_by_entropy_by_hand(logits):
@@ -163,10 +175,10 @@ def test_confidence_by_entropy_by_hand(logits):
         chances = [shares(list(teacher)) for teacher in teachers[i]]
         entropies = [-sum(chance * np.log(chance) for chance in row) for row in chances]
         rows.append(shares([(1 - entropy / np.log(C)) / 0.25 for entropy in entropies]))
-    found = weights("confidence", student, teachers, confidence="entropy")
+    found = weights("confidence", student, teachers, confidence_by="entropy")
     np.testing.assert_allclose(found, rows, rtol=0, atol=1e-9)
     assert found[0].argmax() == 1 and found[0].argmin() == 0
-    other = replace(inputs(student, teachers, confidence="entropy"), labels_B=torch.zeros(B, dtype=torch.long))
+    other = replace(inputs(student, teachers, confidence_by="entropy"), labels_B=torch.zeros(B, dtype=torch.long))
     np.testing.assert_array_equal(found, teacher_weights("confidence", other))
 
 
@@ -194,7 +206,7 @@ def test_ties_are_shared(name, row, logits):
 def test_certain_teachers_leave_the_weights_finite(name, logits):
     student, teachers = logits
     for kind in ("label", "entropy"):
-        found = weights(name, student, 1e6 * teachers, confidence=kind)
+        found = weights(name, student, 1e6 * teachers, confidence_by=kind)
         np.testing.assert_allclose(found.sum(axis=1), 1, rtol=0, atol=1e-12)
 
 
@@ -206,7 +218,7 @@ def test_attention_needs_scores(scores, logits):
 
 def test_unknown_kind_of_confidence(logits):
     with pytest.raises(ValueError, match="expected confidence `label` or `entropy`, found 'margin'"):
-        weights("confidence", *logits, confidence="margin")
+        weights("confidence", *logits, confidence_by="margin")
 
 
 def test_unknown_weighting(logits):

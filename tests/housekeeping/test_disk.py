@@ -15,11 +15,11 @@ import yaml
 from lakd_ray import storage
 from lakd_ray.audio import encode_flac
 from lakd_ray.cli import main
-from lakd_ray.config import Experiment, Model, dump
+from lakd_ray.config import Experiment, ModelConfig, to_dict
 from lakd_ray.errors import ConfigError
 from lakd_ray.housekeeping import disk, sizes
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import build, save
+from lakd_ray.models import build_model, save_checkpoint
 
 RATE, SECONDS, CLIPS = 22_050, 0.5, 20
 
@@ -41,7 +41,7 @@ def corpus(root: str, tmp_path: Path) -> int:
 
 
 def content(root: str) -> dict[str, Any]:
-    recipe = {"model": dump(tiny.config()), "optim": {"epochs": 1}}
+    recipe = {"model": to_dict(tiny.config()), "optim": {"epochs": 1}}
     corpora = [{"name": "c", "root": "{storage}/corpus"}]
     data = {"storage": root, "languages": ["en", "fi"], "corpora": corpora}
     return {"name": "e", **data, "teacher": recipe, "student": recipe}
@@ -51,19 +51,19 @@ def experiment(root: str, **changes: Any) -> Experiment:
     return Experiment.model_validate(content(root) | changes)
 
 
-def parts(config: Experiment) -> dict[str, disk.Part]:
-    return {part.stage: part for part in disk.measure(config).parts}
+def stages(config: Experiment) -> dict[str, disk.StageUsage]:
+    return {part.stage: part for part in disk.estimate_usage(config).stages}
 
 
 def test_before_anything_is_there(root, corpus):
-    usage = disk.measure(experiment(root))
-    assert usage.source == corpus
-    assert usage.there == 0
+    usage = disk.estimate_usage(experiment(root))
+    assert usage.corpora == corpus
+    assert usage.current == 0
     assert usage.notes == ()
-    shards = next(part for part in usage.parts if part.stage == "prepare").finished
+    shards = next(part for part in usage.stages if part.stage == "prepare").final
     samples = np.random.default_rng(1).integers(-160, 160, size=round(CLIPS * SECONDS * 16_000)).astype(np.int16)
     assert len(encode_flac(samples)) < shards < 2 * samples.nbytes
-    assert usage.missing > usage.finished
+    assert usage.required > usage.final
     assert (usage.free is None) == storage.is_remote(root)
 
 
@@ -74,35 +74,35 @@ def test_what_lies_there(root, corpus):
     storage.write_bytes(f"{config.folder}/prepare/shards/a.parquet", bytes(5_000_000))
     storage.write_bytes(f"{config.folder}/teachers/teacher-en/best-0001/model.safetensors", bytes(2_000))
     storage.write_bytes(f"{config.folder}/mine/notes.txt", bytes(10))
-    found = parts(config)
+    found = stages(config)
     assert set(found) == {"prepare", "teachers", "other"}
-    assert found["prepare"].there == found["prepare"].finished > 5_000_000
-    assert found["teachers"].there == 2_000
-    assert (found["other"].what, found["other"].there) == ("mine", 10)
-    assert found["teachers"].finished > 3 * 1000 * 4 * 4  # logits of three teachers on the manifest's utterances
+    assert found["prepare"].current == found["prepare"].final > 5_000_000
+    assert found["teachers"].current == 2_000
+    assert (found["other"].contents, found["other"].current) == ("mine", 10)
+    assert found["teachers"].final > 3 * 1000 * 4 * 4  # logits of three teachers on the manifest's utterances
 
 
 def test_more_runs_take_more(tmp_path):
-    few = parts(experiment(str(tmp_path)))
-    many = parts(experiment(str(tmp_path), tune={"trials": 32}, distill={"setups": ["monolingual", "multilingual"]}))
-    assert many["tune"].finished == 2 * few["tune"].finished
-    assert many["distill"].finished > few["distill"].finished
-    assert few["teachers"].finished < few["teachers"].peak
+    few = stages(experiment(str(tmp_path)))
+    many = stages(experiment(str(tmp_path), tune={"trials": 32}, distill={"setups": ["monolingual", "multilingual"]}))
+    assert many["tune"].final == 2 * few["tune"].final
+    assert many["distill"].final > few["distill"].final
+    assert few["teachers"].final < few["teachers"].peak
 
 
 def test_cached_features_take_room(root, corpus):
     frozen = {"model": {"pretrained": "not/here"}}
     recipes = {"teacher": frozen, "student": frozen}
-    plain = parts(experiment(root, **recipes))["prepare"]
-    cached = parts(experiment(root, **recipes, train={"cached_features": True}))["prepare"]
-    assert cached.finished > 2 * plain.finished
-    assert "features" in cached.what
-    assert "features" not in plain.what
+    plain = stages(experiment(root, **recipes))["prepare"]
+    cached = stages(experiment(root, **recipes, train={"cache_features": True}))["prepare"]
+    assert cached.final > 2 * plain.final
+    assert "features" in cached.contents
+    assert "features" not in plain.contents
 
 
 def test_a_base_has_its_own(tmp_path):
-    usage = disk.measure(experiment(str(tmp_path), base="other"))
-    assert {"prepare", "teachers"}.isdisjoint(part.stage for part in usage.parts)
+    usage = disk.estimate_usage(experiment(str(tmp_path), base_experiment="other"))
+    assert {"prepare", "teachers"}.isdisjoint(part.stage for part in usage.stages)
     assert "teachers: those of other are used" in usage.notes
 
 
@@ -113,32 +113,36 @@ def test_models_are_counted_as_they_are_built(tmp_path, frozen):
     if frozen:
         network.freeze_feature_encoder()
         network.config.save_pretrained(tmp_path)
-        model = Model(pretrained=str(tmp_path))
+        model = ModelConfig(pretrained=str(tmp_path))
     everything = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    found = sizes.parameters(model, notes := [])
+    found = sizes.count_parameters(model, notes := [])
     head = 0 if frozen else 2 * (16 + 1)  # the architecture alone is counted with transformers' two classes, not four
     assert [everything - found[0], trained - found[1]] == [head, head]
     assert notes == []
     assert (trained < everything) == frozen
 
 
-@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"freeze_encoder": True}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"freeze_encoder": True}], ids=str)
 @pytest.mark.parametrize("shape", [tiny.ARCHITECTURE, tiny.WHISPER], ids=["wav2vec2", "whisper"])
 def test_every_family_and_part_of_one_is_counted_as_it_is_built(tmp_path, shape, changes):
-    start = build(Model(architecture=shape, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0).network
+    start = build_model(ModelConfig(config=shape, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0).network
     (tmp_path / "scratch").mkdir()
-    save(str(tmp_path / "start"), start, tiny.card(), scratch=tmp_path / "scratch")
-    model = Model(pretrained=str(tmp_path / "start"), **changes)
-    built = list(build(model, PAPER_EMOTIONS, seed=0).parameters())
+    save_checkpoint(str(tmp_path / "start"), start, tiny.card(), scratch=tmp_path / "scratch")
+    model = ModelConfig(pretrained=str(tmp_path / "start"), **changes)
+    built = list(build_model(model, PAPER_EMOTIONS, seed=0).parameters())
     trained = sum(each.numel() for each in built if each.requires_grad)
-    assert sizes.parameters(model, []) == (sum(each.numel() for each in built), trained)
+    assert sizes.count_parameters(model, []) == (sum(each.numel() for each in built), trained)
 
 
 def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
     tiny.checkpoint(tmp_path)
     taken = sum(info.size for info in storage.list_files(str(tmp_path / "tiny")))
-    assert taken < sizes.weights(tiny.config(), experiment(str(tmp_path)), []).checkpoint < taken + 2_000_000
+    assert (
+        taken
+        < sizes.estimate_checkpoint_size(tiny.config(), experiment(str(tmp_path)), []).checkpoint
+        < taken + 2_000_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,17 +160,17 @@ def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
 def test_the_state_to_go_on_from_is_as_measured(tmp_path, zero_stage, precision, per_parameter):
     """Bytes that DeepSpeed 0.19 saved for each parameter of a model of 470,212."""
     config = experiment(str(tmp_path), train={"zero_stage": zero_stage, "precision": precision})
-    everything, _ = sizes.parameters(tiny.config(), [])
-    found = sizes.weights(tiny.config(), config, [])
+    everything, _ = sizes.count_parameters(tiny.config(), [])
+    found = sizes.estimate_checkpoint_size(tiny.config(), config, [])
     assert found.resume - found.checkpoint == everything * (per_parameter - 4)  # a checkpoint has 4 for each
 
 
 def test_an_unknown_model_is_assumed_and_told(tmp_path):
     notes: list[str] = []
-    assert sizes.parameters(Model(pretrained="nobody/nothing"), notes)[0] > 90_000_000
+    assert sizes.count_parameters(ModelConfig(pretrained="nobody/nothing"), notes)[0] > 90_000_000
     assert "nobody/nothing is not on this machine" in notes[0]
     with pytest.raises(ConfigError, match="refused by transformers"):
-        sizes.parameters(Model(architecture={"model_type": "nothing"}, freeze_feature_encoder=False), [])
+        sizes.count_parameters(ModelConfig(config={"model_type": "nothing"}, freeze_feature_encoder=False), [])
 
 
 def test_command(tmp_path, capsys, monkeypatch):
@@ -181,4 +185,4 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert main(["disk", str(tmp_path / "e.yaml"), "--json"]) == 0
     usage = json.loads(capsys.readouterr().out)
     assert usage["free"] == 1000
-    assert usage["total"]["finished"] == sum(part["finished"] for part in usage["parts"])
+    assert usage["total"]["final"] == sum(part["final"] for part in usage["stages"])

@@ -29,7 +29,7 @@ def config(root: str) -> Experiment:
     folder = f"{root}/e"
     write(f"{root}/other/ray/state")
     write(f"{root}/e-too/distill/x/resume-0001/a")
-    records.finish(f"{folder}/prepare", {}, [])
+    records.mark_finished(f"{folder}/prepare", {}, [])
     storage.write_table(
         f"{folder}/prepare/manifest.parquet", pa.table({"shard": ["a.parquet", "b.parquet", "a.parquet"]})
     )
@@ -48,7 +48,7 @@ def config(root: str) -> Experiment:
         left=("resume-0003", "resume-0001-00020"),
         finished=False,
     )
-    records.finish(f"{folder}/tune", {}, [])
+    records.mark_finished(f"{folder}/tune", {}, [])
     storage.write_json(f"{folder}/tune/trials.json", [{"trial": "b"}, {"trial": "a"}, {"trial": "c"}])
     run(f"{folder}/tune/trials/a", best=1, resume=1, finished=False)
     run(f"{folder}/tune/trials/b", best=3)
@@ -94,12 +94,14 @@ def run(
     folder: str, best: int, *, resume: int | None = None, left: tuple[str, ...] = (), finished: bool = True
 ) -> None:
     """A run's folder, with what crashes left in it."""
-    (records.finish if finished else records.start)(folder, {}, *([["state.json"]] if finished else []))
+    (records.mark_finished if finished else records.mark_started)(folder, {}, *([["state.json"]] if finished else []))
     named = [f"best-{best:04d}", *([f"resume-{resume:04d}"] if resume else [])]
     for name in (*named, *left):
         write(f"{folder}/{name}/model.safetensors", 5000)
         if name in named:
-            storage.seal(f"{folder}/{name}", [{"model.safetensors": {"bytes": 5000, "sha256": uuid.uuid4().hex}}])
+            storage.write_checksums(
+                f"{folder}/{name}", [{"model.safetensors": {"bytes": 5000, "sha256": uuid.uuid4().hex}}]
+            )
     state = {"best": named[0], "folders": named}
     storage.write_json(f"{folder}/state.json", state)
     write(f"{folder}/metrics.jsonl")
@@ -110,50 +112,50 @@ def everything(root: str) -> dict[str, int]:
 
 
 def found(config: Experiment) -> set[str]:
-    return {" ".join(item.places) for item in rubbish.find(config).items}
+    return {" ".join(item.paths) for item in rubbish.find_garbage(config).items}
 
 
 def test_what_is_found_and_nothing_else_is_deleted(root, config, monkeypatch):
-    monkeypatch.setattr(rubbish, "BUSY_S", -60.0)  # nothing is that new
+    monkeypatch.setattr(rubbish, "RECENT_WRITE_S", -60.0)  # nothing is that new
     before = everything(root)
-    findings = rubbish.find(config)
-    assert {" ".join(item.places) for item in findings.items} == RUBBISH
+    findings = rubbish.find_garbage(config)
+    assert {" ".join(item.paths) for item in findings.items} == RUBBISH
     assert findings.notes == []
     places = [f"e/{place}" for names in RUBBISH for place in names.split()]
     gone = {name for name in before if any(name == place or name.startswith(place + "/") for place in places)}
     assert findings.size == sum(before[name] for name in gone)
     assert everything(root) == before
-    assert rubbish.delete(config, findings) == findings.size
+    assert rubbish.delete_garbage(config, findings) == findings.size
     assert everything(root) == {name: size for name, size in before.items() if name not in gone}
     assert found(config) == set()
 
 
 def test_while_it_runs(config):
-    findings = rubbish.find(config)
-    assert {" ".join(item.places) for item in findings.items} == OF_FINISHED_RUNS
+    findings = rubbish.find_garbage(config)
+    assert {" ".join(item.paths) for item in findings.items} == OF_FINISHED_RUNS
     assert "distill/mtkd-multilingual is not finished and was written to 0 minutes ago" in findings.notes[0]
     assert "seems to be running" in findings.notes[0]
 
 
 def test_what_was_started_since_is_left(config, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(rubbish, "BUSY_S", -60.0)
-        findings = rubbish.find(config)
-    rubbish.delete(config, findings)
+        patch.setattr(rubbish, "RECENT_WRITE_S", -60.0)
+        findings = rubbish.find_garbage(config)
+    rubbish.delete_garbage(config, findings)
     assert storage.exists(f"{config.folder}/ray/train-1/x")
     assert storage.exists(f"{config.folder}/distill/mtkd-multilingual/resume-0003")
     assert not storage.exists(f"{config.folder}/tune/ray/tuner.pkl")
 
 
 def test_a_search_that_is_not_finished_keeps_its_trials(config, monkeypatch):
-    monkeypatch.setattr(rubbish, "BUSY_S", -60.0)
-    records.start(f"{config.folder}/tune", {})
+    monkeypatch.setattr(rubbish, "RECENT_WRITE_S", -60.0)
+    records.mark_started(f"{config.folder}/tune", {})
     assert found(config) == {name for name in RUBBISH if not name.startswith("tune")}
 
 
 def test_reasons(config, monkeypatch):
-    monkeypatch.setattr(rubbish, "BUSY_S", -60.0)
-    lines = rubbish.table(rubbish.find(config)).splitlines()
+    monkeypatch.setattr(rubbish, "RECENT_WRITE_S", -60.0)
+    lines = rubbish.format_report(rubbish.find_garbage(config)).splitlines()
     assert any("distill/mtkd-multilingual/resume-0003: never finished" in line for line in lines)
     assert any("5.0 kB  teachers/teacher-en/resume-0003" in line for line in lines)
     assert any("teachers/logits/teacher-en/another: logits of another teacher-en" in line for line in lines)
@@ -161,22 +163,22 @@ def test_reasons(config, monkeypatch):
 
 
 def test_nothing_there(root):
-    findings = rubbish.find(experiment(root, name="absent"))
+    findings = rubbish.find_garbage(experiment(root, name="absent"))
     assert (findings.items, findings.notes) == ([], [])
-    assert rubbish.table(findings) == "nothing to delete"
+    assert rubbish.format_report(findings) == "nothing to delete"
 
 
 def test_links_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(rubbish, "BUSY_S", -60.0)
+    monkeypatch.setattr(rubbish, "RECENT_WRITE_S", -60.0)
     elsewhere = tmp_path / "elsewhere"
     write(f"{elsewhere}/precious")
     (tmp_path / "out" / "e").mkdir(parents=True)
     (tmp_path / "out" / "e" / "ray").symlink_to(elsewhere)
     config = experiment(str(tmp_path / "out"))
-    findings = rubbish.find(config)
+    findings = rubbish.find_garbage(config)
     assert findings.items == []
     assert "ray is a link to somewhere else" in findings.notes[0]
-    rubbish.delete(config, findings)
+    rubbish.delete_garbage(config, findings)
     assert (elsewhere / "precious").exists()
 
 
@@ -187,7 +189,7 @@ class TestCommand:
 
     @pytest.fixture
     def file(self, root: str, config: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        monkeypatch.setattr(rubbish, "BUSY_S", -60.0)
+        monkeypatch.setattr(rubbish, "RECENT_WRITE_S", -60.0)
         (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(root)))
         return str(tmp_path / "e.yaml")
 

@@ -13,14 +13,14 @@ import torch
 
 from lakd_ray import storage
 from lakd_ray.audio import Wave
-from lakd_ray.config import Backend, LanguageAware, Model
+from lakd_ray.config import Backend, LanguageAwareHeadConfig, ModelConfig
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.infer import backends
-from lakd_ray.infer.backends import OfGraph
-from lakd_ray.infer.predictor import Predictor, answer_together
+from lakd_ray.infer.backends import OnnxBackend
+from lakd_ray.infer.predictor import Predictor, predict_with_models
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import EmotionClassifier, build, graph, save
-from lakd_ray.models.runtimes import OnnxRuntime, OpenVino
+from lakd_ray.models import EmotionClassifier, build_model, graph, save_checkpoint
+from lakd_ray.models.runtimes import OnnxRuntime, OpenVinoRuntime
 
 LOUD = {"initializer_range": 0.5}  # so that utterances are told apart
 CLOSE: dict[Backend, float] = {  # of a probability
@@ -31,7 +31,7 @@ CLOSE: dict[Backend, float] = {  # of a probability
     "openvino": 1e-4,
     "openvino-bf16": 0.3,
 }
-RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVinoRuntime}
 
 
 def waves(*seconds: float) -> list[Wave]:
@@ -42,13 +42,13 @@ def waves(*seconds: float) -> list[Wave]:
 CLIPS = waves(1.0, 0.3, 2.1, 0.6)
 
 
-def whisper(aware: LanguageAware | None = None) -> EmotionClassifier:
-    model = Model(architecture=tiny.WHISPER | {"init_std": 0.5}, freeze_feature_encoder=False, language_aware=aware)
-    return build(model, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
+def whisper(aware: LanguageAwareHeadConfig | None = None) -> EmotionClassifier:
+    model = ModelConfig(config=tiny.WHISPER | {"init_std": 0.5}, freeze_feature_encoder=False, language_aware=aware)
+    return build_model(model, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
 
 
 def frozen() -> EmotionClassifier:
-    return EmotionClassifier(tiny.model(**LOUD).network, frozen=True)
+    return EmotionClassifier(tiny.model(**LOUD).network, freeze_encoder=True)
 
 
 LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -76,8 +76,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             model = NETWORKS[name]().eval()
-            graph.write(model, folder / graph.MODEL)
-            graph.quantise(folder / graph.MODEL, folder / graph.INT8)
+            graph.export_onnx(model, folder / graph.MODEL_FILE)
+            graph.quantize_int8(folder / graph.MODEL_FILE, folder / graph.INT8_MODEL_FILE)
             made[name] = model, folder
         return made[name]
 
@@ -102,10 +102,10 @@ def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape, runtim
         pytest.skip("OpenVINO does not know its spectrogram")
     model, folder = exported(shape)
     plain = Predictor(model, card(model))
-    other = Predictor(OfGraph(RUNTIMES[runtime](folder / graph.MODEL, 1)), card(model))
+    other = Predictor(OnnxBackend(RUNTIMES[runtime](folder / graph.MODEL_FILE, 1)), card(model))
     told = [None, "fi", "xx", "en"] if model.languages else None
-    expected_BC, expected_BL = plain.answer(CLIPS, told)
-    found_BC, found_BL = other.answer(CLIPS, told)
+    expected_BC, expected_BL = plain.predict_logits(CLIPS, told)
+    found_BC, found_BL = other.predict_logits(CLIPS, told)
     np.testing.assert_allclose(found_BC, expected_BC, rtol=0, atol=1e-4)
     assert (found_BL is None) == (expected_BL is None) == (not model.languages)
     if found_BL is not None and expected_BL is not None:
@@ -120,22 +120,24 @@ def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape, runtim
 def test_a_quantised_graph_is_close_and_has_the_weights_in_int8(exported, shape):
     model, folder = exported(shape)
     plain = Predictor(model, card(model)).probabilities(CLIPS)
-    found = Predictor(OfGraph(OnnxRuntime(folder / graph.INT8, 1)), card(model)).probabilities(CLIPS)
+    found = Predictor(OnnxBackend(OnnxRuntime(folder / graph.INT8_MODEL_FILE, 1)), card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["onnx-int8"])
     assert np.abs(found - plain).max() > 1e-6
-    left = [node.op_type for node in onnx.load(folder / graph.INT8).graph.node]
-    assert left.count("MatMulInteger") >= 6 * model.backbone.layers  # query, key, value, out and two of feed-forward
+    left = [node.op_type for node in onnx.load(folder / graph.INT8_MODEL_FILE).graph.node]
+    assert (
+        left.count("MatMulInteger") >= 6 * model.backbone.num_layers
+    )  # query, key, value, out and two of feed-forward
 
 
 @pytest.mark.parametrize("shape", ["group-norm", pytest.param("language-aware", marks=pytest.mark.slow)])
 def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
     model = calm(NETWORKS[shape]())
-    graph.write(model, tmp_path / graph.MODEL)
+    graph.export_onnx(model, tmp_path / graph.MODEL_FILE)
     try:
-        runtime = OpenVino(tmp_path / graph.MODEL, 1, "bf16")
+        runtime = OpenVinoRuntime(tmp_path / graph.MODEL_FILE, 1, "bf16")
     except ConfigError:
         pytest.skip("this CPU has no bf16")
-    found = Predictor(OfGraph(runtime), card(model)).probabilities(CLIPS)
+    found = Predictor(OnnxBackend(runtime), card(model)).probabilities(CLIPS)
     plain = Predictor(model, card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["openvino-bf16"])
     assert np.abs(found - plain).max() > 1e-6
@@ -144,7 +146,7 @@ def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
 @pytest.mark.slow
 def test_a_network_that_openvino_does_not_know_is_told(exported):
     with pytest.raises(CheckpointError, match=r"cannot be run by OpenVINO: .*STFT.* take another backend"):
-        OpenVino(exported("whisper")[1] / graph.MODEL, 1)
+        OpenVinoRuntime(exported("whisper")[1] / graph.MODEL_FILE, 1)
 
 
 def test_a_cpu_without_bf16_is_told_what_to_take(exported, monkeypatch):
@@ -154,13 +156,13 @@ def test_a_cpu_without_bf16_is_told_what_to_take(exported, monkeypatch):
 
     monkeypatch.setattr("openvino.Core", Old)
     with pytest.raises(ConfigError, match="no bf16 arithmetic: take the backend openvino"):
-        OpenVino(exported("group-norm")[1] / graph.MODEL, 1, "bf16")
+        OpenVinoRuntime(exported("group-norm")[1] / graph.MODEL_FILE, 1, "bf16")
 
 
 def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
     _, folder = exported("group-norm")
-    told = graph.quantise(folder / graph.MODEL, tmp_path / "q.onnx")
-    assert told.weights >= 12 and told.left >= 4
+    told = graph.quantize_int8(folder / graph.MODEL_FILE, tmp_path / "q.onnx")
+    assert told.int8_matmuls >= 12 and told.fp32_matmuls >= 4
 
 
 @pytest.mark.parametrize("shape", NETWORKS)
@@ -168,7 +170,7 @@ def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
 def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
     model = calm(NETWORKS[shape]())
     plain = Predictor(model, card(model)).probabilities(CLIPS)
-    found = Predictor(backends.of_model(name, model), card(model)).probabilities(CLIPS)
+    found = Predictor(backends.from_model(name, model), card(model)).probabilities(CLIPS)
     np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE[name])
     assert np.abs(found - plain).max() > 1e-6
 
@@ -176,7 +178,7 @@ def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
 def test_int8_leaves_the_network_it_was_made_from_as_it_is():
     model = tiny.model(**LOUD).eval()
     before = Predictor(model, tiny.card()).logits(CLIPS)
-    backends.of_model("torch-int8", model)
+    backends.from_model("torch-int8", model)
     np.testing.assert_array_equal(Predictor(model, tiny.card()).logits(CLIPS), before)
 
 
@@ -184,10 +186,10 @@ def test_backends_are_asked_together_and_each_answers_for_itself(exported):
     model, folder = exported("group-norm")
     asked = {
         "torch": Predictor(model, tiny.card()),
-        "onnx": Predictor(OfGraph(OnnxRuntime(folder / graph.MODEL, 1)), tiny.card()),
-        "torch-int8": Predictor(backends.of_model("torch-int8", model), tiny.card()),
+        "onnx": Predictor(OnnxBackend(OnnxRuntime(folder / graph.MODEL_FILE, 1)), tiny.card()),
+        "torch-int8": Predictor(backends.from_model("torch-int8", model), tiny.card()),
     }
-    together = answer_together(CLIPS, {name: (one, None) for name, one in asked.items()})
+    together = predict_with_models(CLIPS, {name: (one, None) for name, one in asked.items()})
     for name, one in asked.items():
         np.testing.assert_array_equal(together[name][0], one.logits(CLIPS))
 
@@ -196,32 +198,32 @@ def released(folder: Path, exported: Any) -> tuple[str, EmotionClassifier]:
     """A sealed folder that has its graphs."""
     model, graphs = exported("group-norm")
     (folder / "scratch").mkdir()
-    save(str(folder / "plain"), model.network, tiny.card(), scratch=folder / "scratch")
-    with storage.fetched_folder(str(folder / "plain")) as source:
-        for name in (graph.MODEL, graph.INT8):
+    save_checkpoint(str(folder / "plain"), model.network, tiny.card(), scratch=folder / "scratch")
+    with storage.open_checksummed_folder(str(folder / "plain")) as source:
+        for name in (graph.MODEL_FILE, graph.INT8_MODEL_FILE):
             (source / name).write_bytes((graphs / name).read_bytes())
-        storage.publish_folder(source, str(folder / "released"))
+        storage.write_checksummed_folder(source, str(folder / "released"))
     return str(folder / "released"), model
 
 
 def test_a_released_folder_is_answered_by_the_graph_it_has(exported, tmp_path, monkeypatch):
     place, model = released(tmp_path, exported)
-    monkeypatch.setattr(backends, "load_folder", None)  # neither weights are read
-    monkeypatch.setattr(graph, "write", None)  # nor anything exported
+    monkeypatch.setattr(backends, "load_local_checkpoint", None)  # neither weights are read
+    monkeypatch.setattr(graph, "export_onnx", None)  # nor anything exported
     for name in ("onnx", "onnx-int8", "openvino"):
         loaded = Predictor.load(place, backend=name, threads=1)
         assert loaded.version and loaded.model_id == "test/tiny" and loaded.emotions == PAPER_EMOTIONS
         found = loaded.probabilities(CLIPS)
         np.testing.assert_allclose(found, Predictor(model, tiny.card()).probabilities(CLIPS), atol=CLOSE[name])
         with pytest.raises(ConfigError, match="take backend torch"):
-            loaded.answer_features([np.zeros((3, 16), np.float32)])
+            loaded.logits_from_features([np.zeros((3, 16), np.float32)])
 
 
 def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
     place = tiny.checkpoint(tmp_path, **LOUD)
     before = sorted(file.name for file in Path(place).iterdir())
     loaded = Predictor.load(place, backend="onnx", threads=2)
-    assert isinstance(loaded.backend, OfGraph) and loaded.backend.runtime.threads == 2
+    assert isinstance(loaded.backend, OnnxBackend) and loaded.backend.runtime.threads == 2
     np.testing.assert_allclose(loaded.logits(CLIPS), Predictor.load(place).logits(CLIPS), rtol=0, atol=1e-4)
     assert sorted(file.name for file in Path(place).iterdir()) == before
 
@@ -252,11 +254,11 @@ def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monke
         model = type("Model", (), {"metadata_props": {}})()
 
         def save(self, file: Path) -> None:
-            file.write_bytes((folder / graph.MODEL).read_bytes())
+            file.write_bytes((folder / graph.MODEL_FILE).read_bytes())
 
-    monkeypatch.setattr(graph, "_export", lambda model: Program())
+    monkeypatch.setattr(graph, "_export_program", lambda model: Program())
     with pytest.raises(CheckpointError, match=r"away from torch's .* it is not written"):
-        graph.write(tiny.model(seed=1, **LOUD).eval(), tmp_path / graph.MODEL)
+        graph.export_onnx(tiny.model(seed=1, **LOUD).eval(), tmp_path / graph.MODEL_FILE)
     assert not list(tmp_path.iterdir())
 
 
@@ -264,14 +266,14 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
     def refuse(model: EmotionClassifier) -> None:
         raise torch.onnx.OnnxExporterError("no such operator")
 
-    monkeypatch.setattr(graph, "_export", refuse)
+    monkeypatch.setattr(graph, "_export_program", refuse)
     with pytest.raises(CheckpointError, match=r"cannot write this wav2vec2 network as ONNX: .*no such operator"):
-        graph.write(tiny.model().eval(), tmp_path / graph.MODEL)
+        graph.export_onnx(tiny.model().eval(), tmp_path / graph.MODEL_FILE)
 
 
 def test_a_foreign_graph_is_refused(exported, tmp_path):
     _, folder = exported("group-norm")
-    foreign = onnx.load(folder / graph.MODEL)
+    foreign = onnx.load(folder / graph.MODEL_FILE)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"x")
@@ -286,6 +288,8 @@ def test_a_foreign_graph_is_refused(exported, tmp_path):
 @pytest.mark.timeout(1200)
 def test_base_size(tmp_path):
     """Large weights go other ways through the exporter: none may escape int8, and sums of 768 terms stay close."""
-    model = build(Model(architecture={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
-    assert graph.write(model.eval(), tmp_path / graph.MODEL) < 1e-4
-    assert graph.quantise(tmp_path / graph.MODEL, tmp_path / graph.INT8).weights >= 6 * 12
+    model = build_model(
+        ModelConfig(config={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0
+    )
+    assert graph.export_onnx(model.eval(), tmp_path / graph.MODEL_FILE) < 1e-4
+    assert graph.quantize_int8(tmp_path / graph.MODEL_FILE, tmp_path / graph.INT8_MODEL_FILE).int8_matmuls >= 6 * 12

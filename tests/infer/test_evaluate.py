@@ -12,8 +12,8 @@ import pytest
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.infer import evaluate
-from lakd_ray.infer.batch import Answers
-from lakd_ray.models import Card
+from lakd_ray.infer.batch import InferenceResult
+from lakd_ray.models import CheckpointMetadata
 from lakd_ray.provenance import Provenance
 from lakd_ray.runs import student_runs
 
@@ -54,17 +54,17 @@ DEV = {"calibration_temperature": 2.0}
 
 def model(config: Experiment) -> Any:
     run = student_runs(config)[-1]
-    one = evaluate._Model(config, run, run.paradigm, "nowhere")
-    one.__dict__["card"] = Card("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
+    one = evaluate._EvaluatedModel(config, run, run.paradigm, "nowhere")
+    one.__dict__["metadata"] = CheckpointMetadata("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
     return one
 
 
 def written(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
     rows = manifest.rows("test")
-    heard_R = np.arange(len(rows)) % 2
+    predicted_language_R = np.arange(len(rows)) % 2
     logits_RC = np.eye(4, dtype=np.float32)[: len(rows)]
-    answers = {way: Answers(logits_RC, heard_R) for way in ("given", *model.ways)}
-    found: list[dict[str, Any]] = evaluate._languages(manifest, rows, model, answers).to_pylist()
+    answers = {way: InferenceResult(logits_RC, predicted_language_R) for way in ("given", *model.extra_conditions)}
+    found: list[dict[str, Any]] = evaluate._language_conditions_table(manifest, rows, model, answers).to_pylist()
     return found
 
 
@@ -75,7 +75,7 @@ def test_every_way_of_asking_has_the_test_rows_once(tmp_path: Path, manifest: Ma
         part = [row for row in found if row["condition"] == way]
         assert [row["utterance"] for row in part] == ids
         assert [row["corpus_in_train"] for row in part] == [True, True, True, False]
-        assert [row["heard"] for row in part] == ["en", "fi", "en", "fi"]
+        assert [row["predicted_language"] for row in part] == ["en", "fi", "en", "fi"]
     assert len(found) == 4 * len(ids)
 
 
@@ -97,4 +97,4 @@ def test_a_monolingual_student_answers_for_its_own_language(tmp_path: Path, mani
 
 
 def test_with_one_language_nothing_is_wrong(tmp_path: Path):
-    assert model(experiment(tmp_path, ("en",), "multilingual")).ways == ("identified", "unknown")
+    assert model(experiment(tmp_path, ("en",), "multilingual")).extra_conditions == ("identified", "unknown")

@@ -12,16 +12,16 @@ import torch
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
-from lakd_ray.config import Experiment, Model
+from lakd_ray.config import Experiment, ModelConfig
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import evaluation_epoch
-from lakd_ray.data.stream import Signal, Source, read_windows, request, unpack
+from lakd_ray.data.plan import plan_evaluation_epoch
+from lakd_ray.data.stream import ShardSource, Signal, make_read_request, read_batches, unpack_signals
 from lakd_ray.errors import ConfigError
-from lakd_ray.infer.features import Encoder, cached
+from lakd_ray.infer.features import FeatureCache, get_or_compute_features
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import EmotionClassifier, build, pad, save
-from lakd_ray.schema import FEATURES
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.models import EmotionClassifier, build_model, pad_batch, save_checkpoint
+from lakd_ray.schema import FEATURES_SCHEMA
+from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 CLIPS = 9
 SHAPE = tiny.STILL | {"initializer_range": 0.5}  # so that utterances are told apart
@@ -44,7 +44,7 @@ def content(folder: Path, checkpoint: str, **model: Any) -> dict[str, Any]:
         "batch": {"max_utterances": 4},
         "audio": {"row_group_utterances": noise.ROW_GROUP},
     }
-    return {**shape, "teacher": recipe, "student": recipe, "train": {"cached_features": True}}
+    return {**shape, "teacher": recipe, "student": recipe, "train": {"cache_features": True}}
 
 
 @pytest.fixture
@@ -52,37 +52,37 @@ def experiment(tmp_path: Path) -> Experiment:
     return Experiment.model_validate(content(tmp_path, tiny.checkpoint(tmp_path, **SHAPE)))
 
 
-def read(manifest: Manifest, source: Source, experiment: Experiment) -> dict[int, Signal]:
+def read(manifest: Manifest, source: ShardSource, experiment: Experiment) -> dict[int, Signal]:
     """Everything that a source yields, by row."""
-    windows = evaluation_epoch(manifest, np.arange(CLIPS), experiment.batch).windows[0]
+    windows = plan_evaluation_epoch(manifest, np.arange(CLIPS), experiment.batch).read_groups[0]
     found = {}
     for window in windows:
-        tables = read_windows(request(manifest, window), source)
+        tables = read_batches(make_read_request(manifest, window), source)
         for rows, table in zip(window.batches, tables, strict=True):
-            found |= dict(zip(rows.tolist(), unpack(table, source), strict=True))
+            found |= dict(zip(rows.tolist(), unpack_signals(table, source), strict=True))
     return found
 
 
 def test_logits_from_features_are_those_from_waves(experiment: Experiment, manifest: Manifest) -> None:
-    source = cached(experiment, manifest, experiment.student.model)
+    source = get_or_compute_features(experiment, manifest, experiment.student.model)
     assert source is not None
     model = tiny.model(**SHAPE).eval()
-    features, waves = read(manifest, source, experiment), read(manifest, Source(manifest.shards), experiment)
+    features, waves = read(manifest, source, experiment), read(manifest, ShardSource(manifest.shards), experiment)
     assert sorted(features) == sorted(waves) == list(range(CLIPS))
     order = sorted(features)
     with torch.inference_mode():
-        from_features = model(*pad([torch.from_numpy(features[row]) for row in order])).logits_BC
-        from_waves = model(*pad([torch.from_numpy(waves[row]) for row in order])).logits_BC
+        from_features = model(*pad_batch([torch.from_numpy(features[row]) for row in order])).logits_BC
+        from_waves = model(*pad_batch([torch.from_numpy(waves[row]) for row in order])).logits_BC
     assert (from_features - from_waves).abs().max() < 0.02 * from_waves.abs().max()  # stored with 11 bits
     assert torch.cdist(from_features, from_waves).argmin(dim=1).tolist() == order, "not nearest to its own"
 
 
 def test_features_lie_as_their_shard_does(experiment: Experiment, manifest: Manifest) -> None:
-    source = cached(experiment, manifest, experiment.student.model)
+    source = get_or_compute_features(experiment, manifest, experiment.student.model)
     assert source is not None
     (location,), (shard,) = source.files, manifest.shards
     stored, audio = pq.ParquetFile(location), pq.ParquetFile(shard)
-    assert stored.schema_arrow.equals(FEATURES)
+    assert stored.schema_arrow.equals(FEATURES_SCHEMA)
     assert [stored.metadata.row_group(index).num_rows for index in range(stored.num_row_groups)] == [
         audio.metadata.row_group(index).num_rows for index in range(audio.num_row_groups)
     ]
@@ -92,29 +92,29 @@ def test_features_lie_as_their_shard_does(experiment: Experiment, manifest: Mani
         storage.read_table(location)["features"].to_pylist(), table["audio"].to_pylist(), strict=True
     ):
         wave_1T = torch.from_numpy(to_float(decode_flac(clip))).unsqueeze(0)
-        alone_1FH = model.features(wave_1T, torch.tensor([wave_1T.shape[1]]))
-        found_FH = np.frombuffer(content_of, dtype=np.float16).reshape(-1, source.channels)
+        alone_1FH = model.extract_features(wave_1T, torch.tensor([wave_1T.shape[1]]))
+        found_FH = np.frombuffer(content_of, dtype=np.float16).reshape(-1, source.feature_dim)
         np.testing.assert_allclose(found_FH, alone_1FH[0].detach().numpy(), atol=1e-2)
 
 
 def test_what_is_stored_is_not_computed_again(
     experiment: Experiment, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = cached(experiment, manifest, experiment.student.model)
-    monkeypatch.setattr(Encoder, "store", lambda *_: pytest.fail("computed again"))
-    assert cached(experiment, manifest, experiment.teacher.model) == first
+    first = get_or_compute_features(experiment, manifest, experiment.student.model)
+    monkeypatch.setattr(FeatureCache, "compute_and_store", lambda *_: pytest.fail("computed again"))
+    assert get_or_compute_features(experiment, manifest, experiment.teacher.model) == first
 
 
 def test_a_language_aware_student_shares_its_teachers_features(experiment: Experiment, manifest: Manifest) -> None:
-    source = cached(experiment, manifest, experiment.teacher.model)
+    source = get_or_compute_features(experiment, manifest, experiment.teacher.model)
     aware = experiment.student.model.model_copy(update={"language_aware": tiny.AWARE})
-    assert cached(experiment, manifest, aware) == source
-    model = build(aware, experiment.emotions, seed=0, languages=tiny.LANGUAGES).eval()
-    features, waves = read(manifest, source, experiment), read(manifest, Source(manifest.shards), experiment)
+    assert get_or_compute_features(experiment, manifest, aware) == source
+    model = build_model(aware, experiment.emotions, seed=0, languages=tiny.LANGUAGES).eval()
+    features, waves = read(manifest, source, experiment), read(manifest, ShardSource(manifest.shards), experiment)
     languages_B = torch.arange(CLIPS) % 3
     with torch.inference_mode():
         (from_features, _, _), (from_waves, _, _) = (
-            model(*pad([torch.from_numpy(signals[row]) for row in range(CLIPS)]), languages_B)
+            model(*pad_batch([torch.from_numpy(signals[row]) for row in range(CLIPS)]), languages_B)
             for signals in (features, waves)
         )
     assert (from_features - from_waves).abs().max() < 0.02 * from_waves.abs().max()
@@ -123,9 +123,9 @@ def test_a_language_aware_student_shares_its_teachers_features(experiment: Exper
 def test_the_key_is_the_encoder_not_the_head() -> None:
     one, other = tiny.model(**SHAPE), tiny.model(**SHAPE)
     torch.nn.init.zeros_(other.network.classifier.weight)
-    assert one.first_step_key == other.first_step_key
-    assert one.first_step_key != tiny.model(seed=1, **SHAPE).first_step_key
-    assert one.first_step_key != tiny.model(**SHAPE, feat_extract_activation="relu").first_step_key
+    assert one.frontend_fingerprint == other.frontend_fingerprint
+    assert one.frontend_fingerprint != tiny.model(seed=1, **SHAPE).frontend_fingerprint
+    assert one.frontend_fingerprint != tiny.model(**SHAPE, feat_extract_activation="relu").frontend_fingerprint
 
 
 def test_features_of_an_encoder_that_is_trained_are_refused(tmp_path: Path) -> None:
@@ -138,9 +138,11 @@ PROBED = {"wav2vec2": tiny.ARCHITECTURE | {"initializer_range": 0.5}, "whisper":
 
 def pretrained(folder: Path, family: str, seed: int = 0) -> str:
     """A sealed checkpoint, dropout and SpecAugment on."""
-    network = build(Model(architecture=PROBED[family], freeze_feature_encoder=False), PAPER_EMOTIONS, seed=seed).network
+    network = build_model(
+        ModelConfig(config=PROBED[family], freeze_feature_encoder=False), PAPER_EMOTIONS, seed=seed
+    ).network
     (folder / "scratch").mkdir(parents=True)
-    save(str(folder / family), network, tiny.card(), scratch=folder / "scratch")
+    save_checkpoint(str(folder / family), network, tiny.card(), scratch=folder / "scratch")
     return str(folder / family)
 
 
@@ -148,10 +150,10 @@ def head_after_training(model: EmotionClassifier, signals: list[torch.Tensor]) -
     """The head's weights after some steps, as one vector."""
     model.train()
     optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
-    batch = Batch(*pad(signals), torch.arange(len(signals)) % len(PAPER_EMOTIONS), ["en"] * len(signals))
+    batch = TrainBatch(*pad_batch(signals), torch.arange(len(signals)) % len(PAPER_EMOTIONS), ["en"] * len(signals))
     for _ in range(10):
         optimizer.zero_grad()
-        (losses(model, batch, Objective()).loss / len(signals)).backward()
+        (compute_losses(model, batch, Objective()).loss / len(signals)).backward()
         optimizer.step()
     return torch.cat([each.detach().flatten() for each in model.parameters() if each.requires_grad])
 
@@ -163,11 +165,11 @@ def test_a_probe_trained_on_cached_vectors_is_the_one_trained_on_waves(
 ) -> None:
     changes = {"freeze_encoder": True, "freeze_feature_encoder": convolutions}
     experiment = Experiment.model_validate(content(tmp_path, pretrained(tmp_path / "p", family), **changes))
-    source = cached(experiment, manifest, experiment.student.model)
+    source = get_or_compute_features(experiment, manifest, experiment.student.model)
     assert source is not None
-    vectors, waves = read(manifest, source, experiment), read(manifest, Source(manifest.shards), experiment)
-    assert {vector.shape for vector in vectors.values()} == {(1, source.channels)}
-    start, by_vectors, by_waves = (build(experiment.student.model, PAPER_EMOTIONS, seed=3) for _ in range(3))
+    vectors, waves = read(manifest, source, experiment), read(manifest, ShardSource(manifest.shards), experiment)
+    assert {vector.shape for vector in vectors.values()} == {(1, source.feature_dim)}
+    start, by_vectors, by_waves = (build_model(experiment.student.model, PAPER_EMOTIONS, seed=3) for _ in range(3))
     before = torch.cat([each.detach().flatten() for each in start.parameters() if each.requires_grad])
     cheap = head_after_training(by_vectors, [torch.from_numpy(vectors[row]) for row in range(CLIPS)])
     dear = head_after_training(by_waves, [torch.from_numpy(waves[row]) for row in range(CLIPS)])
@@ -177,20 +179,22 @@ def test_a_probe_trained_on_cached_vectors_is_the_one_trained_on_waves(
 @pytest.mark.parametrize("family", PROBED)
 def test_the_key_of_a_probe_is_its_encoder_wherever_it_lies(family: str, tmp_path: Path) -> None:
     def key(place: str, **changes: Any) -> str:
-        return build(Model(pretrained=place, freeze_encoder=True, **changes), PAPER_EMOTIONS, seed=5).first_step_key
+        return build_model(
+            ModelConfig(pretrained=place, freeze_encoder=True, **changes), PAPER_EMOTIONS, seed=5
+        ).frontend_fingerprint
 
     here, there = (pretrained(tmp_path / name, family) for name in ("here", "there"))
     other = pretrained(tmp_path / "other", family, seed=1)
     assert key(here) == key(there)
-    assert len({key(here), key(other), key(here, layers=1)}) == 3
+    assert len({key(here), key(other), key(here, num_layers=1)}) == 3
 
 
 def test_spectrograms_are_not_kept(tmp_path: Path, manifest: Manifest) -> None:
     experiment = Experiment.model_validate(content(tmp_path, pretrained(tmp_path / "p", "whisper")))
-    with pytest.raises(ConfigError, match=r"cached_features.*would keep its spectrograms.*freeze_encoder: true"):
-        cached(experiment, manifest, experiment.student.model)
+    with pytest.raises(ConfigError, match=r"cache_features.*would keep its spectrograms.*freeze_encoder: true"):
+        get_or_compute_features(experiment, manifest, experiment.student.model)
 
 
 def test_not_asked_for_is_not_done(experiment: Experiment, manifest: Manifest) -> None:
-    plain = experiment.model_copy(update={"train": experiment.train.model_copy(update={"cached_features": False})})
-    assert cached(plain, manifest, experiment.student.model) is None
+    plain = experiment.model_copy(update={"train": experiment.train.model_copy(update={"cache_features": False})})
+    assert get_or_compute_features(plain, manifest, experiment.student.model) is None

@@ -8,10 +8,10 @@ import tiny
 import torch
 
 from lakd_ray.audio import Wave
-from lakd_ray.config import Model
-from lakd_ray.infer.predictor import Predictor, answer_together, softmax
+from lakd_ray.config import ModelConfig
+from lakd_ray.infer.predictor import Predictor, predict_with_models, softmax
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import build, pad
+from lakd_ray.models import build_model, pad_batch
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_a_checkpoint_answers_as_the_model_that_was_saved(predictor, tmp_path):
 
 def probe(folder: Path, seed: int) -> Predictor:
     """A frozen encoder that all probes share, with a head of its own."""
-    source = Model(pretrained=str(folder), freeze_encoder=True)
-    return Predictor(build(source, PAPER_EMOTIONS, seed=seed), tiny.card())
+    source = ModelConfig(pretrained=str(folder), freeze_encoder=True)
+    return Predictor(build_model(source, PAPER_EMOTIONS, seed=seed), tiny.card())
 
 
 def test_what_models_have_in_common_is_computed_once_and_answers_are_their_own(tmp_path, monkeypatch):
@@ -89,9 +89,11 @@ def test_what_models_have_in_common_is_computed_once_and_answers_are_their_own(t
     alone = {name: one.logits(clips) for name, one in predictors.items()}
     calls = []
     for name, one in predictors.items():
-        whole = one.model.features
-        monkeypatch.setattr(one.model, "features", lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
-    together = answer_together(clips, {name: (one, None) for name, one in predictors.items()})
+        whole = one.model.extract_features
+        monkeypatch.setattr(
+            one.model, "extract_features", lambda *a, name=name, whole=whole: calls.append(name) or whole(*a)
+        )
+    together = predict_with_models(clips, {name: (one, None) for name, one in predictors.items()})
     assert calls == ["a", "c"]  # one batch: b's encoder is a's
     for name, expected in alone.items():
         np.testing.assert_allclose(together[name][0], expected, rtol=0, atol=1e-6)
@@ -102,9 +104,9 @@ def test_what_models_have_in_common_is_computed_once_and_answers_are_their_own(t
 def test_a_language_aware_student_is_told_or_listens():
     predictor = Predictor(tiny.aware(), tiny.card(tiny.LANGUAGES))
     clips = waves(1.0, 0.3, 0.6)
-    logits_BC, languages_BL = predictor.answer(clips)
+    logits_BC, languages_BL = predictor.predict_logits(clips)
     assert languages_BL is not None and languages_BL.shape == (3, 3)
-    heard = [predictor.hears[place] for place in languages_BL.argmax(axis=1)]
+    heard = [predictor.identifiable_languages[place] for place in languages_BL.argmax(axis=1)]
     np.testing.assert_array_equal(predictor.logits(clips, heard), logits_BC)
     for index, clip in enumerate(clips):
         mixed = predictor.logits([clip, clips[0]], ["xx", None])
@@ -116,5 +118,5 @@ def test_features_are_answered_as_the_waves_they_are_made_of(tmp_path):
     predictor = probe(Path(tiny.checkpoint(tmp_path)), 1)
     clips = waves(1.0, 0.3)
     with torch.inference_mode():
-        made = [predictor.model.features(*pad([torch.from_numpy(clip)]))[0].numpy() for clip in clips]
-    np.testing.assert_allclose(predictor.answer_features(made), predictor.logits(clips), rtol=0, atol=1e-5)
+        made = [predictor.model.extract_features(*pad_batch([torch.from_numpy(clip)]))[0].numpy() for clip in clips]
+    np.testing.assert_allclose(predictor.logits_from_features(made), predictor.logits(clips), rtol=0, atol=1e-5)

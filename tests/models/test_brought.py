@@ -7,12 +7,12 @@ import tiny
 import torch
 from transformers import AutoConfig, AutoModelForAudioClassification
 
-from lakd_ray.config import Brought
+from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import load, pad
-from lakd_ray.models.brought import Classes, is_ours, load_brought
+from lakd_ray.models import load_checkpoint, pad_batch
+from lakd_ray.models.brought import ClassMapping, is_lakd_checkpoint, load_external_teacher
 
 THEIRS = ("sad", "joy", "excited", "angry", "fear")  # no neutral
 RENAMED = {"sad": "sadness", "joy": "happiness", "excited": "happiness", "angry": "anger"}
@@ -30,7 +30,7 @@ def elsewhere(tmp_path: Path) -> str:
 
 def test_probabilities_of_shared_classes_add_up_and_are_shared_out():
     logits_BE = torch.tensor([[1.0, 2.0, 0.5, -1.0, 3.0]])
-    found = Classes([[3], [1, 2], [], [0]])(logits_BE).softmax(dim=-1)[0]
+    found = ClassMapping([[3], [1, 2], [], [0]])(logits_BE).softmax(dim=-1)[0]
     theirs = logits_BE.softmax(dim=-1)[0]
     shared = float(theirs[:4].sum())
     assert float(found[0]) == pytest.approx(float(theirs[3]) / shared, rel=1e-3)
@@ -40,14 +40,14 @@ def test_probabilities_of_shared_classes_add_up_and_are_shared_out():
 
 
 def test_a_teacher_of_other_classes(elsewhere: str):
-    spec = Brought(name="theirs", checkpoint=elsewhere, emotions=RENAMED)
-    assert not is_ours(spec)
-    model = load_brought(spec, PAPER_EMOTIONS)
+    spec = ExternalTeacherConfig(name="theirs", checkpoint=elsewhere, emotion_map=RENAMED)
+    assert not is_lakd_checkpoint(spec)
+    model = load_external_teacher(spec, PAPER_EMOTIONS)
     stock = AutoModelForAudioClassification.from_pretrained(elsewhere).eval()
     clip = 0.1 * torch.randn(6_000, generator=torch.Generator().manual_seed(1))
     normalised = (clip - clip.mean()) / clip.std(correction=0)
     with torch.inference_mode():
-        found = model(*pad([clip])).logits_BC[0].softmax(dim=-1)
+        found = model(*pad_batch([clip])).logits_BC[0].softmax(dim=-1)
         theirs = stock(normalised[None]).logits[0].softmax(dim=-1)
     assert float(found[0] / found[3]) == pytest.approx(float(theirs[3] / theirs[0]), rel=1e-3)
     assert float(found[1] / found[3]) == pytest.approx(float((theirs[1] + theirs[2]) / theirs[0]), rel=1e-3)
@@ -56,22 +56,24 @@ def test_a_teacher_of_other_classes(elsewhere: str):
 
 def test_a_checkpoint_of_this_project(tmp_path: Path):
     place = tiny.checkpoint(tmp_path)
-    spec = Brought(name="own", checkpoint=place)
-    assert is_ours(spec)
-    wave = pad([0.1 * torch.randn(6_000)])
+    spec = ExternalTeacherConfig(name="own", checkpoint=place)
+    assert is_lakd_checkpoint(spec)
+    wave = pad_batch([0.1 * torch.randn(6_000)])
     with torch.inference_mode():
-        torch.testing.assert_close(load_brought(spec, PAPER_EMOTIONS)(*wave).logits_BC, load(place)[0](*wave).logits_BC)
+        torch.testing.assert_close(
+            load_external_teacher(spec, PAPER_EMOTIONS)(*wave).logits_BC, load_checkpoint(place)[0](*wave).logits_BC
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({}, "teacher theirs has the classes sad, joy, excited, angry, fear; none is one of anger, happiness"),
-        ({"emotions": {"sadly": "sadness"}}, "`emotions` renames sadly"),
+        ({"emotion_map": {"sadly": "sadness"}}, "`emotion_map` renames sadly"),
         ({"checkpoint": "/nowhere"}, "cannot load teacher theirs from /nowhere"),
     ],
 )
 def test_refused(elsewhere: str, changes: dict[str, object], message: str):
-    spec = Brought.model_validate({"name": "theirs", "checkpoint": elsewhere} | changes)
+    spec = ExternalTeacherConfig.model_validate({"name": "theirs", "checkpoint": elsewhere} | changes)
     with pytest.raises(ConfigError, match=message):
-        load_brought(spec, PAPER_EMOTIONS)
+        load_external_teacher(spec, PAPER_EMOTIONS)

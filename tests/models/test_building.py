@@ -8,13 +8,13 @@ import tiny
 import torch
 from transformers import AutoModelForAudioClassification
 
-from lakd_ray.config import DistillLoss, Model
+from lakd_ray.config import DistillLossConfig, ModelConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import EmotionClassifier, build, load, pad, save
-from lakd_ray.models.building import keep_layers
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.models import EmotionClassifier, build_model, load_checkpoint, pad_batch, save_checkpoint
+from lakd_ray.models.building import prune_layers
+from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "wav2vec2": tiny.ARCHITECTURE,
@@ -27,7 +27,9 @@ DEEP = {"num_hidden_layers": 5, "encoder_layers": 5}
 
 
 def network(family: str, **changes: Any) -> EmotionClassifier:
-    return build(Model(architecture=FAMILIES[family] | changes, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=1)
+    return build_model(
+        ModelConfig(config=FAMILIES[family] | changes, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=1
+    )
 
 
 def waves() -> list[torch.Tensor]:
@@ -37,7 +39,7 @@ def waves() -> list[torch.Tensor]:
 
 def saved(folder: Path, model: EmotionClassifier) -> str:
     (folder / "scratch").mkdir(parents=True)
-    save(str(folder / "saved"), model.network, tiny.card(), scratch=folder / "scratch")
+    save_checkpoint(str(folder / "saved"), model.network, tiny.card(), scratch=folder / "scratch")
     return str(folder / "saved")
 
 
@@ -45,28 +47,30 @@ def saved(folder: Path, model: EmotionClassifier) -> str:
 def test_a_student_takes_a_spread_of_its_teachers_layers(family: str, tmp_path: Path):
     teacher = network(family, **DEEP)
     place = saved(tmp_path, teacher)
-    student = build(Model(pretrained=place, freeze_feature_encoder=False, layers=3), PAPER_EMOTIONS, seed=0)
-    assert student.backbone.layers == len(student.backbone.transformer_layers) == 3
-    assert student.taken == (0, 2, 4) and teacher.taken is None
+    student = build_model(
+        ModelConfig(pretrained=place, freeze_feature_encoder=False, num_layers=3), PAPER_EMOTIONS, seed=0
+    )
+    assert student.backbone.num_layers == len(student.backbone.transformer_layers) == 3
+    assert student.source_layer_indices == (0, 2, 4) and teacher.source_layer_indices is None
     for kept, taken in zip(student.backbone.transformer_layers, (0, 2, 4), strict=True):
         theirs = teacher.backbone.transformer_layers[taken].state_dict()
         assert all(torch.equal(theirs[name], weight) for name, weight in kept.state_dict().items())
-    again, _ = load(saved(tmp_path / "student", student))
+    again, _ = load_checkpoint(saved(tmp_path / "student", student))
     stock = AutoModelForAudioClassification.from_pretrained(tmp_path / "student" / "saved")
     with torch.inference_mode():
-        expected = student.eval()(*pad(waves())).logits_BC
-        torch.testing.assert_close(again(*pad(waves())).logits_BC, expected)
+        expected = student.eval()(*pad_batch(waves())).logits_BC
+        torch.testing.assert_close(again(*pad_batch(waves())).logits_BC, expected)
     assert len(stock.state_dict()) == len(student.network.state_dict())
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, [0]), (2, [0, 4]), (4, [0, 1, 3, 4]), (5, [0, 1, 2, 3, 4])])
 def test_which_layers(count: int, kept: list[int]):
-    assert keep_layers(network("wav2vec2", **DEEP).network, count) == kept
+    assert prune_layers(network("wav2vec2", **DEEP).network, count) == kept
 
 
 def test_more_layers_than_there_are():
-    with pytest.raises(ConfigError, match=r"`model\.layers: 6` of a network that has 5: give 5 or fewer"):
-        keep_layers(network("wav2vec2", **DEEP).network, 6)
+    with pytest.raises(ConfigError, match=r"`model\.num_layers: 6` of a network that has 5: give 5 or fewer"):
+        prune_layers(network("wav2vec2", **DEEP).network, 6)
 
 
 def test_layers_are_never_dropped():
@@ -78,24 +82,26 @@ def test_layers_are_never_dropped():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_probe_trains_its_head_alone_and_its_encoder_stays_still(family: str, tmp_path: Path):
     place = saved(tmp_path, network(family))
-    model = build(Model(pretrained=place, freeze_encoder=True), PAPER_EMOTIONS, seed=0).train()
+    model = build_model(ModelConfig(pretrained=place, freeze_encoder=True), PAPER_EMOTIONS, seed=0).train()
     trained = {name.split(".")[1] for name, each in model.named_parameters() if each.requires_grad}
     assert trained == {"projector", "classifier"}
-    wave_BT, lengths_B = pad(waves())
+    wave_BT, lengths_B = pad_batch(waves())
     once, twice = (model(wave_BT, lengths_B).logits_BC for _ in range(2))  # no dropout, no SpecAugment
     assert torch.equal(once, twice)
-    features_BFH = model.features(wave_BT, lengths_B)
-    assert features_BFH.shape == (3, 1, model.channels) and model.frames(lengths_B).tolist() == [1, 1, 1]
-    assert torch.equal(model(features_BFH, model.frames(lengths_B)).logits_BC, once)
-    again, _ = load(saved(tmp_path / "probe", model))
+    features_BFH = model.extract_features(wave_BT, lengths_B)
+    assert features_BFH.shape == (3, 1, model.feature_dim) and model.count_frames(lengths_B).tolist() == [1, 1, 1]
+    assert torch.equal(model(features_BFH, model.count_frames(lengths_B)).logits_BC, once)
+    again, _ = load_checkpoint(saved(tmp_path / "probe", model))
     with torch.inference_mode():
         torch.testing.assert_close(again(wave_BT, lengths_B).logits_BC, once, atol=1e-5, rtol=0)
 
 
 def test_a_frozen_language_aware_student_trains_its_head_alone(tmp_path: Path):
-    source = Model(pretrained=saved(tmp_path, network("wav2vec2")), freeze_encoder=True, language_aware=tiny.AWARE)
-    model = build(source, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES).train()
-    model(*pad(waves()), torch.tensor([0, 1, 2])).logits_BC.sum().backward()
+    source = ModelConfig(
+        pretrained=saved(tmp_path, network("wav2vec2")), freeze_encoder=True, language_aware=tiny.AWARE
+    )
+    model = build_model(source, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES).train()
+    model(*pad_batch(waves()), torch.tensor([0, 1, 2])).logits_BC.sum().backward()
     with_gradient = {name.split(".")[1] for name, each in model.named_parameters() if each.grad is not None}
     assert with_gradient == {"head"}
 
@@ -109,8 +115,10 @@ def test_teachers_of_every_family_teach_students_of_every_family(tmp_path: Path)
     narrow = {"hidden_size": 16, "d_model": 8}
     for family in FAMILIES:
         student = network(family, **narrow).train()
-        batch = Batch(*pad(clips), torch.tensor([0, 1, 2]), ["en"] * 3, teacher_logits_BKC)
-        parts = losses(student, batch, Objective(DistillLoss(weighting="similarity", lam=0.5), [None] * len(FAMILIES)))
+        batch = TrainBatch(*pad_batch(clips), torch.tensor([0, 1, 2]), ["en"] * 3, teacher_logits_BKC)
+        parts = compute_losses(
+            student, batch, Objective(DistillLossConfig(weighting="similarity", lam=0.5), [None] * len(FAMILIES))
+        )
         parts.loss.backward()
         without = [name for name, each in student.named_parameters() if each.requires_grad and each.grad is None]
         assert torch.isfinite(parts.loss) and parts.kl > 0
@@ -119,14 +127,14 @@ def test_teachers_of_every_family_teach_students_of_every_family(tmp_path: Path)
 
 def test_clips_too_short_for_specaugment_are_trained_without_it():
     model = network("wav2vec2", mask_time_length=50, mask_time_prob=0.5).train()
-    assert torch.isfinite(model(*pad([torch.randn(3_000)])).logits_BC).all()
+    assert torch.isfinite(model(*pad_batch([torch.randn(3_000)])).logits_BC).all()
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert", "unispeech-sat"])  # transformers' WavLM cannot do it at all
 def test_clips_too_short_for_specaugment_in_time_get_that_of_channels(family: str):
     masks = {"mask_time_length": 50, "mask_time_prob": 0.5, "mask_feature_prob": 0.5, "mask_feature_length": 4}
     model = tiny.model(**tiny.STILL | masks | {"model_type": family}).train()
-    wave = pad([torch.randn(3_000, generator=torch.Generator().manual_seed(0))])
+    wave = pad_batch([torch.randn(3_000, generator=torch.Generator().manual_seed(0))])
     found = [model(*wave).logits_BC for _ in range(4)]
     assert not all(torch.equal(found[0], each) for each in found)
     found[0].sum().backward()

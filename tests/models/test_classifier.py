@@ -15,8 +15,8 @@ from transformers import (
 
 from lakd_ray.distill import distillation_loss
 from lakd_ray.errors import ConfigError
-from lakd_ray.models import EmotionClassifier, pad
-from lakd_ray.models.convolutional import masked_group_norm, normalised
+from lakd_ray.models import EmotionClassifier, pad_batch
+from lakd_ray.models.convolutional import masked_group_norm, normalize_waveform
 
 # wav2vec2-base has a group norm and normalises after each layer; -large and XLS-R have layer norms before each layer.
 STYLES: dict[str, dict[str, Any]] = {
@@ -45,17 +45,17 @@ def waves(lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
 
 def normalised_alone(wave_T: Tensor) -> Tensor:
     """As transformers' networks want it."""
-    return normalised(wave_T[None], torch.tensor([len(wave_T)]))[0]
+    return normalize_waveform(wave_T[None], torch.tensor([len(wave_T)]))[0]
 
 
 @pytest.mark.parametrize(("family", "style"), BACKBONES)
 @torch.inference_mode()
 def test_an_answer_does_not_depend_on_the_batch(family, style):
     model, clips = network(family, style), waves()
-    alone = torch.cat([model(*pad([clip])).logits_BC for clip in clips])
+    alone = torch.cat([model(*pad_batch([clip])).logits_BC for clip in clips])
     assert (alone[0] - alone[1]).abs().max() > 1e-3  # answers differ, so agreement below says something
     for chosen in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0], [1, 3], [2, 2, 0]):
-        together = model(*pad([clips[index] for index in chosen])).logits_BC
+        together = model(*pad_batch([clips[index] for index in chosen])).logits_BC
         torch.testing.assert_close(together, alone[chosen], atol=1e-5, rtol=0)
 
 
@@ -63,7 +63,7 @@ def test_an_answer_does_not_depend_on_the_batch(family, style):
 def test_what_lies_in_the_padding_does_not_matter():
     for family, style in BACKBONES:
         model = network(family, style)
-        wave_BT, lengths_B = pad(waves((3_000, 8_000)))
+        wave_BT, lengths_B = pad_batch(waves((3_000, 8_000)))
         clean = model(wave_BT, lengths_B).logits_BC
         wave_BT[0, 3_000:] = 50.0
         torch.testing.assert_close(model(wave_BT, lengths_B).logits_BC, clean, atol=1e-5, rtol=0)
@@ -74,14 +74,16 @@ def test_what_lies_in_the_padding_does_not_matter():
 def test_one_utterance_is_answered_as_transformers_does(family, style):
     model = network(family, style)
     for clip in waves():
-        torch.testing.assert_close(model(*pad([clip])).logits_BC, model.network(clip[None]).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model(*pad_batch([clip])).logits_BC, model.network(clip[None]).logits, atol=1e-5, rtol=0
+        )
 
 
 @torch.inference_mode()
 def test_transformers_own_answer_depends_on_the_batch():
     """Why the forward pass is this project's own; should this fail, transformers has changed and ours can go."""
     model, clips = network("wav2vec2", "group"), waves((2_500, 16_000))
-    wave_BT, lengths_B = pad(clips)
+    wave_BT, lengths_B = pad_batch(clips)
     mask_BT = (torch.arange(wave_BT.shape[1]) < lengths_B[:, None]).long()
     theirs = model.network(wave_BT, attention_mask=mask_BT).logits[0]
     assert (theirs - model.network(clips[0][None]).logits[0]).abs().max() > 1e-4
@@ -90,8 +92,8 @@ def test_transformers_own_answer_depends_on_the_batch():
 @pytest.mark.parametrize("length", [1_600, 2_000, 16_000])
 def test_frames_are_what_the_encoder_makes(length):
     model = network("wav2vec2", "group")
-    wave_BT, lengths_B = pad(waves((length,)))
-    assert model.features(wave_BT, lengths_B).shape == (1, int(model.frames(lengths_B)), 16)
+    wave_BT, lengths_B = pad_batch(waves((length,)))
+    assert model.extract_features(wave_BT, lengths_B).shape == (1, int(model.count_frames(lengths_B)), 16)
 
 
 @pytest.mark.parametrize("valid", [[20, 20, 20], [7, 20, 1]])
@@ -113,16 +115,16 @@ def test_waves_are_normalised_as_by_transformers_feature_extractor():
     clips = [3 * torch.randn(length, generator=torch.Generator().manual_seed(length)) + 0.2 for length in LENGTHS]
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
     theirs = extractor([clip.numpy() for clip in clips], sampling_rate=16_000, padding=True, return_tensors="pt")
-    wave_BT, lengths_B = pad(clips)
+    wave_BT, lengths_B = pad_batch(clips)
     wave_BT[1, LENGTHS[1] :] = 99
-    torch.testing.assert_close(normalised(wave_BT, lengths_B), theirs.input_values, atol=1e-5, rtol=0)
-    assert normalised(torch.zeros(1, 100), torch.tensor([100])).abs().max() == 0
+    torch.testing.assert_close(normalize_waveform(wave_BT, lengths_B), theirs.input_values, atol=1e-5, rtol=0)
+    assert normalize_waveform(torch.zeros(1, 100), torch.tensor([100])).abs().max() == 0
 
 
 @torch.inference_mode()
 def test_an_answer_does_not_depend_on_loudness():
     model, (clip, *_) = network("wav2vec2", "group"), waves()
-    quiet, loud = (model(*pad([loudness * clip])).logits_BC for loudness in (0.1, 1.0))
+    quiet, loud = (model(*pad_batch([loudness * clip])).logits_BC for loudness in (0.1, 1.0))
     torch.testing.assert_close(quiet, loud, atol=1e-4, rtol=0)
 
 
@@ -130,12 +132,12 @@ def test_an_answer_does_not_depend_on_loudness():
 @torch.inference_mode()
 def test_every_layer_is_what_transformers_gives_out(family, style):
     model, (clip, *_) = network(family, style), waves()
-    features_BFH = model.features(*pad([clip]))
-    frames_B = model.frames(torch.tensor([len(clip)]))
-    found = model.backbone.hidden(features_BFH, frames_B, every_layer=True)
+    features_BFH = model.extract_features(*pad_batch([clip]))
+    frames_B = model.count_frames(torch.tensor([len(clip)]))
+    found = model.backbone.encode(features_BFH, frames_B, output_hidden_states=True)
     base = getattr(model.network, model.network.base_model_prefix)
     theirs = base(clip[None], output_hidden_states=True)
-    assert len(found) == len(theirs.hidden_states) == model.backbone.layers + 1
+    assert len(found) == len(theirs.hidden_states) == model.backbone.num_layers + 1
     for ours, expected in zip(found, [*theirs.hidden_states[:-1], theirs.last_hidden_state], strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
@@ -147,7 +149,7 @@ def test_masked_group_norm_needs_a_group_per_channel():
 
 def test_training_reaches_every_weight_and_batch_mates_get_no_gradient():
     model = tiny.model(**tiny.STILL)
-    wave_BT, lengths_B = pad(waves((3_000, 8_000)))
+    wave_BT, lengths_B = pad_batch(waves((3_000, 8_000)))
     wave_BT.requires_grad_()
     logits_BC = model(wave_BT, lengths_B).logits_BC
     (of_first,) = torch.autograd.grad(logits_BC[0].sum(), wave_BT, retain_graph=True)
@@ -185,7 +187,7 @@ def golden(style: str) -> dict[str, list[Any]]:
     model = tiny.model(seed=42, **STYLES[style], **tiny.STILL)
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
-    wave_BT, lengths_B = pad([normalised_alone(clip) for clip in clips])
+    wave_BT, lengths_B = pad_batch([normalised_alone(clip) for clip in clips])
     with torch.no_grad():
         logits_BC = model(wave_BT, lengths_B).logits_BC
     teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])

@@ -8,11 +8,11 @@ import tiny
 import torch
 from transformers import AutoConfig, AutoModel
 
-from lakd_ray.config import Model
+from lakd_ray.config import ModelConfig
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import build
-from lakd_ray.models.convert import convert
+from lakd_ray.models import build_model
+from lakd_ray.models.convert import convert_to_safetensors
 
 
 def pickled(folder: Path, state: object) -> str:
@@ -26,10 +26,10 @@ def test_the_same_weights(tmp_path: Path):
     encoder = AutoModel.from_config(AutoConfig.for_model(**tiny.ARCHITECTURE))
     old = pickled(tmp_path / "old", encoder.state_dict())
     with pytest.raises(ConfigError, match="lakd convert"):
-        build(Model(pretrained=old), PAPER_EMOTIONS, seed=0)
-    new = convert(old, str(tmp_path / "new"))
+        build_model(ModelConfig(pretrained=old), PAPER_EMOTIONS, seed=0)
+    new = convert_to_safetensors(old, str(tmp_path / "new"))
     assert sorted(file.name for file in Path(new).iterdir()) == ["config.json", "model.safetensors"]
-    built = build(Model(pretrained=new), PAPER_EMOTIONS, seed=0)
+    built = build_model(ModelConfig(pretrained=new), PAPER_EMOTIONS, seed=0)
     weights = built.backbone.encoder.state_dict()
     for name, value in encoder.state_dict().items():
         assert torch.equal(weights[name], value), name
@@ -46,11 +46,11 @@ class Evil:
 def test_code_is_not_run(tmp_path: Path):
     old = pickled(tmp_path / "old", {"weight": Evil(tmp_path / "mark")})
     with pytest.raises(CheckpointError, match="tensors alone"):
-        convert(old, str(tmp_path / "new"))
+        convert_to_safetensors(old, str(tmp_path / "new"))
     assert not (tmp_path / "mark").exists() and not (tmp_path / "new").exists()
 
 
 def test_nothing_is_overwritten(tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="holds files"):
-        convert("anything", str(tmp_path))
+        convert_to_safetensors("anything", str(tmp_path))

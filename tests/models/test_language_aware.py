@@ -10,13 +10,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification
 
-from lakd_ray.config import DistillLoss
+from lakd_ray.config import DistillLossConfig
 from lakd_ray.distill import mixture_losses
 from lakd_ray.errors import ConfigError
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import IDENTIFY, EmotionClassifier, Outputs, build, load, pad, save
+from lakd_ray.models import (
+    IDENTIFY_LANGUAGE,
+    ClassifierOutput,
+    EmotionClassifier,
+    build_model,
+    load_checkpoint,
+    pad_batch,
+    save_checkpoint,
+)
 from lakd_ray.models.language_aware import LanguageAwareConfig, LanguageAwareForAudioClassification
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 STYLES: dict[str, dict[str, Any]] = {
     "group": {"feat_extract_norm": "group"},
@@ -42,17 +50,17 @@ def student(style: str = "group", **changes: Any) -> EmotionClassifier:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("languages", [[0, 1, 2, UNKNOWN], [IDENTIFY] * 4], ids=["given", "identified"])
+@pytest.mark.parametrize("languages", [[0, 1, 2, UNKNOWN], [IDENTIFY_LANGUAGE] * 4], ids=["given", "identified"])
 @torch.inference_mode()
 def test_an_answer_does_not_depend_on_the_batch(style, languages):
     model, clips = student(style), waves()
     languages_B = torch.tensor(languages)
-    alone = [model(*pad([clip]), languages_B[place : place + 1]) for place, clip in enumerate(clips)]
+    alone = [model(*pad_batch([clip]), languages_B[place : place + 1]) for place, clip in enumerate(clips)]
     for chosen in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0], [2, 2, 0]):
-        wave_BT, lengths_B = pad([clips[place] for place in chosen])
+        wave_BT, lengths_B = pad_batch([clips[place] for place in chosen])
         wave_BT[lengths_B.argmin(), int(lengths_B.min()) :] = 7.0  # what lies beyond does not matter
         together = model(wave_BT, lengths_B, languages_B[chosen])
-        for place, name in enumerate(Outputs._fields):
+        for place, name in enumerate(ClassifierOutput._fields):
             expected = torch.cat([alone[index][place] for index in chosen])
             torch.testing.assert_close(together[place], expected, atol=1e-5, rtol=0, msg=name)
 
@@ -60,27 +68,29 @@ def test_an_answer_does_not_depend_on_the_batch(style, languages):
 @torch.inference_mode()
 def test_the_answer_goes_by_the_language():
     model, clips = student(), waves((9_000,))
-    answers = [model(*pad(clips), torch.tensor([place])) for place in range(UNKNOWN + 1)]
+    answers = [model(*pad_batch(clips), torch.tensor([place])) for place in range(UNKNOWN + 1)]
     for place, one in enumerate(answers):
         for other in answers[place + 1 :]:
             assert (one.logits_BC - other.logits_BC).abs().max() > 1e-3
             assert (one.teacher_scores_BK - other.teacher_scores_BK).abs().max() > 1e-3
         assert torch.equal(one.language_logits_BL, answers[0].language_logits_BL)  # what is heard is not what is said
     heard = int(answers[0].language_logits_BL.argmax())
-    assert torch.equal(model(*pad(clips)).logits_BC, answers[heard].logits_BC)
-    assert torch.equal(model(*pad(clips), torch.tensor([IDENTIFY])).logits_BC, answers[heard].logits_BC)
+    assert torch.equal(model(*pad_batch(clips)).logits_BC, answers[heard].logits_BC)
+    assert torch.equal(model(*pad_batch(clips), torch.tensor([IDENTIFY_LANGUAGE])).logits_BC, answers[heard].logits_BC)
 
 
 def test_names_of_languages():
-    assert tiny.aware().language_ids(["fr", None, "sv", "en"]).tolist() == [2, IDENTIFY, UNKNOWN, 0]
+    assert tiny.aware().encode_languages(["fr", None, "sv", "en"]).tolist() == [2, IDENTIFY_LANGUAGE, UNKNOWN, 0]
     assert tiny.model().languages == ()
 
 
 def test_in_training_some_languages_are_hidden():
     model = student(**tiny.STILL).train()
-    hidden = model.network.head._known(torch.zeros(20_000, dtype=torch.long), torch.zeros(20_000, 3)) == UNKNOWN
+    hidden = (
+        model.network.head._resolve_languages(torch.zeros(20_000, dtype=torch.long), torch.zeros(20_000, 3)) == UNKNOWN
+    )
     assert float(hidden.float().mean()) == pytest.approx(0.2, abs=0.01)
-    wave_BT, lengths_B = pad(waves())
+    wave_BT, lengths_B = pad_batch(waves())
     languages_B = torch.tensor([0, 1, 2, 0])
     drawn = []
     for _ in range(2):
@@ -104,37 +114,41 @@ ANSWER = {"encoder", "language", "frame_query", "frame_key", "layer_scores", "pr
 
 def test_where_gradients_flow():
     model = student(**tiny.STILL).train()
-    batch = (*pad(waves()), torch.tensor([0, 1, 2, 0]))
+    batch = (*pad_batch(waves()), torch.tensor([0, 1, 2, 0]))
     labels_B, teachers_BKC = (
         torch.tensor([0, 1, 2, 3]),
         torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(1)),
     )
     assert reached(model, cross_entropy(model(*batch).logits_BC, labels_B)) == ANSWER
     assert reached(model, cross_entropy(model(*batch).language_logits_BL, batch[2])) == {"identifier"}
-    mixture = mixture_losses(model(*batch).teacher_scores_BK, teachers_BKC, labels_B, beta=0.1).sum()
+    mixture = mixture_losses(model(*batch).teacher_scores_BK, teachers_BKC, labels_B, entropy_weight=0.1).sum()
     assert reached(model, mixture) == {"teacher_query", "teacher_keys", "language"}
-    whole = Batch(batch[0], batch[1], labels_B, ["en", "fi", "fr", "en"], teachers_BKC, batch[2])
-    parts = losses(
-        model, whole, Objective(DistillLoss(weighting="attention", lam=0.5), ("en", "fi", "fr"), identify=0.1)
+    whole = TrainBatch(batch[0], batch[1], labels_B, ["en", "fi", "fr", "en"], teachers_BKC, batch[2])
+    parts = compute_losses(
+        model,
+        whole,
+        Objective(DistillLossConfig(weighting="attention", lam=0.5), ("en", "fi", "fr"), language_id_loss_weight=0.1),
     )
     assert reached(model, parts.ce + parts.kl) == ANSWER  # the weights are detached in the distillation term
-    parts = losses(
-        model, whole, Objective(DistillLoss(weighting="attention", lam=0.5), ("en", "fi", "fr"), identify=0.1)
+    parts = compute_losses(
+        model,
+        whole,
+        Objective(DistillLossConfig(weighting="attention", lam=0.5), ("en", "fi", "fr"), language_id_loss_weight=0.1),
     )
     assert reached(model, parts.loss) == ANSWER | {"identifier", "teacher_query", "teacher_keys"}
 
 
 def test_the_loss_is_the_sum_of_its_parts():
     model = student(**tiny.STILL)
-    whole = Batch(
-        *pad(waves()),
+    whole = TrainBatch(
+        *pad_batch(waves()),
         torch.tensor([0, 1, 2, 3]),
         ["en", "fi", "fr", "en"],
         torch.ones(4, 3, 4),
         torch.tensor([0, 1, 2, 0]),
     )
-    loss = DistillLoss(weighting="attention", lam=0.25, attention=2.0)
-    parts = losses(model, whole, Objective(loss, tiny.LANGUAGES, identify=0.3))
+    loss = DistillLossConfig(weighting="attention", lam=0.25, attention_loss_weight=2.0)
+    parts = compute_losses(model, whole, Objective(loss, tiny.LANGUAGES, language_id_loss_weight=0.3))
     expected = 0.75 * parts.ce + 0.25 * parts.kl + 0.3 * parts.language + 2.0 * parts.attention
     torch.testing.assert_close(parts.loss, expected)
     assert parts.language > 0 and parts.attention != 0
@@ -146,14 +160,16 @@ def test_attention_learns_whom_to_trust():
     head = model.network.head
     optimizer = torch.optim.Adam([*head.teacher_query.parameters(), *head.teacher_keys.parameters()], lr=0.05)
     generator = torch.Generator().manual_seed(0)
-    clips = pad([0.1 * torch.randn(4_000, generator=generator) for _ in range(12)])
+    clips = pad_batch([0.1 * torch.randn(4_000, generator=generator) for _ in range(12)])
     languages_B, labels_B = torch.arange(12) % 3, torch.arange(12) % 4
     right_BKC = 3.0 * torch.nn.functional.one_hot(labels_B, 4)[:, None].expand(-1, 3, -1)
     knows_BK1 = torch.nn.functional.one_hot(languages_B, 3).unsqueeze(-1)
     teachers_BKC = torch.where(knows_BK1 == 1, right_BKC, right_BKC.roll(1, dims=-1)).float()
     for _ in range(60):
         optimizer.zero_grad()
-        mixture_losses(model(*clips, languages_B).teacher_scores_BK, teachers_BKC, labels_B, beta=0.0).mean().backward()
+        mixture_losses(
+            model(*clips, languages_B).teacher_scores_BK, teachers_BKC, labels_B, entropy_weight=0.0
+        ).mean().backward()
         optimizer.step()
     assert torch.equal(model(*clips, languages_B).teacher_scores_BK.argmax(dim=-1), languages_B)
 
@@ -161,12 +177,12 @@ def test_attention_learns_whom_to_trust():
 def test_transformers_loads_what_is_saved_and_answers_alike(tmp_path: Path):
     model = student()
     (tmp_path / "scratch").mkdir()
-    save(str(tmp_path / "saved"), model.network, tiny.card(tiny.LANGUAGES), scratch=tmp_path / "scratch")
-    again, card = load(str(tmp_path / "saved"))
+    save_checkpoint(str(tmp_path / "saved"), model.network, tiny.card(tiny.LANGUAGES), scratch=tmp_path / "scratch")
+    again, card = load_checkpoint(str(tmp_path / "saved"))
     theirs = AutoModelForAudioClassification.from_pretrained(tmp_path / "saved").eval()
     assert type(theirs).__module__ == "lakd_ray.models.language_aware"
     assert again.languages == tiny.LANGUAGES and card.emotions == PAPER_EMOTIONS
-    wave_BT, lengths_B = pad(waves())
+    wave_BT, lengths_B = pad_batch(waves())
     mask_BT = torch.arange(wave_BT.shape[1]) < lengths_B.unsqueeze(1)
     for languages_B in (torch.tensor([0, 1, 2, UNKNOWN]), None):
         with torch.inference_mode():
@@ -180,13 +196,13 @@ def test_transformers_loads_what_is_saved_and_answers_alike(tmp_path: Path):
 def test_a_pretrained_encoder_is_kept_and_may_be_frozen(tmp_path: Path):
     plain = tiny.checkpoint(tmp_path, seed=7)
     source = tiny.config(aware=tiny.AWARE).model_copy(
-        update={"architecture": None, "pretrained": plain, "freeze_feature_encoder": True}
+        update={"config": None, "pretrained": plain, "freeze_feature_encoder": True}
     )
-    model = build(source, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
-    kept, _ = load(plain)
+    model = build_model(source, PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES)
+    kept, _ = load_checkpoint(plain)
     for name, weight in kept.network.wav2vec2.state_dict().items():
         assert torch.equal(model.network.encoder.state_dict()[name], weight), name
-    assert not any(each.requires_grad for each in model.first_step.parameters())
+    assert not any(each.requires_grad for each in model.frontend.parameters())
     assert model.network.head.teacher_keys is None  # no attention without teachers that it is to weigh
 
 
@@ -194,7 +210,7 @@ def test_a_pretrained_encoder_is_kept_and_may_be_frozen(tmp_path: Path):
 def test_a_fresh_head_goes_by_the_language_and_prefers_no_teacher():
     """At the rates of fine-tuning a head that starts blind to the language stays so."""
     torch.manual_seed(0)
-    config = LanguageAwareConfig(tiny.ARCHITECTURE | {"hidden_size": 128}, tiny.LANGUAGES, teachers=3, num_labels=4)
+    config = LanguageAwareConfig(tiny.ARCHITECTURE | {"hidden_size": 128}, tiny.LANGUAGES, num_teachers=3, num_labels=4)
     head = LanguageAwareForAudioClassification(config).head.eval()
     hidden, frames_B = [torch.randn(20, 6, 128) for _ in range(3)], torch.full((20,), 6)
     answers = [head(hidden, frames_B, torch.full((20,), place)) for place in range(UNKNOWN + 1)]
@@ -209,10 +225,10 @@ def test_a_fresh_head_goes_by_the_language_and_prefers_no_teacher():
 
 def test_a_language_aware_checkpoint_is_no_start(tmp_path: Path):
     (tmp_path / "scratch").mkdir()
-    save(str(tmp_path / "saved"), student().network, tiny.card(), scratch=tmp_path / "scratch")
-    source = tiny.config().model_copy(update={"architecture": None, "pretrained": str(tmp_path / "saved")})
+    save_checkpoint(str(tmp_path / "saved"), student().network, tiny.card(), scratch=tmp_path / "scratch")
+    source = tiny.config().model_copy(update={"config": None, "pretrained": str(tmp_path / "saved")})
     with pytest.raises(ConfigError, match="has a language-aware head; start from one with a plain head"):
-        build(source, PAPER_EMOTIONS, seed=0)
+        build_model(source, PAPER_EMOTIONS, seed=0)
 
 
 def test_its_head_starts_as_large_as_the_backbones_own():
@@ -252,7 +268,7 @@ def golden() -> dict[str, list[list[float]]]:
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
     with torch.inference_mode():
-        outputs = student(seed=42, **tiny.STILL)(*pad(clips), torch.tensor([1, UNKNOWN]))
+        outputs = student(seed=42, **tiny.STILL)(*pad_batch(clips), torch.tensor([1, UNKNOWN]))
     return {
         name: [[round(number, 4) for number in row] for row in value.tolist()]
         for name, value in outputs._asdict().items()

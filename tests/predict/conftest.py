@@ -14,11 +14,11 @@ import soundfile
 import tiny
 from samples import LENGTHS
 
-from lakd_ray.audio import read
+from lakd_ray.audio import decode_recording
 from lakd_ray.errors import DataError
 from lakd_ray.infer.predictor import Predictor
-from lakd_ray.serve.answering import LocalModel, answer, describe
-from lakd_ray.serve.answers import Answer
+from lakd_ray.serve.answering import LocalModel, model_info, predict_recording
+from lakd_ray.serve.answers import EmotionResult
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Said = Callable[..., Answer]
+Said = Callable[..., EmotionResult]
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +51,11 @@ def said(model: str) -> Said:
     """What the endpoint would say of a file."""
     predictor = Predictor.load(model)
 
-    def say(content: bytes, **options: object) -> Answer:
-        recording = read(content, where="the recording")
-        return asyncio.run(answer(LocalModel(predictor), recording, **options))
+    def say(content: bytes, **options: object) -> EmotionResult:
+        recording = decode_recording(content, source_name="the recording")
+        return asyncio.run(predict_recording(LocalModel(predictor), recording, **options))
 
-    say.card = describe(predictor)  # type: ignore[attr-defined] # for the endpoint below
+    say.card = model_info(predictor)  # type: ignore[attr-defined] # for the endpoint below
     return say
 
 

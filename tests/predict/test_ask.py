@@ -11,7 +11,7 @@ import pytest
 from samples import BAD, LENGTHS
 
 from lakd_ray.cli import main
-from lakd_ray.predict.ask import Result, places
+from lakd_ray.predict.ask import FileResult, expand_paths
 
 
 @pytest.fixture(params=["url", "model"])
@@ -77,14 +77,14 @@ def test_too_long_too_short_and_too_many_segments(capsys, clips, model):
     if name.startswith("sub/")]), ("notes.txt", ["notes.txt"]), ("**", [*LENGTHS, *BAD]),
 ])  # fmt: skip
 def test_places(clips, pattern, expected):
-    assert sorted(places(str(clips / pattern))) == sorted(str(clips / name) for name in expected)
+    assert sorted(expand_paths(str(clips / pattern))) == sorted(str(clips / name) for name in expected)
 
 
 @pytest.mark.parametrize("name", ["*.aiff", "absent", "s3:/x", "empty"])
 def test_places_that_are_none(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    (found,) = places(str(tmp_path / name))
-    assert isinstance(found, Result) and found.answer is None and found.error
+    (found,) = expand_paths(str(tmp_path / name))
+    assert isinstance(found, FileResult) and found.prediction is None and found.error
 
 
 def test_a_file_is_asked_about_once(capsys, clips, model):

@@ -20,7 +20,7 @@ from lakd_ray import records, storage
 from lakd_ray.cli import main
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StageError, StorageError
 from lakd_ray.predict import bulk
-from lakd_ray.predict.bulk import Bulk
+from lakd_ray.predict.bulk import BulkConfig
 
 ROOT = Path(__file__).parents[2]
 # Ray's own imports
@@ -48,8 +48,8 @@ def could_not_be_read(part: Path) -> None:
 
 
 @pytest.fixture
-def asked(tmp_path, clips, model) -> Bulk:
-    return bulk.settings(input=str(clips), out=str(tmp_path / "out"), model=model, part_files=2, workers=2)
+def asked(tmp_path, clips, model) -> BulkConfig:
+    return bulk.parse_settings(input=str(clips), out=str(tmp_path / "out"), model=model, part_files=2, workers=2)
 
 
 @pytest.mark.ray
@@ -73,12 +73,12 @@ class TestRuns:
         assert [row["id"] for row in quarantine] == sorted(BAD) and {row["kind"] for row in quarantine} == {
             "undecodable", "short",
         }  # fmt: skip
-        assert (summary.recordings, sum(summary.answered.values()), summary.quarantined) == (
+        assert (summary.recordings, sum(summary.predicted.values()), summary.quarantined) == (
             8, 5, {"undecodable": 2, "short": 1},
         )  # fmt: skip
         told = capsys.readouterr().out
         assert "8 recordings, 0.00 h: 5 answered (" in told and "3 quarantined (short 1, undecodable 2)" in told
-        assert (records.read(asked.out) or {})["summary"]["quarantined"] == summary.quarantined
+        assert (records.read_record(asked.out) or {})["summary"]["quarantined"] == summary.quarantined
         assert len(written(Path(asked.out))) == 4
 
         self.what_is_there_stays(asked, capsys)
@@ -153,12 +153,12 @@ class TestRuns:
 ])  # fmt: skip
 def test_settings(change, words):
     with pytest.raises(ConfigError, match=words):
-        bulk.settings(**{"input": "in", "out": "out", "model": "model"} | change)
+        bulk.parse_settings(**{"input": "in", "out": "out", "model": "model"} | change)
 
 
 def test_places_are_absolute_and_must_be_in_a_job(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    found = bulk.settings(input="in", out="s3://bucket/out", model="model")
+    found = bulk.parse_settings(input="in", out="s3://bucket/out", model="model")
     assert (found.input, found.out, found.model) == (f"{tmp_path}/in", "s3://bucket/out", f"{tmp_path}/model")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for places in (["in", "/out", "--model", "/m"], ["/in", "out", "--model", "/m"], ["/in", "/out", "--model", "m"]):
@@ -232,7 +232,7 @@ def test_a_killed_driver_loses_no_finished_part_and_leaves_no_process(job, tmp_p
     until(lambda: not job.processes(), 120, lambda: str([process.cmdline() for process in job.processes()]))
     before = written(out)
     assert 3 <= len(before) < 80
-    assert not (out / "quarantine.parquet").exists() and (records.read(str(out)) or {})["finished"] is None
+    assert not (out / "quarantine.parquet").exists() and (records.read_record(str(out)) or {})["finished"] is None
 
     job.finish(*arguments)
     after = written(out)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from lakd_ray import metrics, storage
-from lakd_ray.config import Experiment, variant_of
+from lakd_ray.config import Experiment, with_variant
 from lakd_ray.report import dev
 from lakd_ray.runs import student_runs
 
 VARIANTS = {
     "uniform": {"distill.mtkd.weighting": "uniform", "distill.paradigms": ["mtkd"]},
-    "half": {"student.model.layers": 1},
+    "half": {"student.model.num_layers": 1},
 }
 
 
@@ -27,7 +27,7 @@ def cells(tmp_path: Path) -> list[Experiment]:
             "distill": {"paradigms": ["ft", "mtkd"], "setups": ["multilingual"]}, "grid": {"variants": VARIANTS},
         }
     )  # fmt: skip
-    settings = [config, *(variant_of(config, name) for name in VARIANTS)]
+    settings = [config, *(with_variant(config, name) for name in VARIANTS)]
     return [one.model_copy(update={"seed": seed}) for seed in (1, 2, 3) for one in settings]
 
 
@@ -44,14 +44,14 @@ def test_the_best_epoch_counts_and_differences_are_paired(cells: list[Experiment
         gain = {None: 0.0, "uniform": 0.02, "half": -0.05}[cell.variant]
         train(cell, "mtkd", [0.3, base + gain, 0.4])
         train(cell, "ft", [base])
-    told = dev.rows(dev.standings(cells))
+    told = dev.compare_settings(dev.compute_dev_scores(cells))
     mtkd = [row for row in told if row["paradigm"] == "mtkd"]
     assert [row["variant"] for row in mtkd] == ["uniform", None, "half"]
     assert [row["UR"] for row in mtkd] == pytest.approx([0.72, 0.70, 0.65])
     assert [row["cells"] for row in mtkd] == [3, 3, 3]
     assert mtkd[0]["difference"] == pytest.approx(0.02) and mtkd[0]["interval"] == pytest.approx([0.02, 0.02])
     assert mtkd[1]["difference"] is None
-    ft, chosen = dev.sentences(told)
+    ft, chosen = dev.summary_sentences(told)
     assert "own are the best" in ft
     assert "3 settings of MTKD multilingual uniform is the best: +2.0 points" in chosen and "decide" not in chosen
 
@@ -60,18 +60,18 @@ def test_runs_that_are_not_trained_leave_their_cell_out(cells: list[Experiment])
     for cell in cells:
         if cell.seed == 1 or cell.variant is None:
             train(cell, "mtkd", [0.6 if cell.variant is None else 0.7])
-    told = {row["variant"]: row for row in dev.rows(dev.standings(cells))}
+    told = {row["variant"]: row for row in dev.compare_settings(dev.compute_dev_scores(cells))}
     assert told["half"]["cells"] == 1 and told[None]["cells"] == 3
     assert told["half"]["difference"] == pytest.approx(0.1) and told["half"]["interval"] is None
-    (said,) = dev.sentences(list(told.values()))
+    (said,) = dev.summary_sentences(list(told.values()))
     assert "one cell gives no interval" in said
-    assert dev.standings([]) == [] and dev.sentences([]) == []
+    assert dev.compute_dev_scores([]) == [] and dev.summary_sentences([]) == []
 
 
 def test_an_interval_that_includes_zero_is_said_to(cells: list[Experiment]):
     for cell in cells:
         train(cell, "mtkd", [0.6 if cell.variant is None else 0.6 + (0.1, -0.08, 0.0)[cell.seed - 1]])
-    (said,) = dev.sentences(dev.rows(dev.standings(cells)))
+    (said,) = dev.summary_sentences(dev.compare_settings(dev.compute_dev_scores(cells)))
     assert "includes zero" in said
 
 
@@ -79,7 +79,7 @@ def test_mean_interval_against_the_normal_one():
     import numpy as np
 
     values = np.random.default_rng(0).normal(0.3, 0.1, 400)
-    low, high = metrics.mean_interval(values) or (0.0, 0.0)
+    low, high = metrics.bootstrap_mean_interval(values) or (0.0, 0.0)
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
-    assert metrics.mean_interval(values[:1]) is None
+    assert metrics.bootstrap_mean_interval(values[:1]) is None

@@ -9,18 +9,18 @@ import pytest
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.infer.batch import told
+from lakd_ray.infer.batch import language_hints
 from lakd_ray.report import languages
-from lakd_ray.runs import languages_folder, student_runs
-from lakd_ray.schema import LANGUAGES
+from lakd_ray.runs import language_conditions_folder, student_runs
+from lakd_ray.schema import LANGUAGE_CONDITIONS_SCHEMA
 
 
 def test_what_a_student_is_told():
     codes = ["en", "fr", "sv"]
-    assert told(codes, "given", ("en", "fi", "fr")) == codes
-    assert told(codes, "identified", ("en", "fi", "fr")) == [None] * 3
-    assert told(codes, "unknown", ("en", "fi", "fr")) == [""] * 3
-    wrong = told(codes, "wrong", ("en", "fi", "fr"))
+    assert language_hints(codes, "given", ("en", "fi", "fr")) == codes
+    assert language_hints(codes, "identified", ("en", "fi", "fr")) == [None] * 3
+    assert language_hints(codes, "unknown", ("en", "fi", "fr")) == [""] * 3
+    wrong = language_hints(codes, "wrong", ("en", "fi", "fr"))
     assert wrong == ["fi", "en", "en"]
 
 
@@ -48,51 +48,57 @@ def write(config: Experiment, corpora: tuple[str, ...] = ("c", "d"), *, wrong: b
                 {
                     "utterance": f"u{number}", "corpus": corpus, "corpus_in_train": corpus in "cd",
                     "language": language, "model": run.id, "condition": condition,
-                    "heard": "en" if number < 12 else language, "emotion": config.emotions[label],
+                    "predicted_language": "en" if number < 12 else language, "emotion": config.emotions[label],
                     "probabilities": np.eye(4)[answer].tolist(),
                 }
             )  # fmt: skip
     kept = [row for row in rows if wrong or row["condition"] != "wrong"]
-    place = storage.join(languages_folder(config), f"{run.id}.parquet")
-    storage.write_table(place, pa.Table.from_pylist(kept, schema=LANGUAGES))
+    place = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
+    storage.write_table(place, pa.Table.from_pylist(kept, schema=LANGUAGE_CONDITIONS_SCHEMA))
 
 
 def test_rows_and_sentences(config: Experiment):
     write(config)
-    found = languages.rows(config)
+    found = languages.score_language_conditions(config)
     pooled = {row["condition"]: row for row in found if row["language"] == "all"}
     assert [pooled[name]["UR"] for name in languages.CONDITIONS] == [1.0, 0.875, 0.75, 0.5]
-    assert all(row["heard"] == 10 / 16 for row in pooled.values())
-    assert {row["heard"] for row in found if row["language"] == "fi"} == {2 / 8}
-    assert {row["heard_elsewhere"] for row in found} == {None}
-    said = languages.sentences(found)
+    assert all(row["language_accuracy"] == 10 / 16 for row in pooled.values())
+    assert {row["language_accuracy"] for row in found if row["language"] == "fi"} == {2 / 8}
+    assert {row["language_accuracy_new_corpora"] for row in found} == {None}
+    said = languages.summary_sentences(found)
     assert "100.0 with the language given, 87.5 as it hears it, 75.0 with the language hidden, 50.0" in said[0]
     assert "hears the right language in 62.5 % of the utterances" in said[0]
     assert "cannot be told apart here, and hearing is not measured across corpora" in said[1]
-    lines = {line.language: line for line in languages.lines(found)}
-    assert lines["all"].UR == [1.0, 0.875, 0.75, 0.5] and lines["fi"].heard == 2 / 8
+    lines = {line.language: line for line in languages.build_language_table(found)}
+    assert lines["all"].UR == [1.0, 0.875, 0.75, 0.5] and lines["fi"].language_accuracy == 2 / 8
 
 
 def test_hearing_is_measured_in_corpora_that_are_new(config: Experiment):
     write(config, ("c", "d", "new", "newer"))  # languages take turns too: new is en, newer is fi
-    found = {row["language"]: row for row in languages.rows(config) if row["condition"] == "given"}
-    assert [found[code]["heard_elsewhere"] for code in ("en", "fi", "all")] == [1.0, 1 / 4, 5 / 8]
-    assert found["all"]["n_elsewhere"] == 8
-    assert "heard in 62.5 % of 8 (mtkd-" in languages.sentences(languages.rows(config))[1]
+    found = {row["language"]: row for row in languages.score_language_conditions(config) if row["condition"] == "given"}
+    assert [found[code]["language_accuracy_new_corpora"] for code in ("en", "fi", "all")] == [1.0, 1 / 4, 5 / 8]
+    assert found["all"]["n_new_corpora"] == 8
+    assert (
+        "identified in 62.5 % of 8 (mtkd-"
+        in languages.summary_sentences(languages.score_language_conditions(config))[1]
+    )
 
 
 def test_two_corpora_that_were_trained_on_are_no_new_ones(config: Experiment):
     write(config, ("c", "d", "d"))
-    assert "the student was trained on every corpus of the test" in languages.sentences(languages.rows(config))[1]
+    assert (
+        "the student was trained on every corpus of the test"
+        in languages.summary_sentences(languages.score_language_conditions(config))[1]
+    )
 
 
 def test_with_one_language_there_is_no_wrong_one(config: Experiment):
     write(config, wrong=False)
-    found = languages.rows(config)
+    found = languages.score_language_conditions(config)
     assert {row["condition"] for row in found} == {"given", "identified", "unknown"}
-    assert languages.lines(found)[0].UR[-1] is None
-    assert "another one in its place" not in languages.sentences(found)[0]
+    assert languages.build_language_table(found)[0].UR[-1] is None
+    assert "another one in its place" not in languages.summary_sentences(found)[0]
 
 
 def test_nothing_is_said_of_others(config: Experiment):
-    assert languages.rows(config) == [] and languages.sentences([]) == []
+    assert languages.score_language_conditions(config) == [] and languages.summary_sentences([]) == []

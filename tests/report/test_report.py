@@ -16,12 +16,12 @@ from lakd_ray import records, report, storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import curves, findings, predictions
-from lakd_ray.report.rows import rows_of
-from lakd_ray.runs import Run, languages_folder, predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import LANGUAGES, PREDICTIONS
+from lakd_ray.report.rows import build_result_rows
+from lakd_ray.runs import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
+from lakd_ray.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
-RECIPE = {"model": {"architecture": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
+RECIPE = {"model": {"config": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
 
 
 def experiment(storage_folder: str, **changes: Any) -> Experiment:
@@ -73,7 +73,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "probabilities": probabilities_C.tolist(),
                     }
                 )
-    return pa.Table.from_pylist(rows, schema=PREDICTIONS)
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
 
 
 def hash_of(text: str) -> int:
@@ -109,7 +109,7 @@ def train(config: Experiment, epochs: int = 8) -> None:
 
 def made(config: Experiment) -> tuple[dict[str, Any], str]:
     """report.json and report.html."""
-    page = report.run(config)
+    page = report.write_report(config)
     assert page == storage.join(config.folder, "report", "report.html")
     return storage.read_json(storage.join(config.folder, "report", "report.json")), storage.read_bytes(page).decode()
 
@@ -189,14 +189,14 @@ def test_page_has_a_table_of_what_students_are_told_of_the_language(tmp_path: Pa
     told = [
         {
             "utterance": f"u{number}", "corpus": "demo", "corpus_in_train": True, "language": "en", "model": run.id,
-            "condition": condition, "heard": "en", "emotion": config.emotions[number],
+            "condition": condition, "predicted_language": "en", "emotion": config.emotions[number],
             "probabilities": np.eye(4)[number if condition == "given" else 0].tolist(),
         }
         for condition in ("given", "identified", "unknown")
         for number in range(4)
     ]  # fmt: skip
-    place = storage.join(languages_folder(config), f"{run.id}.parquet")
-    storage.write_table(place, pa.Table.from_pylist(told, schema=LANGUAGES))
+    place = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
+    storage.write_table(place, pa.Table.from_pylist(told, schema=LANGUAGE_CONDITIONS_SCHEMA))
     content, page = made(config)
     assert [row["UR"] for row in content["languages"] if row["language"] == "all"] == [1.0, 0.25, 0.25]
     assert f"{run.id} en 100.0 25.0 25.0 - 100.0 -" in text_of(page)
@@ -225,7 +225,7 @@ def test_page_has_all_pictures_with_words_for_them(plain: Any) -> None:
 def test_whose_speech_no_person_spoke(plain: Any, importer: str, synthetic: bool | None, told: int) -> None:
     config, *_ = plain
     corpus = config.corpora[0].model_copy(update={"importer": importer, "synthetic": synthetic})
-    assert len(findings.synthetic(config.model_copy(update={"corpora": (corpus,)}))) == told
+    assert len(findings.synthetic_corpus_warnings(config.model_copy(update={"corpora": (corpus,)}))) == told
 
 
 def test_page_says_what_a_reader_must_know(plain: Any) -> None:
@@ -238,7 +238,7 @@ def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     assert "FT multilingual is the run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
     assert "lam: 0.07692307692307693" in text  # the experiment file
-    assert f"lakd-ray {records.versions()['lakd-ray']}" in text
+    assert f"lakd-ray {records.package_versions()['lakd-ray']}" in text
 
 
 def test_headline_table_is_in_percent(plain: Any) -> None:
@@ -251,7 +251,7 @@ def test_headline_table_is_in_percent(plain: Any) -> None:
 
 def test_summary_is_an_aligned_table(plain: Any) -> None:
     _, content, _ = plain
-    lines = report.summary(content["results"]).splitlines()
+    lines = report.format_summary(content["results"]).splitlines()
     assert len(lines) == 2 + 6
     places = [lines[0].index(name) for name in ("model", "all", "en", "fi", "fr")]
     assert all(line[place - 2 : place] == "  " and line[place] != " " for line in lines[1:] for place in places)
@@ -261,19 +261,21 @@ def test_summary_is_an_aligned_table(plain: Any) -> None:
 def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path) -> None:
     config = small(str(tmp_path))
     evaluate(config)
-    report.run(config)
+    report.write_report(config)
     folder = storage.join(config.folder, "report")
-    before = records.read(folder)
+    before = records.read_record(folder)
     assert before is not None
-    assert records.is_done(folder, before["made_by"])
-    assert before["made_by"]["stage"] == "report"
-    assert set(before["made_by"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
+    assert records.is_done(folder, before["fingerprint"])
+    assert before["fingerprint"]["stage"] == "report"
+    assert set(before["fingerprint"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
     evaluate(config, STRENGTH | {"mtkd": 0.0})
-    report.run(config)
-    after = records.read(folder)
+    report.write_report(config)
+    after = records.read_record(folder)
     assert after is not None
     changed = {
-        model for model, digest in after["made_by"]["inputs"].items() if digest != before["made_by"]["inputs"][model]
+        model
+        for model, digest in after["fingerprint"]["inputs"].items()
+        if digest != before["fingerprint"]["inputs"][model]
     }
     assert changed == {"mtkd-multilingual-f0-s42"}
 
@@ -289,9 +291,9 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
 def test_findings_name_the_winner(strength: dict[str, float], sentences: tuple[str, ...], tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en", "fi"])
     evaluate(config, strength, speakers=5, utterances=4)
-    students = predictions.compared(predictions.read(config))
-    rows = [row for one in students for row in rows_of(one, config.languages, config.emotions)]
-    said = " ".join([findings.best(rows), *findings.comparisons(students, config.emotions)])
+    students = predictions.group_students(predictions.read_predictions(config))
+    rows = [row for one in students for row in build_result_rows(one, config.languages, config.emotions)]
+    said = " ".join([findings.describe_best_student(rows), *findings.compare_paradigms(students, config.emotions)])
     assert all(sentence in said for sentence in sentences)
 
 
@@ -350,7 +352,7 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
         '{"epoch": 4, "lo',
     ]
     storage.write_bytes(storage.join(run.folder(config), "metrics.jsonl"), "\n".join(lines).encode())
-    (curve,) = curves.read([run, run], config)
+    (curve,) = curves.read_curves([run, run], config)
     assert curve.epochs == [1, 2, 3]
     np.testing.assert_equal(curve.loss, [1.5, 1.1, math.nan])
     np.testing.assert_equal(curve.dev_UR, [0.25, 0.6, math.nan])
@@ -360,7 +362,7 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
 def test_missing_predictions_name_the_stage_to_run(tmp_path: Path) -> None:
     config = experiment(str(tmp_path))
     with pytest.raises(StageError, match=r"no predictions of kd-multilingual-f0-s42, .*run the stage `evaluate`"):
-        report.run(config)
+        report.write_report(config)
 
 
 def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) 
     answers = storage.read_table(location(config, "mtkd-multilingual-f0-s42"))
     storage.write_table(location(config, "mtkd-multilingual-f0-s42"), answers.slice(1))
     with pytest.raises(DataError, match="different test utterances in en"):
-        report.run(config)
+        report.write_report(config)
 
 
 @pytest.mark.parametrize(
@@ -396,4 +398,4 @@ def test_damaged_predictions_are_refused(change: Any, message: str, tmp_path: Pa
     where = location(config, "kd-multilingual-f0-s42")
     storage.write_table(where, change(storage.read_table(where)))
     with pytest.raises(DataError, match=message):
-        report.run(config)
+        report.write_report(config)

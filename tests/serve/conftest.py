@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray.serve.decoding import Decoders
+from lakd_ray.serve.decoding import RequestDecoder
 
 Recording = Callable[..., bytes]
 Endpoint = Callable[..., tuple[str, "subprocess.Popen[str]"]]
@@ -36,9 +36,9 @@ def recording() -> Recording:
 
 
 @pytest.fixture(scope="session")
-def decoders() -> Iterator[Decoders]:
+def decoders() -> Iterator[RequestDecoder]:
     """Real decoding processes."""
-    with Decoders(2, seconds=5.0, memory_mb=512) as decoders:
+    with RequestDecoder(2, timeout_s=5.0, memory_mb=512) as decoders:
         yield decoders
 
 

@@ -27,7 +27,7 @@ def main(checkpoint: str, settings: str) -> None:
     ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     print(start(config, checkpoint), flush=True)
     sys.stdin.read()
-    stop(cluster_ends=True)
+    stop(before_cluster_shutdown=True)
     ray.shutdown()
     print("stopped", flush=True)
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lakd_ray.audio import Wave
-from lakd_ray.serve.answers import ModelCard, Prediction, Said
+from lakd_ray.serve.answers import ModelInfo, ModelPredictions, Prediction
 
-CARD = ModelCard(
+CARD = ModelInfo(
     model="student", version="1f", emotions=("anger", "happiness", "neutral", "sadness"), languages=("en", "de")
 )
 
@@ -18,19 +18,19 @@ class StandIn:
     def __init__(
         self, fault: Exception | None = None, *, name: str = "student", waits: bool = False, **listens: Any
     ) -> None:
-        self.heard: list[Wave] = []
+        self.received: list[Wave] = []
         self.told: list[str | None] = []
         self._fault, self._name, self._waits, self._listens = fault, name, waits, listens
 
-    async def card(self) -> ModelCard:
+    async def info(self) -> ModelInfo:
         return CARD.model_copy(update={"model": self._name})
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
         if self._fault:
             raise self._fault
         if self._waits:
             await asyncio.Event().wait()
-        self.heard += waves
+        self.received += waves
         self.told += [language] * len(waves)
         one = Prediction(probabilities=(0.1, 0.2, 0.6, 0.1), **self._listens)
-        return Said(card=await self.card(), predictions=(one,) * len(waves))
+        return ModelPredictions(info=await self.info(), predictions=(one,) * len(waves))

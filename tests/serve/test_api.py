@@ -10,33 +10,33 @@ import numpy as np
 import pytest
 from standin import CARD, StandIn
 
-from lakd_ray.config import Canary, Serve
-from lakd_ray.serve.answers import Answer, Answers
-from lakd_ray.serve.api import Models, create_app
-from lakd_ray.serve.decoding import Decoders
+from lakd_ray.config import CanaryConfig, ServeConfig
+from lakd_ray.serve.answers import BatchResponse, EmotionResult
+from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 Ask = Callable[..., httpx.Response]
 
-LIMITS = Serve(max_upload_mb=0.5, max_seconds=3.0)
+LIMITS = ServeConfig(max_upload_mb=0.5, max_seconds=3.0)
 AUDIO = {"Content-Type": "audio/wav"}
 KEY = "a key that nobody guesses"
 
 
 @pytest.fixture
-def ask(decoders: Decoders) -> Ask:
+def ask(decoders: RequestDecoder) -> Ask:
     """Sends a request to the API in front of models."""
 
     def ask(
-        model: StandIn | Models,
+        model: StandIn | ModelRouter,
         method: str = "POST",
         path: str = "/v1/emotion",
         *,
-        limits: Serve = LIMITS,
+        limits: ServeConfig = LIMITS,
         **request: Any,
     ) -> httpx.Response:
         async def send() -> httpx.Response:
-            app = create_app(model if isinstance(model, Models) else Models(model), limits, decoders)
+            app = create_app(model if isinstance(model, ModelRouter) else ModelRouter(model), limits, decoders)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
                 return await client.request(method, path, **request)
@@ -67,14 +67,14 @@ def test_raw_body(ask, recording, format, kind):
     model = StandIn()
     response = ask(model, content=recording(1.0, format=format), headers={"Content-Type": kind})
     assert response.status_code == 200, response.text
-    answer = Answer.model_validate(response.json())
+    answer = EmotionResult.model_validate(response.json())
     assert answer.emotion == "neutral"
     assert answer.probabilities == {"anger": 0.1, "happiness": 0.2, "neutral": 0.6, "sadness": 0.1}
     assert answer.language is None
     assert answer.model == "student"
     assert answer.duration_s == pytest.approx(1.0, abs=0.1)  # lossy formats pad
-    assert model.heard[0].dtype == np.float32
-    assert model.heard[0].ndim == 1
+    assert model.received[0].dtype == np.float32
+    assert model.received[0].ndim == 1
 
 
 def test_stereo_at_another_rate(ask, recording):
@@ -87,7 +87,7 @@ def test_multipart(ask, recording):
     model = StandIn()
     response = ask(model, files={"file": ("clip.wav", recording(2.0), "audio/wav")}, data={"note": "kept out"})
     assert response.status_code == 200, response.text
-    assert len(model.heard[0]) == 32_000
+    assert len(model.received[0]) == 32_000
 
 
 def test_language_is_echoed(ask, recording):
@@ -99,7 +99,7 @@ def test_language_is_echoed(ask, recording):
 def test_what_is_no_language_is_refused(ask, recording, language):
     model = StandIn()
     refused(ask(model, content=recording(), headers=AUDIO, params={"language": language}), 422, "language")
-    assert not model.heard
+    assert not model.received
 
 
 def test_a_language_that_was_not_trained_is_answered_with_a_warning(ask, recording):
@@ -125,11 +125,11 @@ def test_timeline(ask, recording):
     model = StandIn()
     request = {"content": recording(2.9), "headers": AUDIO}
     assert ask(model, **request).json()["segments"] is None
-    model.heard.clear()
+    model.received.clear()
     segments = ask(model, params={"window_s": 1, "hop_s": 0.5}, **request).json()["segments"]
     assert [segment["start_s"] for segment in segments] == [0.0, 0.5, 1.0, 1.5, 1.9]
     assert [segment["end_s"] for segment in segments] == pytest.approx([1.0, 1.5, 2.0, 2.5, 2.9])
-    assert sorted({len(wave_T) for wave_T in model.heard}) == [16_000, 46_400]
+    assert sorted({len(wave_T) for wave_T in model.received}) == [16_000, 46_400]
     assert segments[0]["emotion"] == "neutral"
     assert len(ask(model, params={"window_s": 30}, **request).json()["segments"]) == 1
 
@@ -140,7 +140,7 @@ def test_timelines_that_cannot_be(ask, recording):
     refused(ask(StandIn(), params={"window_s": 0}, **request), 422, "window_s")
     refused(ask(StandIn(), params={"window_s": "nan"}, **request), 422, "window_s")
     many = {"window_s": 0.25, "hop_s": 0.05}
-    long = {"content": recording(40.0, rate=8_000), "headers": AUDIO, "limits": Serve()}
+    long = {"content": recording(40.0, rate=8_000), "headers": AUDIO, "limits": ServeConfig()}
     refused(ask(StandIn(), params=many, **long), 422, "segments", "hop_s")
 
 
@@ -154,11 +154,11 @@ def test_batch(ask, recording):
     response = ask(
         StandIn(), path="/v1/emotion:batch", files=[("file", (f"{n}.wav", one)) for n, one in enumerate(files)]
     )
-    items = Answers.model_validate(response.json()).items
+    items = BatchResponse.model_validate(response.json()).items
     assert [(item.name, item.status) for item in items] == [
         ("0.wav", 200), ("1.wav", 422), ("2.wav", 422), ("3.wav", 200),
     ]  # fmt: skip
-    assert items[3].answer is not None and items[3].answer.duration_s == pytest.approx(2.0)
+    assert items[3].result is not None and items[3].result.duration_s == pytest.approx(2.0)
     assert "cannot decode" in (items[1].error or "")
 
 
@@ -178,7 +178,7 @@ def test_batch_within_limits(ask, recording):
 def test_keys(ask, recording, tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text(f"# the first customer\n{KEY}\n")
-    limits = LIMITS.model_copy(update={"api_keys": str(file)})
+    limits = LIMITS.model_copy(update={"api_keys_file": str(file)})
 
     def status(header: str | None, path: str = "/v1/emotion") -> int:
         headers = AUDIO | ({} if header is None else {"Authorization": header})
@@ -198,10 +198,10 @@ def test_keys(ask, recording, tmp_path, monkeypatch):
 
 def test_two_models(ask, recording):
     stable, canary = StandIn(), StandIn(name="canary")
-    models = Models(stable, canary, 0.5)
+    models = ModelRouter(stable, canary, 0.5)
     clips = [recording(0.2 + 0.01 * n) for n in range(40)]
 
-    def who(content: bytes, models: Models = models, **headers: str) -> str:
+    def who(content: bytes, models: ModelRouter = models, **headers: str) -> str:
         return str(ask(models, content=content, headers=AUDIO | headers).json()["model"])
 
     first = [who(clip) for clip in clips]
@@ -209,8 +209,8 @@ def test_two_models(ask, recording):
     assert [who(clip) for clip in clips] == first
     assert {who(clip, **{"X-Model": "canary"}) for clip in clips[:5]} == {"canary"}
     assert {who(clip, **{"X-Model": "stable"}) for clip in clips[:5]} == {"student"}
-    refused(ask(Models(stable), content=clips[0], headers=AUDIO | {"X-Model": "canary"}), 422, "X-Model")
-    assert Canary(checkpoint="/a").share == 0
+    refused(ask(ModelRouter(stable), content=clips[0], headers=AUDIO | {"X-Model": "canary"}), 422, "X-Model")
+    assert CanaryConfig(checkpoint="/a").traffic_fraction == 0
 
 
 def test_slow_uploads_and_models_meet_the_deadline(ask, recording):
@@ -226,7 +226,7 @@ def test_slow_uploads_and_models_meet_the_deadline(ask, recording):
 
 def test_metrics(decoders, recording):
     async def send() -> str:
-        app = create_app(Models(StandIn()), LIMITS, decoders)
+        app = create_app(ModelRouter(StandIn()), LIMITS, decoders)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
             for content in (recording(2.0), recording(1.0), b"none"):
                 await client.post("/v1/emotion", content=content, headers=AUDIO)
@@ -382,8 +382,8 @@ def test_documentation(ask):
     post = paths["/v1/emotion"]["post"]
     assert set(post["requestBody"]["content"]) == {"audio/*", "application/octet-stream", "multipart/form-data"}
     assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(post["responses"])
-    assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/Answer")
-    assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+    assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/EmotionResult")
+    assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
     page = ask(StandIn(), "GET", "/docs")
     assert page.status_code == 200
     assert "//" not in page.text.replace("window.location.origin + '/docs", ""), "nothing comes from other hosts"

@@ -74,7 +74,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def ask(server: Server, *replies: tuple[int, bytes, dict[str, str]], language: str | None = "de", **options: Any):
     server.replies = list(replies)
     with Client(server.url, **options) as client:
-        return client.emotion(b"recording", language)
+        return client.predict(b"recording", language)
 
 
 def test_answer(server):
@@ -88,8 +88,8 @@ def test_answer(server):
 def test_parameters(server):
     server.replies = [OK]
     with Client(server.url) as client:
-        client.emotion(b"recording")
-        client.emotion(b"recording", "en", window_s=2.0, hop_s=0.5, top_k=3)
+        client.predict(b"recording")
+        client.predict(b"recording", "en", window_s=2.0, hop_s=0.5, top_k=3)
     assert [path for path, _, _ in server.asked] == [
         "/v1/emotion", "/v1/emotion?language=en&window_s=2.0&hop_s=0.5&top_k=3",
     ]  # fmt: skip
@@ -98,12 +98,12 @@ def test_parameters(server):
 @pytest.mark.parametrize("files", [{"a.wav": b"\x00one", "ü b.flac": b"two\r\n"}, [("same", b"1"), ("same", b"2")]])
 def test_several_recordings_are_one_form(server, files):
     named = list(files.items() if isinstance(files, dict) else files)
-    items = [{"name": named[0][0], "status": 200, "answer": ANSWER}, {"name": "x", "status": 422, "error": "too odd"}]
+    items = [{"name": named[0][0], "status": 200, "result": ANSWER}, {"name": "x", "status": 422, "error": "too odd"}]
     server.replies = [BUSY, (200, json.dumps({"items": items}).encode(), {})]
     with Client(server.url) as client:
-        found = client.emotions(files, "de", top_k=1).items
-    assert found[0].answer is not None and found[0].answer.emotion == "anger"
-    assert (found[1].status, found[1].error, found[1].answer) == (422, "too odd", None)
+        found = client.predict_batch(files, "de", top_k=1).items
+    assert found[0].result is not None and found[0].result.emotion == "anger"
+    assert (found[1].status, found[1].error, found[1].result) == (422, "too odd", None)
     for path, headers, content in server.asked:  # the form is whole when it is sent again, too
         assert path == "/v1/emotion:batch?language=de&top_k=1"
         head = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode()
@@ -116,7 +116,7 @@ def test_several_recordings_are_one_form(server, files):
 def test_several_recordings_have_as_many_answers(server):
     server.replies = [(200, b'{"items": []}', {})]
     with Client(server.url) as client, pytest.raises(ResourceError, match="sent 1 recordings and answered 0"):
-        client.emotions({"a": b""})
+        client.predict_batch({"a": b""})
 
 
 @pytest.mark.parametrize(("argument", "variable", "sent"), [
@@ -180,7 +180,7 @@ def test_nobody_there(server):
     port = server.server_port
     server.server_close()
     with pytest.raises(ResourceError, match="is it running"), Client(f"http://127.0.0.1:{port}") as client:
-        client.model()
+        client.model_info()
 
 
 def test_it_loads_neither_ray_nor_torch():

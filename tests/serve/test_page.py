@@ -22,9 +22,9 @@ import uvicorn
 from standin import CARD, StandIn
 
 from lakd_ray.audio import Wave
-from lakd_ray.config import Serve
-from lakd_ray.serve.answers import ModelCard, Said
-from lakd_ray.serve.api import Models, create_app
+from lakd_ray.config import ServeConfig
+from lakd_ray.serve.answers import ModelInfo, ModelPredictions
+from lakd_ray.serve.api import ModelRouter, create_app
 
 KEY = "a key that nobody guesses"
 WAV = {"mimeType": "audio/wav"}
@@ -72,11 +72,11 @@ CONTROLS = {
 class Ears(StandIn):
     """Loud is anger, soft is sadness, and all of it German."""
 
-    async def card(self) -> ModelCard:
-        told = {"hears": ("en", "de"), "corpora": ("emodb",), "dev": {"UR": 0.75, "UR de": 0.5}}
+    async def info(self) -> ModelInfo:
+        told = {"identifiable_languages": ("en", "de"), "corpora": ("emodb",), "dev": {"UR": 0.75, "UR de": 0.5}}
         return CARD.model_copy(update=told)
 
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> Said:
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
         said = await super().predict(waves, language)
         loud = [float(np.sqrt(np.mean(np.square(wave_T)))) > 0.2 for wave_T in waves]
         heard = {} if language else {"language": "de", "language_probability": 0.9}
@@ -92,7 +92,7 @@ class Ears(StandIn):
 @contextmanager
 def served(model: StandIn, decoders: Any, **limits: Any) -> Iterator[str]:
     """The API and the page on a port of this machine."""
-    app = create_app(Models(model), Serve(**limits), decoders)
+    app = create_app(ModelRouter(model), ServeConfig(**limits), decoders)
     # without lifespan, for the decoders belong to all tests
     config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
     server = uvicorn.Server(config)
@@ -110,7 +110,7 @@ def served(model: StandIn, decoders: Any, **limits: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def chromium(decoders: Any) -> Iterator[Any]:
-    asyncio.run(decoders.warm())  # not while a page waits; and not later, for Playwright has a loop of its own
+    asyncio.run(decoders.warmup())  # not while a page waits; and not later, for Playwright has a loop of its own
     with browser.chromium() as context:
         yield context.browser
 
@@ -449,7 +449,7 @@ def test_no_microphone(visit, fault, words):
     script = f"navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', '{fault}'));"
     with visit(scripts=script) as seen:
         seen.page.get_by_role("button", name="Record", exact=True).click()
-        seen.page.locator("#record-trouble", has_text=words).wait_for()
+        seen.page.locator("#record-error", has_text=words).wait_for()
         assert words in seen.announced()[-1]
 
 

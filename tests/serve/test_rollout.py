@@ -151,7 +151,7 @@ def test_a_fleet_under_load(cluster: Cluster, recording: Callable[..., bytes], t
         wait(lambda: len(replicas()) == 2 and fleet.running())
         assert load.more() == {first}
 
-        fleet.deploy(old, canary={"checkpoint": new, "share": 0.5})
+        fleet.deploy(old, canary={"checkpoint": new, "traffic_fraction": 0.5})
         wait(lambda: load.more() == {first, second})
         wait(fleet.running)
         for wanted, version in (("stable", first), ("canary", second)):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from lakd_ray.audio import decode
+from lakd_ray.audio import decode_audio
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError
 from lakd_ray.infer.predictor import Predictor
 from lakd_ray.serve.client import Client
@@ -22,10 +22,10 @@ pytestmark = [
 def test_endpoint(endpoint, recording, tiny_checkpoint):
     url, process = endpoint()
     with Client(url) as client:
-        card = client.model()
+        card = client.model_info()
         assert card.languages == ("en", "de")
 
-        answer = client.emotion(recording(2.0), language="de")
+        answer = client.predict(recording(2.0), language="de")
         assert answer.language == "de"
         assert answer.model == card.model
         assert answer.duration_s == pytest.approx(2.0)
@@ -35,15 +35,15 @@ def test_endpoint(endpoint, recording, tiny_checkpoint):
 
         for content, words in ((b"no audio", "422"), (bytes(3_000_000), "413"), (recording(11.0, rate=8_000), "413")):
             with pytest.raises(DataError, match=words):
-                client.emotion(content)
+                client.predict(content)
 
         clips = [recording(seconds) for seconds in (0.5, 1.0, 1.5, 4.0)] * 6
         with ThreadPoolExecutor(len(clips)) as pool:
-            answers = list(pool.map(client.emotion, clips))
+            answers = list(pool.map(client.predict, clips))
         predictor = Predictor.load(tiny_checkpoint)  # by which evaluation answers too
         assert predictor.version == card.version
         for clip, crowd in zip(clips, answers, strict=True):
-            (expected_C,) = predictor.probabilities([decode(clip, where="a clip")])
+            (expected_C,) = predictor.probabilities([decode_audio(clip, source_name="a clip")])
             assert list(crowd.probabilities.values()) == pytest.approx(expected_C.tolist(), abs=1e-4)
 
     form = httpx.post(f"{url}/v1/emotion", files={"file": ("a.flac", recording(format="FLAC"))})
@@ -73,11 +73,11 @@ def test_build_refuses(tmp_path):
 
 
 def test_taken_port_is_refused():
-    from lakd_ray.config import Serve
-    from lakd_ray.serve.port import free_port
+    from lakd_ray.config import ServeConfig
+    from lakd_ray.serve.port import resolve_port
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=str(port)):
-            free_port(Serve(port=port))
-    assert free_port(Serve(port=0)) > 0
+            resolve_port(ServeConfig(port=port))
+    assert resolve_port(ServeConfig(port=0)) > 0

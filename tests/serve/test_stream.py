@@ -14,9 +14,9 @@ from standin import StandIn
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from lakd_ray.config import Serve
-from lakd_ray.serve.answers import Heard
-from lakd_ray.serve.api import Models, create_app
+from lakd_ray.config import ServeConfig
+from lakd_ray.serve.answers import StreamResult
+from lakd_ray.serve.api import ModelRouter, create_app
 
 KEY = "a key that nobody guesses"
 END = '{"type": "end"}'
@@ -29,7 +29,9 @@ def stream(decoders) -> Open:
 
     @contextmanager
     def opened(query: str = "", *, model: StandIn | None = None, **limits: Any) -> Iterator[WebSocketTestSession]:
-        app = create_app(Models(model or StandIn()), Serve(max_seconds=3.0).model_copy(update=limits), decoders)
+        app = create_app(
+            ModelRouter(model or StandIn()), ServeConfig(max_seconds=3.0).model_copy(update=limits), decoders
+        )
         with TestClient(app).websocket_connect(f"/v1/stream?{query}") as session:
             yield session
 
@@ -41,11 +43,11 @@ def samples(seconds: float, rate: int = 16_000) -> bytes:
     return noise.astype("<i2").tobytes()
 
 
-def rest(session: WebSocketTestSession) -> list[Heard]:
+def rest(session: WebSocketTestSession) -> list[StreamResult]:
     """All answers up to the last one."""
-    heard = [Heard.model_validate_json(session.receive_text())]
+    heard = [StreamResult.model_validate_json(session.receive_text())]
     while not heard[-1].final:
-        heard.append(Heard.model_validate_json(session.receive_text()))
+        heard.append(StreamResult.model_validate_json(session.receive_text()))
     return heard
 
 
@@ -62,7 +64,7 @@ def test_rolling_and_final_answers(stream):
     with stream("window_s=1&hop_s=0.5&language=de", model=model) as session:
         for _ in range(4):
             session.send_bytes(samples(0.5))
-            heard = Heard.model_validate_json(session.receive_text())
+            heard = StreamResult.model_validate_json(session.receive_text())
         assert (heard.final, heard.start_s, heard.end_s) == (False, 1.0, 2.0)
         assert (heard.emotion, heard.language, heard.model) == ("neutral", "de", "student")
         session.send_text(END)
@@ -71,7 +73,7 @@ def test_rolling_and_final_answers(stream):
         with pytest.raises(WebSocketDisconnect) as closed:
             session.receive_text()
         assert closed.value.code == 1000
-    assert [len(wave_T) for wave_T in model.heard] == [8_000, 16_000, 16_000, 16_000, 32_000]
+    assert [len(wave_T) for wave_T in model.received] == [8_000, 16_000, 16_000, 16_000, 32_000]
 
 
 def test_messages_may_end_within_a_sample(stream):
@@ -82,7 +84,7 @@ def test_messages_may_end_within_a_sample(stream):
             session.send_bytes(whole[start : start + 4_001])
         session.send_text(END)
         rest(session)
-    assert model.heard[-1] == pytest.approx(np.frombuffer(whole, "<i2") / 32768)
+    assert model.received[-1] == pytest.approx(np.frombuffer(whole, "<i2") / 32768)
 
 
 def test_other_rates(stream):
@@ -91,7 +93,7 @@ def test_other_rates(stream):
         session.send_bytes(samples(1.0, 48_000))
         session.send_text(END)
         assert rest(session)[-1].end_s == pytest.approx(1.0)
-    assert len(model.heard[-1]) == 16_000
+    assert len(model.received[-1]) == 16_000
 
 
 def test_only_the_last_of_a_long_stream_is_kept(stream):
@@ -102,7 +104,7 @@ def test_only_the_last_of_a_long_stream_is_kept(stream):
         session.send_text(END)
         final = rest(session)[-1]
     assert (final.start_s, final.end_s) == (7.0, 10.0)
-    assert len(model.heard[-1]) == 48_000
+    assert len(model.received[-1]) == 48_000
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -180,13 +182,13 @@ def test_keys(stream, tmp_path):
     file = tmp_path / "keys"
     file.write_text(KEY)
     for first in (json.dumps({"key": KEY + "x"}), END):
-        with stream(api_keys=str(file)) as session:
+        with stream(api_keys_file=str(file)) as session:
             session.send_text(first)
             refused(session, 1008, "key")
-    with stream(api_keys=str(file)) as session:
+    with stream(api_keys_file=str(file)) as session:
         session.send_bytes(samples(0.5))
         refused(session, 1008, "key")
-    with stream(api_keys=str(file)) as session:
+    with stream(api_keys_file=str(file)) as session:
         session.send_text(json.dumps({"key": KEY}))
         session.send_bytes(samples(0.5))
         session.send_text(END)

@@ -40,7 +40,7 @@ CALLS: list[Callable[[str], object]] = [
 
 @pytest.fixture
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "ATTEMPTS", 2)
+    monkeypatch.setattr(places, "MAX_ATTEMPTS", 2)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_listing_shows_size_and_version(s3):
     storage.write_bytes(location, b"other")
     (second,) = storage.list_files(storage.join(s3, "versions"))
     assert second.version != first.version
-    assert abs(second.changed - time.time()) < 600
+    assert abs(second.modified - time.time()) < 600
 
 
 def write_shards(count: int = 4) -> dict[str, list[pa.Table]]:

@@ -100,12 +100,12 @@ def test_damaged_table(location):
 
 def test_writing_leaves_nothing_behind(location, tmp_path):
     file = storage.join(location, "file")
-    with pytest.raises(KeyError), storage.writing(file) as stream:
+    with pytest.raises(KeyError), storage.atomic_writer(file) as stream:
         stream.write(b"half")
         raise KeyError
     assert names(location) == []
     storage.write_bytes(file, b"whole")
-    with pytest.raises(KeyError), storage.writing(file) as stream:
+    with pytest.raises(KeyError), storage.atomic_writer(file) as stream:
         stream.write(b"half")
         raise KeyError
     assert storage.read_bytes(file) == b"whole"
@@ -164,44 +164,44 @@ def test_a_disk_that_is_full(tmp_path):
 
 
 def test_errors_of_the_writer_stay_its_own(location):
-    with pytest.raises(FileNotFoundError, match="mine"), storage.writing(storage.join(location, "file")):
+    with pytest.raises(FileNotFoundError, match="mine"), storage.atomic_writer(storage.join(location, "file")):
         raise FileNotFoundError("mine")
-    with pytest.raises(OSError, match="No space") as caught, storage.writing(storage.join(location, "file")):
+    with pytest.raises(OSError, match="No space") as caught, storage.atomic_writer(storage.join(location, "file")):
         raise OSError(errno.ENOSPC, "No space elsewhere")
     assert not isinstance(caught.value, StorageError)
     assert names(location) == []
 
 
 def test_sealed_folder(location, folder):
-    storage.publish_folder(folder, location)
-    with storage.fetched_folder(location) as fetched:
+    storage.write_checksummed_folder(folder, location)
+    with storage.open_checksummed_folder(location) as fetched:
         found = {str(file.relative_to(fetched)): file for file in fetched.rglob("*") if file.is_file()}
         assert {"weights.bin", "deep/name ä.json"} <= found.keys()
         assert found["weights.bin"].read_bytes() == (folder / "weights.bin").read_bytes()
     (folder / "weights.bin").write_bytes(b"new")
-    storage.publish_folder(folder, location)
-    with storage.fetched_folder(location) as fetched:
+    storage.write_checksummed_folder(folder, location)
+    with storage.open_checksummed_folder(location) as fetched:
         assert (fetched / "weights.bin").read_bytes() == b"new"
 
 
 def test_folder_filled_by_several(location, folder, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "rank1.bin").write_bytes(b"1")
-    parts = [storage.copy_into(folder, location), storage.copy_into(tmp_path / "other", location)]
-    with pytest.raises(StorageError, match="never finished"), storage.fetched_folder(location):
+    parts = [storage.upload_folder(folder, location), storage.upload_folder(tmp_path / "other", location)]
+    with pytest.raises(StorageError, match="never finished"), storage.open_checksummed_folder(location):
         pass
-    storage.seal(location, parts)
-    with storage.fetched_folder(location) as fetched:
+    storage.write_checksums(location, parts)
+    with storage.open_checksummed_folder(location) as fetched:
         assert (fetched / "rank1.bin").read_bytes() == b"1"
         assert (fetched / "weights.bin").is_file()
-    storage.unseal(location)
-    with pytest.raises(StorageError, match=r"SEAL\.json is missing"), storage.fetched_folder(location):
+    storage.remove_checksums(location)
+    with pytest.raises(StorageError, match=r"SEAL\.json is missing"), storage.open_checksummed_folder(location):
         pass
 
 
 @pytest.mark.parametrize("damage", ["shorter", "changed", "missing"])
 def test_damaged_folder(location, folder, damage):
-    storage.publish_folder(folder, location)
+    storage.write_checksummed_folder(folder, location)
     weights = storage.join(location, "weights.bin")
     content = storage.read_bytes(weights)
     if damage == "missing":
@@ -209,7 +209,7 @@ def test_damaged_folder(location, folder, damage):
     else:
         storage.write_bytes(weights, content[:-1] if damage == "shorter" else b"x" + content[1:])
     words = r"weights\.bin.*(missing|does not exist)" if damage == "missing" else r"weights\.bin is damaged"
-    with pytest.raises(StorageError, match=words), storage.fetched_folder(location):
+    with pytest.raises(StorageError, match=words), storage.open_checksummed_folder(location):
         pass
 
 

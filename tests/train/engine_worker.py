@@ -17,28 +17,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lakd_ray.config import DistillLoss, Optim, Train
-from lakd_ray.models import EmotionClassifier, pad
+from lakd_ray.config import DistillLossConfig, OptimConfig, TrainConfig
+from lakd_ray.models import EmotionClassifier, pad_batch
 from lakd_ray.train import state as states
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.engines import make
-from lakd_ray.train.step import PARTS, Batch, Objective, losses
+from lakd_ray.train.engines import build_engine
+from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
 STEPS = 10
 LONG = 50
 UTTERANCES = 6  # in each step
-OPTIM = Optim(lr=1e-3, clip=0.1, warmup=0.3, schedule="linear", weight_decay=0.1)
-LOSS = DistillLoss(weighting="language")
+OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.1, warmup_ratio=0.3, lr_schedule="linear", weight_decay=0.1)
+LOSS = DistillLossConfig(weighting="language")
 TEACHERS = ("en", "fi", "fr")
 PLAIN = Objective(LOSS, TEACHERS)
 ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"engine": "torch"},
     **{f"zero-{stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
 }
-AWARE = Objective(DistillLoss(weighting="attention", lam=0.3), TEACHERS, identify=0.1)
+AWARE = Objective(DistillLossConfig(weighting="attention", lam=0.3), TEACHERS, language_id_loss_weight=0.1)
 
 
-def batch(step: int, chosen: Sequence[int] = range(UTTERANCES)) -> Batch:
+def batch(step: int, chosen: Sequence[int] = range(UTTERANCES)) -> TrainBatch:
     """Some of the utterances of a step."""
     random = np.random.default_rng(step)
     lengths = random.integers(2000, 6000, UTTERANCES)
@@ -46,15 +46,15 @@ def batch(step: int, chosen: Sequence[int] = range(UTTERANCES)) -> Batch:
     labels_B = torch.from_numpy(random.integers(0, 4, UTTERANCES))
     teachers_BKC = torch.from_numpy(3 * random.standard_normal((UTTERANCES, 3, 4)).astype(np.float32))
     index = list(chosen)
-    wave_BT, lengths_B = pad([waves[number] for number in index])
+    wave_BT, lengths_B = pad_batch([waves[number] for number in index])
     languages = [TEACHERS[number % 3] for number in index]
     languages_B = torch.tensor([number % 3 for number in index])
-    return Batch(wave_BT, lengths_B, labels_B[index], languages, teachers_BKC[index], languages_B)
+    return TrainBatch(wave_BT, lengths_B, labels_B[index], languages, teachers_BKC[index], languages_B)
 
 
-def aware(*, unknown_share: float = 0.0, **changes: Any) -> EmotionClassifier:
+def aware(*, language_dropout: float = 0.0, **changes: Any) -> EmotionClassifier:
     """A language-aware student; where its languages are hidden, a step is no function of its batch."""
-    return tiny.aware(head=tiny.AWARE.model_copy(update={"unknown_share": unknown_share}), **changes)
+    return tiny.aware(head=tiny.AWARE.model_copy(update={"language_dropout": language_dropout}), **changes)
 
 
 def steps(
@@ -63,19 +63,19 @@ def steps(
     """Optimizer steps on this rank's shares of each; returns the mean losses over all ranks."""
     means = []
     for number in numbers:
-        total = torch.zeros(len(PARTS), dtype=torch.float64)
+        total = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         for share in shares:
-            parts = losses(engine.forward, batch(number, share), objective)
+            parts = compute_losses(engine.forward, batch(number, share), objective)
             engine.backward(parts.loss, UTTERANCES)
             engine.step()
-            total += parts.detached()
+            total += parts.to_tensor()
         dist.all_reduce(total)
         means.append(float(total[0]) / UTTERANCES)
     return means
 
 
-def start(model: EmotionClassifier | None = None, optim: Optim = OPTIM, **train: Any) -> Engine:
-    return make(model or tiny.model(**tiny.STILL), optim, Train(**train), steps=STEPS)
+def start(model: EmotionClassifier | None = None, optim: OptimConfig = OPTIM, **train: Any) -> Engine:
+    return build_engine(model or tiny.model(**tiny.STILL), optim, TrainConfig(**train), total_steps=STEPS)
 
 
 def run(
@@ -85,13 +85,13 @@ def run(
     **train: Any,
 ) -> dict[str, Any]:
     """Losses of ten steps, and the weights after five and ten."""
-    engine = start(model, accumulation=len(shares), **train)
+    engine = start(model, gradient_accumulation_steps=len(shares), **train)
     rates = [engine.learning_rate]
     found = steps(engine, shares, range(5), objective)
     rates.append(engine.learning_rate)
     middle = _weights(engine)
     found += steps(engine, shares, range(5, STEPS), objective)
-    with engine.evaluating():
+    with engine.eval_mode():
         probe = batch(99)
         logits_BC = engine.forward(probe.inputs, probe.lengths_B, probe.languages_B).logits_BC.clone()
     result = {"losses": found, "middle": middle, "end": _weights(engine), "rates": rates, "logits": logits_BC}
@@ -104,23 +104,23 @@ def resumed(
 ) -> dict[str, Any]:
     """The same run with dropout, SpecAugment and hidden languages, uninterrupted and in two parts."""
     folder.mkdir(exist_ok=True)
-    states.seed_generators(7, rank)
-    network = aware(unknown_share=0.5, mask_time_length=2)
+    states.seed_rng(7, rank)
+    network = aware(language_dropout=0.5, mask_time_length=2)
     network.backbone.feature_encoder.requires_grad_(not frozen)
     engine = start(network, **train)
     first = steps(engine, shares, range(3), AWARE)
     engine.save(folder)
-    states.save_generators(folder / f"generators-{rank}.pt")
+    states.save_rng_state(folder / f"generators-{rank}.pt")
     whole = steps(engine, shares, range(3, 6), AWARE)
     whole_weights, whole_rate = _weights(engine), engine.learning_rate
     engine.close()
     dist.barrier()
-    states.seed_generators(8, rank)
-    network = aware(unknown_share=0.5, seed=0 if frozen else 1, mask_time_length=2)  # what is frozen is not saved
+    states.seed_rng(8, rank)
+    network = aware(language_dropout=0.5, seed=0 if frozen else 1, mask_time_length=2)  # what is frozen is not saved
     network.backbone.feature_encoder.requires_grad_(not frozen)
     engine = start(network, **train)
     engine.load(folder)
-    states.load_generators(folder / f"generators-{rank}.pt")
+    states.load_rng_state(folder / f"generators-{rank}.pt")
     again = steps(engine, shares, range(3, 6), AWARE)
     result = {
         "first": first,
@@ -142,13 +142,13 @@ def equal(shares: Sequence[Sequence[int]], **train: Any) -> list[float]:
 def averaged(folder: Path, **train: Any) -> dict[str, Any]:
     """Weights after every step, their average as the engine gives it, and the average after a resumption."""
     folder.mkdir(exist_ok=True)
-    optim = OPTIM.model_copy(update={"average": 0.5, "head_lr": 1e-2})
+    optim = OPTIM.model_copy(update={"ema_decay": 0.5, "head_lr": 1e-2})
     engine = start(optim=optim, **train)
     each = []
     for step in range(3):
         steps(engine, [range(UTTERANCES)], [step])
         each.append({name: value.detach().clone() for name, value in engine._model.network.named_parameters()})
-    with engine.evaluating():
+    with engine.eval_mode():
         judged = {name: value.clone() for name, value in engine._model.network.named_parameters()}
     after = {name: value.detach().clone() for name, value in engine._model.network.named_parameters()}
     engine.save(folder)
@@ -171,14 +171,14 @@ def elsewhere(folder: Path, rank: int, world: int, **train: Any) -> dict[str, An
         engine.save(folder)
         result = {"losses": steps(engine, share, range(3, 6)), "weights": _weights(engine)}
     else:
-        engine.load(folder, world=2)
+        engine.load(folder, world_size=2)
         result = {"losses": steps(engine, [range(UTTERANCES)], range(3, 6)), "weights": _weights(engine)}
     engine.close()
     return result
 
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in engine.weights()[1].items()}
+    return {name: value.clone() for name, value in engine.full_state_dict()[1].items()}
 
 
 def _wait_for(file: Path) -> None:
@@ -201,7 +201,7 @@ def main(rank: int, world: int, out: Path) -> None:
             results[f"zero-{stage}"] = run(union, zero_stage=stage)
             results[f"aware zero-{stage}"] = run(union, aware(**tiny.STILL), AWARE, zero_stage=stage)
         results["accumulated"] = run([[0, 1, 2, 3], [4, 5]])
-        results["recomputed"] = run(union, recompute=True)
+        results["recomputed"] = run(union, gradient_checkpointing=True)
         results["averaged"] = averaged(out / "averaged", zero_stage=2)
         results["equal"] = {name: equal(union, **train) for name, train in ENGINES.items()}
         _wait_for(out / "saved-by-two")

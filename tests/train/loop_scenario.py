@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from lakd_ray.config import Experiment
 from lakd_ray.data import stream as streams
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import Window
-from lakd_ray.data.stream import AudioBatch, Source
+from lakd_ray.data.plan import ReadGroup
+from lakd_ray.data.stream import AudioBatch, ShardSource
 from lakd_ray.runs import teacher_runs
 from lakd_ray.train import feed as feeds
 from lakd_ray.train import loop, together
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.feed import Feed
-from lakd_ray.train.state import State
+from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.train.state import RunState
 
 TRAIN, DEV, EPOCHS = 30, 8, 2
 KILLS = ((None, 9), (2, 4))
@@ -44,7 +44,7 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     for every, steps in KILLS:
         place = folder / f"killed-{every}-{steps}"
         before = _train(manifest, place, rank, world, kill_after=steps, checkpoint_steps=every)
-        reached = State.read(str(place))
+        reached = RunState.read(str(place))
         dist.barrier()
         after = _train(manifest, place, rank, world, checkpoint_steps=every)
         results[every, steps] = _end(place, after) | {"before": before, "reached": reached}
@@ -53,7 +53,7 @@ def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
     dist.barrier()
     start = {"model": {"pretrained": str(folder / "tiny")}}
     for name, use in (("from waves", False), ("from features", True)):
-        rows = _train(manifest, folder / name, rank, world, start, cached_features=use)
+        rows = _train(manifest, folder / name, rank, world, start, cache_features=use)
         results[name] = _end(folder / name, rows)
     return results
 
@@ -71,13 +71,13 @@ def go_on_alone(folder: Path) -> dict[str, Any]:
     return _end(folder / "fewer", rows) | {"told": told}
 
 
-MODEL = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
+MODEL = {"config": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
 
 
 def _experiment(folder: Path, start: dict[str, Any], **train: Any) -> Experiment:
     recipe = {"optim": {"epochs": EPOCHS, "lr": 0.003}, **start}
     content = {"name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe}
-    batch = {"padded_seconds": 2, "max_utterances": 2, "window_row_groups": 2}
+    batch = {"max_padded_seconds": 2, "max_utterances": 2, "shuffle_row_groups": 2}
     corpora = [{"name": "c", "root": str(folder)}]
     return Experiment.model_validate(
         content
@@ -103,17 +103,17 @@ def _train(
 ) -> list[int]:
     """Train the run in a folder to its end, or until it is killed; returns the rows trained on, in order."""
     config = _experiment(place, start or {"model": MODEL}, **settings)
-    group = together.Group(rank, world)
+    group = together.RankGroup(rank, world)
     run_of = teacher_runs(config)[0]
-    source = group.features(config, manifest, run_of.recipe.model)
-    feed = Feed(run_of, config, manifest, None, rank, world, source)
+    source = group.get_or_compute_features(config, manifest, run_of.recipe.model)
+    feed = RankDataLoader(run_of, config, manifest, None, rank, world, source)
     arrived: list[AudioBatch] = []
     rows: list[int] = []
-    step, tensors = Engine.step, Feed.tensors
+    step, collate = Engine.step, RankDataLoader.collate
 
-    def remembering(self: Feed, batch: AudioBatch) -> Any:
+    def remembering(self: RankDataLoader, batch: AudioBatch) -> Any:
         arrived.append(batch)
-        return tensors(self, batch)
+        return collate(self, batch)
 
     def counting(self: Engine) -> None:
         trained = [batch for batch in arrived if batch.split == "train"]
@@ -123,29 +123,29 @@ def _train(
         step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "stream", _read_here)
-        patch.setattr(Feed, "tensors", remembering)
+        patch.setattr(feeds, "stream_batches", _read_here)
+        patch.setattr(RankDataLoader, "collate", remembering)
         patch.setattr(Engine, "step", counting)
         try:
             tell = print if told is None else told.append
-            loop.train(feed, str(place), {"made": "by a test"}, [], lambda _: None, tell=tell)
+            loop.train_run(feed, str(place), {"made": "by a test"}, [], lambda _: None, log=tell)
         except Killed:
             dist.barrier()
     return rows
 
 
 def _read_here(
-    manifest: Manifest, windows: Iterable[Window], *, source: Source | None, **_: Any
+    manifest: Manifest, windows: Iterable[ReadGroup], *, source: ShardSource | None, **_: Any
 ) -> Iterator[AudioBatch]:
-    source = source or Source(manifest.shards)
+    source = source or ShardSource(manifest.shards)
     for window in windows:
-        tables = streams.read_windows(streams.request(manifest, window), source)
+        tables = streams.read_batches(streams.make_read_request(manifest, window), source)
         for rows, table in zip(window.batches, tables, strict=True):
-            yield AudioBatch(window.epoch, window.split, rows, streams.unpack(table, source))
+            yield AudioBatch(window.epoch, window.split, rows, streams.unpack_signals(table, source))
 
 
 def _end(place: Path, rows: list[int]) -> dict[str, Any]:
     dist.barrier()
-    state = State.read(str(place))
-    weights = load_file(place / str(state.best) / "model.safetensors")
+    state = RunState.read(str(place))
+    weights = load_file(place / str(state.best_checkpoint_name) / "model.safetensors")
     return {"rows": rows, "state": state, "weights": weights, "left": sorted(path.name for path in place.iterdir())}

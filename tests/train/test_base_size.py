@@ -9,21 +9,21 @@ STEP = """
 import os, sys, tempfile
 os.environ.setdefault("LOCAL_RANK", "0")
 import torch, torch.distributed as dist
-from lakd_ray.config import DistillLoss, Model, Optim, Train
+from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import build, pad
-from lakd_ray.train.engines import make
-from lakd_ray.train.step import Batch, Objective, losses
+from lakd_ray.models import build_model, pad_batch
+from lakd_ray.train.engines import build_engine
+from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 dist.init_process_group("gloo", init_method="file://" + tempfile.mkdtemp() + "/store", rank=0, world_size=1)
-model = build(Model(architecture={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+model = build_model(ModelConfig(config={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
 count = sum(parameter.numel() for parameter in model.parameters())
 assert 94e6 < count < 96e6, count  # wav2vec2-base has 94.4 million, the head a few more
-engine = make(model, Optim(lr=1e-4, warmup=0.0), Train(workers=1, zero_stage=1), steps=2)
+engine = build_engine(model, OptimConfig(lr=1e-4, warmup_ratio=0.0), TrainConfig(workers=1, zero_stage=1), total_steps=2)
 before = model.network.classifier.weight.detach().clone()
-wave_BT, lengths_B = pad([torch.randn(32_000), torch.randn(24_000)])
-batch = Batch(wave_BT, lengths_B, torch.tensor([0, 3]), ["en", "fi"], torch.randn(2, 3, 4))
-parts = losses(engine.forward, batch, Objective(DistillLoss(), ["en", "fi", "fr"]))
+wave_BT, lengths_B = pad_batch([torch.randn(32_000), torch.randn(24_000)])
+batch = TrainBatch(wave_BT, lengths_B, torch.tensor([0, 3]), ["en", "fi"], torch.randn(2, 3, 4))
+parts = compute_losses(engine.forward, batch, Objective(DistillLossConfig(), ["en", "fi", "fr"]))
 engine.backward(parts.loss, 2)
 engine.step()
 assert torch.isfinite(parts.loss), parts

@@ -11,9 +11,9 @@ import torch._dynamo
 import torch.distributed as dist
 from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
 
-from lakd_ray.config import Train
-from lakd_ray.train.engines import make
-from lakd_ray.train.step import losses
+from lakd_ray.config import TrainConfig
+from lakd_ray.train.engines import build_engine
+from lakd_ray.train.step import compute_losses
 
 pytestmark = [
     pytest.mark.slow,  # the compiler is started for forward, backward and evaluation
@@ -36,16 +36,16 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def trained(**train: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of a few steps on batches of different lengths, and the weights then."""
-    engine = make(tiny.model(**tiny.STILL), OPTIM, Train(**train), steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.STILL), OPTIM, TrainConfig(**train), total_steps=STEPS)
     found = []
     for step in range(STEPS):
-        parts = losses(engine.forward, batch(step), PLAIN)
+        parts = compute_losses(engine.forward, batch(step), PLAIN)
         engine.backward(parts.loss, UTTERANCES)
         engine.step()
         found.append(float(parts.loss.detach()) / UTTERANCES)
-    with engine.evaluating():
+    with engine.eval_mode():
         engine.forward(batch(0).inputs, batch(0).lengths_B)
-    weights = engine.weights()[1]
+    weights = engine.full_state_dict()[1]
     engine.close()
     return found, weights
 

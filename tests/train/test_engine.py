@@ -7,10 +7,10 @@ import tiny
 import torch
 from engine_worker import AWARE, ENGINES, LONG, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
 
-from lakd_ray.config import Optim
+from lakd_ray.config import OptimConfig
 from lakd_ray.models import EmotionClassifier
-from lakd_ray.train.optimizer import parameter_groups, schedule
-from lakd_ray.train.step import Objective, losses
+from lakd_ray.train.optimizer import build_param_groups, make_lr_lambda
+from lakd_ray.train.step import Objective, compute_losses
 
 # Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.
 NOISE = ("k_proj.bias", "frame_key.bias")
@@ -25,15 +25,15 @@ def plain() -> dict[str, Any]:
 def by_torch(model: EmotionClassifier, objective: Objective) -> dict[str, Any]:
     """The mean over the batch, clipped, AdamW."""
     model.train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, OPTIM), lr=OPTIM.lr, betas=OPTIM.betas)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(OPTIM, STEPS))
+    optimizer = torch.optim.AdamW(build_param_groups(model, OPTIM), lr=OPTIM.lr, betas=OPTIM.betas)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, make_lr_lambda(OPTIM, STEPS))
     result: dict[str, Any] = {"losses": []}
     for step in range(STEPS):
         optimizer.zero_grad()
-        loss = losses(model, batch(step), objective).loss / UTTERANCES
+        loss = compute_losses(model, batch(step), objective).loss / UTTERANCES
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip)
-        assert norm > OPTIM.clip or step > 0  # clipping takes part
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.max_grad_norm)
+        assert norm > OPTIM.max_grad_norm or step > 0  # clipping takes part
         optimizer.step()
         scheduler.step()
         result["losses"].append(float(loss.detach()))
@@ -126,7 +126,7 @@ def test_shares_of_any_size_make_the_step_of_their_union(found, world, name):
 
 
 def test_schedule_advances_once_per_step_whatever_the_accumulation(found):
-    expected = [OPTIM.lr * schedule(OPTIM, STEPS)(step) for step in (0, 5)]
+    expected = [OPTIM.lr * make_lr_lambda(OPTIM, STEPS)(step) for step in (0, 5)]
     for world, name in ((1, "zero-1"), (1, "accumulated"), (2, "unequal"), (2, "accumulated")):
         assert found[world][name]["rates"] == pytest.approx(expected), (world, name)
 
@@ -151,22 +151,22 @@ def test_a_resumed_run_goes_on_bit_for_bit(found, name):
     ],
 )
 def test_schedule_by_hand(kind, expected):
-    factor = schedule(Optim(warmup=0.2, schedule=kind), 10)
+    factor = make_lr_lambda(OptimConfig(warmup_ratio=0.2, lr_schedule=kind), 10)
     assert [factor(step) for step in range(11)] == pytest.approx(expected)
     assert factor(50) == pytest.approx(expected[-1])  # later epochs may have a few steps more
 
 
 def test_cosine_schedule_and_edges():
-    factor = schedule(Optim(warmup=0.0, schedule="cosine"), 4)
+    factor = make_lr_lambda(OptimConfig(warmup_ratio=0.0, lr_schedule="cosine"), 4)
     assert [factor(step) for step in range(5)] == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0])
-    assert schedule(Optim(warmup=0.9, schedule="linear"), 1)(0) == 1  # one step: at the full rate
-    assert schedule(Optim(warmup=0.0, schedule="linear"), 0)(0) == 1
+    assert make_lr_lambda(OptimConfig(warmup_ratio=0.9, lr_schedule="linear"), 1)(0) == 1  # one step: at the full rate
+    assert make_lr_lambda(OptimConfig(warmup_ratio=0.0, lr_schedule="linear"), 0)(0) == 1
 
 
 def test_parameter_groups_decay_matrices_alone_and_leave_frozen_weights_out():
     model = tiny.model()
     model.network.freeze_feature_encoder()
-    decayed, others = parameter_groups(model, Optim(weight_decay=0.3, lr=1e-4))
+    decayed, others = build_param_groups(model, OptimConfig(weight_decay=0.3, lr=1e-4))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     assert decayed["lr"] == others["lr"] == 1e-4
     assert {parameter.ndim for parameter in others["params"]} == {1}
@@ -179,7 +179,7 @@ def test_parameter_groups_decay_matrices_alone_and_leave_frozen_weights_out():
 
 def test_the_head_may_have_a_rate_of_its_own():
     model = tiny.model()
-    groups = parameter_groups(model, Optim(lr=1e-5, head_lr=1e-3))
+    groups = build_param_groups(model, OptimConfig(lr=1e-5, head_lr=1e-3))
     assert sorted({group["lr"] for group in groups}) == [1e-5, 1e-3] and len(groups) == 4
     fast = {id(parameter) for group in groups if group["lr"] == 1e-3 for parameter in group["params"]}
     head = [*model.network.projector.parameters(), *model.network.classifier.parameters()]

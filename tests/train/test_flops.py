@@ -4,12 +4,12 @@ import pytest
 import tiny
 import torch
 
-from lakd_ray.models import build
-from lakd_ray.train.flops import peak_flops, step_flops
+from lakd_ray.models import build_model
+from lakd_ray.train.flops import flops_per_audio_second, peak_flops
 
 
 def flops(*, cached: bool = False, **changes: object) -> float:
-    return step_flops(tiny.model(**changes), cached=cached)
+    return flops_per_audio_second(tiny.model(**changes), features_cached=cached)
 
 
 def test_another_layer_costs_what_its_matrices_do():
@@ -26,23 +26,23 @@ def test_what_is_frozen_or_cached_costs_less():
     frozen.backbone.feature_encoder.requires_grad_(False)
     first = (flops() - flops(cached=True)) / 3
     assert first > 0
-    assert step_flops(frozen, cached=False) == pytest.approx(flops(cached=True) + first)
+    assert flops_per_audio_second(frozen, features_cached=False) == pytest.approx(flops(cached=True) + first)
 
 
 def test_nothing_is_left_changed():
     model = tiny.model()
     before = torch.get_rng_state()
-    step_flops(model, cached=False)
+    flops_per_audio_second(model, features_cached=False)
     assert model.training and all(weight.grad is None for weight in model.parameters())
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_every_family_is_counted():
     for config in (tiny.config(aware=tiny.AWARE), tiny.config(feat_extract_norm="layer", do_stable_layer_norm=True)):
-        model = build(config, tiny.PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES, teachers=3)
-        assert step_flops(model, cached=False) > 1e6
-    whisper = tiny.Model(architecture=tiny.WHISPER, freeze_feature_encoder=False)
-    assert step_flops(build(whisper, tiny.PAPER_EMOTIONS, seed=0), cached=False) > 1e5
+        model = build_model(config, tiny.PAPER_EMOTIONS, seed=0, languages=tiny.LANGUAGES, num_teachers=3)
+        assert flops_per_audio_second(model, features_cached=False) > 1e6
+    whisper = tiny.ModelConfig(config=tiny.WHISPER, freeze_feature_encoder=False)
+    assert flops_per_audio_second(build_model(whisper, tiny.PAPER_EMOTIONS, seed=0), features_cached=False) > 1e5
 
 
 def test_a_cpu_has_no_peak():

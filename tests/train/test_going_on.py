@@ -20,8 +20,8 @@ from lakd_ray.runs import teacher_runs
 from lakd_ray.train import feed as feeds
 from lakd_ray.train import loop, saving
 from lakd_ray.train.engine import Engine
-from lakd_ray.train.feed import Feed
-from lakd_ray.train.state import Position, State
+from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.train.state import ResumePoint, RunState
 
 TRAIN, DEV, STEPS = 24, 8, 12
 MADE = {"made": "by a test"}
@@ -37,7 +37,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
-    saving._group.cache_clear()
+    saving._process_group.cache_clear()
     dist.destroy_process_group()
 
 
@@ -50,7 +50,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(autouse=True)
 def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "stream", _read_here)
+    monkeypatch.setattr(feeds, "stream_batches", _read_here)
 
 
 class Run:
@@ -59,25 +59,25 @@ class Run:
     def __init__(
         self, manifest: Manifest, folder: Path | str, *, optim: dict[str, Any] | None = None, **train: Any
     ) -> None:
-        model = {"architecture": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
+        model = {"config": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
         recipe = {"model": model, "optim": {"epochs": 3, "lr": 0.003} | (optim or {})}
         content = {
             "name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe,
             "audio": {"row_group_utterances": noise.ROW_GROUP}, "corpora": [{"name": "c", "root": str(folder)}],
-            "batch": {"padded_seconds": 2, "max_utterances": 2, "window_row_groups": 2},
+            "batch": {"max_padded_seconds": 2, "max_utterances": 2, "shuffle_row_groups": 2},
             "train": {"engine": "torch", **train},
         }  # fmt: skip
         config = Experiment.model_validate(content)
         self.folder, self.told, self.lines = str(folder), list[str](), list[dict[str, Any]]()
-        self._feed = Feed(teacher_runs(config)[0], config, manifest, None, 0, 1)
+        self._feed = RankDataLoader(teacher_runs(config)[0], config, manifest, None, 0, 1)
 
-    def train(self, **more: Any) -> State:
-        loop.train(
-            self._feed, self.folder, MADE, [], self.lines.append, tell=self.told.append, **more
+    def train(self, **more: Any) -> RunState:
+        loop.train_run(
+            self._feed, self.folder, MADE, [], self.lines.append, log=self.told.append, **more
         )  # fmt: skip
         return self.state
 
-    def kill(self, after: int, **more: Any) -> State:
+    def kill(self, after: int, **more: Any) -> RunState:
         """Train, and be killed at an optimizer step."""
         steps = 0
 
@@ -95,12 +95,12 @@ class Run:
         return self.state
 
     @property
-    def state(self) -> State:
-        return State.read(self.folder)
+    def state(self) -> RunState:
+        return RunState.read(self.folder)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        return load(storage.read_bytes(f"{self.folder}/{self.state.best}/model.safetensors"))
+        return load(storage.read_bytes(f"{self.folder}/{self.state.best_checkpoint_name}/model.safetensors"))
 
     @property
     def folders(self) -> set[str]:
@@ -110,9 +110,9 @@ class Run:
 @pytest.fixture(scope="module")
 def whole(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trained without an interruption."""
-    run = Run(manifest, tmp_path_factory.mktemp("whole"), optim={"average": 0.9})
+    run = Run(manifest, tmp_path_factory.mktemp("whole"), optim={"ema_decay": 0.9})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "stream", _read_here)
+        patch.setattr(feeds, "stream_batches", _read_here)
         run.train()
     return run
 
@@ -133,10 +133,10 @@ def spoil(folder: str) -> None:
 
 
 def test_a_damaged_state_is_found_and_the_one_before_it_used(manifest: Manifest, tmp_path: Path, whole: Run):
-    run = Run(manifest, tmp_path / "run", optim={"average": 0.9}, checkpoint_steps=4)
+    run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 9)
-    assert (state.at.epoch, state.at.cursor, state.earlier[0].cursor) == (1, 8, 4)
-    spoil(f"{run.folder}/{state.at.resume}")
+    assert (state.latest.epoch, state.latest.cursor, state.previous[0].cursor) == (1, 8, 4)
+    spoil(f"{run.folder}/{state.latest.resume_folder}")
     run.train()
     (told,) = run.told
     assert "is damaged" in told and "Going on from the state before it: epoch 1, batch 4" in told
@@ -146,10 +146,10 @@ def test_a_damaged_state_is_found_and_the_one_before_it_used(manifest: Manifest,
 def test_a_state_without_its_seal_is_not_taken_for_whole_and_none_at_all_is_the_beginning(
     manifest: Manifest, tmp_path: Path, whole: Run
 ):
-    run = Run(manifest, tmp_path / "run", optim={"average": 0.9})
+    run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
     state = run.kill(after=2 * STEPS + 2)
-    for position in (state.at, *state.earlier):
-        storage.delete(f"{run.folder}/{position.resume}/SEAL.json")
+    for position in (state.latest, *state.previous):
+        storage.delete(f"{run.folder}/{position.resume_folder}/SEAL.json")
     run.train()
     assert len(run.told) == 2 and "the beginning" in run.told[1]
     same(run, whole)
@@ -158,51 +158,53 @@ def test_a_state_without_its_seal_is_not_taken_for_whole_and_none_at_all_is_the_
 def test_a_notice_saves_the_state_at_once_and_training_goes_on(manifest: Manifest, tmp_path: Path, whole: Run):
     asked: list[int] = []
 
-    def leaving() -> bool:
+    def preemption_pending() -> bool:
         asked.append(1)
         return True
 
-    run = Run(manifest, tmp_path / "run", optim={"average": 0.9})
-    state = run.kill(after=11, leaving=leaving)
-    assert (state.at.epoch, state.at.cursor, len(asked)) == (0, 10, 1), "saved at the step at which it was asked"
+    run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
+    state = run.kill(after=11, preemption_pending=preemption_pending)
+    assert (state.latest.epoch, state.latest.cursor, len(asked)) == (0, 10, 1), (
+        "saved at the step at which it was asked"
+    )
     run.train()
     same(run, whole)
 
 
 def test_a_run_in_a_bucket_goes_on(manifest: Manifest, whole: Run, s3: str):
-    run = Run(manifest, f"{s3}/going-on", optim={"average": 0.9}, checkpoint_steps=4)
+    run = Run(manifest, f"{s3}/going-on", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 5)
-    assert (state.at.epoch, state.at.cursor) == (1, 4)
+    assert (state.latest.epoch, state.latest.cursor) == (1, 4)
     run.train()
     same(run, whole)
-    assert run.folders == {run.state.best}
+    assert run.folders == {run.state.best_checkpoint_name}
 
 
 def test_what_is_kept(manifest: Manifest, tmp_path: Path):
-    run = Run(manifest, tmp_path / "run", keep_best=2, keep_states=3)
+    run = Run(manifest, tmp_path / "run", keep_checkpoints=2, keep_resume_states=3)
     state = run.kill(after=3 * STEPS - 1)
     assert len([name for name in run.folders if name.startswith("resume-")]) == 2  # no third one was saved yet
-    assert set(state.ranked(2)) <= run.folders
+    assert set(state.best_checkpoints(2)) <= run.folders
     state = run.train()
-    assert run.folders == set(state.ranked(2)) and len(run.folders) == 2
-    assert (state.at, state.earlier) == (Position(3), ())
+    assert run.folders == set(state.best_checkpoints(2)) and len(run.folders) == 2
+    assert (state.latest, state.previous) == (ResumePoint(3), ())
 
 
 def test_a_run_ends_when_dev_gets_no_better(manifest: Manifest, tmp_path: Path):
-    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "patience": 2})
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "early_stopping_patience": 2})
     state = run.train()
-    assert (len(state.metrics), state.best) == (3, "best-0001")
+    assert (len(state.metrics), state.best_checkpoint_name) == (3, "best-0001")
     assert run.train() == state and len(run.lines) == 3, "it is done, and not trained again"
 
 
 def test_a_patient_run_goes_on_where_it_was_killed(manifest: Manifest, tmp_path: Path):
-    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "patience": 2})
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "early_stopping_patience": 2})
     run.kill(after=2 * STEPS + 3)
     assert len(run.train().metrics) == 3
 
 
 def test_a_loss_that_runs_away_is_diagnosed_and_nothing_bad_is_kept(manifest: Manifest, tmp_path: Path):
-    run = Run(manifest, tmp_path / "run", optim={"lr": 1e9, "clip": 1e9, "warmup": 0.0})
+    run = Run(manifest, tmp_path / "run", optim={"lr": 1e9, "max_grad_norm": 1e9, "warmup_ratio": 0.0})
     with pytest.raises(
         TrainingError, match=r"epoch 1 the loss is .* on utt.*Learning rate .*e\+08, last gradient norm.* have run away"
     ):
@@ -211,15 +213,15 @@ def test_a_loss_that_runs_away_is_diagnosed_and_nothing_bad_is_kept(manifest: Ma
 
 
 def test_a_batch_that_is_not_a_number_is_named(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    tensors = Feed.tensors
+    collate = RankDataLoader.collate
 
-    def spoilt(self: Feed, arrived: Any) -> Any:
-        batch = tensors(self, arrived)
+    def spoilt(self: RankDataLoader, arrived: Any) -> Any:
+        batch = collate(self, arrived)
         if 3 in arrived.rows:
             batch.inputs[0, :] = float("nan")
         return batch
 
-    monkeypatch.setattr(Feed, "tensors", spoilt)
+    monkeypatch.setattr(RankDataLoader, "collate", spoilt)
     run = Run(manifest, tmp_path / "run")
     utterance = manifest.table["utterance"][3].as_py()
     with pytest.raises(TrainingError, match=rf"{utterance}.*weights are sound, so it comes from this batch"):
@@ -230,11 +232,11 @@ def test_what_cannot_be_saved_ends_the_run(manifest: Manifest, tmp_path: Path, m
     def full(source: Path, location: str) -> Any:
         raise StorageError("no space left")
 
-    monkeypatch.setattr(saving.storage, "copy_into", full)
+    monkeypatch.setattr(saving.storage, "upload_folder", full)
     run = Run(manifest, tmp_path / "run")
     with pytest.raises(StorageError, match="rank 0 could not save its state: no space left"):
         run.train()
-    assert run.state == State()
+    assert run.state == RunState()
 
 
 def test_a_line_says_what_an_epoch_cost(whole: Run):

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
 
-from lakd_ray.config import Train
-from lakd_ray.train.engines import make
+from lakd_ray.config import TrainConfig
+from lakd_ray.train.engines import build_engine
 from lakd_ray.train.flops import peak_flops
-from lakd_ray.train.meter import Stopwatch, peak_memory_mb
-from lakd_ray.train.step import losses
+from lakd_ray.train.meter import StepTimer, peak_memory_mb
+from lakd_ray.train.step import compute_losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 STEPS = 6
@@ -33,10 +33,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def trained(**train: Any) -> list[float]:
     """Losses of a few steps."""
-    engine = make(tiny.model(**tiny.STILL), OPTIM, Train(gpu=True, **train), steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.STILL), OPTIM, TrainConfig(gpu=True, **train), total_steps=STEPS)
     found = []
     for step in range(STEPS):
-        parts = losses(engine.forward, batch(step).to(engine.device, engine.dtype), PLAIN)
+        parts = compute_losses(engine.forward, batch(step).to(engine.device, engine.dtype), PLAIN)
         engine.backward(parts.loss, UTTERANCES)
         engine.step()
         found.append(float(parts.loss.detach()) / UTTERANCES)
@@ -64,17 +64,17 @@ def test_half_precision_is_near(plain: list[float], engine: str, train: dict[str
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offloading_changes_nothing(plain: list[float], stage: int):
-    assert trained(zero_stage=stage, offload=True) == pytest.approx(plain, abs=1e-4)
+    assert trained(zero_stage=stage, offload_optimizer=True) == pytest.approx(plain, abs=1e-4)
 
 
 def test_a_saved_state_comes_back_to_the_gpu(tmp_path: Path):
-    engine = make(tiny.model(**tiny.STILL), OPTIM, Train(gpu=True), steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.STILL), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
     engine.save(tmp_path)
-    before = engine.weights()[1]
+    before = engine.full_state_dict()[1]
     engine.close()
-    engine = make(tiny.model(**tiny.STILL, seed=1), OPTIM, Train(gpu=True), steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.STILL, seed=1), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
     engine.load(tmp_path)
-    for name, value in engine.weights()[1].items():
+    for name, value in engine.full_state_dict()[1].items():
         assert torch.equal(value, before[name]), name
     engine.close()
 
@@ -88,12 +88,12 @@ def test_what_the_gpu_could_do_is_known():
 
 
 def test_parts_of_a_step_are_timed_on_the_device():
-    watch = Stopwatch(torch.device("cuda"))
+    watch = StepTimer(torch.device("cuda"))
     one = torch.randn(4096, 4096, device="cuda")
     for _ in range(10):
         one = one @ one / 64
-    watch.lap("work")
-    watch.lap("nothing")
-    spent = watch.read()
-    assert spent["work"] > 10 * spent["nothing"] and watch.read() == {}
+    watch.mark("work")
+    watch.mark("nothing")
+    spent = watch.read_and_reset()
+    assert spent["work"] > 10 * spent["nothing"] and watch.read_and_reset() == {}
     assert peak_memory_mb(torch.device("cuda")) > 64

@@ -18,17 +18,17 @@ from loop_scenario import _read_here
 from safetensors.torch import load_file
 
 from lakd_ray import records
-from lakd_ray.config import Experiment, load
+from lakd_ray.config import Experiment, load_config
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.runs import teacher_runs
 from lakd_ray.train import feed as feeds
 from lakd_ray.train import loop, saving
-from lakd_ray.train.feed import Feed
-from lakd_ray.train.queue import Event
+from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.train.queue import TrainingEvent
 from lakd_ray.train.run import train_tasks
-from lakd_ray.train.state import State
-from lakd_ray.train.worker import Task
+from lakd_ray.train.state import RunState
+from lakd_ray.train.worker import TrainingTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
 
@@ -36,12 +36,12 @@ EXPERIMENT = f"stages: [prepare, teachers]\n{SMALL}train: {{{{workers: {{workers
 
 
 def config_of(file: Path) -> tuple[Experiment, str]:
-    config = load(file)
+    config = load_config(file)
     return config, teacher_runs(config)[0].folder(config)
 
 
 def reached(folder: str) -> tuple[int, int]:
-    at = State.read(folder).at
+    at = RunState.read(folder).latest
     return at.epoch, at.cursor
 
 
@@ -65,17 +65,18 @@ def kill_workers(
 
 def same_end(one: str, other: str) -> None:
     """Same metrics, same weights to the last bit."""
-    states = [State.read(folder) for folder in (one, other)]
+    states = [RunState.read(folder) for folder in (one, other)]
     told = [[(line["loss"], line["dev_UR"], line["dev_ce"]) for line in state.metrics] for state in states]
     assert told[0] == told[1]
-    assert states[0].best == states[1].best
+    assert states[0].best_checkpoint_name == states[1].best_checkpoint_name
     files = [
-        Path(folder, str(state.best), "model.safetensors") for folder, state in zip((one, other), states, strict=True)
+        Path(folder, str(state.best_checkpoint_name), "model.safetensors")
+        for folder, state in zip((one, other), states, strict=True)
     ]
     weights = [load_file(file) for file in files]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
-    records_of = [records.read(folder) for folder in (one, other)]
+    records_of = [records.read_record(folder) for folder in (one, other)]
     assert all(record is not None and record["finished"] for record in records_of)
 
 
@@ -93,18 +94,20 @@ def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureReq
 
 def train_here(config: Experiment, folder: str, scratch: Path) -> None:
     """The same run in this process, of which nothing is killed and whose windows no stream reads."""
-    run, manifest = teacher_runs(config)[0], manifests.load(config)
+    run, manifest = teacher_runs(config)[0], manifests.load_manifest(config)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, when DeepSpeed is imported
-        patch.setattr(feeds, "stream", _read_here)
+        patch.setattr(feeds, "stream_batches", _read_here)
         patch.setenv("LOCAL_RANK", "0")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{scratch / 'store'}", rank=0, world_size=1)
         try:
-            loop.train(Feed(run, config, manifest, None, 0, 1), folder, {"made": "here"}, [], lambda _: None)
+            loop.train_run(
+                RankDataLoader(run, config, manifest, None, 0, 1), folder, {"made": "here"}, [], lambda _: None
+            )
         finally:
-            saving._group.cache_clear()
+            saving._process_group.cache_clear()
             dist.destroy_process_group()
             torch.set_num_threads(threads)
 
@@ -114,10 +117,10 @@ def test_two_workers_are_killed(tmp_path: Path) -> None:
     runs = Runs(tmp_path, EXPERIMENT, environment={}, workers=1, epochs=3)
     whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
     prepare.run(killed[0])
-    events: list[Event] = []
+    events: list[TrainingEvent] = []
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(
-            train_tasks, [Task(killed[0], teacher_runs(killed[0])[0])], name="killed", tell=events.append
+            train_tasks, [TrainingTask(killed[0], teacher_runs(killed[0])[0])], name="killed", on_event=events.append
         )
 
         def wait(until: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loop_scenario import EPOCHS, KILLS, TRAIN
 
-from lakd_ray.train.state import State
+from lakd_ray.train.state import RunState
 
 TIMED = ("seconds", "dev_seconds", "audio_seconds", "padding", "memory_mb", "tflops")
 
@@ -17,7 +17,7 @@ def runs(found: dict[int, dict[str, Any]]) -> list[dict[Any, Any]]:
     return [found[2]["loop"], found[2]["loop of rank 1"]]
 
 
-def metrics(state: State) -> list[dict[str, Any]]:
+def metrics(state: RunState) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith(TIMED)} for line in state.metrics]
 
 
@@ -30,7 +30,7 @@ def test_an_epoch_has_each_row_once(runs):
 def test_a_killed_run_ends_with_the_same_weights_and_metrics(runs, kill):
     whole, killed = runs[0]["whole"], runs[0][kill]
     assert metrics(killed["state"]) == metrics(whole["state"])
-    assert killed["state"].best == whole["state"].best
+    assert killed["state"].best_checkpoint_name == whole["state"].best_checkpoint_name
     for name, value in whole["weights"].items():
         assert torch.equal(killed["weights"][name], value), name
     assert killed["left"] == whole["left"], "something was left behind"
@@ -54,11 +54,11 @@ def test_it_goes_on_where_it_was_saved(runs, kill):
         reached = killed["reached"]
         per_epoch = len(whole) // EPOCHS
         if every is None:
-            assert reached.at.cursor == 0
-            assert len(killed["rows"]) == len(whole) - reached.at.epoch * per_epoch
+            assert reached.latest.cursor == 0
+            assert len(killed["rows"]) == len(whole) - reached.latest.epoch * per_epoch
         else:
             assert len(killed["before"]) + len(killed["rows"]) - len(whole) <= 2 * every, "more lost than was unsaved"
-            assert (reached.at.epoch, reached.at.cursor) > (0, 0)
+            assert (reached.latest.epoch, reached.latest.cursor) > (0, 0)
         assert len(killed["rows"]) > 0
         assert steps > 0
 

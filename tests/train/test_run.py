@@ -10,13 +10,13 @@ from ray.train import TrainingFailedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from lakd_ray.config import Experiment, Model, Recipe
+from lakd_ray.config import Experiment, ModelConfig, Recipe
 from lakd_ray.errors import StorageError, TrainingError
 from lakd_ray.runs import Run, teacher_runs
 from lakd_ray.train import run as training
-from lakd_ray.train.queue import Queue
-from lakd_ray.train.state import Position, State
-from lakd_ray.train.worker import Task
+from lakd_ray.train.queue import RunQueue
+from lakd_ray.train.state import ResumePoint, RunState
+from lakd_ray.train.worker import TrainingTask
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -35,7 +35,7 @@ def told(cause: Exception) -> TrainingFailedError:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
-    recipe = Recipe(model=Model(pretrained="somewhere"))
+    recipe = Recipe(model=ModelConfig(pretrained="somewhere"))
     content = {"name": "x", "storage": str(tmp_path), "languages": ["en"], "train": {"max_failures": 2}}
     corpora = ({"name": "demo", "root": "nowhere"},)
     return Experiment.model_validate({**content, "corpora": corpora, "teacher": recipe, "student": recipe})
@@ -48,11 +48,11 @@ def run_of(experiment: Experiment) -> Run:
 
 @pytest.fixture
 def queue(run_of: Run) -> Any:
-    return ray.remote(num_cpus=0)(Queue).remote({run_of.id: [], "other": [], "needs it": [run_of.id]})
+    return ray.remote(num_cpus=0)(RunQueue).remote({run_of.id: [], "other": [], "needs it": [run_of.id]})
 
 
 def events(queue: Any) -> list[tuple[str, str]]:
-    return [(event["event"], event["run"]) for event in ray.get(queue.news.remote())]
+    return [(event["event"], event["run"]) for event in ray.get(queue.drain_events.remote())]
 
 
 Script = Callable[[Iterator[Exception | int | None]], list[str]]
@@ -66,17 +66,17 @@ def attempts(experiment: Experiment, run_of: Run, queue: Any, monkeypatch: pytes
     def play(script: Iterator[Exception | int | None]) -> list[str]:
         class Trainer:
             def fit(self) -> None:
-                ray.get(queue.take.remote("teachers"))
+                ray.get(queue.next_run.remote("teachers"))
                 step = next(script)
                 made.append(repr(step))
                 if isinstance(step, int):
                     folder = run_of.folder(experiment)
-                    State(Position(State.read(folder).at.epoch + step)).write(folder)
+                    RunState(ResumePoint(RunState.read(folder).latest.epoch + step)).write(folder)
                     raise failed(LOST)
                 if step is not None:
                     raise step
 
-        monkeypatch.setattr(training, "_trainer", lambda *_: Trainer())
+        monkeypatch.setattr(training, "_build_trainer", lambda *_: Trainer())
         return made
 
     return play
@@ -86,7 +86,7 @@ def test_a_lost_worker_is_replaced_and_says_so(
     experiment: Experiment, run_of: Run, queue: Any, attempts: Script
 ) -> None:
     made = attempts(iter([failed(LOST), None]))
-    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
+    training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", False)
     assert len(made) == 2
     assert events(queue)[:3] == [("started", run_of.id), ("lost", run_of.id), ("started", run_of.id)]
 
@@ -94,7 +94,7 @@ def test_a_lost_worker_is_replaced_and_says_so(
 def test_it_gives_up_where_nothing_gets_on(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([failed(LOST)] * 9))
     with pytest.raises(TrainingError, match=r"3 times without getting on: .*the actor died"):
-        training._fit(queue, [Task(experiment, run_of)], "teachers", False)
+        training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", False)
     assert len(made) == 3
 
 
@@ -102,26 +102,26 @@ def test_a_machine_that_is_taken_away_every_hour_does_not_end_the_run(
     experiment: Experiment, run_of: Run, queue: Any, attempts: Script
 ) -> None:
     made = attempts(iter([1, 1, 1, 1, 1, None]))
-    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
+    training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", False)
     assert len(made) == 6
 
 
 def test_a_mistake_is_told_at_once(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([told(TrainingError("the loss is nan")), None]))
     with pytest.raises(TrainingError, match=r"^the loss is nan$"):
-        training._fit(queue, [Task(experiment, run_of)], "teachers", False)
+        training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", False)
     assert len(made) == 1
 
 
 def test_storage_may_be_back_the_next_time(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([told(StorageError("the bucket does not answer")), None]))
-    training._fit(queue, [Task(experiment, run_of)], "teachers", False)
+    training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", False)
     assert len(made) == 2
 
 
 def test_the_others_go_on_where_one_fails(experiment: Experiment, run_of: Run, queue: Any, attempts: Script) -> None:
     made = attempts(iter([told(TrainingError("the loss is nan")), None]))
-    training._fit(queue, [Task(experiment, run_of)], "teachers", True)
+    training._fit(queue, [TrainingTask(experiment, run_of)], "teachers", True)
     assert len(made) == 2
     assert events(queue) == [
         ("started", run_of.id), ("failed", run_of.id), ("failed", "needs it"), ("started", "other"),
@@ -133,15 +133,15 @@ def test_every_epoch_reaches_people_and_trackers(
 ) -> None:
     line = {"run": run_of.id, "epoch": 1, "loss": 0.5, "dev_UR": 0.25}
 
-    def fit(queue: Any, tasks: list[Task], name: str, keep_going: bool) -> None:
-        queue.take.remote(name)
-        queue.tell.remote({"event": "epoch", "run": run_of.id, "line": line})
-        ray.get(queue.done.remote(name))
+    def fit(queue: Any, tasks: list[TrainingTask], name: str, keep_going: bool) -> None:
+        queue.next_run.remote(name)
+        queue.publish.remote({"event": "epoch", "run": run_of.id, "line": line})
+        ray.get(queue.mark_done.remote(name))
 
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(training, "_fit", fit)
-    monkeypatch.setattr(training, "_not_done", lambda tasks: {task.run.id: task for task in tasks})
-    training.train_tasks([Task(experiment, run_of)], name="teachers", tell=told.append)
+    monkeypatch.setattr(training, "_pending_tasks", lambda tasks: {task.run.id: task for task in tasks})
+    training.train_tasks([TrainingTask(experiment, run_of)], name="teachers", on_event=told.append)
     assert [event["event"] for event in told] == ["started", "epoch", "finished"]
     (file,) = Path(experiment.folder, "tensorboard", run_of.id).iterdir()
     assert b"dev/UR" in file.read_bytes()

@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lakd_ray.config import DistillLoss, Experiment, LabelLoss
+from lakd_ray.config import DistillLossConfig, Experiment, LabelLossConfig
 from lakd_ray.data.stream import AudioBatch
-from lakd_ray.models import Outputs
+from lakd_ray.models import ClassifierOutput
 from lakd_ray.runs import teacher_runs
-from lakd_ray.train.feed import Feed
-from lakd_ray.train.step import PARTS, Batch, Objective, losses
+from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
 B, K, C = 7, 3, 4
 TEACHERS = ("en", "fi", None)
 RANDOM = np.random.default_rng(1)
 LOGITS = torch.from_numpy(2 * RANDOM.normal(size=(B, C))).float()
-WHOLE = Batch(
+WHOLE = TrainBatch(
     inputs=LOGITS,  # the model of these tests hands them on
     lengths_B=torch.ones(B, dtype=torch.long),
     labels_B=torch.from_numpy(RANDOM.integers(0, C, B)),
@@ -31,14 +31,14 @@ Settings = dict[str, Any]
 CHANGES: list[tuple[Settings, Settings, Settings]] = [  # distillation before, distillation after, labels after
     *(
         ({}, {"weighting": name}, {})
-        for name in ("uniform", "similarity-centred", "language", "confidence", "top1", "rank")
+        for name in ("uniform", "similarity-centered", "language", "confidence", "top1", "rank")
     ),
-    ({"weighting": "language"}, {"weighting": "language", "own_language": 0.4}, {}),
-    ({"weighting": "confidence"}, {"weighting": "confidence", "confidence": "entropy"}, {}),
-    ({}, {"tau": 1.0}, {}),
+    ({"weighting": "language"}, {"weighting": "language", "same_language_weight": 0.4}, {}),
+    ({"weighting": "confidence"}, {"weighting": "confidence", "confidence_by": "entropy"}, {}),
+    ({}, {"weighting_temperature": 1.0}, {}),
     ({}, {"temperature": 2.0}, {}),
     ({}, {"lam": 0.5}, {}),
-    ({}, {"standardise": True}, {}),
+    ({}, {"standardize_logits": True}, {}),
     ({}, {"reference_compat": True}, {}),
     ({}, {}, {"class_balance": 1.0}),
     ({}, {}, {"focal_gamma": 2.0}),
@@ -47,13 +47,13 @@ CHANGES: list[tuple[Settings, Settings, Settings]] = [  # distillation before, d
 ROWS = list(range(B))
 
 
-def forward(inputs: torch.Tensor, *_: torch.Tensor | None) -> Outputs:
-    return Outputs(inputs)
+def forward(inputs: torch.Tensor, *_: torch.Tensor | None) -> ClassifierOutput:
+    return ClassifierOutput(inputs)
 
 
-def part(rows: list[int], *, weighted: bool = True) -> Batch:
+def part(rows: list[int], *, weighted: bool = True) -> TrainBatch:
     assert WHOLE.teacher_logits_BKC is not None and WHOLE.label_weights_B is not None
-    return Batch(
+    return TrainBatch(
         WHOLE.inputs[rows],
         WHOLE.lengths_B[rows],
         WHOLE.labels_B[rows],
@@ -63,9 +63,9 @@ def part(rows: list[int], *, weighted: bool = True) -> Batch:
     )
 
 
-def total(batch: Batch, distill: Settings | None, label: Settings) -> torch.Tensor:
-    loss = None if distill is None else DistillLoss(**distill)
-    return losses(forward, batch, Objective(loss, TEACHERS, LabelLoss(**label))).detached()
+def total(batch: TrainBatch, distill: Settings | None, label: Settings) -> torch.Tensor:
+    loss = None if distill is None else DistillLossConfig(**distill)
+    return compute_losses(forward, batch, Objective(loss, TEACHERS, LabelLossConfig(**label))).to_tensor()
 
 
 @pytest.mark.parametrize(("before", "after", "label"), CHANGES, ids=str)
@@ -79,15 +79,15 @@ def test_every_setting_takes_part_and_shares_add_up(before, after, label):
 
 
 def test_fine_tuning_is_cross_entropy_to_the_bit():
-    found = losses(forward, part(ROWS, weighted=False), Objective())
+    found = compute_losses(forward, part(ROWS, weighted=False), Objective())
     assert torch.equal(found.loss, F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))
     assert not found.kl.any()
 
 
 def test_parts_that_an_objective_has():
-    assert Objective().parts == Objective(DistillLoss()).parts == ("loss", "ce", "kl")
-    assert Objective(identify=0.1).parts == ("loss", "ce", "kl", "language")
-    assert Objective(DistillLoss(weighting="attention"), identify=0.1).parts == PARTS
+    assert Objective().loss_names == Objective(DistillLossConfig()).loss_names == ("loss", "ce", "kl")
+    assert Objective(language_id_loss_weight=0.1).loss_names == ("loss", "ce", "kl", "language")
+    assert Objective(DistillLossConfig(weighting="attention"), language_id_loss_weight=0.1).loss_names == LOSS_NAMES
 
 
 @pytest.mark.parametrize("label", [{"class_balance": 0.9}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}], ids=str)
@@ -108,9 +108,11 @@ def test_weights_of_classes_go_by_all_of_train_and_not_by_the_batch(balance, tmp
     recipe = {"model": {"pretrained": "some/model"}, "label_loss": {"class_balance": balance}}
     content = {"name": "t", "languages": ["en"], "corpora": [{"name": "c", "root": "x"}]}
     config = Experiment.model_validate(content | {"teacher": recipe, "student": recipe})
-    feed = Feed(teacher_runs(config)[0], config, noise.manifest(tmp_path, train=10, dev=4), None, rank=0, world=1)
+    feed = RankDataLoader(
+        teacher_runs(config)[0], config, noise.manifest(tmp_path, train=10, dev=4), None, rank=0, world_size=1
+    )
     rows = np.array([0, 4, 3])  # classes 0, 0 and 3; of the ten in train 3, 3, 2 and 2
-    batch = feed.tensors(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
+    batch = feed.collate(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
     assert batch.labels_B.tolist() == [0, 0, 3]
     if balance:
         assert batch.to(torch.device("cpu"), torch.float32).label_weights_B.tolist() == pytest.approx(

@@ -16,10 +16,10 @@ from lakd_ray.config import Experiment
 from lakd_ray.errors import ConfigError
 from lakd_ray.runs import Run, student_runs, teacher_runs
 from lakd_ray.train import track
-from lakd_ray.train.state import State
-from lakd_ray.train.track import check, trackers, tracking
-from lakd_ray.train.trackers.base import Outcome, scalars, settings, tags
-from lakd_ray.train.worker import Task
+from lakd_ray.train.state import RunState
+from lakd_ray.train.track import build_trackers, check_tracker_packages, track_runs
+from lakd_ray.train.trackers.base import RunStatus, flatten_metrics, hyperparameters, run_tags
+from lakd_ray.train.worker import TrainingTask
 
 EN, FI = "teacher-en-f0-s42", "teacher-fi-f0-s42"
 Points = dict[str, list[tuple[int, float]]]
@@ -28,18 +28,18 @@ Points = dict[str, list[tuple[int, float]]]
 def experiment(where: str, **tracked: Any) -> Experiment:
     recipe = {"model": {"pretrained": "some/model"}}
     split = {"scheme": "speaker-groups", "groups": [["anna"], ["berta"]]}
-    corpus = {"name": "one", "root": "/home/carla", "emotions": {"Freude!": "happiness"}, "split": split}
-    brought = [{"name": "other", "checkpoint": "hub/name", "heard": ["one:dora"]}]
+    corpus = {"name": "one", "root": "/home/carla", "emotion_map": {"Freude!": "happiness"}, "split": split}
+    brought = [{"name": "other", "checkpoint": "hub/name", "trained_on": ["one:dora"]}]
     return Experiment.model_validate(
         {
             "name": "watched", "storage": where, "languages": ["en", "fi"], "corpora": [corpus], "teacher": recipe,
-            "student": recipe, "distill": {"brought": brought}, "tracking": tracked,
+            "student": recipe, "distill": {"external_teachers": brought}, "tracking": tracked,
         }
     )  # fmt: skip
 
 
-def tasks_of(config: Experiment) -> dict[str, Task]:
-    return {run.id: Task(config, run) for run in (*teacher_runs(config), *student_runs(config))}
+def tasks_of(config: Experiment) -> dict[str, TrainingTask]:
+    return {run.id: TrainingTask(config, run) for run in (*teacher_runs(config), *student_runs(config))}
 
 
 def line(epoch: int, run: str = EN) -> dict[str, Any]:
@@ -59,10 +59,10 @@ def finished(run: str = EN) -> dict[str, Any]:
     return {"event": "finished", "run": run, "group": "teachers"}
 
 
-def trained(task: Task, epochs: int) -> None:
+def trained(task: TrainingTask, epochs: int) -> None:
     """Leave a run's folder as its worker has by then."""
     folder = task.run.folder(task.config)
-    State(metrics=tuple(line(epoch, task.run.id) for epoch in range(1, epochs + 1))).write(folder)
+    RunState(metrics=tuple(line(epoch, task.run.id) for epoch in range(1, epochs + 1))).write(folder)
 
 
 def points(location: str) -> Points:
@@ -90,16 +90,16 @@ class Fake:
         self.fails_at, self.holds = fails_at, holds
         self.told: list[tuple[str, str | int]] = []
 
-    def open(self, config: Experiment, run: Run) -> int:
+    def start_run(self, config: Experiment, run: Run) -> int:
         self.told.append((run.id, "open"))
         return self.holds
 
-    def epoch(self, run: str, line: Any) -> None:
+    def log_epoch(self, run: str, line: Any) -> None:
         if line["epoch"] == self.fails_at:
             raise OSError(28, "No space left on device")
         self.told.append((run, line["epoch"]))
 
-    def close(self, run: str, outcome: Outcome) -> None:
+    def end_run(self, run: str, outcome: RunStatus) -> None:
         self.told.append((run, outcome))
 
 
@@ -109,13 +109,13 @@ def config(tmp_path: Path) -> Experiment:
 
 
 @pytest.fixture
-def tasks(config: Experiment) -> dict[str, Task]:
+def tasks(config: Experiment) -> dict[str, TrainingTask]:
     return tasks_of(config)
 
 
 def test_numbers_are_grouped_and_the_rest_is_left_alone():
     extra = {"grad_norm": 3, "memory_mb": None, "steps": 7, "note": "x", "flag": True, "other_one": 2, "dev_seconds": 1}
-    assert scalars(line(2) | extra) == {
+    assert flatten_metrics(line(2) | extra) == {
         "loss/total": 0.5, "loss/ce": 0.5, "dev/UR": 0.5, "dev/UR/en": 0.5, "dev/UR/fi": 0.5, "dev/ce": 1.0,
         "optim/lr": 0.125,
         "optim/grad_norm": 3.0, "optim/steps": 7.0, "speed/audio_seconds_per_second": 64.0, "data/padding": 0.0625,
@@ -125,18 +125,18 @@ def test_numbers_are_grouped_and_the_rest_is_left_alone():
 
 def test_settings_name_neither_speakers_nor_places(tasks):
     for task in tasks.values():
-        told = settings(task.config, task.run)
+        told = hyperparameters(task.config, task.run)
         assert not [name for name in ("anna", "berta", "carla", "dora") if name in str(told)]
         assert (told["corpora.one.split.groups"], told["student.optim.betas"]) == (2, "0.9, 0.999")
-        assert (told["fold"], told["distill.brought.0.name"], told["variant"]) == (0, "other", "null")
-    assert tags(task.config, task.run)["paradigm"] == "mtkd"
+        assert (told["fold"], told["distill.external_teachers.0.name"], told["variant"]) == (0, "other", "null")
+    assert run_tags(task.config, task.run)["paradigm"] == "mtkd"
 
 
 @pytest.mark.parametrize("place", ["disk", "bucket"])
 def test_event_files(place, tmp_path, request):
     where = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
     config = experiment(where)
-    with tracking(trackers(config), tasks_of(config)) as tell:
+    with track_runs(build_trackers(config), tasks_of(config)) as tell:
         for epoch in (1, 2):
             tell({"event": "started", "run": EN, "group": "teachers"})
             tell(event(epoch, EN))
@@ -146,12 +146,12 @@ def test_event_files(place, tmp_path, request):
         found = points(f"{where}/watched/tensorboard/{run}")
         assert found["dev/UR/en"] == [(1, 0.25), (2, 0.5)]
         assert found["loss/total"] == [(1, 1.0), (2, 0.5)]
-        assert found.keys() == scalars(line(1)).keys()
+        assert found.keys() == flatten_metrics(line(1)).keys()
     assert not (tmp_path / "watched").exists() or place == "disk"
 
 
 def test_an_epoch_lies_there_before_the_run_ends(config, tasks):
-    with tracking(trackers(config), tasks) as tell:
+    with track_runs(build_trackers(config), tasks) as tell:
         tell(event(1))
         deadline = time.monotonic() + 10
         while not points(f"{config.folder}/tensorboard/{EN}") and time.monotonic() < deadline:
@@ -160,11 +160,11 @@ def test_an_epoch_lies_there_before_the_run_ends(config, tasks):
 
 
 def test_no_epoch_is_there_twice_after_an_interruption(config, tasks):
-    with tracking(trackers(config), tasks) as tell:
+    with track_runs(build_trackers(config), tasks) as tell:
         for epoch in (1, 2, 3):
             tell(event(epoch))
     trained(tasks[EN], 2)  # the state of the third is lost, and it is trained again
-    with tracking(trackers(config), tasks) as tell:
+    with track_runs(build_trackers(config), tasks) as tell:
         for epoch in (3, 3, 4):
             tell(event(epoch))
         tell(finished())
@@ -174,7 +174,7 @@ def test_no_epoch_is_there_twice_after_an_interruption(config, tasks):
 def test_what_nobody_was_there_to_tell_is_made_up_for(tasks):
     trained(tasks[EN], 3)
     fakes = [Fake(), Fake(holds=1), Fake(holds=3)]
-    with tracking(fakes, tasks) as tell:
+    with track_runs(fakes, tasks) as tell:
         tell(event(4))
         tell(finished())
     assert [fake.told[1:-1] for fake in fakes] == [[(EN, epoch) for epoch in range(first, 5)] for first in (1, 2, 4)]
@@ -182,7 +182,7 @@ def test_what_nobody_was_there_to_tell_is_made_up_for(tasks):
 
 def test_how_runs_end(tasks):
     fake = Fake()
-    with tracking([fake], tasks) as tell:
+    with track_runs([fake], tasks) as tell:
         tell({"event": "lost", "run": "teachers", "reason": "the node went"})
         tell(event(1, EN))
         tell(event(1, FI))
@@ -192,15 +192,15 @@ def test_how_runs_end(tasks):
 
 
 def test_runs_that_are_not_trained_leave_nothing(config, tasks):
-    with tracking(trackers(config), tasks) as tell:
+    with track_runs(build_trackers(config), tasks) as tell:
         tell(finished())
     assert not Path(config.folder).exists()
-    assert trackers(experiment(config.storage, tensorboard=False)) == []
+    assert build_trackers(experiment(config.storage, tensorboard=False)) == []
 
 
 def test_one_that_fails_is_left_out_and_says_so_once(tasks, capsys):
     good, bad = Fake(), Fake(fails_at=2)
-    with tracking([bad, good], tasks) as tell:
+    with track_runs([bad, good], tasks) as tell:
         for epoch in (1, 2, 3, 4):
             tell(event(epoch))
         tell(finished())
@@ -215,13 +215,13 @@ def test_one_that_fails_is_left_out_and_says_so_once(tasks, capsys):
 def test_a_full_disk_is_told_and_nothing_else_happens(config, tasks, capsys):
     Path(config.folder).parent.mkdir(exist_ok=True)
     Path(config.folder).write_text("a file where a folder should be")
-    with tracking(trackers(config), tasks) as tell:
+    with track_runs(build_trackers(config), tasks) as tell:
         tell(event(1))
     assert "TensorBoard is left out from here on" in capsys.readouterr().out
 
 
 def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
-    monkeypatch.setattr(track, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(track, "_CLOSE_TIMEOUT_S", 0.2)
     released, good = threading.Event(), Fake()
 
     class Hangs(Fake):
@@ -231,7 +231,7 @@ def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
 
     started = time.monotonic()
     try:
-        with tracking([Hangs(), good], tasks) as tell:
+        with track_runs([Hangs(), good], tasks) as tell:
             tell(event(1))
         assert time.monotonic() - started < 5
     finally:
@@ -245,10 +245,10 @@ def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("name", "content"), [("mlflow", {"uri": "https://host:5000"}), ("wandb", {})])
 def test_what_is_not_installed_is_refused_at_once(name, content, tmp_path, monkeypatch):
-    monkeypatch.setattr(track, "_installed", lambda _: False)
+    monkeypatch.setattr(track, "_is_installed", lambda _: False)
     with pytest.raises(ConfigError, match=rf"`tracking\.{name}` is set, .* install lakd-ray\[{name}\]"):
-        trackers(experiment(str(tmp_path), **{name: content}))
-    check(experiment(str(tmp_path)))
+        build_trackers(experiment(str(tmp_path), **{name: content}))
+    check_tracker_packages(experiment(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_mlflow(tmp_path, capsys):
     config = experiment(str(tmp_path), tensorboard=False, mlflow={"uri": uri})
     tasks = tasks_of(config)
     for first in (1, 3):
-        with tracking(trackers(config), tasks) as tell:
+        with track_runs(build_trackers(config), tasks) as tell:
             for epoch in (first, first + 1):
                 tell(event(epoch))
         trained(tasks[EN], 2)
@@ -293,7 +293,7 @@ def test_mlflow(tmp_path, capsys):
     assert [(one.step, one.value) for one in history] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
     assert (run.info.run_name, run.info.status) == (EN, "KILLED")
     assert run.data.params["teacher.model.pretrained"] == "some/model"
-    assert tags(config, tasks[EN].run).items() <= run.data.tags.items()
+    assert run_tags(config, tasks[EN].run).items() <= run.data.tags.items()
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -305,7 +305,7 @@ def test_weights_and_biases_offline(place, tmp_path, capsys, request):
     config = experiment(where, tensorboard=False, wandb={})
     tasks = tasks_of(config)
     for first in (1, 3):
-        with tracking(trackers(config), tasks) as tell:
+        with track_runs(build_trackers(config), tasks) as tell:
             for run in (EN, FI):
                 tell(event(first, run))
                 tell(event(first + 1, run))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lakd_ray.train.queue import Event
-from lakd_ray.train.watch import clock, following, format_line, show
+from lakd_ray.train.queue import TrainingEvent
+from lakd_ray.train.watch import format_duration, format_epoch, poll_events, print_event
 
 
 def line(epoch: int, run: str = "mtkd-multilingual-f0-s42") -> dict[str, Any]:
@@ -24,23 +24,23 @@ def line(epoch: int, run: str = "mtkd-multilingual-f0-s42") -> dict[str, Any]:
 
 
 def test_one_epoch_for_people():
-    assert format_line(line(3)) == (
+    assert format_epoch(line(3)) == (
         "mtkd-multilingual-f0-s42   epoch  3/20  loss 1.235  dev UR 0.634 (en 0.70 fi 0.57)  82 audio-s/s  2:05 left"
     )
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (7325, "2:02:05")])
 def test_clock(seconds, text):
-    assert clock(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_what_is_printed(capsys):
-    show({"event": "started", "run": "a"})
-    show({"event": "finished", "run": "a"})
+    print_event({"event": "started", "run": "a"})
+    print_event({"event": "finished", "run": "a"})
     assert capsys.readouterr().out == ""
-    show({"event": "epoch", "run": "a", "line": line(3)})
-    show({"event": "lost", "run": "a", "reason": "the node went"})
-    show({"event": "failed", "run": "a", "reason": "the loss is nan"})
+    print_event({"event": "epoch", "run": "a", "line": line(3)})
+    print_event({"event": "lost", "run": "a", "reason": "the node went"})
+    print_event({"event": "failed", "run": "a", "reason": "the loss is nan"})
     said = capsys.readouterr().out.splitlines()
     assert "3/20" in said[0]
     assert said[1:] == [
@@ -53,12 +53,12 @@ class News:
     """Numbered events, some of which come late."""
 
     def __init__(self) -> None:
-        self.waiting: list[Event] = []
+        self.waiting: list[TrainingEvent] = []
 
     def add(self, *numbers: int) -> None:
         self.waiting += [{"event": "x", "run": str(number)} for number in numbers]
 
-    def __call__(self) -> list[Event]:
+    def __call__(self) -> list[TrainingEvent]:
         news, self.waiting = self.waiting, []
         return news
 
@@ -66,11 +66,11 @@ class News:
 def test_news_are_told_while_it_lasts_and_the_last_ones_at_the_end():
     news, told, other, heard = News(), [], [], threading.Event()
 
-    def tell(event: Event) -> None:
+    def tell(event: TrainingEvent) -> None:
         told.append(event["run"])
         heard.set()
 
-    with following(news, tell, other.append):
+    with poll_events(news, tell, other.append):
         news.add(1, 2)
         assert heard.wait(20)
         deadline = time.monotonic() + 20
@@ -82,7 +82,7 @@ def test_news_are_told_while_it_lasts_and_the_last_ones_at_the_end():
 
 def test_it_ends_when_the_training_fails():
     news, told = News(), []
-    with pytest.raises(RuntimeError, match="diverged"), following(news, lambda event: told.append(event["run"])):
+    with pytest.raises(RuntimeError, match="diverged"), poll_events(news, lambda event: told.append(event["run"])):
         news.add(1)
         raise RuntimeError("diverged")
     assert told == ["1"]

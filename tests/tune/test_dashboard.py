@@ -18,8 +18,8 @@ from cluster import free_port
 def test_the_dashboard_shows_the_search(tmp_path: Path) -> None:
     one = study(tmp_path, trials=8, space=CHOSEN, sampler="random")
     numbers = [play(one, [0.3 + 0.05 * index, 0.4 + 0.05 * index])[0] for index in range(6)]
-    number, _ = one.next()
-    one.fail(number, "out of memory")
+    number, _ = one.next_trial()
+    one.fail_trial(number, "out of memory")
     one.close()
     url = f"http://127.0.0.1:{free_port()}"
     program, database = Path(sys.executable).with_name("optuna-dashboard"), tmp_path / "s/tune/study.db"

@@ -37,16 +37,16 @@ TRIALS = [PAPER, LUCKY, STEADY, FAILED]
 
 
 def test_the_best_of_one_seed_is_ranked_by_it_and_what_failed_is_not_ranked():
-    assert [one.number for one in outcome.ranked(TRIALS)] == [1, 2, 0]
+    assert [one.number for one in outcome.rank_trials(TRIALS)] == [1, 2, 0]
 
 
 def test_who_was_chosen_for_a_lucky_number_is_ranked_by_the_other_seeds_alone():
-    confirmed = {0: [0.70, 0.70], 1: [0.60, 0.62]}
-    assert [one.number for one in outcome.ranked(TRIALS, confirmed)] == [0, 1, 2]
+    seed_objectives = {0: [0.70, 0.70], 1: [0.60, 0.62]}
+    assert [one.number for one in outcome.rank_trials(TRIALS, seed_objectives)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("confirmed", "words"),
+    ("seed_objectives", "words"),
     [
         ({}, r"trial 1 is \+20.0 points above the paper's settings, with one seed each: that may be luck"),
         ({0: [0.7], 1: [0.8]}, r"trial 1 is \+10.0 points against .* over one other seed, which gives no interval"),
@@ -55,19 +55,19 @@ def test_who_was_chosen_for_a_lucky_number_is_ranked_by_the_other_seeds_alone():
         ({0: [0.8, 0.8], 1: [0.7, 0.6], 2: [0.7, 0.74]}, "^The paper's settings are the best. On dev trial 2 is -8.0"),
     ],
 )
-def test_the_winner_is_held_against_the_papers_settings(confirmed, words):
-    assert re.search(words, outcome.compared(CONFIG, TRIALS, confirmed))
+def test_the_winner_is_held_against_the_papers_settings(seed_objectives, words):
+    assert re.search(words, outcome.compare_with_paper(CONFIG, TRIALS, seed_objectives))
 
 
 def test_where_the_paper_was_not_tried_that_is_said():
-    assert "were not tried" in outcome.compared(CONFIG, [LUCKY, STEADY], {})
-    assert outcome.compared(CONFIG, [PAPER], {}) == "The paper's settings are the best."
+    assert "were not tried" in outcome.compare_with_paper(CONFIG, [LUCKY, STEADY], {})
+    assert outcome.compare_with_paper(CONFIG, [PAPER], {}) == "The paper's settings are the best."
 
 
 def test_what_a_search_cost_is_told_with_its_confirmation():
-    told = outcome.cost(CONFIG, TRIALS, {}, epoch_seconds=100.0)
+    told = outcome.describe_cost(CONFIG, TRIALS, {}, epoch_seconds=100.0)
     assert told.startswith(
         "4 trials were trained on 0.33 audio-hours, 1.5 times what one student on the full budget of 8"
     )
-    again = outcome.cost(CONFIG, TRIALS, {0: [0.1, 0.2], 1: [0.1, 0.2]}, epoch_seconds=100.0)
+    again = outcome.describe_cost(CONFIG, TRIALS, {0: [0.1, 0.2], 1: [0.1, 0.2]}, epoch_seconds=100.0)
     assert again == told[:-1] + "; the 4 runs with other seeds add 0.33, 1.5 times."

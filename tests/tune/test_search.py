@@ -10,17 +10,17 @@ import pytest
 from kills import SMALL, Runs, kill_all, machines, marked, workers
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment, load
-from lakd_ray.train.state import State
+from lakd_ray.config import Experiment, load_config
+from lakd_ray.train.state import RunState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EPOCHS, TRIALS = 5, 3
 EXPERIMENT = f"""stages: [prepare, teachers, tune]
-{SMALL}tune: {{{{trials: {TRIALS}, concurrent: 1, workers_per_trial: {{workers}}, epochs: {EPOCHS}, {{search}}}}}}
+{SMALL}tune: {{{{trials: {TRIALS}, max_concurrent_trials: 1, workers_per_trial: {{workers}}, epochs: {EPOCHS}, {{search}}}}}}
 train: {{{{workers: 1}}}}
 """
-ALONE = {"epochs": 1, "workers": 1, "search": "stopping: none"}
+ALONE = {"epochs": 1, "workers": 1, "search": "scheduler: none"}
 RATES = "{student.optim.lr: {choices: [0.001, 0.003, 1.0e-30]}}"
 
 
@@ -33,11 +33,11 @@ def runs(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Runs]:
 
 def lines(config: Experiment, trial: int) -> list[dict[str, Any]]:
     """Of the epochs that a trial has done; each says how long it took, so that one done again is told from it."""
-    return list(State.read(storage.join(config.stage_folder("tune"), "trials", f"{trial:04d}")).metrics)
+    return list(RunState.read(storage.join(config.stage_folder("tune"), "trials", f"{trial:04d}")).metrics)
 
 
 def test_what_ended_stays_and_what_was_running_goes_on(runs: Runs, tmp_path: Path) -> None:
-    config, mark = load(runs.experiment("search")), str(tmp_path)
+    config, mark = load_config(runs.experiment("search")), str(tmp_path)
     process = runs.start("search")
     runs.wait(process, lambda: len(lines(config, 0)) >= 2)
     seen = {0: lines(config, 0)}
@@ -66,7 +66,7 @@ def test_what_ended_stays_and_what_was_running_goes_on(runs: Runs, tmp_path: Pat
 
 @pytest.mark.parametrize("runs", [{"workers": 2}], indirect=True)
 def test_trials_of_two_workers_one_of_which_is_killed(runs: Runs, tmp_path: Path) -> None:
-    config, mark = load(runs.experiment("search")), str(tmp_path)
+    config, mark = load_config(runs.experiment("search")), str(tmp_path)
     process = runs.start("search")
     runs.wait(process, lambda: len(lines(config, 0)) >= 2)
     known, training = lines(config, 0), workers(mark, "RayTrainWorker")
@@ -79,13 +79,13 @@ def test_trials_of_two_workers_one_of_which_is_killed(runs: Runs, tmp_path: Path
 
 @pytest.mark.parametrize(
     "runs",
-    [{"workers": 2, "search": f"grace: 2, reduction: 2, sampler: grid, space: {RATES}"}],
+    [{"workers": 2, "search": f"grace_epochs: 2, reduction_factor: 2, sampler: grid, space: {RATES}"}],
     indirect=True,
 )
 def test_a_trial_that_is_stopped_takes_its_workers_with_it(runs: Runs, tmp_path: Path) -> None:
     """One of the learning rates learns nothing. Groups of two trials do not have room beside each other."""
     runs.finish(runs.start("search"))
-    folder = load(runs.experiment("search")).stage_folder("tune")
+    folder = load_config(runs.experiment("search")).stage_folder("tune")
     ended = storage.read_json(storage.join(folder, "trials.json"))
     assert {each["state"] for each in ended} == {"complete", "stopped"}
     assert not workers(str(tmp_path), "RayTrainWorker")
@@ -97,7 +97,7 @@ def test_the_machine_of_a_trial_is_lost(tmp_path: Path) -> None:
     with machines(environment, 2, cpus=2) as nodes:
         reached_by = {**environment, "RAY_ADDRESS": nodes.address}
         with closing(Runs(tmp_path, EXPERIMENT, environment=reached_by, **ALONE)) as runs:
-            config = load(runs.experiment("search"))
+            config = load_config(runs.experiment("search"))
             process = runs.start("search")
             runs.wait(process, lambda: len(lines(config, 0)) >= 2)
             known = lines(config, 0)

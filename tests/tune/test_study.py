@@ -8,9 +8,9 @@ import pytest
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import ConfigError, StageError
-from lakd_ray.tune.study import PAPER, Study, check_grid, experiment_of, paper_settings
+from lakd_ray.tune.study import PAPER_LOSS, Study, build_trial_config, paper_settings, validate_search_space
 
-T, LAM, TAU = "distill.mtkd.temperature", "distill.mtkd.lam", "distill.mtkd.tau"
+T, LAM, TAU = "distill.mtkd.temperature", "distill.mtkd.lam", "distill.mtkd.weighting_temperature"
 WEIGHTING = "distill.mtkd.weighting"
 
 
@@ -27,8 +27,8 @@ def study(folder: Path | str, **tune: Any) -> Study:
 
 CHOSEN = {
     WEIGHTING: {"choices": ["similarity", "uniform", "language"]},
-    TAU: {"low": 0.05, "high": 2.0, "log": True, "when": {WEIGHTING: ["similarity"]}},
-    "distill.mtkd.own_language": {"low": 0.3, "high": 1.0, "when": {WEIGHTING: ["language"]}},
+    TAU: {"low": 0.05, "high": 2.0, "log": True, "conditions": {WEIGHTING: ["similarity"]}},
+    "distill.mtkd.same_language_weight": {"low": 0.3, "high": 1.0, "conditions": {WEIGHTING: ["language"]}},
     "student.optim.lr": {"low": 1e-5, "high": 1e-3, "log": True},
 }
 
@@ -36,85 +36,89 @@ CHOSEN = {
 def play(one: Study, values: list[float], number: int | None = None) -> tuple[int, bool]:
     """Run a trial whose epochs have these objectives; returns its number and whether it was stopped."""
     if number is None:
-        number, _ = one.next()
+        number, _ = one.next_trial()
     for epoch, value in enumerate(values, start=1):
-        if one.report(number, epoch, value, 10.0):
-            one.finish(number, None, stopped=True)
+        if one.report_epoch(number, epoch, value, 10.0):
+            one.finish_trial(number, None, stopped=True)
             return number, True
-    one.finish(number, None, stopped=False)
+    one.finish_trial(number, None, stopped=False)
     return number, False
 
 
 def test_the_first_trial_is_the_papers_and_only_once(tmp_path: Path):
     one = study(tmp_path)
-    number, settings = one.next()
+    number, settings = one.next_trial()
     assert (number, settings) == (0, {T: 5.0, LAM: 0.25, TAU: 0.25})
-    assert experiment_of(experiment(tmp_path), settings).distill.mtkd == PAPER
+    assert build_trial_config(experiment(tmp_path), settings).distill.mtkd == PAPER_LOSS
     play(one, [0.5], number)
     again = study(tmp_path)
-    _, other = again.next()
+    _, other = again.next_trial()
     assert other != settings
-    loss = experiment_of(experiment(tmp_path), other).distill.mtkd
-    assert (loss.temperature, loss.lam, loss.tau) == (other[T], other[LAM], other[TAU]) and not loss.reference_compat
+    loss = build_trial_config(experiment(tmp_path), other).distill.mtkd
+    assert (loss.temperature, loss.lam, loss.weighting_temperature) == (
+        other[T],
+        other[LAM],
+        other[TAU],
+    ) and not loss.reference_compat
 
 
 def test_a_space_without_the_papers_settings_has_no_such_trial(tmp_path: Path):
     config = experiment(tmp_path, space={T: {"low": 6.0, "high": 9.0}})
     assert paper_settings(config) == {}
-    assert 6 <= Study(config, config.stage_folder("tune")).next()[1][T] <= 9
+    assert 6 <= Study(config, config.stage_folder("tune")).next_trial()[1][T] <= 9
 
 
 def test_settings_apply_under_their_conditions_alone(tmp_path: Path):
     one = study(tmp_path, trials=30, space=CHOSEN, sampler="random")
     seen = {}
     for _ in range(30):
-        number, settings = one.next()
+        number, settings = one.next_trial()
         play(one, [0.5], number)
         seen[settings[WEIGHTING]] = set(settings) - {WEIGHTING, "student.optim.lr"}
-        experiment_of(experiment(tmp_path, space=CHOSEN), settings)
-    assert seen == {"similarity": {TAU}, "uniform": set(), "language": {"distill.mtkd.own_language"}}
+        build_trial_config(experiment(tmp_path, space=CHOSEN), settings)
+    assert seen == {"similarity": {TAU}, "uniform": set(), "language": {"distill.mtkd.same_language_weight"}}
 
 
 def test_trials_are_stopped_at_rungs_and_count_as_stopped(tmp_path: Path):
-    one = study(tmp_path, trials=9, grace=1, reduction=3)
+    one = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3)
     told = [play(one, [value, value + 0.01, value + 0.02]) for value in (0.8, 0.3, 0.5, 0.2, 0.7, 0.1)]
     assert not told[0][1] and all(stopped for _, stopped in told[1:3])
-    states = {trial.number: (trial.state, trial.epochs) for trial in one.trials()}
+    states = {trial.number: (trial.state, trial.epochs) for trial in one.get_trials()}
     assert states[0] == ("complete", 3) and states[1] == ("stopped", 1)
-    assert one.left == 3, "what was stopped is a trial"
+    assert one.remaining == 3, "what was stopped is a trial"
 
 
 def test_a_trial_that_has_done_its_last_epoch_is_complete_however_it_did(tmp_path: Path):
-    one = study(tmp_path, trials=9, grace=1, reduction=3, epochs=3)
+    one = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3, epochs=3)
     told = [play(one, [0.8, 0.8, value]) for value in (0.90, 0.85, 0.80, 0.81)]
     assert not any(stopped for _, stopped in told)
 
 
 def test_an_interrupted_trial_is_handed_out_again_with_what_it_had_reported(tmp_path: Path):
-    one = study(tmp_path, stopping="none")
-    number, settings = one.next()
-    one.report(number, 1, 0.4, 10.0)
+    one = study(tmp_path, scheduler="none")
+    number, settings = one.next_trial()
+    one.report_epoch(number, 1, 0.4, 10.0)
     del one  # the driver is killed
-    again = study(tmp_path, stopping="none")
-    assert again.left == 4
-    assert again.next() == (number, settings)
-    again.report(number, 1, 0.4, 10.0)  # its state was saved, so the epoch is told once more
+    again = study(tmp_path, scheduler="none")
+    assert again.remaining == 4
+    assert again.next_trial() == (number, settings)
+    again.report_epoch(number, 1, 0.4, 10.0)  # its state was saved, so the epoch is told once more
     play(again, [0.4, 0.6], number)
-    (trial,) = again.trials()
+    (trial,) = again.get_trials()
     assert (trial.curve, trial.audio_seconds, trial.state) == ((0.4, 0.6), 20.0, "complete")
-    assert again.left == 3
+    assert again.remaining == 3
 
 
 def test_failed_trials_are_recorded_with_their_cause_and_more_can_be_added(tmp_path: Path):
-    one = study(tmp_path, trials=2, stopping="none")
+    one = study(tmp_path, trials=2, scheduler="none")
     play(one, [0.5])
-    number, _ = one.next()
-    one.fail(number, "RuntimeError: no room")
-    assert one.left == 0
-    assert [(trial.state, trial.cause) for trial in one.trials()] == [
+    number, _ = one.next_trial()
+    one.fail_trial(number, "RuntimeError: no room")
+    assert one.remaining == 0
+    assert [(trial.state, trial.cause) for trial in one.get_trials()] == [
         ("complete", None), ("failed", "RuntimeError: no room"),
     ]  # fmt: skip
-    assert study(tmp_path, trials=5, stopping="none").left == 3
+    assert study(tmp_path, trials=5, scheduler="none").remaining == 3
 
 
 def test_another_search_is_refused(tmp_path: Path):
@@ -125,12 +129,12 @@ def test_another_search_is_refused(tmp_path: Path):
 
 def test_a_study_in_a_bucket_comes_back(s3: str, tmp_path: Path):
     place = f"{s3}/study-{tmp_path.name}"
-    one = study(place, stopping="none")
+    one = study(place, scheduler="none")
     play(one, [0.5])
-    number, settings = one.next()
-    again = study(place, stopping="none")
-    assert again.next() == (number, settings)
-    assert [trial.state for trial in again.trials()] == ["complete", "running"]
+    number, settings = one.next_trial()
+    again = study(place, scheduler="none")
+    assert again.next_trial() == (number, settings)
+    assert [trial.state for trial in again.get_trials()] == ["complete", "running"]
     assert storage.exists(f"{place}/s/tune/study.db")
 
 
@@ -139,27 +143,27 @@ def test_a_grid_goes_through_all_choices(tmp_path: Path):
     one = study(tmp_path, space=space, sampler="grid", trials=4)
     seen = []
     for _ in range(4):
-        number, settings = one.next()
+        number, settings = one.next_trial()
         play(one, [0.5], number)
         seen.append((settings[WEIGHTING], settings[T]))
     assert len(set(seen)) == 4
 
 
 def test_two_objectives_are_never_stopped_early(tmp_path: Path):
-    one = study(tmp_path, against="size", grace=1)
+    one = study(tmp_path, second_objective="size", grace_epochs=1)
     for UR, size in ((0.8, 100.0), (0.2, 50.0), (0.1, 90.0)):
-        number, _ = one.next()
-        assert not any(one.report(number, epoch, UR, 1.0) for epoch in (1, 2, 3))
-        one.finish(number, size, stopped=False)
-    assert [(trial.objective, trial.cost) for trial in one.trials()] == [(0.8, 100.0), (0.2, 50.0), (0.1, 90.0)]
+        number, _ = one.next_trial()
+        assert not any(one.report_epoch(number, epoch, UR, 1.0) for epoch in (1, 2, 3))
+        one.finish_trial(number, size, stopped=False)
+    assert [(trial.objective, trial.cost) for trial in one.get_trials()] == [(0.8, 100.0), (0.2, 50.0), (0.1, 90.0)]
 
 
 def test_importance_finds_what_matters(tmp_path: Path):
-    one = study(tmp_path, trials=40, sampler="random", stopping="none")
+    one = study(tmp_path, trials=40, sampler="random", scheduler="none")
     for _ in range(40):
-        number, settings = one.next()
+        number, settings = one.next_trial()
         play(one, [1 - abs(settings[T] - 3) / 10], number)
-    found = one.importance()
+    found = one.get_param_importances()
     assert max(found, key=lambda key: found[key]) == T
 
 
@@ -171,7 +175,7 @@ def test_importance_finds_what_matters(tmp_path: Path):
         ({"space": {T: {"low": 5.0}}}, "expected `low` and `high`"),
         ({"space": {T: {"low": 5.0, "high": 2.0}}}, "low < high"),
         ({"space": {T: {"choices": [1]}}}, "two or more `choices`"),
-        ({"space": {T: {"low": 1, "high": 2, "when": {LAM: [0.5]}}}}, "named before it"),
+        ({"space": {T: {"low": 1, "high": 2, "conditions": {LAM: [0.5]}}}}, "named before it"),
         ({"sampler": "grid"}, "list values"),
         ({"space": {}}, "name a setting"),
     ],
@@ -183,4 +187,4 @@ def test_impossible_searches_are_refused(tmp_path: Path, tune: dict[str, Any], m
 
 def test_choices_that_the_experiment_refuses_are_told_before_anything_runs(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"attention.*language-aware"):
-        check_grid(experiment(tmp_path, space={WEIGHTING: {"choices": ["uniform", "attention"]}}))
+        validate_search_space(experiment(tmp_path, space={WEIGHTING: {"choices": ["uniform", "attention"]}}))

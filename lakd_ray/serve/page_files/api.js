@@ -6,7 +6,7 @@ const TRIES = 4; // of a request that the endpoint is too busy for
 const LONGEST_WAIT_S = 20;
 
 /** Why there is no answer, and what to do. */
-export class Refusal extends Error {
+export class ApiError extends Error {
   constructor(message, advice, status = 0) {
     super(message);
     this.advice = advice;
@@ -26,22 +26,22 @@ const ADVICE = {
 };
 
 let key = null; // in memory alone
-let asking = null;
+let keyPrompt = null;
 
 /** The key as it was given, or null. */
-export const theKey = () => key;
+export const currentKey = () => key;
 
 /** Ask for a key; null if none is given. Several requests that need one at once wait for the same dialog. */
-export function askForKey(why) {
-  asking ??= new Promise((resolve) => {
+export function promptForKey(why) {
+  keyPrompt ??= new Promise((resolve) => {
     const [dialog, field] = [byId("key-dialog"), byId("key")];
     const settle = (value) => {
       field.value = "";
       dialog.close();
-      asking = null;
+      keyPrompt = null;
       resolve(value);
     };
-    byId("key-why").textContent = why;
+    byId("key-reason").textContent = why;
     byId("key-form").onsubmit = (event) => {
       event.preventDefault();
       key = field.value.trim();
@@ -55,13 +55,13 @@ export function askForKey(why) {
     };
     dialog.showModal();
   });
-  return asking;
+  return keyPrompt;
 }
 
-const FORGETS = "The page forgets it when it is closed or loaded again.";
+const KEY_NOTICE = "The page forgets it when it is closed or loaded again.";
 
 /** A response that is not an error; asks for a key, and waits while the endpoint is busy. */
-async function ask(path, options, onWait = () => {}) {
+async function sendRequest(path, options, onWait = () => {}) {
   for (let tried = 1; ; tried++) {
     const used = key;
     const headers = { ...options.headers, ...(used && { Authorization: `Bearer ${used}` }) };
@@ -70,7 +70,7 @@ async function ask(path, options, onWait = () => {}) {
       response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refusal(
+      throw new ApiError(
         "The endpoint did not answer.",
         "See whether it runs and you are online, then try again. A very large file may have been cut off: send a shorter part.",
       );
@@ -78,19 +78,19 @@ async function ask(path, options, onWait = () => {}) {
     if (response.ok) return response;
     const { status } = response;
     if (status === 401) {
-      const why = used ? `That key was not accepted. ${FORGETS}` : `Its operator gives keys. ${FORGETS}`;
-      if (key !== used || (await askForKey(why))) {
+      const why = used ? `That key was not accepted. ${KEY_NOTICE}` : `Its operator gives keys. ${KEY_NOTICE}`;
+      if (key !== used || (await promptForKey(why))) {
         tried = 0;
         continue;
       }
     } else if ((status === 429 || status === 503) && tried < TRIES) {
-      const told = Number(response.headers.get("Retry-After") ?? "a date");
-      const seconds = Number.isNaN(told) ? 1 : Math.min(told, LONGEST_WAIT_S);
+      const retryAfter = Number(response.headers.get("Retry-After") ?? "a date");
+      const seconds = Number.isNaN(retryAfter) ? 1 : Math.min(retryAfter, LONGEST_WAIT_S);
       onWait(seconds);
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       continue;
     }
-    throw new Refusal(await reason(response), ADVICE[status] ?? "Try again; if it stays, the endpoint's log has more.", status);
+    throw new ApiError(await reason(response), ADVICE[status] ?? "Try again; if it stays, the endpoint's log has more.", status);
   }
 }
 
@@ -108,56 +108,56 @@ async function reason(response) {
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 /** What is being served. */
-export async function card() {
-  return (await ask("v1/model", {})).json();
+export async function fetchModelInfo() {
+  return (await sendRequest("v1/model", {})).json();
 }
 
 /** The answer to a recording, with a timeline. `seconds` is its length if that is known. */
-export async function emotion(blob, { language, seconds, onWait, signal }) {
+export async function predict(blob, { language, seconds, onWait, signal }) {
   const hop = Math.max(1, Math.ceil((seconds ?? 0) / 300)); // the endpoint refuses timelines of very many segments
   const query = new URLSearchParams({ window_s: 2 * hop, hop_s: hop, ...(language && { language }) });
   const type = blob.type.startsWith("audio/") ? blob.type : "application/octet-stream";
   const options = { method: "POST", body: blob, headers: { "Content-Type": type }, signal };
-  return (await ask(`v1/emotion?${query}`, options, onWait)).json();
+  return (await sendRequest(`v1/emotion?${query}`, options, onWait)).json();
 }
 
 /**
  * Sound that is answered while it is recorded. Samples that are given before it is open wait.
  *
- * onHeard is called with each rolling answer; onBroken once, with why, if it ends before the final answer.
+ * onResult is called with each rolling answer; onError once, with why, if it ends before the final answer.
  */
 export class Stream {
   #socket;
-  #waiting = [];
-  #over = false;
+  #queued = [];
+  #closed = false;
 
-  constructor({ rate, language, onHeard, onFinal, onBroken }) {
+  constructor({ rate, language, onResult, onFinal, onError }) {
     const query = new URLSearchParams({ format: "pcm16", rate, window_s: 3, hop_s: 1, ...(language && { language }) });
     const address = new URL(`v1/stream?${query}`, document.baseURI);
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
     this.#socket = new WebSocket(address);
     this.#socket.onopen = () => {
       if (key) this.#socket.send(JSON.stringify({ key }));
-      for (const message of this.#waiting) this.#socket.send(message);
-      this.#waiting = null;
+      for (const message of this.#queued) this.#socket.send(message);
+      this.#queued = null;
     };
     this.#socket.onmessage = ({ data }) => {
-      const said = JSON.parse(data);
-      if (said.error) this.#finish(() => onBroken(sentence(said.error)));
-      else if (said.final) this.#finish(() => onFinal(said));
-      else if (!this.#over) onHeard(said);
+      const result = JSON.parse(data);
+      if (result.error) this.#finish(() => onError(sentence(result.error)));
+      else if (result.final) this.#finish(() => onFinal(result));
+      else if (!this.#closed) onResult(result);
     };
-    this.#socket.onclose = () => this.#finish(() => onBroken("The connection ended."));
+    this.#socket.onclose = () => this.#finish(() => onError("The connection ended."));
   }
 
   /** Samples (Int16Array's buffer). */
   send(samples) {
-    this.#say(samples);
+    this.#sendOrQueue(samples);
   }
 
   /** Nothing more comes: the final answer, please. */
   end() {
-    this.#say(JSON.stringify({ type: "end" }));
+    this.#sendOrQueue(JSON.stringify({ type: "end" }));
   }
 
   /** Nobody waits for an answer any more. */
@@ -165,16 +165,16 @@ export class Stream {
     this.#finish(() => {});
   }
 
-  #say(message) {
-    if (this.#over) return;
-    if (this.#waiting) this.#waiting.push(message);
+  #sendOrQueue(message) {
+    if (this.#closed) return;
+    if (this.#queued) this.#queued.push(message);
     else this.#socket.send(message);
   }
 
-  #finish(tell) {
-    if (this.#over) return;
-    this.#over = true;
+  #finish(callback) {
+    if (this.#closed) return;
+    this.#closed = true;
     this.#socket.close();
-    tell();
+    callback();
   }
 }

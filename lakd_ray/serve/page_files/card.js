@@ -1,47 +1,47 @@
 // What is being served: fills the language list and the model card.
 
-import { card as ask } from "./api.js";
+import { fetchModelInfo } from "./api.js";
 import { byId, languageName, make, percent } from "./dom.js";
-import { words } from "./live.js";
+import { describeError } from "./live.js";
 
-let known = false;
-let asking = null;
+let loaded = false;
+let pendingLoad = null;
 
 /** Ask for the card and show it; what goes wrong is shown in its place. */
 export function showCard() {
-  if (!known) asking ??= look().finally(() => (asking = null));
+  if (!loaded) pendingLoad ??= loadModelInfo().finally(() => (pendingLoad = null));
 }
 
-async function look() {
+async function loadModelInfo() {
   try {
-    const card = await ask();
-    known = true;
-    languages(card);
-    byId("lead").textContent = `Which emotion does ${card.model} hear in a recording? It tells apart ${list(card.emotions)}.`;
-    byId("card-body").replaceChildren(...body(card));
+    const card = await fetchModelInfo();
+    loaded = true;
+    fillLanguages(card);
+    byId("lead").textContent = `Which emotion does ${card.model} hear in a recording? It tells apart ${formatList(card.emotions)}.`;
+    byId("card-body").replaceChildren(...modelInfoElements(card));
   } catch (error) {
-    byId("card-body").replaceChildren(make("p", { class: "note error" }, words(error)));
+    byId("card-body").replaceChildren(make("p", { class: "note error" }, describeError(error)));
   }
 }
 
-function languages({ languages: trained, hears }) {
+function fillLanguages({ languages: trained, identifiable_languages }) {
   const select = byId("language");
-  const open = make("option", { value: "" }, hears.length ? "Identify by listening" : "Not told");
+  const open = make("option", { value: "" }, identifiable_languages.length ? "Identify by listening" : "Not told");
   select.replaceChildren(open, ...trained.map((code) => make("option", { value: code }, languageName(code))));
 }
 
-function body(card) {
+function modelInfoElements(card) {
   const { UR, WR, ece, ...others } = card.dev;
   const lines = [
     ["Model", `${card.model}, version ${card.version}`],
-    ["Emotions", list(card.emotions)],
-    ["Trained on", list(card.languages.map(languageName))],
-    card.hears.length > 0 && ["Tells apart by itself", list(card.hears.map(languageName))],
-    card.corpora.length > 0 && ["Corpora", list(card.corpora)],
+    ["Emotions", formatList(card.emotions)],
+    ["Trained on", formatList(card.languages.map(languageName))],
+    card.identifiable_languages.length > 0 && ["Tells apart by itself", formatList(card.identifiable_languages.map(languageName))],
+    card.corpora.length > 0 && ["Corpora", formatList(card.corpora)],
     UR !== undefined && ["Recall, mean over emotions", percent(UR)],
     WR !== undefined && ["Recordings that it got right", percent(WR)],
     ece !== undefined && ["Calibration error", percent(ece)],
-    ...Object.entries(others).map(([name, value]) => [recallOf(name), percent(value)]),
+    ...Object.entries(others).map(([name, value]) => [metricLabel(name), percent(value)]),
     ["Calibration temperature", card.calibration_temperature.toFixed(2)],
   ].filter(Boolean);
   const figures = Object.keys(card.dev).length > 0;
@@ -51,6 +51,6 @@ function body(card) {
   ].filter(Boolean);
 }
 
-const recallOf = (name) => (name.startsWith("UR ") ? `Recall, ${languageName(name.slice(3))}` : name);
+const metricLabel = (name) => (name.startsWith("UR ") ? `Recall, ${languageName(name.slice(3))}` : name);
 
-const list = (items) => new Intl.ListFormat("en-GB", { type: "conjunction" }).format(items);
+const formatList = (items) => new Intl.ListFormat("en-GB", { type: "conjunction" }).format(items);

@@ -8,7 +8,7 @@ export function make(name, attributes = {}, ...children) {
 }
 
 /** The same for SVG. */
-export function draw(name, attributes = {}, ...children) {
+export function makeSvg(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
@@ -26,8 +26,8 @@ export const byId = (id) => document.getElementById(id);
 
 /** Have a screen reader say something, also if it says the same as before. */
 export function announce(words) {
-  const place = byId("announce");
-  place.textContent = place.textContent === words ? `${words}\u00a0` : words;
+  const liveRegion = byId("announce");
+  liveRegion.textContent = liveRegion.textContent === words ? `${words}\u00a0` : words;
 }
 
 const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
@@ -42,11 +42,11 @@ export function languageName(code) {
 }
 
 /** Seconds as a clock shows them, with a decimal where that tells more. */
-export function clock(seconds, decimals = 0) {
+export function formatDuration(seconds, decimals = 0) {
   const unit = 10 ** decimals;
-  const whole = Math.round(seconds * unit);
-  const minutes = Math.floor(whole / (60 * unit));
-  const rest = (whole / unit - 60 * minutes).toFixed(decimals);
+  const rounded = Math.round(seconds * unit);
+  const minutes = Math.floor(rounded / (60 * unit));
+  const rest = (rounded / unit - 60 * minutes).toFixed(decimals);
   return `${minutes}:${rest.padStart(decimals ? 3 + decimals : 2, "0")}`;
 }
 

@@ -1,25 +1,25 @@
 // A recording while it is made: its level, its clock, and what the endpoint hears so far.
 
-import { Refusal, Stream } from "./api.js";
-import { announce, byId, clock } from "./dom.js";
-import { bars, told } from "./emotions.js";
+import { ApiError, Stream } from "./api.js";
+import { announce, byId, formatDuration } from "./dom.js";
+import { bars, formatEmotion } from "./emotions.js";
 import { Microphone } from "./microphone.js";
 
-/** A recording under way. Make it with `Live.start`. */
-export class Live {
+/** A recording under way. Make it with `LiveRecording.start`. */
+export class LiveRecording {
   #microphone;
   #stream = null;
-  #heard = [];
+  #results = [];
   #bars = null;
   #emotion = null;
   #stopped = false;
   #level = 0;
-  #settle;
-  #final = new Promise((resolve) => (this.#settle = resolve));
+  #resolveFinal;
+  #final = new Promise((resolve) => (this.#resolveFinal = resolve));
 
   /** Open microphone and stream; `onLost` is called if the microphone goes away. */
   static async start(language, onLost) {
-    const live = new Live();
+    const live = new LiveRecording();
     const waiting = []; // what is heard before the stream is there
     const onSamples = (samples, loudest) => {
       if (live.#stream) live.#stream.send(samples);
@@ -34,16 +34,16 @@ export class Live {
   #open(language, waiting) {
     byId("live-note").hidden = true;
     byId("discard").hidden = false;
-    byId("live-said").textContent = "Listening …";
+    byId("live-status").textContent = "Listening …";
     byId("live-bars").replaceChildren();
     this.#meter(0);
     byId("live").hidden = false;
     this.#stream = new Stream({
       rate: this.#microphone.rate,
       language,
-      onHeard: (heard) => this.#show(heard),
-      onFinal: (heard) => this.#settle(heard),
-      onBroken: (why) => this.#broken(why),
+      onResult: (heard) => this.#show(heard),
+      onFinal: (heard) => this.#resolveFinal(heard),
+      onError: (why) => this.#broken(why),
     });
     for (const samples of waiting) this.#stream.send(samples);
   }
@@ -52,7 +52,7 @@ export class Live {
   async stop() {
     this.#stopped = true;
     byId("discard").hidden = true;
-    byId("live-said").textContent = "Waiting for the final answer …";
+    byId("live-status").textContent = "Waiting for the final answer …";
     await this.#microphone.close();
     this.#stream.end();
     const final = await this.#final;
@@ -71,24 +71,24 @@ export class Live {
   /** The final answer in the form of an answer to a file, with the rolling ones as its timeline. */
   #answer(final) {
     const { start_s: start, end_s: end, ...answer } = final;
-    const segments = this.#heard.length ? this.#heard : [final];
+    const segments = this.#results.length ? this.#results : [final];
     return { ...answer, duration_s: end, segments };
   }
 
   #show(heard) {
-    this.#heard.push(heard);
+    this.#results.push(heard);
     if (this.#bars) this.#bars.update(heard.probabilities);
     else {
       this.#bars = bars(heard.probabilities, "Probabilities of the last seconds");
       byId("live-bars").replaceChildren(this.#bars.element);
     }
-    byId("live-said").textContent = `The last ${Math.round(heard.end_s - heard.start_s)} s sound like: ${told(heard)}`;
-    if (heard.emotion !== this.#emotion) announce(`So far: ${told(heard)}`); // not each second
+    byId("live-status").textContent = `The last ${Math.round(heard.end_s - heard.start_s)} s sound like: ${formatEmotion(heard)}`;
+    if (heard.emotion !== this.#emotion) announce(`So far: ${formatEmotion(heard)}`); // not each second
     this.#emotion = heard.emotion;
   }
 
   #broken(why) {
-    this.#settle(null);
+    this.#resolveFinal(null);
     if (this.#stopped) return; // it is sent now
     const note = byId("live-note");
     note.textContent = `No answers while recording: ${why} The recording goes on and is sent when you stop it.`;
@@ -97,7 +97,7 @@ export class Live {
   }
 
   #meter(loudest) {
-    byId("elapsed").textContent = clock(this.#microphone?.seconds ?? 0);
+    byId("elapsed").textContent = formatDuration(this.#microphone?.seconds ?? 0);
     this.#level = Math.max(loudest, 0.8 * this.#level); // falls slowly, or short sounds would not be seen
     const decibels = 20 * Math.log10(Math.max(this.#level, 1e-3)); // -60 dB and less is an empty meter
     byId("level").firstElementChild.style.transform = `scaleX(${1 + decibels / 60})`;
@@ -105,4 +105,4 @@ export class Live {
 }
 
 /** What went wrong, and what to do. */
-export const words = (error) => (error instanceof Refusal ? `${error.message} ${error.advice}` : `Something went wrong (${error.message}).`);
+export const describeError = (error) => (error instanceof ApiError ? `${error.message} ${error.advice}` : `Something went wrong (${error.message}).`);

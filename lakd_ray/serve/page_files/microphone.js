@@ -1,11 +1,11 @@
 // The microphone: samples while it is open, a WAV file of all of them at the end.
 
-import { Refusal } from "./api.js";
+import { ApiError } from "./api.js";
 
-const RATE = 16000; // what the model hears; less to send than a sound card's own rate
+const SAMPLE_RATE = 16000; // what the model hears; less to send than a sound card's own rate
 
 /** Whether this browser lets this page record, or why not. */
-export function whyNot() {
+export function unsupportedReason() {
   if (!window.isSecureContext) return "To record here, open the page over HTTPS, or as localhost.";
   if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return "This browser cannot record here.";
   return null;
@@ -16,7 +16,7 @@ export class Microphone {
   #media;
   #context;
   #node;
-  #parts = [];
+  #chunks = [];
   #drained;
 
   /**
@@ -31,22 +31,22 @@ export class Microphone {
       await microphone.#open(onSamples, onLost);
     } catch (error) {
       await microphone.close();
-      throw trouble(error);
+      throw microphoneError(error);
     }
     return microphone;
   }
 
   async #open(onSamples, onLost) {
     // loudness and noise are part of how an emotion sounds: the browser is not to even them out
-    const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-    this.#media = await navigator.mediaDevices.getUserMedia({ audio: plain });
+    const constraints = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+    this.#media = await navigator.mediaDevices.getUserMedia({ audio: constraints });
     const source = this.#connect();
     await this.#context.audioWorklet.addModule(new URL("recorder.js", import.meta.url));
     this.#node = new AudioWorkletNode(this.#context, "recorder", { numberOfOutputs: 0 });
     this.#drained = new Promise((resolve) => {
       this.#node.port.onmessage = ({ data }) => {
         if (data.last) return resolve();
-        this.#parts.push(data.samples);
+        this.#chunks.push(data.samples);
         return onSamples(data.samples, data.loudest);
       };
     });
@@ -56,7 +56,7 @@ export class Microphone {
   }
 
   #connect() {
-    this.#context = new AudioContext({ sampleRate: RATE });
+    this.#context = new AudioContext({ sampleRate: SAMPLE_RATE });
     try {
       return this.#context.createMediaStreamSource(this.#media);
     } catch {
@@ -74,7 +74,7 @@ export class Microphone {
 
   /** How much was heard so far. */
   get seconds() {
-    return this.#parts.reduce((sum, part) => sum + part.byteLength, 0) / 2 / this.rate;
+    return this.#chunks.reduce((sum, part) => sum + part.byteLength, 0) / 2 / this.rate;
   }
 
   /** Close it; the last samples come before this is done. */
@@ -92,7 +92,7 @@ export class Microphone {
 
   /** All that was heard, as a WAV file. */
   wav() {
-    const bytes = this.#parts.reduce((sum, part) => sum + part.byteLength, 0);
+    const bytes = this.#chunks.reduce((sum, part) => sum + part.byteLength, 0);
     const head = new DataView(new ArrayBuffer(44));
     const text = (at, word) => [...word].forEach((letter, index) => head.setUint8(at + index, letter.charCodeAt(0)));
     text(0, "RIFF");
@@ -107,19 +107,19 @@ export class Microphone {
     head.setUint16(34, 16, true); // bits a sample
     text(36, "data");
     head.setUint32(40, bytes, true);
-    return new Blob([head, ...this.#parts], { type: "audio/wav" });
+    return new Blob([head, ...this.#chunks], { type: "audio/wav" });
   }
 }
 
-function trouble(error) {
+function microphoneError(error) {
   if (error.name === "NotAllowedError") {
-    return new Refusal("The browser does not let this page use the microphone.", "Allow it in the page's settings (beside its address), then record again.");
+    return new ApiError("The browser does not let this page use the microphone.", "Allow it in the page's settings (beside its address), then record again.");
   }
   if (error.name === "NotFoundError") {
-    return new Refusal("There is no microphone.", "Connect one, or choose a file.");
+    return new ApiError("There is no microphone.", "Connect one, or choose a file.");
   }
   if (error.name === "NotReadableError") {
-    return new Refusal("The microphone is in use elsewhere.", "Close what uses it, then record again.");
+    return new ApiError("The microphone is in use elsewhere.", "Close what uses it, then record again.");
   }
-  return new Refusal(`The microphone cannot be used (${error.name}).`, "Choose a file instead.");
+  return new ApiError(`The microphone cannot be used (${error.name}).`, "Choose a file instead.");
 }

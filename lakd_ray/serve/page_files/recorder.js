@@ -9,7 +9,7 @@ class Recorder extends AudioWorkletProcessor {
   constructor() {
     super();
     this.port.onmessage = () => {
-      this.#pass();
+      this.#flush();
       this.port.postMessage({ last: true });
       this.#ended = true;
     };
@@ -24,12 +24,12 @@ class Recorder extends AudioWorkletProcessor {
       const value = Math.max(-1, Math.min(1, sum / channels));
       this.#loudest = Math.max(this.#loudest, Math.abs(value));
       this.#samples[this.#filled++] = Math.round(value * 32767);
-      if (this.#filled === this.#samples.length) this.#pass();
+      if (this.#filled === this.#samples.length) this.#flush();
     }
     return true;
   }
 
-  #pass() {
+  #flush() {
     if (this.#filled === 0) return;
     const { buffer } = this.#samples.slice(0, this.#filled);
     this.port.postMessage({ samples: buffer, loudest: this.#loudest }, [buffer]);

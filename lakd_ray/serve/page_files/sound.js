@@ -1,22 +1,22 @@
 // The shape of a recording, as far as the browser can decode it.
 
-const POINTS = 1200; // of a waveform: about as many as a wide screen has columns for it
-const QUIET = 0.01;
+const MAX_POINTS = 1200; // of a waveform: about as many as a wide screen has columns for it
+const QUIET_AMPLITUDE = 0.01;
 
 /** The shape of a recording; null if this browser cannot decode it. */
-export async function shape(blob) {
+export async function decodeWaveform(blob) {
   try {
     // unlike an AudioContext it may be made before anything was clicked, and makes no sound
     const decoded = await new OfflineAudioContext(1, 1, 16000).decodeAudioData(await blob.arrayBuffer());
-    return outline(decoded);
+    return extractEnvelope(decoded);
   } catch {
     return null;
   }
 }
 
-function outline(decoded) {
+function extractEnvelope(decoded) {
   const channels = Array.from({ length: decoded.numberOfChannels }, (_, index) => decoded.getChannelData(index));
-  const points = Math.max(1, Math.min(POINTS, decoded.length));
+  const points = Math.max(1, Math.min(MAX_POINTS, decoded.length));
   const [lows, highs] = [new Float32Array(points), new Float32Array(points)];
   for (let point = 0; point < points; point++) {
     const end = Math.floor(((point + 1) * decoded.length) / points);
@@ -34,13 +34,13 @@ function outline(decoded) {
     highs,
     seconds: decoded.duration,
     peak: heights[loudest],
-    loudestAt: ((loudest + 0.5) / points) * decoded.duration,
-    quiet: heights.filter((height) => height < QUIET).length / points,
+    peakSeconds: ((loudest + 0.5) / points) * decoded.duration,
+    quiet: heights.filter((height) => height < QUIET_AMPLITUDE).length / points,
   };
 }
 
-/** Draw it as large as its canvas is, in the canvas's text colour. `seconds` is what the full width stands for. */
-export function paint(canvas, { lows, highs, seconds: own, peak }, seconds) {
+/** Draw it as large as its canvas is, in the canvas's text color. `seconds` is what the full width stands for. */
+export function drawWaveform(canvas, { lows, highs, seconds: own, peak }, seconds) {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
   if (!width || !height) return;

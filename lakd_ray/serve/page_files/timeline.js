@@ -1,8 +1,8 @@
 // Waveform and emotions over time, with a cursor that listens to pointer and keys and moves the player.
 
-import { clock, draw, make, percent } from "./dom.js";
-import { tint, told } from "./emotions.js";
-import { paint } from "./sound.js";
+import { formatDuration, makeSvg, make, percent } from "./dom.js";
+import { colorClass, formatEmotion } from "./emotions.js";
+import { drawWaveform } from "./sound.js";
 
 const WIDTH = 1000; // of the drawing, in its own units; it is stretched to the room that there is
 
@@ -10,7 +10,7 @@ const WIDTH = 1000; // of the drawing, in its own units; it is stretched to the 
  * Segments overlap where they are heard in longer windows than steps. Each is shown where it is the one whose middle
  * is nearest, so that together they cover the recording once.
  */
-export function cells(segments, seconds) {
+export function splitAtMidpoints(segments, seconds) {
   const middles = segments.map(({ start_s: start, end_s: end }) => (start + end) / 2);
   return segments.map((segment, index) => ({
     ...segment,
@@ -21,7 +21,7 @@ export function cells(segments, seconds) {
 
 /** The timeline of a recording. `shape` may be null, and `segments` empty; `player` is its audio element or null. */
 export function timeline({ name, seconds, segments, emotions, shape, player }) {
-  const parts = cells(segments, seconds);
+  const parts = splitAtMidpoints(segments, seconds);
   const readout = make("p", { class: "readout", "aria-hidden": "true" }); // the cursor says the same to screen readers
   const plot = make("div", { class: "plot" });
   const labels = make("div", { class: "labels", "aria-hidden": "true" });
@@ -38,28 +38,28 @@ export function timeline({ name, seconds, segments, emotions, shape, player }) {
 }
 
 function waveform(name, shape, seconds) {
-  const { loudestAt, quiet } = shape;
-  const words = `Waveform of ${name}: ${clock(seconds, 1)}, loudest at ${clock(loudestAt, 1)}, quiet for ${percent(quiet)} of it`;
+  const { peakSeconds, quiet } = shape;
+  const words = `Waveform of ${name}: ${formatDuration(seconds, 1)}, loudest at ${formatDuration(peakSeconds, 1)}, quiet for ${percent(quiet)} of it`;
   const canvas = make("canvas", { class: "wave", role: "img", "aria-label": words });
-  const again = () => paint(canvas, shape, seconds);
-  new ResizeObserver(again).observe(canvas);
+  const redraw = () => drawWaveform(canvas, shape, seconds);
+  new ResizeObserver(redraw).observe(canvas);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const recolour = () => (canvas.isConnected ? again() : dark.removeEventListener("change", recolour));
-  dark.addEventListener("change", recolour);
+  const recolor = () => (canvas.isConnected ? redraw() : dark.removeEventListener("change", recolor));
+  dark.addEventListener("change", recolor);
   return canvas;
 }
 
 function lanes(parts, emotions, seconds) {
   const unit = WIDTH / seconds;
   const lane = (emotion, index) => [
-    draw("rect", { class: "lane", x: 0, y: index + 0.96, width: WIDTH, height: 0.04 }),
+    makeSvg("rect", { class: "lane", x: 0, y: index + 0.96, width: WIDTH, height: 0.04 }),
     parts.map(({ from, to, emotion: best, probabilities }) => {
       const height = 0.9 * (probabilities[emotion] ?? 0);
-      const look = `cell ${tint(emotion)} ${emotion === best ? "best" : "other"}`;
-      return draw("rect", { class: look, x: from * unit, y: index + 0.96 - height, width: (to - from) * unit, height });
+      const look = `cell ${colorClass(emotion)} ${emotion === best ? "best" : "other"}`;
+      return makeSvg("rect", { class: look, x: from * unit, y: index + 0.96 - height, width: (to - from) * unit, height });
     }),
   ];
-  const picture = draw(
+  const picture = makeSvg(
     "svg",
     { class: "lanes", viewBox: `0 0 ${WIDTH} ${emotions.length}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     emotions.flatMap(lane).flat(),
@@ -72,7 +72,7 @@ function axis(seconds) {
   const step = [0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600].find((one) => seconds / one <= 6) ?? 1800;
   const marks = [];
   for (let at = 0; at <= seconds * 0.86; at += step) {
-    const mark = make("span", {}, clock(at, step < 1 ? 1 : 0));
+    const mark = make("span", {}, formatDuration(at, step < 1 ? 1 : 0));
     mark.style.left = `${(100 * at) / seconds}%`;
     marks.push(mark);
   }
@@ -90,7 +90,7 @@ function cursor({ name, seconds, parts, player, readout }) {
   const show = (at) => {
     now = Math.min(Math.max(at, 0), seconds);
     const part = parts.find(({ to }) => now < to) ?? parts.at(-1);
-    const words = `${clock(now, 1)} of ${clock(seconds, 1)}${part ? `, ${told(part)}` : ""}`;
+    const words = `${formatDuration(now, 1)} of ${formatDuration(seconds, 1)}${part ? `, ${formatEmotion(part)}` : ""}`;
     line.style.left = `${(100 * now) / seconds}%`;
     slider.setAttribute("aria-valuenow", now.toFixed(1));
     slider.setAttribute("aria-valuetext", words);
@@ -133,13 +133,13 @@ function cursor({ name, seconds, parts, player, readout }) {
     point(event);
   });
   slider.addEventListener("pointermove", (event) => slider.hasPointerCapture(event.pointerId) && point(event));
-  if (player) follow(player, show);
+  if (player) followPlayer(player, show);
   show(0);
   return slider;
 }
 
 /** The cursor goes with the player. */
-function follow(player, show) {
+function followPlayer(player, show) {
   const frame = () => {
     show(player.currentTime);
     if (!player.paused && player.isConnected) requestAnimationFrame(frame);
@@ -154,8 +154,8 @@ function table(parts) {
     make(
       "tr",
       {},
-      make("th", { scope: "row" }, `${clock(part.start_s, 1)}\u2013${clock(part.end_s, 1)}`),
-      make("td", {}, make("span", { class: `swatch ${tint(part.emotion)}` }), part.emotion),
+      make("th", { scope: "row" }, `${formatDuration(part.start_s, 1)}\u2013${formatDuration(part.end_s, 1)}`),
+      make("td", {}, make("span", { class: `swatch ${colorClass(part.emotion)}` }), part.emotion),
       make("td", { class: "figure" }, percent(part.probabilities[part.emotion])),
     );
   const head = ["From, to", "Emotion", "Probability"].map((words) => make("th", { scope: "col" }, words));

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment, dump
+from lakd_ray.config import Experiment, to_dict
 from lakd_ray.runs import Run
-from lakd_ray.train.step import PARTS
+from lakd_ray.train.step import LOSS_NAMES
 
-Line = Mapping[str, Any]
+EpochMetrics = Mapping[str, Any]
 """An epoch's entry in a run's metrics file."""
-Outcome = Literal["finished", "failed", "interrupted"]
+RunStatus = Literal["finished", "failed", "interrupted"]
 Scalar = str | int | float | bool
 
-_TAGS = {
-    **{part: f"loss/{part}" for part in PARTS},
+_METRIC_TAGS = {
+    **{part: f"loss/{part}" for part in LOSS_NAMES},
     "loss": "loss/total",
     "dev_UR": "dev/UR",
     "dev_recall": "dev/UR",  # of each language
@@ -36,8 +36,8 @@ _TAGS = {
     "dev_seconds": "time/dev",
     "seconds_left": "time/left",
 }
-_NOT_TRAINING = ("storage", "stages", "grid", "tune", "serve", "tracking", "cluster")
-_PRIVATE = ("root", "options")  # of a corpus: they can name people, and folders of machines
+_EXCLUDED_SECTIONS = ("storage", "stages", "grid", "tune", "serve", "tracking", "cluster")
+_PRIVATE_CORPUS_KEYS = ("root", "options")  # of a corpus: they can name people, and folders of machines
 
 
 class Tracker(Protocol):
@@ -45,26 +45,26 @@ class Tracker(Protocol):
 
     name: str
 
-    def open(self, config: Experiment, run: Run) -> int:
+    def start_run(self, config: Experiment, run: Run) -> int:
         """Take a run up, perhaps one that goes on; returns the last epoch that is known of it already, 0 for none."""
         ...
 
-    def epoch(self, run: str, line: Line) -> None:
+    def log_epoch(self, run: str, epoch_metrics: EpochMetrics) -> None:
         """An epoch of a run that is open; each is told once, in order."""
         ...
 
-    def close(self, run: str, outcome: Outcome) -> None:
+    def end_run(self, run: str, status: RunStatus) -> None:
         """The end of a run that is open, for now at least."""
         ...
 
 
-def scalars(line: Line) -> dict[str, float]:
+def flatten_metrics(epoch_metrics: EpochMetrics) -> dict[str, float]:
     """All numbers of a line, grouped: `dev/UR/fi`. What is not known here goes to `other/`."""
     found: dict[str, float] = {}
-    for key, value in line.items():
+    for key, value in epoch_metrics.items():
         if key in ("epoch", "epochs"):
             continue
-        tag = _tag(key)
+        tag = _metric_tag(key)
         numbers = (
             {f"{tag}/{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {tag: value}
         )
@@ -72,22 +72,24 @@ def scalars(line: Line) -> dict[str, float]:
     return found
 
 
-def settings(config: Experiment, run: Run) -> dict[str, Scalar]:
+def hyperparameters(config: Experiment, run: Run) -> dict[str, Scalar]:
     """What shapes a run, by dotted keys; without the names of speakers and the places of audio."""
-    tree = {key: value for key, value in dump(config).items() if key not in _NOT_TRAINING}
+    tree = {key: value for key, value in to_dict(config).items() if key not in _EXCLUDED_SECTIONS}
     for corpus in tree["corpora"]:
         corpus["split"]["groups"] = len(corpus["split"]["groups"])
-        corpus["emotions"] = json.dumps(corpus["emotions"])  # keys as a corpus has them, which not everybody takes
+        corpus["emotion_map"] = json.dumps(
+            corpus["emotion_map"]
+        )  # keys as a corpus has them, which not everybody takes
     tree["corpora"] = {
-        corpus["name"]: {key: value for key, value in corpus.items() if key not in _PRIVATE}
+        corpus["name"]: {key: value for key, value in corpus.items() if key not in _PRIVATE_CORPUS_KEYS}
         for corpus in tree["corpora"]
     }
-    for teacher in tree["distill"]["brought"]:
-        del teacher["heard"]
-    return _flat(tree | {"fold": run.fold, "seed": run.seed})
+    for teacher in tree["distill"]["external_teachers"]:
+        del teacher["trained_on"]
+    return _flatten(tree | {"fold": run.fold, "seed": run.seed})
 
 
-def tags(config: Experiment, run: Run) -> dict[str, str]:
+def run_tags(config: Experiment, run: Run) -> dict[str, str]:
     """What runs are grouped and sorted by."""
     return {
         "experiment": config.name,
@@ -100,45 +102,45 @@ def tags(config: Experiment, run: Run) -> dict[str, str]:
     }
 
 
-def _tag(key: str) -> str:
+def _metric_tag(key: str) -> str:
     timed = f"time/{key.removeprefix('seconds_')}" if key.startswith("seconds_") else f"other/{key}"
-    return _TAGS.get(key, timed)
+    return _METRIC_TAGS.get(key, timed)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Scalar]:
+def _flatten(value: Any, key: str = "") -> dict[str, Scalar]:
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = {str(index): item for index, item in enumerate(value)}
     if isinstance(value, dict):
-        below = [_flat(item, f"{key}.{name}" if key else name) for name, item in value.items()]
+        below = [_flatten(item, f"{key}.{name}" if key else name) for name, item in value.items()]
         return {name: item for part in below for name, item in part.items()}
     if isinstance(value, list):
         return {key: ", ".join(map(str, value))}
     return {key: "null" if value is None else value}
 
 
-class LocalFolder:
+class StagingDir:
     """A folder on this machine's disk, emptied first, whose files end up at a location: there at once, or copied."""
 
     def __init__(self, location: str) -> None:
         storage.delete(location)
         self._location = location
         self._temporary = tempfile.TemporaryDirectory(prefix="lakd-") if storage.is_remote(location) else None
-        self.path = Path(self._temporary.name if self._temporary else storage.resolve(location)[1])
+        self.path = Path(self._temporary.name if self._temporary else storage.resolve_filesystem(location)[1])
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def push(self) -> None:
+    def upload(self) -> None:
         """Copy what is there by now to a bucket. The files are small: nothing is gained by sending parts."""
         if self._temporary is not None:
-            storage.copy_into(self.path, self._location)
+            storage.upload_folder(self.path, self._location)
 
     def close(self) -> None:
         """Push for the last time."""
         try:
-            self.push()
+            self.upload()
         finally:
             if self._temporary is not None:
                 self._temporary.cleanup()
