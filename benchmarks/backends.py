@@ -22,14 +22,15 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from lakd_ray import export, storage
+from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, ModelConfig, load_config
-from lakd_ray.infer.predictor import Predictor
-from lakd_ray.infer.price import compare_backends, load_test_set
+from lakd_ray.data.provenance import Provenance
+from lakd_ray.inference.backend_accuracy import compare_backends, load_test_set
+from lakd_ray.inference.predictor import Predictor
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import CheckpointMetadata, build_model, graph, save_checkpoint
-from lakd_ray.provenance import Provenance
+from lakd_ray.models import CheckpointMetadata, build_model, onnx_export, save_checkpoint
+from lakd_ray.ops import release
 
 BASE: dict[str, Any] = {"model_type": "wav2vec2"}
 SMALL = BASE | {
@@ -124,9 +125,9 @@ def main() -> None:
     names: list[Backend] = [PLAIN, *(name for name in options.backends if name != PLAIN)]
     with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
         place = options.checkpoint or checkpoint(Path(folder), SMALL if options.small else BASE)
-        if not storage.exists(storage.join(place, graph.INT8_MODEL_FILE)):
+        if not storage.exists(storage.join(place, onnx_export.INT8_MODEL_FILE)):
             started = time.perf_counter()
-            place = export.export_checkpoint(
+            place = release.export_checkpoint(
                 place, str(Path(folder, "released")), int8=True
             )  # once for both that take a graph
             print(f"exported in {time.perf_counter() - started:.1f} s", flush=True)

@@ -32,15 +32,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, encode_flac, resample, to_int16
+from lakd_ray.cluster import experiment_session
 from lakd_ray.config import Experiment
-from lakd_ray.corpora import espeak
+from lakd_ray.corpora.espeak import synthesis
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
+from lakd_ray.data.batch_plan import ReadGroup, padded_and_unpadded_seconds, plan_training_epoch
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import ReadGroup, padded_and_unpadded_seconds, plan_training_epoch
-from lakd_ray.data.stream import stream_batches
+from lakd_ray.data.reader import stream_batches
 from lakd_ray.models import pad_batch
-from lakd_ray.session import experiment_session
 
 SPEAKERS = 8
 EPOCHS = (1, 12)  # of one stream
@@ -48,7 +48,7 @@ EPOCHS = (1, 12)  # of one stream
 
 def make_corpus(folder: Path, clips: int) -> None:
     """WAV files of drawn lengths and their manifest."""
-    parts = espeak.synthesize_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
+    parts = synthesis.synthesize_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
     with parts.open(newline="") as file:
         said = [(row, soundfile.read(parts.parent / row["path"], dtype="int16")) for row in csv.DictReader(file)]
     random = np.random.default_rng(0)

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import BatchConfig
+from lakd_ray.data.batch_plan import padded_and_unpadded_seconds, plan_training_epoch
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import padded_and_unpadded_seconds, plan_training_epoch
 
 UTTERANCES = 5_000
 ROW_GROUP = 64

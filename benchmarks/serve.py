@@ -55,9 +55,9 @@ def clips(count: int) -> list[bytes]:
 def checkpoint(folder: Path, small: bool) -> str:
     """A sealed checkpoint with random weights."""
     from lakd_ray.config import ModelConfig
+    from lakd_ray.data.provenance import Provenance
     from lakd_ray.labels import PAPER_EMOTIONS
     from lakd_ray.models import CheckpointMetadata, build_model, save_checkpoint
-    from lakd_ray.provenance import Provenance
 
     model = build_model(
         ModelConfig(config=SMALL if small else BASE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0
@@ -80,13 +80,14 @@ def serve(name: str, place: str, threads: int) -> None:
         print(_no_op(), flush=True)
     else:
         from lakd_ray.config import Experiment
-        from lakd_ray.serve import run
+        from lakd_ray.serve import deploy
 
         recipe = {"model": {"pretrained": "unused"}}
         settings = {"port": 0, "cpus": threads, "backend": name}
         content = {"name": "b", "languages": ["en"], "corpora": [{"name": "c", "root": "c"}], "serve": settings}
         print(
-            run.start(Experiment.model_validate({**content, "teacher": recipe, "student": recipe}), place), flush=True
+            deploy.start(Experiment.model_validate({**content, "teacher": recipe, "student": recipe}), place),
+            flush=True,
         )
     sys.stdin.read()
 
@@ -96,7 +97,7 @@ def _no_op() -> str:
     from ray import serve as ray_serve
 
     from lakd_ray.config import ServeConfig
-    from lakd_ray.serve.port import resolve_port
+    from lakd_ray.serve.run import resolve_port
 
     app = FastAPI()
 
@@ -188,7 +189,7 @@ async def load(url: str, contents: list[bytes], concurrency: int) -> tuple[float
 def in_process(place: str, threads: int, contents: list[bytes]) -> list[float]:
     """Seconds of each, decoded and answered here."""
     from lakd_ray.audio import decode_audio
-    from lakd_ray.infer.predictor import Predictor
+    from lakd_ray.inference.predictor import Predictor
 
     predictor = Predictor.load(place, threads=threads)
     took = []

@@ -37,12 +37,12 @@ from torch import Tensor, nn
 
 from lakd_ray.config import BatchConfig as BatchSettings
 from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
+from lakd_ray.data.batch_plan import plan_training_epoch
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.plan import plan_training_epoch
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, pad_batch
-from lakd_ray.train.engine import Engine
 from lakd_ray.train.engines import build_engine
+from lakd_ray.train.engines.base import Engine
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 RATE = 16_000

@@ -28,15 +28,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lakd_ray.cluster import experiment_session
 from lakd_ray.config import Experiment, load_config
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
-from lakd_ray.data.stream import AudioBatch, ShardSource, make_read_request, read_batches, unpack_signals
+from lakd_ray.data.reader import AudioBatch, ShardSource, make_read_request, read_batches, unpack_signals
 from lakd_ray.models import build_model
-from lakd_ray.runs import teacher_runs
-from lakd_ray.session import experiment_session
+from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines import build_engine
-from lakd_ray.train.feed import RankDataLoader
 from lakd_ray.train.step import Objective, compute_losses
 
 DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
@@ -110,8 +110,8 @@ class Watched:
 
 def trained(config: Experiment) -> tuple[float, Watched]:
     """Train the experiment's first teacher; returns when it was asked for, and what happened."""
-    from lakd_ray.train.run import train_tasks
-    from lakd_ray.train.worker import TrainingTask
+    from lakd_ray.launch.driver import train_tasks
+    from lakd_ray.launch.worker import TrainingTask
 
     watched, asked = Watched(), time.perf_counter()
     train_tasks([TrainingTask(config, teacher_runs(config)[0])], name="bench", on_event=watched)

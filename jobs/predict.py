@@ -3,7 +3,7 @@
 python jobs/predict.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpu] [--language CODE] ...
 """
 
-from lakd_ray.cli import run_job
+from lakd_ray.cli.main import run_job
 
 if __name__ == "__main__":
     run_job("predict-bulk")

@@ -3,7 +3,7 @@
 python jobs/train_teachers.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
 """
 
-from lakd_ray.cli import run_job
+from lakd_ray.cli.main import run_job
 
 if __name__ == "__main__":
     run_job("teachers")

@@ -2,6 +2,6 @@
 
 import sys
 
-from lakd_ray.cli import main
+from lakd_ray.cli.main import main
 
 sys.exit(main())

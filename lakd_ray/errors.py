@@ -3,7 +3,7 @@
 LakdError
 ├── ConfigError        the experiment file or an override
 ├── DataError          a corpus, a clip, a manifest
-│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.schema.QUARANTINE_KINDS)
+│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.data.schema.QUARANTINE_KINDS)
 │   ├── SplitError     train, dev and test cannot be made, or share something they must not
 │   └── DataLeakageError   a model has seen what it is about to be judged on
 ├── StorageError       a path or bucket that is missing, refused, full or half written
@@ -27,7 +27,7 @@ class DataError(LakdError):
 
 
 class ClipError(DataError):
-    """A recording cannot be used; `kind` is one of `lakd_ray.schema.QUARANTINE_KINDS`."""
+    """A recording cannot be used; `kind` is one of `lakd_ray.data.schema.QUARANTINE_KINDS`."""
 
     def __init__(self, message: str, kind: str = "undecodable"):
         super().__init__(message)

@@ -5,19 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.audio import decode_audio, encode_flac, to_int16
+from lakd_ray.audio import decode_audio, encode_flac, sources, to_int16
+from lakd_ray.cluster import cluster_address
 from lakd_ray.config import Experiment
-from lakd_ray.corpora import recordings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
-from lakd_ray.infer import evaluate
-from lakd_ray.runs import student_runs
+from lakd_ray.inference import evaluate
+from lakd_ray.launch import driver as training
+from lakd_ray.launch.progress import format_duration
+from lakd_ray.launch.tracking import manager
+from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.state import RunState, find_best_checkpoint
 from lakd_ray.serve.client import Client
-from lakd_ray.session import cluster_address
-from lakd_ray.train import run as training
-from lakd_ray.train import track
-from lakd_ray.train.state import RunState, find_best_checkpoint
-from lakd_ray.train.watch import format_duration
 
 
 def run_stages(config: Experiment) -> None:
@@ -26,7 +25,7 @@ def run_stages(config: Experiment) -> None:
     Raises:
         ConfigError: a configured tracker is not installed; hours of preparation later would be late to say so.
     """
-    track.check_tracker_packages(config)
+    manager.check_tracker_packages(config)
     started = time.perf_counter()
     steps = _build_steps(config)
     for number, (name, step) in enumerate(steps, start=1):
@@ -79,7 +78,7 @@ def best_student_checkpoint(config: Experiment) -> str:
 
 def smoke_test_endpoint(config: Experiment) -> None:
     """Serve the best student, ask it about held-out clips over HTTP, print answers beside the truth, and stop."""
-    from lakd_ray.serve import run as serving  # Ray Serve takes seconds to load
+    from lakd_ray.serve import deploy as serving  # Ray Serve takes seconds to load
 
     checkpoint = best_student_checkpoint(config)
     url = serving.start(config, checkpoint)
@@ -110,7 +109,7 @@ def _query_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:
 
 def _read_clip(clip: dict[str, Any]) -> bytes:
     """A clip as it came from the corpus; of a longer recording, the part that is the clip."""
-    content = recordings.read_source(clip["source"])
+    content = sources.read_source(clip["source"])
     if clip["start"] is None and clip["end"] is None:
         return content
     wave_T = decode_audio(content, source_name=clip["source"], start=clip["start"], end=clip["end"])

@@ -20,13 +20,13 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare, splits
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StageError, TrainingError
-from lakd_ray.infer import evaluate
-from lakd_ray.runs import Run, all_runs, teacher_runs
-from lakd_ray.train import track
-from lakd_ray.train.run import train_tasks
-from lakd_ray.train.state import RunState
-from lakd_ray.train.watch import format_duration, format_epoch
-from lakd_ray.train.worker import TrainingTask
+from lakd_ray.inference import evaluate
+from lakd_ray.launch.driver import train_tasks
+from lakd_ray.launch.progress import format_duration, format_epoch
+from lakd_ray.launch.tracking import manager
+from lakd_ray.launch.worker import TrainingTask
+from lakd_ray.runs.graph import Run, all_runs, teacher_runs
+from lakd_ray.runs.state import RunState
 
 RUN_LOG_FILE = "ledger.jsonl"
 
@@ -64,7 +64,7 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
         TrainingError: runs failed; what could be done without them is done.
     """
     if not dry_run:
-        track.check_tracker_packages(config)
+        manager.check_tracker_packages(config)
         prepare.run(config)
     plan = build_plan(config)
     print(format_plan(config, plan, throughput), flush=True)

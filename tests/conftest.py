@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from s3_server import BUCKET, running_s3
+from support.s3_server import BUCKET, running_s3
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray reads it when imported, by any of the tests
 

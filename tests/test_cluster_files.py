@@ -13,7 +13,8 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from lakd_ray import cli, storage
+from lakd_ray import storage
+from lakd_ray.cli import main
 from lakd_ray.config import DistillLossConfig, Weighting, load_config, to_documented_yaml, with_variant
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.tune.study import PAPER_LOSS
@@ -98,7 +99,7 @@ def test_scripts_in_jobs_name_stages_that_exist():
     for script in (ROOT / "jobs").glob("*.py"):
         calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
         stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "job"]
-        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in cli._COMMAND_HELP), script.name
+        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in main._COMMAND_HELP), script.name
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
@@ -190,7 +191,7 @@ def test_runtime_env_leaves_out_what_is_large_or_secret():
 
 
 def test_workers_get_the_same_settings_wherever_they_run():
-    from lakd_ray.session import _WORKER_ENVIRONMENT
+    from lakd_ray.cluster import _WORKER_ENVIRONMENT
 
     settings = parsed("runtime_env.yaml")["env_vars"]
     starting = {"RAY_raylet_start_wait_time_s"}  # matters to whoever starts Ray, not to jobs

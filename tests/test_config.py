@@ -9,7 +9,7 @@ import yaml
 from lakd_ray import config as sections
 from lakd_ray.config import Experiment, Section, load_config, to_dict, to_documented_yaml
 from lakd_ray.errors import ConfigError
-from lakd_ray.runs import student_runs, teacher_runs
+from lakd_ray.runs.graph import student_runs, teacher_runs
 
 SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "experiments").glob("*.yaml"))
 SMALL = """

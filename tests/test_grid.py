@@ -7,13 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config, with_variant
+from lakd_ray.data.schema import MANIFEST_SCHEMA
 from lakd_ray.errors import ConfigError, StageError
 from lakd_ray.reproduce import RunLog, build_plan, format_plan
 from lakd_ray.reproduce import run_grid as reproduce
-from lakd_ray.schema import MANIFEST_SCHEMA
-from lakd_ray.train.state import ResumePoint, RunState
+from lakd_ray.runs import record
+from lakd_ray.runs.state import ResumePoint, RunState
 
 LANGUAGES = {"en": 5, "fi": 9}
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
@@ -76,7 +77,7 @@ def test_the_cost_goes_by_what_finished_runs_took(config):
     plan = build_plan(config)
     task = plan.tasks[0]
     folder = task.run.folder(task.config)
-    records.mark_finished(folder, {}, [])
+    record.mark_finished(folder, {}, [])
     epochs = [{"dev_UR": 0.5, "dev_ce": 1.0, "audio_seconds_per_second": speed} for speed in (40.0, 60.0)]
     RunState(ResumePoint(2), metrics=tuple(epochs)).write(folder)
     told = format_plan(config, plan, throughput=None)
@@ -101,7 +102,7 @@ def test_folds_can_be_chosen(config):
 
 def finish(plan: Any, place: int) -> str:
     task = plan.tasks[place]
-    records.mark_finished(task.run.folder(task.config), {}, [])
+    record.mark_finished(task.run.folder(task.config), {}, [])
     return str(task.run.id)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.ray_cluster import ROOT, Cluster, started
 
-from cluster import ROOT, Cluster, started
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config
 from lakd_ray.reproduce import build_plan

@@ -6,17 +6,8 @@ samples  rates, 16-bit samples, FLAC
 apart    processes that may die over a recording
 """
 
-from lakd_ray.audio.door import Recording, decode_audio, decode_recording
-from lakd_ray.audio.samples import (
-    SAMPLE_RATE,
-    PcmSamples,
-    Wave,
-    decode_flac,
-    encode_flac,
-    resample,
-    to_float,
-    to_int16,
-)
+from lakd_ray.audio.decoding import Recording, decode_audio, decode_recording
+from lakd_ray.audio.pcm import SAMPLE_RATE, PcmSamples, Wave, decode_flac, encode_flac, resample, to_float, to_int16
 
 __all__ = [
     "SAMPLE_RATE",

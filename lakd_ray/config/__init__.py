@@ -1,20 +1,8 @@
 """The experiment file as typed, frozen configuration."""
 
 from lakd_ray.config.base import Section
-from lakd_ray.config.file import (
-    load_config,
-    parse_overrides,
-    resolve_location,
-    to_dict,
-    to_documented_yaml,
-    with_settings,
-    with_variant,
-)
-from lakd_ray.config.grid import GridConfig
-from lakd_ray.config.losses import DistillLossConfig, LabelLossConfig, Weighting
-from lakd_ray.config.recipe import LanguageAwareHeadConfig, ModelConfig, OptimConfig, Recipe
-from lakd_ray.config.search import Dimension, ReevaluationConfig, TuningConfig
-from lakd_ray.config.sections import (
+from lakd_ray.config.distill import DistillLossConfig, LabelLossConfig, Weighting
+from lakd_ray.config.experiment import (
     AudioConfig,
     Backend,
     BatchConfig,
@@ -30,8 +18,20 @@ from lakd_ray.config.sections import (
     Stage,
     TrainConfig,
 )
-from lakd_ray.config.teachers import ExternalTeacherConfig
+from lakd_ray.config.external_teachers import ExternalTeacherConfig
+from lakd_ray.config.grid import GridConfig
+from lakd_ray.config.loader import (
+    load_config,
+    parse_overrides,
+    resolve_location,
+    to_dict,
+    to_documented_yaml,
+    with_settings,
+    with_variant,
+)
+from lakd_ray.config.model import LanguageAwareHeadConfig, ModelConfig, OptimConfig, Recipe
 from lakd_ray.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from lakd_ray.config.tune import Dimension, ReevaluationConfig, TuningConfig
 
 __all__ = [
     "AudioConfig",

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lakd_ray.config import CorpusConfig
-from lakd_ray.corpora.clip import Clip, Excluded, Importer, InvalidItem
-from lakd_ray.corpora.layouts import IMPORTERS, ImporterSpec
+from lakd_ray.corpora.items import Clip, Excluded, Importer, InvalidItem
+from lakd_ray.corpora.registry import IMPORTERS, ImporterSpec
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import check_emotion, check_language
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, InvalidItem, Item, normalize_emotion
+from lakd_ray.audio import sources
+from lakd_ray.corpora.items import Clip, InvalidItem, Item, normalize_emotion
 from lakd_ray.errors import DataError
 
 _EXPECTED_LAYOUT = "<language>/<speaker>/<emotion>/<recording>"
@@ -18,7 +18,7 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     Raises:
         DataError: no recording lies three folders deep.
     """
-    files = [file for file in recordings.list_files(root) if recordings.has_audio_suffix(file)]
+    files = [file for file in sources.list_files(root) if sources.has_audio_suffix(file)]
     if not any(file.count("/") == 3 for file in files):
         example = f", for instance {files[0]}" if files else ""
         raise DataError(

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Clip, Item
-from lakd_ray.corpora.labelled import LabelRow, LabelTable
+from lakd_ray.corpora.items import Clip, Item
+from lakd_ray.corpora.label_table import LabelRow, LabelTable
 
 EMOTION_BY_CODE = {
     "anger": "anger",

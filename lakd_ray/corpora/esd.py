@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lakd_ray.corpora.clip import Excluded, Item
-from lakd_ray.corpora.filenames import FilenameMatch, FilenameParser, ParsedName
+from lakd_ray.corpora.filename_parser import FilenameMatch, FilenameParser, ParsedName
+from lakd_ray.corpora.items import Excluded, Item
 from lakd_ray.errors import ConfigError
 
 EMOTION_BY_FOLDER = {

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Excluded, InvalidItem, Item
+from lakd_ray.audio import sources
+from lakd_ray.corpora.items import Clip, Excluded, InvalidItem, Item
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
@@ -166,7 +166,7 @@ class _RecordingFinder:
     def __init__(self, audio_root: str) -> None:
         self._utterance_by_file: dict[str, str] = {}
         self._files_by_name: dict[str, list[str]] = defaultdict(list)
-        for file in recordings.list_files(audio_root):
+        for file in sources.list_files(audio_root):
             self._files_by_name[_split_path(file)[-1]].append(storage.join(audio_root, file))
 
     def __call__(self, path: str, utterance: str) -> str | None:
@@ -187,7 +187,7 @@ class _RecordingFinder:
     def list_unmatched(self) -> list[str]:
         """Recordings that were not asked for."""
         files = (file for same in self._files_by_name.values() for file in same)
-        return [file for file in files if recordings.has_audio_suffix(file) and file not in self._utterance_by_file]
+        return [file for file in files if sources.has_audio_suffix(file) and file not in self._utterance_by_file]
 
     def _find(self, path: str) -> str | None:
         if Path(path).is_absolute() and Path(path).is_file():

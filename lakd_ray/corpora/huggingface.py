@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakd_ray import storage
-from lakd_ray.corpora import recordings, rows, table
-from lakd_ray.corpora.clip import Clip, InvalidItem, Item, normalize_split
-from lakd_ray.corpora.rows import OPTIONAL_COLUMNS, TIME_COLUMNS, ColumnMap
+from lakd_ray.audio import sources
+from lakd_ray.corpora import csv_manifest, manifest_rows
+from lakd_ray.corpora.items import Clip, InvalidItem, Item, normalize_split
+from lakd_ray.corpora.manifest_rows import OPTIONAL_COLUMNS, TIME_COLUMNS, ColumnMap
 from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.labels import SPLITS
 
@@ -49,7 +50,7 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     audio = options.get("audio")
     if not isinstance(audio, str | None):
         raise ConfigError(f"option `audio` of importer `huggingface` is {audio!r}; expected the name of a column.")
-    files = recordings.list_files(root)
+    files = sources.list_files(root)
     if parts := _find_saved_tables(root, files) or _find_parquet_tables(files):
         yield from _iter_missing_shards(root, files)
         for part in parts:
@@ -132,10 +133,10 @@ def _iter_table(root: str, table_file: _TableFile, columns: ColumnMap, audio_col
                 cells[name] = names[code] if 0 <= code < len(names) else None
         if table_file.split is not None and cells.get(columns.source_columns["split"]) is None:
             cells[columns.source_columns["split"]] = table_file.split
-        path = recordings.make_row_source(table_file.file, number, audio_column)
-        item = rows.make_clip(
+        path = sources.make_row_source(table_file.file, number, audio_column)
+        item = manifest_rows.make_clip(
             columns,
-            rows.ManifestRow(cells, path, recordings.make_row_source(location, number, audio_column), root, path),
+            manifest_rows.ManifestRow(cells, path, sources.make_row_source(location, number, audio_column), root, path),
         )
         yield replace(item, split=normalize_split(item.split)) if isinstance(item, Clip) and item.split else item
 
@@ -167,7 +168,7 @@ def _find_audio_column(location: str, features: Mapping[str, Any]) -> str:
     ]
     if len(found) > 1:
         raise DataError(f"{location} has recordings in {' and '.join(found)}; choose with the option `audio`.")
-    return found[0] if found else recordings.DEFAULT_AUDIO_COLUMN
+    return found[0] if found else sources.DEFAULT_AUDIO_COLUMN
 
 
 def _iter_audiofolder(
@@ -178,12 +179,12 @@ def _iter_audiofolder(
     named: set[str] = set()
     for metadata in metadata_files:
         above = metadata[: metadata.rfind("/") + 1]
-        for item in table.iter_clips(storage.join(root, metadata), columns):
+        for item in csv_manifest.iter_clips(storage.join(root, metadata), columns):
             named.add(item.source if isinstance(item, Clip) else "")
             yield _with_unique_id(item, root, above) if isinstance(item, Clip) else item
     for file in files:
         source = storage.join(root, file)
-        if recordings.has_audio_suffix(file) and source not in named:
+        if sources.has_audio_suffix(file) and source not in named:
             yield InvalidItem(id=file, source=source, reason=f"has no row in {' or '.join(METADATA_NAMES)}")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lakd_ray import storage
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, Excluded, InvalidItem, Item
+from lakd_ray.audio import sources
+from lakd_ray.corpora.items import Clip, Excluded, InvalidItem, Item
 from lakd_ray.errors import ConfigError, DataError
 
 EMOTION_BY_CODE = {
@@ -44,8 +44,8 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     merge = options.get("merge_excited", False)
     if not isinstance(merge, bool):
         raise ConfigError(f"option `merge_excited` of importer `iemocap` is {merge!r}; expected true or false.")
-    files = recordings.list_files(root)
-    spoken = [(_file_stem(file), file) for file in files if recordings.has_audio_suffix(file)]
+    files = sources.list_files(root)
+    spoken = [(_file_stem(file), file) for file in files if sources.has_audio_suffix(file)]
     utterances = {name: file for name, file in spoken if _UTTERANCE_NAME.fullmatch(name)}
     label_files = [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
     if not utterances or not label_files:

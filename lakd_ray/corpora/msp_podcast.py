@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Clip, Excluded, Item, normalize_split
-from lakd_ray.corpora.labelled import LabelRow, LabelTable
+from lakd_ray.corpora.items import Clip, Excluded, Item, normalize_split
+from lakd_ray.corpora.label_table import LabelRow, LabelTable
 from lakd_ray.errors import ConfigError
 
 EMOTION_BY_CODE = {

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Excluded, Item
-from lakd_ray.corpora.filenames import FilenameMatch, FilenameParser, ParsedName, validate_choice
+from lakd_ray.corpora.filename_parser import FilenameMatch, FilenameParser, ParsedName, validate_choice
+from lakd_ray.corpora.items import Excluded, Item
 
 EMOTION_BY_CODE = {
     "01": "neutral",

@@ -17,9 +17,9 @@ import soundfile
 from tqdm import tqdm
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE, decode_audio
+from lakd_ray.audio import SAMPLE_RATE, decode_audio, sources
 from lakd_ray.config import CorpusConfig
-from lakd_ray.corpora import Clip, get_importer_spec, published, read_raw_corpus, recordings
+from lakd_ray.corpora import Clip, expected_counts, get_importer_spec, read_raw_corpus
 from lakd_ray.errors import DataError, LakdError
 from lakd_ray.labels import KNOWN_EMOTIONS
 
@@ -75,7 +75,7 @@ def scan_corpus(importer: str, root: str, options: Mapping[str, Any]) -> ScanRep
             total += seconds
     notes = [f"{count} recordings left out: {reason}" for reason, count in sorted(everything.excluded.items())]
     if not set(layout.subset_options) & set(options):
-        notes += published.describe_mismatches(layout.expected_counts, clips)
+        notes += expected_counts.describe_mismatches(layout.expected_counts, clips)
     notes += _iter_emotion_notes(clip.emotion for clip in clips)
     return ScanReport(
         rows=len(clips),
@@ -118,8 +118,8 @@ def _iter_emotion_notes(emotions: Iterable[str]) -> Iterator[str]:
 
 def _iter_durations(clips: list[Clip]) -> Iterator[tuple[Clip, float | str]]:
     """Every clip with its seconds, or with why it cannot be used."""
-    clips = sorted(clips, key=lambda clip: recordings.read_order_key(clip.source))
-    files = [list(group) for _, group in groupby(clips, key=lambda clip: recordings.get_source_file(clip.source))]
+    clips = sorted(clips, key=lambda clip: sources.read_order_key(clip.source))
+    files = [list(group) for _, group in groupby(clips, key=lambda clip: sources.get_source_file(clip.source))]
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(total=len(clips), desc="scan", unit="clip", mininterval=1) as bar,
@@ -151,7 +151,7 @@ def _recording_duration(source: str) -> float:
         with soundfile.SoundFile(stream) as file:
             seconds = float(file.frames / file.samplerate)
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError):
-        return len(decode_audio(recordings.read_source(source), source_name=source)) / SAMPLE_RATE
+        return len(decode_audio(sources.read_source(source), source_name=source)) / SAMPLE_RATE
     if seconds * _MIN_BYTES_PER_SECOND > size:
         raise DataError(f"claims to last {seconds:.0f} s in {size} bytes")
     return seconds
@@ -159,11 +159,11 @@ def _recording_duration(source: str) -> float:
 
 def _open_stream(source: str) -> tuple[Any, int]:
     """What soundfile opens, and its size in bytes."""
-    if recordings.get_source_file(source) != source:
-        content = recordings.read_source(source)
+    if sources.get_source_file(source) != source:
+        content = sources.read_source(source)
         return io.BytesIO(content), len(content)
     if not storage.is_remote(source):
-        path = recordings.local_path(source)
+        path = sources.local_path(source)
         return path, Path(path).stat().st_size
     filesystem, path = storage.resolve_filesystem(source)
     stream = filesystem.open_input_file(path)

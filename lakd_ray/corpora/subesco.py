@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lakd_ray.corpora.clip import Item
-from lakd_ray.corpora.filenames import FilenameParser, ParsedName
+from lakd_ray.corpora.filename_parser import FilenameParser, ParsedName
+from lakd_ray.corpora.items import Item
 
 EMOTION_BY_CODE = {
     "ANGRY": "anger",

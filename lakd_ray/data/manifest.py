@@ -15,7 +15,7 @@ import pyarrow as pa
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import splits
-from lakd_ray.provenance import DataExposure
+from lakd_ray.data.provenance import DataExposure
 
 RowIndices = npt.NDArray[np.int64]
 
@@ -29,7 +29,7 @@ class Manifest:
     """An experiment's utterances; rows are numbered as in the manifest file.
 
     Attributes:
-        table: the manifest, see `lakd_ray.schema.MANIFEST_SCHEMA`.
+        table: the manifest, see `lakd_ray.data.schema.MANIFEST_SCHEMA`.
         labels_N: class index of each utterance, -1 where its emotion is not among the experiment's.
         splits_N: `train`, `dev`, `test`, or empty where the experiment leaves the utterance out.
         shards: location of each shard file; `shard_N` indexes it.

@@ -9,16 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import AudioConfig, Experiment, to_dict
-from lakd_ray.corpora.clip import Clip
-from lakd_ray.data import duplicates, shards, sources
+from lakd_ray.corpora.items import Clip
+from lakd_ray.data import corpus_snapshot, deduplicate, shards
+from lakd_ray.data.corpus_snapshot import CorpusSnapshot
 from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS_FOLDER
+from lakd_ray.data.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TRANSIENT_KINDS
 from lakd_ray.data.shards import ClipResult
-from lakd_ray.data.sources import CorpusSnapshot
 from lakd_ray.errors import DataError
-from lakd_ray.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TRANSIENT_KINDS
+from lakd_ray.runs import record
 
 QUARANTINE_FILE = "quarantine.parquet"
 _MAX_LISTED = 5  # clips named in a message
@@ -50,16 +51,16 @@ def run(config: Experiment) -> str:
     """
     folder = config.stage_folder("prepare")
     wanted = fingerprint_inputs(config)
-    done = records.is_done(folder, wanted) and _all_shards_exist(folder)
-    if done and (where := sources.unreachable_corpora(config)):
+    done = record.is_done(folder, wanted) and _all_shards_exist(folder)
+    if done and (where := corpus_snapshot.unreachable_corpora(config)):
         print(f"prepare: already done, {folder}; not compared with corpus {where[0]}")
         return folder
-    found = [sources.take_snapshot(corpus, config) for corpus in config.corpora]
-    state = records.digest([*(corpus.digest for corpus in found), config.audio.max_quarantined_fraction])
-    if done and (records.read_record(folder) or {}).get("corpora") == state:
+    found = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
+    state = record.digest([*(corpus.digest for corpus in found), config.audio.max_quarantined_fraction])
+    if done and (record.read_record(folder) or {}).get("corpora") == state:
         print(f"prepare: already done, {folder}")
         return folder
-    records.mark_started(folder, wanted)
+    record.mark_started(folder, wanted)
     before = _prepared_utterances(folder)
     rows, quarantine = _prepare_corpora(found, folder, config.audio)
     storage.write_table(
@@ -67,7 +68,7 @@ def run(config: Experiment) -> str:
     )
     storage.write_table(storage.join(folder, MANIFEST_FILE), pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
     again = any(row["kind"] in TRANSIENT_KINDS for row in quarantine)
-    records.mark_finished(folder, wanted, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if again else state)
+    record.mark_finished(folder, wanted, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if again else state)
     print(_summary(rows, quarantine, folder))
     if gone := sorted(before - {row["utterance"] for row in (*rows, *quarantine)}):
         print(f"prepare: {len(gone)} clips are no longer in the corpora: {_format_names(gone)}")
@@ -110,7 +111,7 @@ def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, audio: AudioC
         rows += accepted
         quarantine += refused
     if audio.on_duplicate == "quarantine":
-        rows, copies = duplicates.drop_duplicates(rows)
+        rows, copies = deduplicate.drop_duplicates(rows)
         quarantine += [_quarantine_row(row["corpus"], row, "duplicate", reason) for row, reason in copies]
         for corpus in snapshots:
             _check_quarantined_fraction(

@@ -3,7 +3,7 @@
 A shard is named by the SHA-256 of its bytes (`<corpus>-<language>-<first 16 digits>.parquet`): nothing is ever
 overwritten, and damage shows (`damaged`). It tells what became of every clip of its task: accepted ones are rows,
 refused ones are listed in the file's metadata. So the shards together are the memory of the stage (`index`): whatever
-was interrupted or has changed, a clip whose key (`lakd_ray.data.sources`) they know is not decoded again.
+was interrupted or has changed, a clip whose key (`lakd_ray.data.corpus_snapshot`) they know is not decoded again.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from ray.util.annotations import RayDeprecationWarning
 from tqdm import tqdm
 
 from lakd_ray import storage
-from lakd_ray.audio.apart import SandboxPool
+from lakd_ray.audio import sources as recordings
+from lakd_ray.audio.sandbox import SandboxPool
 from lakd_ray.config import AudioConfig, to_dict
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip
+from lakd_ray.corpora.items import Clip
 from lakd_ray.data.quality import decode_and_validate
-from lakd_ray.data.stream import configure_data_context
+from lakd_ray.data.reader import configure_data_context
+from lakd_ray.data.schema import SHARD_SCHEMA, TRANSIENT_KINDS
 from lakd_ray.errors import ClipError, DataError, LakdError, StorageError
-from lakd_ray.schema import SHARD_SCHEMA, TRANSIENT_KINDS
 
 # What became of a clip: its place in a shard, or the kind and reason of a refusal.
 ClipResult = dict[str, Any]

@@ -1,8 +1,8 @@
 """Speech encoders with classification heads: building, batch-independent forward, checkpoints."""
 
-from lakd_ray.models.building import build_model
 from lakd_ray.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint, write_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier, encode_languages, pad_batch
+from lakd_ray.models.factory import build_model
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 
 __all__ = [

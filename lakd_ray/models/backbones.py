@@ -5,7 +5,7 @@ from typing import Any
 
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
-from lakd_ray.models.convolutional import Wav2Vec2Backbone
+from lakd_ray.models.wav2vec2 import Wav2Vec2Backbone
 from lakd_ray.models.whisper import WhisperBackbone
 
 BACKBONE_CLASSES: dict[str, Callable[[Any], Backbone]] = {

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import CheckpointError
 from lakd_ray.models.classifier import EmotionClassifier
-from lakd_ray.provenance import Provenance
 
 METADATA_FILE = "lakd.json"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lakd_ray.models.backbones import make_backbone
-from lakd_ray.models.frames import length_mask
+from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 
 # What `features` depends on, beside weights.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
-from lakd_ray.models.frames import capture_inputs
+from lakd_ray.models.masking import capture_inputs
 
 _N_FFT, _HOP_LENGTH = 400, 160  # samples
 _POSITIONS_PER_SECOND = 50  # a second

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.report import curves, findings, page, predictions
-from lakd_ray.report import languages as language_conditions
+from lakd_ray.report import curves, findings, html_report, language_conditions, predictions
 from lakd_ray.report.rows import ResultRow, build_result_rows, format_summary
-from lakd_ray.runs import student_runs, teacher_runs
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import student_runs, teacher_runs
 
 __all__ = ["ResultRow", "format_summary", "write_report"]
 
@@ -37,8 +37,8 @@ def write_report(config: Experiment) -> str:
     warnings = findings.synthetic_corpus_warnings(config)
     notes = [*language_conditions.summary_sentences(aware), *findings.caveats(config, found)]
     inputs = {one.model: one.digest for one in found}
-    html = page.render_report(
-        page.ReportContent(
+    html = html_report.render_report(
+        html_report.ReportContent(
             config=config,
             scope=f"Fold {config.fold}, seed {config.seed}",
             findings=said,
@@ -53,11 +53,11 @@ def write_report(config: Experiment) -> str:
     )
 
     fingerprint = {"stage": "report", "inputs": inputs}
-    records.mark_started(folder, fingerprint)
+    record.mark_started(folder, fingerprint)
     report = describe_experiment(config) | {"notes": [*warnings, *said, *notes], "results": rows, "languages": aware}
     storage.write_json(storage.join(folder, JSON_FILE), report)
     storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
-    records.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
+    record.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
     return storage.join(folder, HTML_FILE)
 
 

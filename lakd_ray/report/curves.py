@@ -8,7 +8,7 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.runs import Run
+from lakd_ray.runs.graph import Run
 
 METRICS_FILE = "metrics.jsonl"
 

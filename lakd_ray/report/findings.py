@@ -9,7 +9,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.labels import POOLED
 from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.rows import ResultRow, format_percent, format_title
-from lakd_ray.runs import student_runs
+from lakd_ray.runs.graph import student_runs
 
 _MIN_SPEAKERS = 10
 _REFERENCE_PARADIGM = "mtkd"  # the paradigm that the others are held against

@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import StageError
 from lakd_ray.labels import POOLED
-from lakd_ray.report import HTML_FILE, JSON_FILE, describe_experiment, dev, findings, page
-from lakd_ray.report import languages as language_conditions
-from lakd_ray.report.pooled import SeedAggregate, aggregate_seeds, compare_aggregates
-from lakd_ray.report.pooled import build_aggregate_rows as build_aggregate_rows
+from lakd_ray.report import (
+    HTML_FILE,
+    JSON_FILE,
+    describe_experiment,
+    findings,
+    html_report,
+    language_conditions,
+    model_selection,
+)
+from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_aggregate_rows, compare_aggregates
 from lakd_ray.report.predictions import TEACHER, Predictions, read_predictions_file
 from lakd_ray.report.rows import ResultRow, build_result_rows, format_percent
-from lakd_ray.runs import predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import predictions_folder, student_runs, teacher_runs
 
 _PUBLISHED_RESULTS = (
     "Published by Bijoy et al. (Interspeech 2025) for their multi-teacher student: WR 72.9 % on English (IEMOCAP) and "
@@ -46,11 +53,11 @@ def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_ru
     )
     headline = [row for pool in together for row in build_aggregate_rows(pool, languages, emotions)]
     rows = [row for one in found for row in build_result_rows(one, languages, emotions)]
-    chosen = dev.compare_settings(dev.compute_dev_scores(cells))
+    chosen = model_selection.compare_settings(model_selection.compute_dev_scores(cells))
     aware = language_conditions.average_over_cells(cells)
     said = [
         findings.describe_best_student([row for row in headline if row["paradigm"] != TEACHER]),
-        *dev.summary_sentences(chosen),
+        *model_selection.summary_sentences(chosen),
         *compare_aggregates(together, emotions),
     ]
     warnings = findings.synthetic_corpus_warnings(config)
@@ -63,8 +70,8 @@ def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_ru
     ]
     inputs = {f"{one.model} fold {one.fold}": one.digest for one in found}
     fingerprint = {"stage": "report", "inputs": inputs}
-    html = page.render_report(
-        page.ReportContent(
+    html = html_report.render_report(
+        html_report.ReportContent(
             config=config,
             scope=_describe_scope(cells),
             findings=said,
@@ -78,12 +85,12 @@ def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_ru
             dev=chosen,
         )
     )
-    records.mark_started(folder, fingerprint)
+    record.mark_started(folder, fingerprint)
     tables = {"results": rows, "pooled": headline, "dev": chosen, "languages": aware}
     told = {"notes": [*warnings, *said, *notes], **tables}
     storage.write_json(storage.join(folder, JSON_FILE), describe_experiment(config) | told)
     storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
-    records.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
+    record.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
     return storage.join(folder, HTML_FILE)
 
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
+from lakd_ray.data.schema import PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError, StageError
-from lakd_ray.runs import predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import PREDICTIONS_SCHEMA
+from lakd_ray.runs.graph import predictions_folder, student_runs, teacher_runs
 
 TEACHER = "teacher"
 _PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")

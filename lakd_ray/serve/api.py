@@ -27,14 +27,15 @@ from starlette.exceptions import HTTPException
 
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import ServeConfig
-from lakd_ray.serve import answering, stream, upload
-from lakd_ray.serve.answering import MAX_SEGMENTS, ModelHandle
-from lakd_ray.serve.answers import BatchItem, BatchResponse, EmotionResult, ErrorResponse, ModelInfo
+from lakd_ray.inference import recordings
+from lakd_ray.inference.recordings import MAX_SEGMENTS, ModelHandle
+from lakd_ray.inference.results import BatchItem, BatchResponse, EmotionResult, ErrorResponse, ModelInfo
+from lakd_ray.serve import upload, websocket
+from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
-from lakd_ray.serve.keys import ApiKeys
-from lakd_ray.serve.meters import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
-from lakd_ray.serve.page import create_web_router
+from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
 from lakd_ray.serve.upload import MEGABYTE, RequestError
+from lakd_ray.serve.web import create_web_router
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}}
@@ -140,7 +141,7 @@ class RequestOptions:
         if self.window_s is None:
             return
         count = len(
-            answering.segment_bounds(round(duration_s * SAMPLE_RATE), self.window_s, self.hop_s or self.window_s)
+            recordings.segment_bounds(round(duration_s * SAMPLE_RATE), self.window_s, self.hop_s or self.window_s)
         )
         if count > MAX_SEGMENTS:
             raise RequestError(422, f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise hop_s")
@@ -176,7 +177,7 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
         model = router.select(content, options.model)
         recording = await decoder.decode(content, config.max_seconds)
         options.validate_segment_count(len(recording.wave_T) / SAMPLE_RATE)
-        answer = await answering.predict_recording(
+        answer = await recordings.predict_recording(
             model,
             recording,
             language=options.language,
@@ -220,7 +221,7 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
 
     @app.websocket("/v1/stream")
     async def stream_emotion(socket: WebSocket) -> None:
-        await stream.handle_stream(socket, router.stable, config, keys, decoder, meters)
+        await websocket.handle_stream(socket, router.stable, config, keys, decoder, meters)
 
     @app.get(
         "/v1/model",

@@ -32,8 +32,8 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.serve.answering import model_info, predict_waves
-from lakd_ray.serve.answers import ModelInfo, ModelPredictions
+from lakd_ray.inference.recordings import model_info, predict_waves
+from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
@@ -63,7 +63,7 @@ class ModelReplica:
     """One copy of the model."""
 
     def __init__(self, checkpoint: str, cpus: int, backend: Backend):
-        from lakd_ray.infer.predictor import Predictor, max_batch_seconds  # loads torch, only where the model runs
+        from lakd_ray.inference.predictor import Predictor, max_batch_seconds  # loads torch, only where the model runs
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.warmup()

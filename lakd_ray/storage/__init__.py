@@ -5,6 +5,15 @@ written to a temporary name and moved (an S3 upload is atomic by itself), and fo
 the size and hash of every file (`write_checksummed_folder`, `open_checksummed_folder`). docs/storage.md has credentials and retries.
 """
 
+from lakd_ray.storage.checksummed import (
+    CHECKSUMS_FILE,
+    Checksums,
+    open_checksummed_folder,
+    remove_checksums,
+    upload_folder,
+    write_checksummed_folder,
+    write_checksums,
+)
 from lakd_ray.storage.files import (
     FileInfo,
     atomic_writer,
@@ -20,16 +29,7 @@ from lakd_ray.storage.files import (
     write_json,
     write_table,
 )
-from lakd_ray.storage.folders import (
-    CHECKSUMS_FILE,
-    Checksums,
-    open_checksummed_folder,
-    remove_checksums,
-    upload_folder,
-    write_checksummed_folder,
-    write_checksums,
-)
-from lakd_ray.storage.places import (
+from lakd_ray.storage.filesystems import (
     format_bytes,
     free_bytes,
     is_remote,

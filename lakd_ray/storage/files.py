@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lakd_ray.errors import StorageError
-from lakd_ray.storage.places import (
+from lakd_ray.storage.filesystems import (
     disk_full_message,
     is_remote,
     join,

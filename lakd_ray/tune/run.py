@@ -11,21 +11,22 @@ import numpy as np
 import ray
 from ray import tune
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.cluster import check_resources
 from lakd_ray.config import Experiment, ExternalTeacherConfig, to_dict, with_settings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.errors import ConfigError, TrainingError
-from lakd_ray.infer.batch import run_rank_inference
-from lakd_ray.infer.features import get_or_compute_features
-from lakd_ray.resources import check_resources
-from lakd_ray.runs import cross_fitted_runs, teacher_runs
-from lakd_ray.train import teaching
-from lakd_ray.train.run import train_tasks
-from lakd_ray.train.worker import TrainingTask
-from lakd_ray.tune import outcome, page
-from lakd_ray.tune.drive import OBJECTIVE, ProgressCallback, StudyScheduler, StudySearcher, format_settings
+from lakd_ray.inference.batch import run_rank_inference
+from lakd_ray.inference.feature_cache import get_or_compute_features
+from lakd_ray.launch import teacher_logits
+from lakd_ray.launch.driver import train_tasks
+from lakd_ray.launch.worker import TrainingTask
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import cross_fitted_runs, teacher_runs
+from lakd_ray.tune import html_report, results
+from lakd_ray.tune.ray_adapter import OBJECTIVE, ProgressCallback, StudyScheduler, StudySearcher, format_settings
 from lakd_ray.tune.study import Study, Trial, build_trial_config, paper_settings, validate_search_space
 from lakd_ray.tune.trial import find_student, train_student, train_trial
 
@@ -46,11 +47,11 @@ def run_search(config: Experiment) -> str:
     student = find_student(config)
     validate_search_space(config)
     manifest = manifests.load_manifest(config)
-    job = teaching.resolve_inputs(config, manifest, student)
+    job = teacher_logits.resolve_inputs(config, manifest, student)
     # the number of trials is no part of it: more of them are added to a finished search
     searched = {key: value for key, value in to_dict(config.tune).items() if key not in _FIXED_KEYS}
     fingerprint = {"stage": "tune", "tune": searched, "student": job.fingerprint}
-    finished = records.is_done(folder, fingerprint)
+    finished = record.is_done(folder, fingerprint)
     study = Study(config, folder)
     try:
         if finished and not study.remaining and _is_reevaluated(config, folder):
@@ -58,12 +59,12 @@ def run_search(config: Experiment) -> str:
             return folder
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
         check_resources(config, ["tune"], have)
-        records.mark_started(folder, fingerprint)
+        record.mark_started(folder, fingerprint)
         _prepare_shared_inputs(config)
         started = time.perf_counter()
         _run_trials(config, study, folder)
         trials = study.get_trials()
-        if not outcome.rank_trials(trials):
+        if not results.rank_trials(trials):
             causes = "; ".join(str(trial.cause) for trial in trials[:3])
             raise TrainingError(f"tune: no trial finished an epoch: {causes or 'none was started'}")
         seed_objectives = _reevaluate(config, trials)
@@ -72,7 +73,7 @@ def run_search(config: Experiment) -> str:
         )
     finally:
         study.close()
-    records.mark_finished(folder, fingerprint, [TRIALS_FILE, BEST_CONFIG_FILE, page.HTML_FILE])
+    record.mark_finished(folder, fingerprint, [TRIALS_FILE, BEST_CONFIG_FILE, html_report.HTML_FILE])
     print(f"tune: done in {time.perf_counter() - started:.0f} s -> {storage.join(folder, BEST_CONFIG_FILE)}")
     return folder
 
@@ -96,7 +97,9 @@ def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
         config = Experiment.model_validate(content)
         manifest, student = manifests.load_manifest(config), find_student(config)
         if student.teachers:
-            teaching.ensure_logits(config, manifest, [student], partial(_compute_teacher_logits, config, manifest))
+            teacher_logits.ensure_logits(
+                config, manifest, [student], partial(_compute_teacher_logits, config, manifest)
+            )
         get_or_compute_features(config, manifest, student.recipe.model)
 
 
@@ -114,8 +117,8 @@ def _input_variants(config: Experiment) -> Iterator[Experiment]:
 
 
 def _compute_teacher_logits(
-    config: Experiment, manifest: Manifest, rows: RowIndices, checkpoints: teaching.TeacherCheckpoints
-) -> dict[str, teaching.Logits]:
+    config: Experiment, manifest: Manifest, rows: RowIndices, checkpoints: teacher_logits.TeacherCheckpoints
+) -> dict[str, teacher_logits.Logits]:
     own = not any(isinstance(place, ExternalTeacherConfig) for place in checkpoints.values())
     source = get_or_compute_features(config, manifest, config.teacher.model) if own else None
     places, found = run_rank_inference(config, manifest, rows, checkpoints, 0, 1, source)
@@ -165,8 +168,8 @@ def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[f
     again = config.tune.reevaluate
     if again is None:
         return {}
-    chosen = {trial.number: trial for trial in outcome.rank_trials(trials)[: again.top_k]}
-    if paper := outcome.find_paper_trial(config, trials):
+    chosen = {trial.number: trial for trial in results.rank_trials(trials)[: again.top_k]}
+    if paper := results.find_paper_trial(config, trials):
         chosen[paper.number] = paper
     resources = _trial_resources(config)
     train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_train_with_seed)
@@ -197,9 +200,9 @@ def _is_reevaluated(config: Experiment, folder: str) -> bool:
 
 
 def _summary_notes(
-    config: Experiment, manifest: Manifest, trials: Sequence[Trial], seed_objectives: outcome.SeedObjectives
+    config: Experiment, manifest: Manifest, trials: Sequence[Trial], seed_objectives: results.SeedObjectives
 ) -> list[str]:
-    best = outcome.rank_trials(trials, seed_objectives)[0]
+    best = results.rank_trials(trials, seed_objectives)[0]
     rows = manifest.rows("train", find_student(config).languages)
     seconds = float(manifest.num_samples_N[rows].sum()) / SAMPLE_RATE
     ended = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
@@ -207,12 +210,12 @@ def _summary_notes(
     notes = [
         f"Best of {len(trials)} trials ({counted}): #{best.number}, objective {best.objective or 0:.4f} on dev after "
         f"{best.epochs} epochs, with {format_settings(best.settings)}.",
-        outcome.compare_with_paper(config, trials, seed_objectives),
-        outcome.describe_cost(config, trials, seed_objectives, seconds),
+        results.compare_with_paper(config, trials, seed_objectives),
+        results.describe_cost(config, trials, seed_objectives, seconds),
     ]
     if config.tune.second_objective:
         shown = "; ".join(
-            f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in outcome.pareto_front(trials)
+            f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in results.pareto_front(trials)
         )
         notes.append(f"Not beaten in both recall and {config.tune.second_objective}: {shown}.")
     return notes
@@ -222,17 +225,17 @@ def _write_results(
     config: Experiment,
     folder: str,
     trials: Sequence[Trial],
-    seed_objectives: outcome.SeedObjectives,
+    seed_objectives: results.SeedObjectives,
     notes: Sequence[str],
 ) -> None:
-    best = outcome.rank_trials(trials, seed_objectives)
+    best = results.rank_trials(trials, seed_objectives)
     others = [trial for trial in trials if trial not in best]
     storage.write_json(
-        storage.join(folder, TRIALS_FILE), [outcome.trial_to_json(each, seed_objectives) for each in [*best, *others]]
+        storage.join(folder, TRIALS_FILE), [results.trial_to_json(each, seed_objectives) for each in [*best, *others]]
     )
     storage.write_bytes(
-        storage.join(folder, BEST_CONFIG_FILE), outcome.format_best_config(config, best[0].settings, notes).encode()
+        storage.join(folder, BEST_CONFIG_FILE), results.format_best_config(config, best[0].settings, notes).encode()
     )
-    page.write_html_report(config, notes, seed_objectives)
+    html_report.write_html_report(config, notes, seed_objectives)
     for note in notes:
         print(f"tune: {note}")

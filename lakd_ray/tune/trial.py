@@ -15,8 +15,8 @@ from ray import tune
 from lakd_ray import storage
 from lakd_ray.config import Experiment, TrackingConfig
 from lakd_ray.errors import ConfigError
-from lakd_ray.runs import Run, student_runs
-from lakd_ray.train.state import RunState
+from lakd_ray.runs.graph import Run, student_runs
+from lakd_ray.runs.state import RunState
 from lakd_ray.tune.study import Settings, build_trial_config
 
 ERROR_FILE = "error.json"
@@ -135,16 +135,16 @@ def _train_in_process(config: Experiment, run: Run, on_epoch: Callable[[dict[str
     import torch  # only trials need it
 
     from lakd_ray.data import manifest as manifests
-    from lakd_ray.infer.features import get_or_compute_features
-    from lakd_ray.train import teaching
-    from lakd_ray.train.feed import RankDataLoader
-    from lakd_ray.train.loop import train_run
+    from lakd_ray.inference.feature_cache import get_or_compute_features
+    from lakd_ray.launch import teacher_logits
+    from lakd_ray.train.data_loader import RankDataLoader
+    from lakd_ray.train.trainer import train_run
 
     torch.set_num_threads(config.train.cpus_per_worker)
     _init_single_process_group()
     manifest = manifests.load_manifest(config)
-    job = teaching.resolve_inputs(config, manifest, run)
-    logits = torch.from_numpy(teaching.load_logits(config, manifest, run)) if run.teachers else None
+    job = teacher_logits.resolve_inputs(config, manifest, run)
+    logits = torch.from_numpy(teacher_logits.load_logits(config, manifest, run)) if run.teachers else None
     feed = RankDataLoader(
         run,
         config,
@@ -163,9 +163,9 @@ def _train_in_worker_group(config: Experiment, run: Run, on_epoch: Callable[[dic
     Ray Tune stops a trial by ending the thread that reports to it and then this process, and with it the group that
     the process has started. So this thread tells, and another waits for the group.
     """
-    from lakd_ray.train.queue import TrainingEvent
-    from lakd_ray.train.run import train_tasks
-    from lakd_ray.train.worker import TrainingTask
+    from lakd_ray.launch.driver import train_tasks
+    from lakd_ray.launch.run_queue import TrainingEvent
+    from lakd_ray.launch.worker import TrainingTask
 
     workers = config.train.model_copy(update={"workers": config.tune.workers_per_trial, "parallel_runs": 1})
     config = config.model_copy(update={"train": workers, "tracking": TrackingConfig(tensorboard=False)})

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lakd_ray.corpora import espeak
-from lakd_ray.corpora.espeak import ESPEAK_SAMPLE_RATE, MANIFEST_COLUMNS, synthesize_corpus
-from lakd_ray.corpora.sentences import FEMALE_VOICES, LANGUAGES, MALE_VOICES, PROSODY_BY_EMOTION, make_speakers
+from lakd_ray.corpora.espeak import synthesis
+from lakd_ray.corpora.espeak.sentences import FEMALE_VOICES, LANGUAGES, MALE_VOICES, PROSODY_BY_EMOTION, make_speakers
+from lakd_ray.corpora.espeak.synthesis import ESPEAK_SAMPLE_RATE, MANIFEST_COLUMNS, synthesize_corpus
 from lakd_ray.errors import DataError
 
 pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
@@ -176,9 +176,9 @@ def test_what_cannot_be_spoken_is_refused(tmp_path: Path, wrong: dict[str, objec
 
 def test_the_record_names_the_generator(manifest: Path) -> None:
     record = json.loads((manifest.parent / "corpus.json").read_text())
-    assert record["generator"] == "espeak" and record["version"] == espeak.GENERATOR_VERSION
+    assert record["generator"] == "espeak" and record["version"] == synthesis.GENERATOR_VERSION
 
 
 def test_import_needs_neither_torch_nor_ray() -> None:
-    code = "import sys, lakd_ray.corpora.espeak; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    code = "import sys, lakd_ray.corpora.espeak.synthesis; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd()).returncode == 0

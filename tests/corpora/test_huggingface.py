@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from lakd_ray import corpora
+from lakd_ray.audio import sources as recordings
 from lakd_ray.config import CorpusConfig
-from lakd_ray.corpora import recordings
-from lakd_ray.corpora.clip import Clip, InvalidItem
+from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
 
 CLASSES = ["anger", "joy", "neutral"]

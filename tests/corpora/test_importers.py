@@ -12,7 +12,7 @@ import soundfile
 
 from lakd_ray import corpora
 from lakd_ray.config import CorpusConfig
-from lakd_ray.corpora.clip import Clip, InvalidItem
+from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
 
 Read = tuple[list[Clip], list[InvalidItem]]

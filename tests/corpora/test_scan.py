@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from lakd_ray import storage
-from lakd_ray.cli import main
+from lakd_ray.cli.main import main
 from lakd_ray.corpora import IMPORTERS
 from lakd_ray.corpora.scan import format_report, scan_corpus
 from lakd_ray.errors import ConfigError, DataError

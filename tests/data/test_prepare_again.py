@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fuzz import spoilt
 from ray import cloudpickle
+from support.fuzzing import spoilt
 from test_prepare_stream import experiment, write_corpus, write_manifest
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare, shards
-from lakd_ray.data.plan import plan_training_epoch
+from lakd_ray.data.batch_plan import plan_training_epoch
+from lakd_ray.data.schema import QUARANTINE_KINDS
 from lakd_ray.errors import DataError
-from lakd_ray.schema import QUARANTINE_KINDS
+from lakd_ray.runs import record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -85,7 +86,7 @@ def test_changes_one_after_the_other(prepared, capsys):
 def test_interrupted_it_goes_on(prepared):
     folder, before, first = Path(prepared.stage_folder("prepare")), written(prepared), table(prepared, "manifest")
     (folder / "manifest.parquet").unlink()
-    records.mark_started(str(folder), prepare.fingerprint_inputs(prepared))
+    record.mark_started(str(folder), prepare.fingerprint_inputs(prepared))
     lost = min(before)
     (folder / "shards" / lost).unlink()
     prepare.run(prepared)
@@ -128,10 +129,10 @@ def test_copies_and_what_is_tried_again(prepared):
 
 def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> dict[str, str]:
     """What the task does, but one recording takes the process with it that decodes it (runs in a Ray worker)."""
-    from lakd_ray.audio import apart
+    from lakd_ray.audio import sandbox
     from lakd_ray.data import quality, shards
 
-    call = apart.SandboxPool.call
+    call = sandbox.SandboxPool.call
 
     def here(content: bytes, **arguments: Any) -> dict[str, Any]:
         if "en2-sadness" in arguments["source_name"]:
@@ -145,7 +146,7 @@ def write_shard_fatally(item: dict[str, Any], folder: str, audio: dict[str, Any]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "decode_and_validate", here)
-        patch.setattr(apart.SandboxPool, "call", there)
+        patch.setattr(sandbox.SandboxPool, "call", there)
         return shards._write_shard(item, folder, audio, isolated)
 
 

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray import records, storage
+from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, decode_audio, decode_flac, encode_flac, to_float, to_int16
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
-from lakd_ray.data import stream as streams
+from lakd_ray.data import reader as streams
+from lakd_ray.data.batch_plan import ReadGroup, plan_evaluation_epoch, plan_training_epoch, skip_batches
 from lakd_ray.data.manifest import MANIFEST_FILE, Manifest
-from lakd_ray.data.plan import ReadGroup, plan_evaluation_epoch, plan_training_epoch, skip_batches
-from lakd_ray.data.stream import stream_batches
+from lakd_ray.data.reader import stream_batches
 from lakd_ray.errors import DataError, StageError, StorageError
 from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.runs import record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -226,7 +227,7 @@ def test_too_many_unusable_clips(tmp_path):
         prepare.run(config)
     assert str(broken) in str(caught.value)
     folder = config.stage_folder("prepare")
-    assert not records.is_done(folder, prepare.fingerprint_inputs(config))
+    assert not record.is_done(folder, prepare.fingerprint_inputs(config))
     assert not storage.exists(f"{folder}/{MANIFEST_FILE}")
     broken.write_bytes(sound)
     prepare.run(config)

@@ -9,10 +9,10 @@ import soundfile
 
 from lakd_ray.audio import SAMPLE_RATE, decode_flac
 from lakd_ray.config import AudioConfig
-from lakd_ray.data.duplicates import drop_duplicates
+from lakd_ray.data.deduplicate import drop_duplicates
 from lakd_ray.data.quality import decode_and_validate
+from lakd_ray.data.schema import QUARANTINE_KINDS
 from lakd_ray.errors import ClipError
-from lakd_ray.schema import QUARANTINE_KINDS
 
 NOISE_T = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from lakd_ray import storage

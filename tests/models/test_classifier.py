@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 from torch import Tensor, nn
 from transformers import (
     ASTConfig,
@@ -16,7 +16,7 @@ from transformers import (
 from lakd_ray.distill import distillation_loss
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, pad_batch
-from lakd_ray.models.convolutional import masked_group_norm, normalize_waveform
+from lakd_ray.models.wav2vec2 import masked_group_norm, normalize_waveform
 
 # wav2vec2-base has a group norm and normalises after each layer; -large and XLS-R have layer norms before each layer.
 STYLES: dict[str, dict[str, Any]] = {

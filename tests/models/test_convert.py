@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 from transformers import AutoConfig, AutoModel
 
 from lakd_ray.config import ModelConfig

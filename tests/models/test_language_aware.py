@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForAudioClassification

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, WhisperFeatureExtractor
 
 from lakd_ray.config import LanguageAwareHeadConfig, ModelConfig

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lakd_ray import records, report, storage
+from lakd_ray import report, storage
 from lakd_ray.config import Experiment
+from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import curves, findings, predictions
 from lakd_ray.report.rows import build_result_rows
-from lakd_ray.runs import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
-from lakd_ray.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
 RECIPE = {"model": {"config": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
@@ -238,7 +239,7 @@ def test_page_says_what_a_reader_must_know(plain: Any) -> None:
     assert "FT multilingual is the run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
     assert "lam: 0.07692307692307693" in text  # the experiment file
-    assert f"lakd-ray {records.package_versions()['lakd-ray']}" in text
+    assert f"lakd-ray {record.package_versions()['lakd-ray']}" in text
 
 
 def test_headline_table_is_in_percent(plain: Any) -> None:
@@ -263,14 +264,14 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
     evaluate(config)
     report.write_report(config)
     folder = storage.join(config.folder, "report")
-    before = records.read_record(folder)
+    before = record.read_record(folder)
     assert before is not None
-    assert records.is_done(folder, before["fingerprint"])
+    assert record.is_done(folder, before["fingerprint"])
     assert before["fingerprint"]["stage"] == "report"
     assert set(before["fingerprint"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
     evaluate(config, STRENGTH | {"mtkd": 0.0})
     report.write_report(config)
-    after = records.read_record(folder)
+    after = record.read_record(folder)
     assert after is not None
     changed = {
         model

@@ -80,6 +80,6 @@ def _running(checkpoint: str, folder: Path, settings: dict[str, Any]) -> Iterato
 @pytest.fixture
 def tiny_checkpoint(tmp_path: Path) -> str:
     """A sealed checkpoint of a very small real model, with emotions of the paper and languages en and de."""
-    from tiny import checkpoint  # loads torch
+    from support.tiny_models import checkpoint  # loads torch
 
     return checkpoint(tmp_path, languages=("en", "de"))

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from standin import CARD, StandIn
+from support.standin import CARD, StandIn
 
 from lakd_ray.config import CanaryConfig, ServeConfig
-from lakd_ray.serve.answers import BatchResponse, EmotionResult
+from lakd_ray.inference.results import BatchResponse, EmotionResult
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import MEGABYTE, RequestError

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from fuzz import spoilt
+from support.fuzzing import spoilt
 
 pytestmark = [
     pytest.mark.ray,

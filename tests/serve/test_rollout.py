@@ -15,10 +15,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import tiny
 import yaml
-
-from cluster import ROOT, Cluster, free_port, started
+from support import tiny_models as tiny
+from support.ray_cluster import ROOT, Cluster, free_port, started
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from lakd_ray.audio import decode_audio
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError
-from lakd_ray.infer.predictor import Predictor
+from lakd_ray.inference.predictor import Predictor
 from lakd_ray.serve.client import Client
 
 pytestmark = [
@@ -74,7 +74,7 @@ def test_build_refuses(tmp_path):
 
 def test_taken_port_is_refused():
     from lakd_ray.config import ServeConfig
-    from lakd_ray.serve.port import resolve_port
+    from lakd_ray.serve.run import resolve_port
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

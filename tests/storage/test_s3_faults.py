@@ -14,11 +14,11 @@ from urllib.parse import urlparse
 import numpy as np
 import pyarrow as pa
 import pytest
-from s3_server import BUCKET, S3Server, running_s3
+from support.s3_server import BUCKET, S3Server, running_s3
 
 from lakd_ray import storage
 from lakd_ray.errors import StorageError
-from lakd_ray.storage import files, places
+from lakd_ray.storage import files, filesystems
 
 FOLDER = f"s3://{BUCKET}/faults"
 
@@ -40,7 +40,7 @@ CALLS: list[Callable[[str], object]] = [
 
 @pytest.fixture
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(filesystems, "MAX_ATTEMPTS", 2)
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch._dynamo
 import torch.distributed as dist
-from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
+from support import tiny_models as tiny
+from support.engine_worker import OPTIM, PLAIN, UTTERANCES, batch
 
 from lakd_ray.config import TrainConfig
 from lakd_ray.train.engines import build_engine

@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from engine_worker import AWARE, ENGINES, LONG, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
+from support import tiny_models as tiny
+from support.engine_worker import AWARE, ENGINES, LONG, OPTIM, PLAIN, STEPS, UTTERANCES, aware, batch
 
 from lakd_ray.config import OptimConfig
 from lakd_ray.models import EmotionClassifier
-from lakd_ray.train.optimizer import build_param_groups, make_lr_lambda
+from lakd_ray.train.engines.optimizer import build_param_groups, make_lr_lambda
 from lakd_ray.train.step import Objective, compute_losses
 
 # Softmax ignores a shift that all keys share, so these have no gradient but rounding noise, which Adam blows up.

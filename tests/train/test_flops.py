@@ -1,8 +1,8 @@
 """Arithmetic of a training step, counted."""
 
 import pytest
-import tiny
 import torch
+from support import tiny_models as tiny
 
 from lakd_ray.models import build_model
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 import torch.distributed as dist
-from engine_worker import OPTIM, PLAIN, UTTERANCES, batch
+from support import tiny_models as tiny
+from support.engine_worker import OPTIM, PLAIN, UTTERANCES, batch
 
 from lakd_ray.config import TrainConfig
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.flops import peak_flops
-from lakd_ray.train.meter import StepTimer, peak_memory_mb
+from lakd_ray.train.monitoring import StepTimer, peak_memory_mb
 from lakd_ray.train.step import compute_losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import noise
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support import fake_data as noise
 
 from lakd_ray.config import DistillLossConfig, Experiment, LabelLossConfig
-from lakd_ray.data.stream import AudioBatch
+from lakd_ray.data.reader import AudioBatch
 from lakd_ray.models import ClassifierOutput
-from lakd_ray.runs import teacher_runs
-from lakd_ray.train.feed import RankDataLoader
+from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
 B, K, C = 7, 3, 4

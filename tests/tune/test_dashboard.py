@@ -5,12 +5,11 @@ import sys
 import time
 from pathlib import Path
 
-import browser
 import httpx
 import pytest
+from support import browser
+from support.ray_cluster import free_port
 from test_study import CHOSEN, play, study
-
-from cluster import free_port
 
 
 @browser.needed

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import SMALL, Runs, kill_all, machines, marked, workers
+from support.chaos import SMALL, Runs, kill_all, machines, marked, workers
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config
-from lakd_ray.train.state import RunState
+from lakd_ray.runs.state import RunState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -1,0 +1,1 @@
+"""The synthetic demo corpus, spoken by eSpeak NG."""

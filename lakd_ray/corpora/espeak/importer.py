@@ -1,0 +1,36 @@
+"""The demo corpus of synthesised speech: the importer `espeak`. It is made when it is first read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lakd_ray import storage
+from lakd_ray.corpora import csv_manifest
+from lakd_ray.corpora.espeak import synthesis
+from lakd_ray.corpora.items import Item
+from lakd_ray.errors import ConfigError
+
+_INTEGER_OPTIONS = ("speakers", "sentences", "takes", "seed")
+
+
+def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
+    """Read the demo corpus in a local folder, after making it if there is none.
+
+    Raises:
+        ConfigError: `root` is in a bucket, or an option has the wrong form.
+        DataError: the folder holds something else, or the corpus cannot be made.
+    """
+    if storage.is_remote(root):
+        raise ConfigError(
+            f"importer `espeak` makes its corpus in a local folder, and `root` is {root}. Name a folder that every "
+            "worker can read, or make the corpus locally, copy it there and read it with importer `csv`."
+        )
+    for name in _INTEGER_OPTIONS:
+        value = options.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"option `{name}` of importer `espeak` is {value!r}; expected a whole number.")
+    languages = options.get("languages", ())
+    if isinstance(languages, str) or not isinstance(languages, Sequence) or any(type(x) is not str for x in languages):
+        raise ConfigError(f"option `languages` of importer `espeak` is {languages!r}; expected a list such as [en].")
+    manifest = synthesis.synthesize_corpus(Path(storage.resolve_filesystem(root)[1]), **options)
+    yield from csv_manifest.iter_items(str(manifest), {})

@@ -1,0 +1,99 @@
+"""What a backend costs in accuracy: the same held-out utterances by torch in fp32 and by it.
+
+Shape suffixes: N utterances, C classes, L languages.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lakd_ray import metrics, storage
+from lakd_ray.audio import Wave, decode_flac, to_float
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data.provenance import DataExposure
+from lakd_ray.errors import DataError
+from lakd_ray.inference.predictor import Predictor
+from lakd_ray.models import CheckpointMetadata
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Utterances with their truth."""
+
+    waves_N: list[Wave]
+    languages_N: list[str]
+    labels_N: npt.NDArray[np.int64]
+
+    @property
+    def audio_seconds(self) -> float:
+        """Of audio."""
+        return sum(map(len, self.waves_N)) / 16_000
+
+
+@dataclass(frozen=True)
+class BackendAccuracy:
+    """One backend beside torch in fp32."""
+
+    utterances: int
+    UR: float
+    """Unweighted recall of torch in fp32."""
+    UR_backend: float
+    """Of the backend."""
+    changed_predictions: int
+    """Utterances whose most probable class is another one."""
+    max_probability_change: float
+    """Of a class's probability."""
+
+
+def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
+    """The test utterances of an experiment's fold in the languages of a checkpoint.
+
+    Raises:
+        StorageError: the experiment's `prepare` has not run.
+        DataLeakageError: the checkpoint has seen some of them.
+        DataError: there are none, or the experiment has other classes.
+    """
+    if config.emotions != metadata.emotions:
+        raise DataError(
+            f"{metadata.model_id} has the classes {', '.join(metadata.emotions)}, {config.name} has "
+            f"{', '.join(config.emotions)}: name the experiment that it was trained in"
+        )
+    manifest = manifests.load_manifest(config)
+    rows = manifest.rows("test", metadata.languages)
+    if not len(rows):
+        raise DataError(
+            f"{config.name} has no test utterance in {', '.join(metadata.languages)}, for {metadata.model_id}"
+        )
+    metadata.provenance.check_leakage(model=metadata.model_id, dev=DataExposure(), test=manifest.data_exposure(rows))
+    waves: dict[str, Wave] = {}
+    ids = manifest.ids
+    wanted = {ids[row] for row in rows}
+    for shard in sorted(set(manifest.shard_N[rows].tolist())):
+        table = storage.read_table(manifest.shards[shard], columns=["utterance", "audio"])
+        for utterance, content in zip(table["utterance"].to_pylist(), table["audio"].to_pylist(), strict=True):
+            if utterance in wanted:
+                waves[utterance] = to_float(decode_flac(content))
+    return EvalSet(
+        [waves[ids[row]] for row in rows],
+        manifest.languages_N[rows].astype(str).tolist(),
+        manifest.labels_N[rows],
+    )
+
+
+def compare_backends(reference: Predictor, candidate: Predictor, eval_set: EvalSet) -> BackendAccuracy:
+    """What another backend of a model changes, each utterance's language given."""
+    expected_NC = reference.probabilities(eval_set.waves_N, eval_set.languages_N)
+    found_NC = candidate.probabilities(eval_set.waves_N, eval_set.languages_N)
+    UR, UR_backend = (
+        metrics.compute_scores(probabilities_NC, eval_set.labels_N, reference.emotions).UR
+        for probabilities_NC in (expected_NC, found_NC)
+    )
+    return BackendAccuracy(
+        utterances=len(eval_set.waves_N),
+        UR=UR,
+        UR_backend=UR_backend,
+        changed_predictions=int((expected_NC.argmax(axis=1) != found_NC.argmax(axis=1)).sum()),
+        max_probability_change=float(np.abs(expected_NC - found_NC).max()),
+    )

@@ -1,0 +1,245 @@
+"""The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data.manifest import Manifest, RowIndices
+from lakd_ray.data.provenance import DataExposure
+from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
+from lakd_ray.errors import DataError
+from lakd_ray.inference.batch import InferenceResult, LanguageCondition, ModelQuery, run_batch_inference
+from lakd_ray.inference.predictor import softmax
+from lakd_ray.models import CheckpointMetadata
+from lakd_ray.models.checkpoint import read_metadata
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs.state import find_best_checkpoint
+
+_MAX_BYTES_IN_MEMORY = 6e9  # bytes of models that one worker holds
+_EXTRA_CONDITIONS: tuple[LanguageCondition, ...] = (
+    "identified",
+    "unknown",
+    "wrong",
+)  # beside "given", which counts as its answer
+
+
+@dataclass(frozen=True)
+class _EvaluatedModel:
+    """A run whose model is asked, and the cell that its predictions belong to."""
+
+    config: Experiment
+    run: Run
+    paradigm: str
+    checkpoint: str
+
+    @property
+    def predictions_stem(self) -> str:
+        """Its file of predictions, without the ending."""
+        return storage.join(predictions_folder(self.config), self.run.id)
+
+    @cached_property
+    def metadata(self) -> CheckpointMetadata:
+        """The checkpoint's."""
+        return read_metadata(self.checkpoint)
+
+    def calibrated_probabilities(self, logits_RC: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """Calibrated on dev, as the endpoint gives them."""
+        return list(softmax(logits_RC / self.metadata.calibration_temperature))
+
+    @property
+    def extra_conditions(self) -> tuple[LanguageCondition, ...]:
+        """In which other ways it is asked; there is no wrong language where there is one."""
+        if self.run.recipe.model.language_aware is None:
+            return ()
+        return tuple(way for way in _EXTRA_CONDITIONS if way != "wrong" or len(self.config.languages) > 1)
+
+    def scored_mask(self, manifest: Manifest, rows: RowIndices) -> npt.NDArray[np.bool_]:
+        """Which of some rows its answers count for: of monolingual students their own language's."""
+        if self.paradigm == "teacher" or self.run.setup != "monolingual":
+            return np.ones(len(rows), dtype=bool)
+        return np.isin(manifest.languages_N[rows].astype(str), self.run.languages)
+
+
+def run(config: Experiment, *same_fold_configs: Experiment, exclude: Collection[str] = ()) -> str:
+    """Ask every teacher and student about the test rows; models that were asked already are skipped.
+
+    Teachers answer in every language, monolingual students in their own.
+
+    Args:
+        others: the experiment with other seeds or settings of its students, in the same fold: asked in the same pass.
+        without: runs that are not to be asked, because they failed.
+
+    Returns:
+        The folder of the predictions.
+
+    Raises:
+        StageError: a run is not trained.
+        DataLeakageError: a model has seen a test speaker.
+        DataError: the number of predictions is not the manifest's.
+    """
+    manifest = manifests.load_manifest(config)
+    rows = manifest.rows("test")
+    models = [model for cell in (config, *same_fold_configs) for model in _models_to_evaluate(cell, exclude)]
+    models = list({model.predictions_stem: model for model in models}.values())
+    fingerprint = {model.predictions_stem: _fingerprint(manifest, rows, model) for model in models}
+    for model in models:
+        model.metadata.provenance.check_leakage(
+            model=model.run.id, dev=DataExposure(), test=manifest.data_exposure(rows)
+        )
+    missing = [model for model in models if not _is_done(model, fingerprint[model.predictions_stem])]
+    if not missing:
+        print(f"evaluate: already done, {predictions_folder(config)}")
+    for some in _groups_fitting_memory(missing):
+        asked = {
+            f"{model.predictions_stem} {way}": ModelQuery(model.checkpoint, way)
+            for model in some
+            for way in ("given", *model.extra_conditions)
+        }
+        answers = run_batch_inference(config, manifest, rows, asked, title="evaluate")
+        for model in some:
+            ways: dict[LanguageCondition, InferenceResult] = {
+                way: answers[f"{model.predictions_stem} {way}"] for way in ("given", *model.extra_conditions)
+            }
+            _write_predictions(manifest, rows, model, ways, fingerprint[model.predictions_stem])
+    if missing:
+        names = list(dict.fromkeys(model.run.id for model in missing))
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        print(f"evaluate: {len(rows)} test utterances by {shown} -> {predictions_folder(config)}")
+    return predictions_folder(config)
+
+
+def _models_to_evaluate(config: Experiment, exclude: Collection[str]) -> list[_EvaluatedModel]:
+    students = {run.id: run for run in student_runs(config)}
+    runs = {run.id: run for run in teacher_runs(config)} | students
+    return [
+        _EvaluatedModel(config, run, run.paradigm if name in students else "teacher", find_best_checkpoint(run, config))
+        for name, run in runs.items()
+        if name not in exclude
+    ]
+
+
+def _groups_fitting_memory(models: Sequence[_EvaluatedModel]) -> Iterator[list[_EvaluatedModel]]:
+    """Models that are in memory together."""
+    some: list[_EvaluatedModel] = []
+    size = 0
+    for model in models:
+        seal = storage.read_json(storage.join(model.checkpoint, storage.CHECKSUMS_FILE))
+        more = sum(entry["bytes"] for entry in seal.values())
+        if some and size + more > _MAX_BYTES_IN_MEMORY:
+            yield some
+            some, size = [], 0
+        some.append(model)
+        size += more
+    if some:
+        yield some
+
+
+def _write_predictions(
+    manifest: Manifest,
+    rows: RowIndices,
+    model: _EvaluatedModel,
+    results: Mapping[LanguageCondition, InferenceResult],
+    fingerprint: dict[str, Any],
+) -> None:
+    location = f"{model.predictions_stem}.parquet"
+    table = _predictions_table(manifest, rows, model, results["given"].logits_RC)
+    storage.write_table(location, table)
+    _check_row_count(location, len(table))
+    if model.extra_conditions:
+        storage.write_table(
+            _language_conditions_path(model), _language_conditions_table(manifest, rows, model, results)
+        )
+    record.mark_started(_record_folder(model), fingerprint)
+    record.mark_finished(_record_folder(model), fingerprint, [])
+
+
+def _record_folder(model: _EvaluatedModel) -> str:
+    return storage.join(predictions_folder(model.config), "records", model.run.id)
+
+
+def _is_done(model: _EvaluatedModel, fingerprint: dict[str, Any]) -> bool:
+    written = [
+        f"{model.predictions_stem}.parquet",
+        *([_language_conditions_path(model)] if model.extra_conditions else []),
+    ]
+    return record.is_done(_record_folder(model), fingerprint) and all(map(storage.exists, written))
+
+
+def _language_conditions_path(model: _EvaluatedModel) -> str:
+    return storage.join(language_conditions_folder(model.config), f"{model.run.id}.parquet")
+
+
+def _fingerprint(manifest: Manifest, rows: RowIndices, model: _EvaluatedModel) -> dict[str, Any]:
+    return {
+        "checkpoint": record.digest(storage.read_json(storage.join(model.checkpoint, storage.CHECKSUMS_FILE))),
+        "audio": record.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+        **(
+            {"conditions": list(model.extra_conditions), "columns": LANGUAGE_CONDITIONS_SCHEMA.names}
+            if model.extra_conditions
+            else {}
+        ),
+    }
+
+
+def _predictions_table(
+    manifest: Manifest, rows: RowIndices, model: _EvaluatedModel, logits_RC: npt.NDArray[np.float32]
+) -> pa.Table:
+    """Predictions of one model, see `lakd_ray.data.schema.PREDICTIONS_SCHEMA`."""
+    run, keep = model.run, model.scored_mask(manifest, rows)
+    part = manifest.table.take(rows[keep])
+    count = len(part)
+    copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
+    columns: dict[str, Any] = {
+        **{name: part[name] for name in copied},
+        "sentence_in_train": manifest.sentence_in_train(rows[keep]),
+        "fold": [model.config.fold] * count,
+        "seed": [model.config.seed] * count,
+        "paradigm": [model.paradigm] * count,
+        "setup": [run.setup] * count,
+        "variant": [run.variant] * count,
+        "model": [run.id] * count,
+        "unknown": [", ".join(sorted(model.metadata.provenance.unknown))] * count,
+        "probabilities": model.calibrated_probabilities(logits_RC[keep]),
+    }
+    return pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA)
+
+
+def _language_conditions_table(
+    manifest: Manifest, rows: RowIndices, model: _EvaluatedModel, results: Mapping[LanguageCondition, InferenceResult]
+) -> pa.Table:
+    """A language-aware student's answers by what it was told, see `lakd_ray.data.schema.LANGUAGE_CONDITIONS_SCHEMA`."""
+    keep = model.scored_mask(manifest, rows)
+    part = manifest.table.select(["utterance", "corpus", "language", "emotion"]).take(rows[keep])
+    trained = set(manifest.table["corpus"].take(manifest.rows("train", model.run.languages)).to_pylist())
+    tables = []
+    for way, answers in results.items():
+        columns: dict[str, Any] = {
+            **{column: part[column] for column in part.column_names},
+            "corpus_in_train": [corpus in trained for corpus in part["corpus"].to_pylist()],
+            "model": [model.run.id] * len(part),
+            "condition": [way] * len(part),
+            "predicted_language": [model.config.languages[place] for place in answers.predicted_language_R[keep]],
+            "probabilities": model.calibrated_probabilities(answers.logits_RC[keep]),
+        }
+        tables.append(
+            pa.table(
+                {column: columns[column] for column in LANGUAGE_CONDITIONS_SCHEMA.names},
+                schema=LANGUAGE_CONDITIONS_SCHEMA,
+            )
+        )
+    return pa.concat_tables(tables)
+
+
+def _check_row_count(path: str, expected: int) -> None:
+    found = len(storage.read_table(path, columns=["utterance"]))
+    if found != expected:
+        raise DataError(f"{path} holds {found} predictions, expected {expected}: delete it and evaluate again")

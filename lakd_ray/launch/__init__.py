@@ -1,0 +1,1 @@
+"""Train runs on Ray Train worker groups."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: MLflow, TensorBoard, and Weights & Biases."""

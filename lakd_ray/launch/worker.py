@@ -1,0 +1,139 @@
+"""What every Ray Train worker does: take runs from the queue and train them, one after the other."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+
+from lakd_ray.config import Experiment, to_dict
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.launch import teacher_logits
+from lakd_ray.runs import record as records
+from lakd_ray.runs.graph import Run
+
+_POLL_INTERVAL_S = 1.0
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """A run, and the experiment with the fold, seed and variant that it belongs to."""
+
+    config: Experiment
+    run: Run
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for Ray."""
+        return {"config": to_dict(self.config), "run": to_dict(self.run)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "TrainingTask":
+        """The inverse of `dump`."""
+        return cls(Experiment.model_validate(content["config"]), Run.model_validate(content["run"]))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its folder holds a finished run; `records.is_done` tells whether it is this one."""
+        record = records.read_record(self.run.folder(self.config))
+        return record is not None and record["finished"] is not None
+
+
+def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
+    """Ray Train's training function.
+
+    Args:
+        content: `queue`, an actor of `lakd_ray.launch.run_queue.RunQueue`; `group`, the worker group's name; `tasks`, all runs
+            that may be in the queue, as `Task.dump` makes them.
+    """
+    import torch  # only workers need it
+
+    from lakd_ray.launch.rank_group import RankGroup
+
+    queue, name = loop_config["queue"], loop_config["group"]
+    tasks = [TrainingTask.from_dict(entry) for entry in loop_config["tasks"]]
+    by_id = {task.run.id: task for task in tasks}
+    torch.set_num_threads(tasks[0].config.train.cpus_per_worker)
+    context = ray.train.get_context()
+    group = RankGroup(context.get_world_rank(), context.get_world_size())
+    while run := group.broadcast_from_rank0(partial(_next_run, queue, name)):
+        _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None)
+        if group.rank == 0:
+            ray.get(queue.mark_done.remote(name))
+
+
+def _next_run(queue: Any, group: str) -> str:
+    """The run that this group is to train; empty when there are none left."""
+    while True:
+        what, run = ray.get(queue.next_run.remote(group))
+        if what != "wait":
+            return str(run)
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, queue: Any) -> None:
+    import torch
+
+    from lakd_ray.train.data_loader import RankDataLoader
+    from lakd_ray.train.trainer import train_run
+
+    config, run = task.config, task.run
+    manifest = manifests.load_manifest(config)
+    job = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, config, manifest, run))
+    logits = None
+    if run.teachers:
+        logits = torch.from_numpy(_ensure_teacher_logits(task, tasks, manifest, group))
+    source = group.get_or_compute_features(config, manifest, run.recipe.model)
+    feed = RankDataLoader(run, config, manifest, logits, group.rank, group.world_size, source)
+    train_run(
+        feed,
+        run.folder(config),
+        job.fingerprint,
+        list(job.teacher_provenance),
+        partial(_report_epoch, queue),
+        log=lambda text: queue.publish.remote({"event": "message", "run": run.id, "reason": text}),
+        preemption_pending=_preemption_pending,
+    )
+
+
+def _ensure_teacher_logits(
+    task: TrainingTask, tasks: Sequence[TrainingTask], manifest: Manifest, group: Any
+) -> teacher_logits.Logits:
+    """Kept logits, computed first where they are missing; those of the cell's other runs in the same pass."""
+    config = task.config
+    asked = group.broadcast_from_rank0(lambda: [other.run for other in _tasks_sharing_teacher_pass(task, tasks)])
+    compute = partial(group.compute_logits, config, manifest)
+    teacher_logits.ensure_logits(config, manifest, asked, compute, group.broadcast_from_rank0)
+    group.barrier()
+    return teacher_logits.load_logits(config, manifest, task.run)
+
+
+def _tasks_sharing_teacher_pass(task: TrainingTask, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
+    """Runs of the same fold and seed whose teachers are all trained."""
+    by_id = {other.run.id: other for other in tasks}
+    return [
+        other
+        for other in tasks
+        if other.run.teachers
+        and other.config.cell == task.config.cell
+        and other.config.variant == task.config.variant
+        and all(name not in by_id or by_id[name].is_finished for name in other.run.dependencies)
+    ]
+
+
+def _preemption_pending() -> bool:
+    """Whether a machine of the group is about to be taken away. All ranks must ask: it is a barrier."""
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return False
+    return ray.train.get_preemption_info() is not None
+
+
+def _report_epoch(queue: Any, epoch_metrics: dict[str, Any]) -> None:
+    """Tell Ray Train, and by the first rank the driver, of an epoch."""
+    if queue is not None:
+        queue.publish.remote({"event": "epoch", "run": epoch_metrics["run"], "line": epoch_metrics})
+    ray.train.report({key: value for key, value in epoch_metrics.items() if isinstance(value, int | float | str)})

@@ -1,0 +1,97 @@
+"""Checkpoints for release: whole, verified, described, and without what is only its trainer's business."""
+
+import json
+import secrets
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.errors import ConfigError
+from lakd_ray.models import onnx_export
+from lakd_ray.models.checkpoint import METADATA_FILE, read_local_metadata
+from lakd_ray.ops.release import model_card
+from lakd_ray.ops.release import onnx as graphs
+
+_PUBLIC_RUN_FIELDS: tuple[str, ...] = ("id", "paradigm", "setup", "languages", "emotions", "fold", "seed", "variant")
+_PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # names of runs, and numbers
+MODEL_CARD_FILE = "README.md"
+# Made anew where they are asked for.
+_EXCLUDED_FILES = (
+    METADATA_FILE,
+    storage.CHECKSUMS_FILE,
+    MODEL_CARD_FILE,
+    graphs.ONNX_REPORT_FILE,
+    f"{onnx_export.MODEL_FILE}*",
+    f"{onnx_export.INT8_MODEL_FILE}*",
+)
+
+
+def export_checkpoint(
+    checkpoint: str,
+    folder: str,
+    *,
+    report: str | None = None,
+    experiment: Experiment | None = None,
+    onnx: bool = False,
+    int8: bool = False,
+) -> str:
+    """Copy a checkpoint to a folder that others may have, with a model card; returns the folder.
+
+    What goes with it names no speakers but carries salted hashes of them (`lakd_ray.data.provenance`), and tells of its
+    training what it was and how it did on dev, not where anything lay.
+
+    Args:
+        report: a report.json that has rows of this run: test metrics for the card.
+        experiment: what it was trained in: its corpora for the card, its test utterances to measure int8 by.
+        onnx: also write the network as a graph, see `lakd_ray.models.onnx_export`.
+        int8: also write the graph in int8, and the one in fp32 that it is made from.
+
+    Raises:
+        StorageError: the checkpoint or the report is missing, incomplete or damaged.
+        CheckpointError: it is not one of this project's, or its graph does not answer as it does.
+        ConfigError: the folder holds something already, the report has nothing on this run, or a package is missing.
+        DataLeakageError, DataError: see `lakd_ray.inference.backend_accuracy.held_out`.
+    """
+    if any(True for _ in storage.list_files(folder)):
+        raise ConfigError(f"{folder} holds files already: name a new folder, or delete it")
+    if onnx or int8:
+        onnx_export.require_onnx_packages()
+    with storage.open_checksummed_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
+        card = read_local_metadata(source)
+        run = card.training.get("run", {})
+        told = model_card.CardContext.load(card, report, experiment)  # before what takes long
+        training = {
+            "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
+            "dev": card.training.get("dev", {}),
+        }
+        training |= {"corpora": list(card.corpora), "frozen": card.is_encoder_frozen}
+        training |= {name: card.training[name] for name in ("layers",) if name in card.training}
+        released = replace(card, provenance=card.provenance.anonymized(secrets.token_hex(8)), training=training)
+        shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_EXCLUDED_FILES))
+        Path(scratch, METADATA_FILE).write_text(
+            json.dumps(released.to_json(), indent=1, ensure_ascii=False), encoding="utf-8"
+        )
+        network = _strip_paths(Path(scratch, "config.json"))
+        figures = graphs.write_onnx_graphs(source, Path(scratch), experiment, int8=int8) if onnx or int8 else None
+        Path(scratch, MODEL_CARD_FILE).write_text(
+            model_card.render_model_card(card, network, told, figures), encoding="utf-8"
+        )
+        storage.write_checksummed_folder(Path(scratch), folder)
+    return folder
+
+
+def _strip_paths(file: Path) -> dict[str, Any]:
+    """Of a transformers configuration: it notes where it was read from, and so does one within it. Returns the rest."""
+
+    def without(content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {name: without(value) for name, value in content.items() if name != "_name_or_path"}
+
+    content: dict[str, Any] = without(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return content

@@ -1,0 +1,88 @@
+"""The report as one self-contained HTML page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from lakd_ray.config import Experiment, to_dict
+from lakd_ray.report import figures, language_conditions
+from lakd_ray.report.curves import Curve
+from lakd_ray.report.figures import EmbeddedImage
+from lakd_ray.report.rows import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
+from lakd_ray.runs import record
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that the page says."""
+
+    config: Experiment
+    scope: str
+    """Which folds and seeds."""
+    findings: Sequence[str]
+    warnings: Sequence[str]
+    """Cautions about the data themselves; they stand at the top."""
+    notes: Sequence[str]
+    rows: Sequence[ResultRow]
+    """As in report.json."""
+    headline: Sequence[ResultRow]
+    """Teachers, and students with monolingual ones taken together."""
+    curves: Sequence[Curve]
+    inputs: Mapping[str, str]
+    languages: Sequence[language_conditions.LanguageRow] = ()
+    """Language-aware students by what they are told of the language."""
+    dev: Sequence[Mapping[str, Any]] = ()
+    """Settings by what dev says of them, as in report.json."""
+
+
+def render_report(report: ReportContent) -> str:
+    """The page."""
+    lines = build_table(report.headline)
+    emotions, languages = report.config.emotions, list_columns(lines)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": format_percent, "points": _format_points}
+    template = resources.files("lakd_ray.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        content=report,
+        lines=lines,
+        languages=languages,
+        best=_best_student_UR(lines),
+        title=format_title,
+        bars=[figures.draw_recall_bars(lines, language, 1 / len(emotions)) for language in languages],
+        recalls=[figures.draw_recall_heatmap(lines, language, emotions) for language in languages],
+        confusions=_draw_confusions(lines, languages, emotions),
+        curves=[figures.draw_training_curves(curve) for curve in report.curves],
+        config_yaml=yaml.safe_dump(to_dict(report.config), sort_keys=False, allow_unicode=True, width=100),
+        versions=record.package_versions(),
+    )
+
+
+def _format_points(fraction: float | None) -> str:
+    """`+1.2`, or a dash."""
+    return "-" if fraction is None else f"{100 * fraction:+.1f}"
+
+
+def _best_student_UR(table_rows: Sequence[TableRow]) -> dict[str, float]:
+    """The highest UR that a student reaches in each language."""
+    best: dict[str, float] = {}
+    for line in table_rows:
+        for language, row in line.cells.items():
+            if line.is_student:
+                best[language] = max(row["UR"], best.get(language, 0))
+    return best
+
+
+def _draw_confusions(
+    table_rows: Sequence[TableRow], languages: Sequence[str], emotions: Sequence[str]
+) -> list[tuple[TableRow, list[EmbeddedImage]]]:
+    return [
+        (line, [figures.draw_confusion_matrix(line.cells[name], emotions) for name in languages if name in line.cells])
+        for line in table_rows
+        if line.is_student
+    ]

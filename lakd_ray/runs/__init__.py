@@ -1,0 +1,1 @@
+"""Training runs: the graph of runs, their state on storage, and records of finished work."""

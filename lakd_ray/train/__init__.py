@@ -1,0 +1,1 @@
+"""Training of one run. No module here uses Ray."""

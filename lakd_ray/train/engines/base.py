@@ -1,0 +1,169 @@
+"""What the training loop asks of an engine: forward, backward, step, save, load. No Ray.
+
+`lakd_ray.train.engines.deepspeed` is one with DeepSpeed, `lakd_ray.train.engines.torch` one with torch; `lakd_ray.train.engines` chooses.
+
+Engines need an initialised torch process group (one process is enough). Gradients come out as the mean over the global
+batch whatever the number of ranks and accumulated micro-batches, because `backward` is told the global count.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.train.engines.optimizer import ExponentialMovingAverage, build_param_groups, make_lr_lambda
+
+_EMA_FILE = "average.pt"
+_NETWORK_PREFIX = "network."
+
+
+class Engine(ABC):
+    """A model, its optimizer and schedule.
+
+    Args:
+        model: on any device; it is moved to this process's own.
+        steps: optimizer steps of the whole run, for the schedule.
+
+    Attributes:
+        world: ranks.
+        accumulation: micro-batches in an optimizer step.
+        dtype: of cached features that are given to `forward`.
+    """
+
+    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
+        self.world_size = dist.get_world_size()
+        self.accumulation_steps = train.gradient_accumulation_steps
+        self.dtype = torch.float32
+        self._model = model
+        if train.gradient_checkpointing:
+            model.backbone.enable_gradient_checkpointing()
+        if train.compile:
+            model.backbone.compile()
+        groups = build_param_groups(model, optim)
+        fused = torch.cuda.is_available() and not train.offload_optimizer
+        self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+        self._lr_lambda = make_lr_lambda(optim, total_steps)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_lambda)
+        self._ema_decay = optim.ema_decay
+        self._ema: ExponentialMovingAverage | None = None
+        self._micro_batches = 0
+
+    def _init_ema(self) -> None:
+        """Once the weights are where they stay."""
+        if self._ema_decay:
+            trained = [weight for weight in self._model.parameters() if weight.requires_grad]
+            self._ema = ExponentialMovingAverage(trained, self._ema_decay)
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the model lies."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The encoder's rate in the next step; the head's where the encoder is frozen."""
+        return float(self._scheduler.get_last_lr()[0])
+
+    @property
+    @abstractmethod
+    def gradient_norm(self) -> float | None:
+        """Of the last step, before clipping; None where it is not known."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+        """The model's answer."""
+
+    @abstractmethod
+    def backward(self, loss_sum: Tensor, global_count: int) -> None:
+        """Backpropagate a sum over this rank's micro-batch.
+
+        Args:
+            global_count: utterances in the optimizer step, over all ranks and micro-batches. The gradient becomes the
+                mean over those.
+        """
+
+    def step(self) -> None:
+        """Update the weights if this was the last micro-batch of the step."""
+        self._step()
+        self._micro_batches += 1
+        if self._ema is not None and self._micro_batches % self.accumulation_steps == 0:
+            self._ema.update()
+
+    @abstractmethod
+    def _step(self) -> None: ...
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Eval mode without gradients and with averaged weights, if they are averaged; then training mode again."""
+        self._model.eval()
+        try:
+            with self._ema_applied(), torch.inference_mode():
+                yield
+        finally:
+            self._model.train()
+
+    def full_state_dict(self) -> tuple[Any, dict[str, Tensor]]:
+        """The transformers network and its whole state in fp32 on the CPU, averaged if it is; all ranks must call."""
+        with self._ema_applied():
+            state = {
+                name.removeprefix(_NETWORK_PREFIX): _to_fp32_cpu(value)
+                for name, value in self._model_state_dict().items()
+            }
+        return self._model.network, state
+
+    def _ema_applied(self) -> Any:
+        return self._ema.average_parameters() if self._ema is not None else ExitStack()
+
+    def _model_state_dict(self) -> dict[str, Tensor]:
+        """The model's state, gathered from all ranks."""
+        return self._model.state_dict()
+
+    def save(self, folder: Path) -> None:
+        """Write model, optimizer and schedule; all ranks must call, ranks on one machine may share the folder."""
+        self._save(folder)
+        if self._ema is not None and dist.get_rank() == 0:
+            torch.save(self._ema.state_dict(), folder / _EMA_FILE)
+
+    @abstractmethod
+    def _save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path, *, world_size: int | None = None) -> None:
+        """Restore what `save` wrote; all ranks must call. The files are pickles: only folders of one's own.
+
+        Args:
+            world: number of ranks that wrote it, if that may be another than now.
+        """
+        self._load(folder, self.world_size if world_size is None else world_size)
+        if self._ema is not None:
+            self._ema.load_state_dict(torch.load(folder / _EMA_FILE, weights_only=True))
+
+    @abstractmethod
+    def _load(self, folder: Path, world_size: int) -> None: ...
+
+    def set_schedule_step(self, step: int) -> None:
+        """Put the schedule where it is after so many steps, if they are not those that were saved."""
+        self._scheduler.last_epoch = step
+        rates = [base * self._lr_lambda(step) for base in self._scheduler.base_lrs]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._scheduler._last_lr = rates
+
+    def max_abs_weight(self) -> float:
+        """Of this rank's weights, without its sign; NaN if one is."""
+        with torch.no_grad():
+            largest = [weight.abs().max() for weight in self._model.parameters() if weight.numel()]
+            return float(torch.stack(largest).max())
+
+    def close(self) -> None:  # noqa: B027 -- nothing to do is fine
+        """Release the model."""
+
+
+def _to_fp32_cpu(value: Tensor) -> Tensor:
+    return (value.float() if value.is_floating_point() else value).cpu().contiguous().clone()

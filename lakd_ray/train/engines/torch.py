@@ -1,0 +1,87 @@
+"""The engine with torch alone: for debugging, and to hold DeepSpeed against. Every rank has all of the optimizer."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.train.engines.base import Engine
+
+_STATE_FILE = "plain.pt"
+
+
+class TorchEngine(Engine):
+    """See `Engine`. Half precision is autocast, with weights in fp32."""
+
+    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
+        self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
+        self._max_grad_norm = optim.max_grad_norm
+        self._grad_norm: Tensor | None = None
+        super().__init__(model.to(self.device), optim, train, total_steps=total_steps)
+        self._scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=train.precision == "fp16")
+        self._trainable_parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        model.train()
+        self._init_ema()
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's GPU, or the CPU."""
+        return self._device or torch.device("cpu")
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Of the last step, before clipping."""
+        return None if self._grad_norm is None else float(self._grad_norm)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
+
+    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+        """The model's answer."""
+        with self._autocast():
+            outputs: ClassifierOutput = self._model(inputs, lengths_B, languages_B)
+        return outputs
+
+    def backward(self, loss_sum: Tensor, global_count: int) -> None:
+        """See `Engine`."""
+        self._scaler.scale(loss_sum / global_count).backward()  # type: ignore[no-untyped-call]  # untyped in torch
+
+    def _step(self) -> None:
+        if (self._micro_batches + 1) % self.accumulation_steps:
+            return
+        self._scaler.unscale_(self._optimizer)
+        for weight in self._trainable_parameters:
+            if weight.grad is None:  # a part that this rank's utterances had no use for
+                weight.grad = torch.zeros_like(weight)
+            if self.world_size > 1:
+                dist.all_reduce(weight.grad)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters, self._max_grad_norm).detach()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._scheduler.step()
+        self._optimizer.zero_grad()
+
+    def _stateful_objects(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "optimizer": self._optimizer,
+            "scheduler": self._scheduler,
+            "scaler": self._scaler,
+        }
+
+    def _save(self, folder: Path) -> None:
+        if dist.get_rank() == 0:  # all ranks have the same
+            torch.save(
+                {name: part.state_dict() for name, part in self._stateful_objects().items()}, folder / _STATE_FILE
+            )
+
+    def _load(self, folder: Path, world_size: int) -> None:
+        state = torch.load(folder / _STATE_FILE, map_location=self.device, weights_only=True)
+        for name, part in self._stateful_objects().items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,183 @@
+"""`lakd tune-report`: a search as one self-contained HTML page. Asks nothing of the network."""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lakd_ray import storage
+from lakd_ray.config import Dimension, Experiment
+from lakd_ray.errors import StageError
+from lakd_ray.report.figures import FAINT, INK, EmbeddedImage, draw_title, render_png, style_axes
+from lakd_ray.tune import results
+from lakd_ray.tune.study import STUDY_FILE, Study, Trial
+
+HTML_FILE, TEMPLATE = "tune.html", "tune.html.j2"
+_COLORMAP = "viridis"
+_LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+
+
+def write_html_report(
+    config: Experiment, notes: Sequence[str] = (), seed_objectives: results.SeedObjectives | None = None
+) -> str:
+    """Draw the search as it stands, finished or not; returns where the page lies.
+
+    Raises:
+        StageError: there is no search.
+    """
+    folder = config.stage_folder("tune")
+    if not config.tune.study_storage and not storage.exists(storage.join(folder, STUDY_FILE)):
+        raise StageError(f"there is no search in {folder}: run `lakd tune` first")
+    study = Study(config, folder)
+    try:
+        location = storage.join(folder, HTML_FILE)
+        storage.write_bytes(location, _render(config, study, notes, seed_objectives or {}).encode())
+    finally:
+        study.close()
+    return location
+
+
+def _render(config: Experiment, study: Study, notes: Sequence[str], seed_objectives: results.SeedObjectives) -> str:
+    trials = study.get_trials()
+    best = results.rank_trials(trials, seed_objectives)
+    pictures = [draw_learning_curves(trials, best[0].number)] if best else []
+    if len(best) > 1:
+        pictures.insert(0, draw_parallel_coordinates(config, best))
+    if importances := study.get_param_importances():
+        pictures.append(draw_importances(importances))
+    if config.tune.second_objective and best:
+        pictures.append(draw_pareto_front(trials, config.tune.second_objective))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("lakd_ray.tune").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    others = [trial for trial in trials if trial not in best]
+    return environment.from_string(template).render(
+        config=config,
+        notes=notes,
+        pictures=pictures,
+        trials=[*best, *others],
+        seed_objectives=seed_objectives,
+        keys=list(config.tune.space),
+        short={key: key.rpartition(".")[2] for key in config.tune.space},
+        best=results.format_best_config(config, best[0].settings, notes) if best else "",
+        study=config.tune.study_storage or f"sqlite:///{storage.join(config.stage_folder('tune'), STUDY_FILE)}",
+        format_value=format_value,
+    )
+
+
+def format_value(value: Any) -> str:
+    """A setting's value in a table."""
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def draw_parallel_coordinates(config: Experiment, trials: Sequence[Trial]) -> EmbeddedImage:
+    """Every trial as a line through its settings, coloured by its objective; the best is drawn last and thick."""
+    space = config.tune.space
+    figure = Figure(figsize=(1.5 + 1.5 * len(space), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    scores = np.array([trial.objective for trial in trials], dtype=float)
+    scale = Normalize(scores.min(), max(scores.max(), scores.min() + 1e-9))
+    from matplotlib import colormaps
+
+    for trial in reversed(trials):
+        heights = [_axis_position(space[key], trial.settings.get(key)) for key in space] + [
+            float(scale(trial.objective or 0))
+        ]
+        top = trial is trials[0]
+        colour = colormaps[_COLORMAP](float(scale(trial.objective or 0)))
+        axes.plot(range(len(heights)), heights, color=colour, linewidth=2.6 if top else 1.0, alpha=1 if top else 0.6)
+    for place, (key, each) in enumerate(space.items()):
+        axes.vlines(place, 0, 1, color=FAINT, linewidth=0.8)
+        for height, label in _axis_ticks(each):
+            axes.text(place + 0.04, height, label, fontsize=8, color=INK, va="center", bbox=_LABEL_BOX)
+        axes.text(place, -0.1, key.rpartition(".")[2], fontsize=9, color=INK, ha="center", va="top")
+    end = len(space)
+    axes.vlines(end, 0, 1, color=FAINT, linewidth=0.8)
+    for height, score in ((0, scores.min()), (1, scores.max())):
+        axes.text(end + 0.04, height, f"{100 * score:.1f}", fontsize=8, color=INK, va="center")
+    axes.text(end, -0.1, "UR on dev, %", fontsize=9, color=INK, ha="center", va="top")
+    axes.set_xlim(-0.3, end + 0.5)
+    axes.set_ylim(-0.25, 1.08)
+    axes.axis("off")
+    draw_title(axes, "Settings of every trial")
+    return render_png(figure, f"Parallel coordinates of {len(trials)} trials; the best has {trials[0].settings}.")
+
+
+def _axis_position(dimension: Dimension, value: Any) -> float:
+    """Where a value lies on its axis; not a number where the setting did not apply."""
+    if value is None and None not in dimension.choices:
+        return float("nan")
+    if dimension.choices:
+        return list(dimension.choices).index(value) / (len(dimension.choices) - 1)
+    low, high, at = (float(number or 0) for number in (dimension.low, dimension.high, value))
+    if dimension.log:
+        low, high, at = np.log(low), np.log(high), np.log(at)
+    return float((at - low) / (high - low))
+
+
+def _axis_ticks(dimension: Dimension) -> list[tuple[float, str]]:
+    values = dimension.choices or (dimension.low, dimension.high)
+    return [(_axis_position(dimension, value), format_value(value)) for value in values]
+
+
+def draw_learning_curves(trials: Sequence[Trial], best_number: int) -> EmbeddedImage:
+    """The highest objective so far after each epoch; stopped trials end early, the best and the first are named."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for trial in sorted(trials, key=lambda one: one.number in (0, best_number)):
+        if not trial.curve:
+            continue
+        colour = {best_number: "#0072B2", 0: "#D55E00"}.get(trial.number, "#b5bac0")
+        named = trial.number in (0, best_number)
+        label = f"#{trial.number}" + (" the best" if trial.number == best_number else " the first") if named else None
+        epochs = range(1, len(trial.curve) + 1)
+        axes.plot(
+            epochs, 100 * np.array(trial.curve), color=colour, linewidth=2 if named else 1, marker=".", label=label
+        )
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.set_ylabel("highest UR on dev so far, %", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    draw_title(axes, "Learning curves")
+    style_axes(axes)
+    return render_png(figure, f"Learning curves of {len(trials)} trials.")
+
+
+def draw_importances(importances: dict[str, float]) -> EmbeddedImage:
+    """How much each setting moves the objective."""
+    ordered = sorted(importances.items(), key=lambda entry: entry[1])
+    figure = Figure(figsize=(5.6, 0.9 + 0.36 * len(ordered)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(ordered)), [value for _, value in ordered], color="#0072B2", height=0.65)
+    axes.set_yticks(range(len(ordered)), [key.rpartition(".")[2] for key, _ in ordered])
+    axes.set_xlim(left=0)
+    axes.set_xlabel("share of the variance among the best trials (PED-ANOVA)", fontsize=9)
+    draw_title(axes, "Importance")
+    style_axes(axes)
+    return render_png(
+        figure, "Importance: " + ", ".join(f"{key} {value:.2f}" for key, value in reversed(ordered)) + "."
+    )
+
+
+def draw_pareto_front(trials: Sequence[Trial], second_objective: str) -> EmbeddedImage:
+    """Recall against the second objective; what nothing beats in both is joined."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    ended = [trial for trial in trials if trial.cost is not None]
+    unbeaten = results.pareto_front(trials)
+    axes.scatter([one.cost or 0 for one in ended], [100 * (one.objective or 0) for one in ended], color="#b5bac0", s=22)
+    axes.plot(
+        [one.cost or 0 for one in unbeaten], [100 * (one.objective or 0) for one in unbeaten],
+        color="#0072B2", marker="o", drawstyle="steps-post",
+    )  # fmt: skip
+    axes.set_xlabel({"size": "parameters", "latency": "ms for a clip of 5 s"}[second_objective], fontsize=9)
+    axes.set_ylabel("UR on dev, %", fontsize=9)
+    draw_title(axes, "Not beaten in both")
+    style_axes(axes)
+    return render_png(
+        figure, f"Recall against {second_objective}; {len(unbeaten)} of {len(ended)} trials are not beaten in both."
+    )

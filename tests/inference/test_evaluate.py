@@ -1,0 +1,100 @@
+"""What evaluation writes of language-aware students, from answers that are made up."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from support import fake_data as noise
+
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.provenance import Provenance
+from lakd_ray.inference import evaluate
+from lakd_ray.inference.batch import InferenceResult
+from lakd_ray.models import CheckpointMetadata
+from lakd_ray.runs.graph import student_runs
+
+LANGUAGES, CORPORA = ("en", "fi"), ("c", "c", "c", "new")
+ROWS = 8
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """The first half is train. Languages take turns; a corpus of the second half is not in train."""
+    plain = noise.manifest(tmp_path, train=ROWS // 2, dev=ROWS // 2)
+    codes = [LANGUAGES[row % 2] for row in range(ROWS)]
+    corpora = [CORPORA[row % 4] if row >= ROWS // 2 else "c" for row in range(ROWS)]
+    table = plain.table
+    for name, values in (("language", codes), ("corpus", corpora)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    splits = np.where(plain.splits_N == "dev", "test", plain.splits_N)
+    return replace(plain, table=table, languages_N=np.array(codes, dtype=object), splits_N=splits)
+
+
+def experiment(folder: Path, languages: tuple[str, ...], setup: str) -> Experiment:
+    recipe: dict[str, Any] = {"model": {"pretrained": "somewhere"}}
+    return Experiment.model_validate(
+        {
+            "name": "e",
+            "storage": str(folder),
+            "languages": languages,
+            "corpora": [{"name": "c", "root": "x"}],
+            "teacher": recipe,
+            "student": {"model": {"pretrained": "somewhere", "language_aware": {}}},
+            "distill": {"paradigms": ["mtkd"], "setups": [setup]},
+        }
+    )
+
+
+DEV = {"calibration_temperature": 2.0}
+
+
+def model(config: Experiment) -> Any:
+    run = student_runs(config)[-1]
+    one = evaluate._EvaluatedModel(config, run, run.paradigm, "nowhere")
+    one.__dict__["metadata"] = CheckpointMetadata("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
+    return one
+
+
+def written(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
+    rows = manifest.rows("test")
+    predicted_language_R = np.arange(len(rows)) % 2
+    logits_RC = np.eye(4, dtype=np.float32)[: len(rows)]
+    answers = {way: InferenceResult(logits_RC, predicted_language_R) for way in ("given", *model.extra_conditions)}
+    found: list[dict[str, Any]] = evaluate._language_conditions_table(manifest, rows, model, answers).to_pylist()
+    return found
+
+
+def test_every_way_of_asking_has_the_test_rows_once(tmp_path: Path, manifest: Manifest):
+    found = written(model(experiment(tmp_path, LANGUAGES, "multilingual")), manifest)
+    ids = [manifest.ids[row] for row in manifest.rows("test")]
+    for way in ("given", "identified", "unknown", "wrong"):
+        part = [row for row in found if row["condition"] == way]
+        assert [row["utterance"] for row in part] == ids
+        assert [row["corpus_in_train"] for row in part] == [True, True, True, False]
+        assert [row["predicted_language"] for row in part] == ["en", "fi", "en", "fi"]
+    assert len(found) == 4 * len(ids)
+
+
+def test_probabilities_are_calibrated(tmp_path: Path, manifest: Manifest):
+    one = model(experiment(tmp_path, LANGUAGES, "multilingual"))
+    (first, *_) = written(one, manifest)
+    hit = np.exp(1 / DEV["calibration_temperature"])
+    assert max(first["probabilities"]) == pytest.approx(hit / (hit + 3))
+
+
+def test_a_monolingual_student_answers_for_its_own_language(tmp_path: Path, manifest: Manifest):
+    """In another one its identifier has never been right and its embedding never been trained."""
+    one = model(experiment(tmp_path, LANGUAGES, "monolingual"))
+    assert one.run.languages == ("fi",)
+    found = written(one, manifest)
+    assert {row["language"] for row in found} == {"fi"}
+    assert len(found) == 4 * 2
+    assert {tuple(np.argmax(row["probabilities"], keepdims=True)) for row in found} == {(1,), (3,)}
+
+
+def test_with_one_language_nothing_is_wrong(tmp_path: Path):
+    assert model(experiment(tmp_path, ("en",), "multilingual")).extra_conditions == ("identified", "unknown")

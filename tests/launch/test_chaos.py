@@ -1,0 +1,176 @@
+"""Workers, drivers and machines are killed while a real run trains; it ends as the one that nobody disturbed."""
+
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from support.chaos import SMALL, Runs, does, kill_all, machines, marked, workers
+from support.loop_scenario import _read_here
+
+from lakd_ray.config import Experiment, load_config
+from lakd_ray.data import manifest as manifests
+from lakd_ray.data import prepare
+from lakd_ray.launch.driver import train_tasks
+from lakd_ray.launch.run_queue import TrainingEvent
+from lakd_ray.launch.worker import TrainingTask
+from lakd_ray.runs import record as records
+from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.state import RunState
+from lakd_ray.train import checkpointing, trainer
+from lakd_ray.train import data_loader as feeds
+from lakd_ray.train.data_loader import RankDataLoader
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(3000)]
+
+EXPERIMENT = f"stages: [prepare, teachers]\n{SMALL}train: {{{{workers: {{workers}}, checkpoint_steps: 1}}}}\n"
+
+
+def config_of(file: Path) -> tuple[Experiment, str]:
+    config = load_config(file)
+    return config, teacher_runs(config)[0].folder(config)
+
+
+def reached(folder: str) -> tuple[int, int]:
+    at = RunState.read(folder).latest
+    return at.epoch, at.cursor
+
+
+def workers_of(mark: str) -> list[psutil.Process]:
+    return workers(mark, "RayTrainWorker")
+
+
+def kill_workers(
+    count: int, folder: str, find: Callable[[], list[psutil.Process]], wait: Callable[[Callable[[], bool]], None]
+) -> None:
+    """Kill a worker, wait until the run has got on, and so on."""
+    choose = random.Random(0)
+    for _ in range(count):
+        before = reached(folder)
+        steps = choose.randint(1, 2)
+        wait(lambda b=before, s=steps: reached(folder) >= (b[0], b[1] + s) and bool(find()))
+        choose.choice(find()).kill()
+        gone = reached(folder)
+        wait(lambda g=gone: reached(folder) > g)
+
+
+def same_end(one: str, other: str) -> None:
+    """Same metrics, same weights to the last bit."""
+    states = [RunState.read(folder) for folder in (one, other)]
+    told = [[(line["loss"], line["dev_UR"], line["dev_ce"]) for line in state.metrics] for state in states]
+    assert told[0] == told[1]
+    assert states[0].best_checkpoint_name == states[1].best_checkpoint_name
+    files = [
+        Path(folder, str(state.best_checkpoint_name), "model.safetensors")
+        for folder, state in zip((one, other), states, strict=True)
+    ]
+    weights = [load_file(file) for file in files]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    records_of = [records.read_record(folder) for folder in (one, other)]
+    assert all(record is not None and record["finished"] for record in records_of)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return marked(tmp_path)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Runs]:
+    one = Runs(tmp_path, EXPERIMENT, environment=environment, **request.param)
+    yield one
+    one.close()
+
+
+def train_here(config: Experiment, folder: str, scratch: Path) -> None:
+    """The same run in this process, of which nothing is killed and whose windows no stream reads."""
+    run, manifest = teacher_runs(config)[0], manifests.load_manifest(config)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, when DeepSpeed is imported
+        patch.setattr(feeds, "stream_batches", _read_here)
+        patch.setenv("LOCAL_RANK", "0")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{scratch / 'store'}", rank=0, world_size=1)
+        try:
+            trainer.train_run(
+                RankDataLoader(run, config, manifest, None, 0, 1), folder, {"made": "here"}, [], lambda _: None
+            )
+        finally:
+            checkpointing._process_group.cache_clear()
+            dist.destroy_process_group()
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_are_killed(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, EXPERIMENT, environment={}, workers=1, epochs=3)
+    whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+    prepare.run(killed[0])
+    events: list[TrainingEvent] = []
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(
+            train_tasks, [TrainingTask(killed[0], teacher_runs(killed[0])[0])], name="killed", on_event=events.append
+        )
+
+        def wait(until: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 120
+            while not until():
+                assert not training.done(), f"it ended too early: {training.exception()}"
+                assert time.monotonic() < deadline, f"it got no further: {events}"
+                time.sleep(0.02)
+
+        kill_workers(2, killed[1], own_workers, wait)
+        training.result(timeout=200)
+    train_here(killed[0], whole[1], tmp_path)
+    same_end(whole[1], killed[1])
+    assert [event["event"] for event in events].count("lost") == 2
+
+
+def own_workers() -> list[psutil.Process]:
+    """Ray Train's workers in this process's cluster."""
+    return [one for one in psutil.Process().children(recursive=True) if does(one, "RayTrainWorker")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [{"workers": 2, "epochs": 8}], indirect=True)
+def test_twenty_workers_and_two_drivers_are_killed(runs: Runs, tmp_path: Path) -> None:
+    whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+    runs.finish(runs.start("whole"))
+    for _ in range(2):
+        process = runs.start("killed")
+        before = reached(killed[1])
+        runs.wait(process, lambda b=before: reached(killed[1]) > b)
+        kill_all(process)
+    process = runs.start("killed")
+    kill_workers(20, killed[1], partial(workers_of, str(tmp_path)), partial(runs.wait, process))
+    runs.finish(process)
+    same_end(whole[1], killed[1])
+
+
+@pytest.mark.slow
+def test_two_machines_are_lost(tmp_path: Path, environment: dict[str, str]) -> None:
+    """A head without room for the run, and two nodes; the one on which the run trains is killed, twice."""
+    with machines(environment, 2, cpus=2) as nodes:
+        reached_by = {**environment, "RAY_ADDRESS": nodes.address}
+        runs = Runs(tmp_path, EXPERIMENT, environment=reached_by, workers=2, epochs=8)
+        with closing(runs):
+            whole, killed = (config_of(runs.experiment(name)) for name in ("whole", "killed"))
+            runs.finish(runs.start("whole"))
+            process = runs.start("killed")
+            for _ in range(2):
+                before = reached(killed[1])
+                runs.wait(process, lambda b=before: reached(killed[1]) > b and bool(workers_of(str(tmp_path))))
+                nodes.lose(workers_of(str(tmp_path)))
+            runs.finish(process)
+            same_end(whole[1], killed[1])

@@ -1,0 +1,263 @@
+"""What a run inherits from the checkpoint it starts from, and whom it asks about which utterance."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment, ExternalTeacherConfig, ModelConfig, Recipe
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.provenance import DataExposure, Provenance
+from lakd_ray.errors import ConfigError, DataLeakageError, SplitError, StageError
+from lakd_ray.labels import PAPER_EMOTIONS
+from lakd_ray.launch import teacher_logits
+from lakd_ray.models import CheckpointMetadata, build_model, save_checkpoint
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import Run, all_runs, cross_fitted_runs, student_runs, teacher_runs
+from lakd_ray.runs.state import ResumePoint, RunState
+
+SPEAKERS = ["demo:train", "demo:dev", "demo:test"]
+ARCHITECTURE = {
+    "model_type": "wav2vec2",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+
+def manifest() -> Manifest:
+    """One utterance each in train, dev and test."""
+    columns = {"utterance": ["a", "b", "c"], "audio_sha256": ["1", "2", "3"], "emotion": ["anger"] * 3}
+    zeros_N = np.zeros(3, dtype=np.int64)
+    return Manifest(
+        table=pa.table({**columns, "language": ["en"] * 3, "speaker": SPEAKERS}),
+        labels_N=zeros_N,
+        splits_N=np.array(["train", "dev", "test"]),
+        languages_N=np.array(["en"] * 3, dtype=object),
+        num_samples_N=zeros_N + 16_000,
+        shards=("shard",),
+        shard_N=zeros_N,
+        row_group_N=zeros_N,
+        row_N=np.arange(3),
+    )
+
+
+def experiment(tmp_path: Path, heard: set[str]) -> Experiment:
+    """An experiment whose teacher starts from a checkpoint that was trained on some speakers."""
+    model = build_model(ModelConfig(config=ARCHITECTURE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
+    (tmp_path / "scratch").mkdir()
+    card = CheckpointMetadata(
+        "earlier", PAPER_EMOTIONS, ("en",), Provenance(trained_on=DataExposure(frozenset(heard))), {}
+    )
+    save_checkpoint(str(tmp_path / "earlier"), model.network, card, scratch=tmp_path / "scratch")
+    recipe = Recipe(model=ModelConfig(pretrained=str(tmp_path / "earlier")))
+    corpora = ({"name": "demo", "root": "nowhere"},)
+    content = {"name": "x", "storage": str(tmp_path), "languages": ["en"], "corpora": corpora}
+    return Experiment.model_validate({**content, "teacher": recipe, "student": recipe})
+
+
+@pytest.mark.parametrize("heard", ["demo:dev", "demo:test"])
+def test_a_checkpoint_that_heard_whom_it_is_judged_on_is_no_start(tmp_path: Path, heard: str) -> None:
+    config = experiment(tmp_path, {heard})
+    with pytest.raises(DataLeakageError, match=heard):
+        teacher_logits.resolve_inputs(config, manifest(), teacher_runs(config)[0])
+
+
+def test_what_the_start_has_heard_is_inherited(tmp_path: Path) -> None:
+    config = experiment(tmp_path, {"other:someone"})
+    job = teacher_logits.resolve_inputs(config, manifest(), teacher_runs(config)[0])
+    assert Provenance().inherit(job.teacher_provenance).trained_on.speakers == {"other:someone"}
+    assert str(tmp_path / "earlier") in job.fingerprint["inputs"]
+
+
+LANGUAGES = ("en", "fi")
+
+
+def polyglot() -> Manifest:
+    """Six training speakers of each language with two utterances each, one speaker each for dev and test."""
+    speakers = [f"{code}-{number}" for code in LANGUAGES for number in range(8) for _ in range(2)]
+    count = len(speakers)
+    languages = [name[:2] for name in speakers]
+    splits = [{6: "dev", 7: "test"}.get(int(name[3:]), "train") for name in speakers]
+    names = [f"u{row}" for row in range(count)]
+    columns = {"utterance": names, "audio_sha256": names, "emotion": ["anger"] * count}
+    zeros_N = np.zeros(count, dtype=np.int64)
+    return Manifest(
+        table=pa.table({**columns, "language": languages, "speaker": speakers, "corpus": ["c"] * count}),
+        labels_N=zeros_N,
+        splits_N=np.array(splits),
+        languages_N=np.array(languages, dtype=object),
+        num_samples_N=zeros_N + 16_000,
+        shards=("shard",),
+        shard_N=zeros_N,
+        row_group_N=zeros_N,
+        row_N=np.arange(count),
+    )
+
+
+def distilling(tmp_path: Path, **distill: Any) -> Experiment:
+    recipe = Recipe(model=ModelConfig(config=ARCHITECTURE, freeze_feature_encoder=False))
+    content = {"name": "x", "storage": str(tmp_path), "languages": LANGUAGES, "distill": distill}
+    corpora = ({"name": "c", "root": "nowhere"},)
+    return Experiment.model_validate({**content, "corpora": corpora, "teacher": recipe, "student": recipe})
+
+
+def heard(manifest: Manifest, run: Run) -> set[int]:
+    """Rows that a teacher is trained on."""
+    rows = manifest.rows("train", run.languages)
+    if run.held_out_fold:
+        rows = rows[manifest.speaker_folds(rows, run.held_out_fold.num_folds) != run.held_out_fold.index]
+    return set(rows.tolist())
+
+
+@pytest.mark.parametrize("setup", ["monolingual", "multilingual"])
+@pytest.mark.parametrize("paradigm", ["kd", "mtkd"])
+def test_cross_fitted_teachers_are_asked_about_what_they_have_not_heard(tmp_path, paradigm, setup) -> None:
+    config = distilling(tmp_path, paradigms=[paradigm], setups=[setup], **{paradigm: {"cross_fit": 3}})
+    data = polyglot()
+    asked = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
+    for run in student_runs(config):
+        questions = teacher_logits.plan_teacher_queries(config, data, run)
+        for place in range(len(run.teachers)):
+            rows = np.concatenate([question.rows for question in questions if question.teacher_index == place])
+            assert sorted(rows) == data.rows("train", run.languages).tolist()
+        for question in questions:
+            assert not heard(data, asked[question.model_id]) & set(question.rows.tolist())
+
+
+def test_without_cross_fitting_every_teacher_is_asked_about_everything(tmp_path) -> None:
+    config, data = distilling(tmp_path, paradigms=["mtkd"]), polyglot()
+    questions = teacher_logits.plan_teacher_queries(config, data, student_runs(config)[0])
+    assert [question.rows.tolist() for question in questions] == [data.rows("train").tolist()] * 2
+
+
+def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
+    config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
+    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 parts"):
+        teacher_logits.plan_teacher_queries(config, polyglot(), student_runs(config)[0])
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Experiment:
+    """Teachers that are trained, as far as their folders tell."""
+    config = distilling(tmp_path, paradigms=["kd", "mtkd"], mtkd={"weighting": "confidence", "cross_fit": 2})
+    for run in all_runs(config):
+        if run.stage == "teachers":
+            (tmp_path / "one").mkdir(exist_ok=True)
+            (tmp_path / "one" / "weights").write_text(run.id)
+            storage.write_checksummed_folder(tmp_path / "one", storage.join(run.folder(config), "best-0001"))
+            RunState(ResumePoint(1), metrics=({"dev_UR": 0.5, "dev_ce": 1.0},)).write(run.folder(config))
+            record.mark_finished(run.folder(config), {}, [])
+    return config
+
+
+def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None:
+    data, passes = polyglot(), []
+
+    def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+        passes.append((len(rows), sorted(checkpoints)))
+        return {
+            name: np.stack([rows, *[np.full(len(rows), number)] * 3], axis=1).astype(np.float32)
+            for number, name in enumerate(checkpoints)
+        }
+
+    students = student_runs(trained)
+    kd, many = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
+    teacher_logits.ensure_logits(trained, data, [kd], compute)
+    assert passes == [(24, ["teacher-all-f0-s42"])]
+    teacher_logits.ensure_logits(trained, data, [kd, many], compute)
+    asked = [(count, name) for count, names in passes[1:] for name in names]
+    assert sum(count for count, _ in asked) == 2 * 24  # two teachers about every row
+    assert {name for _, name in asked} == set(many.dependencies)
+    before = len(passes)
+    teacher_logits.ensure_logits(trained, data, [kd, many], compute)
+    assert len(passes) == before
+    found_NKC = teacher_logits.load_logits(trained, data, many)
+    train = data.rows("train")
+    assert found_NKC.shape == (32, 2, 4)
+    assert (found_NKC[train, :, 0] == train[:, None]).all()
+    assert np.isnan(found_NKC[data.rows("test")]).all()
+
+
+def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained: Experiment, tmp_path: Path) -> None:
+    data = polyglot()
+    (kd, *_) = [run for run in student_runs(trained) if run.paradigm == "kd"]
+
+    def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
+        return {name: np.zeros((len(rows), 4), dtype=np.float32) for name in checkpoints}
+
+    teacher_logits.ensure_logits(trained, data, [kd], compute)
+    others = data.table.set_column(1, "audio_sha256", pa.array([f"{row}" for row in range(32)]))
+    with pytest.raises(StageError, match="24 of 24 logits of teacher-all-f0-s42 are not in"):
+        teacher_logits.load_logits(trained, replace(data, table=others), kd)
+    (tmp_path / "one" / "weights").write_text("trained anew")
+    storage.write_checksummed_folder(
+        tmp_path / "one", storage.join(teacher_runs(trained)[-1].folder(trained), "best-0001")
+    )
+    with pytest.raises(StageError, match="24 of 24"):
+        teacher_logits.load_logits(trained, data, kd)
+
+
+def bring(config: Experiment, **teacher: Any) -> Experiment:
+    one = ExternalTeacherConfig.model_validate(
+        {"name": "theirs", "checkpoint": "some/hub-model", "language": "fi"} | teacher
+    )
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"external_teachers": (one,)})})
+
+
+@pytest.fixture
+def carded(trained: Experiment) -> Experiment:
+    """Trained teachers that have heard nobody, as their cards say."""
+    card = CheckpointMetadata("a teacher", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    for run in all_runs(trained):
+        if run.stage == "teachers":
+            storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), card.to_json())
+    return trained
+
+
+def mtkd(config: Experiment) -> Run:
+    return next(run for run in student_runs(config) if run.paradigm == "mtkd")
+
+
+def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_training(trained: Experiment) -> None:
+    config, data = bring(trained, trained_on=[]), polyglot()
+    run = mtkd(config)
+    assert run.teachers[-1] == "external-theirs" and run.teacher_languages == ("en", "fi", "fi")
+    assert "external-theirs" not in run.dependencies
+    questions = [
+        question for question in teacher_logits.plan_teacher_queries(config, data, run) if question.teacher_index == 2
+    ]
+    assert [(question.model_id, question.rows.tolist()) for question in questions] == [
+        ("external-theirs", data.rows("train").tolist())
+    ]
+
+
+@pytest.mark.parametrize(("heard", "known"), [([], True), (None, False)])
+def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: Experiment, heard, known) -> None:
+    config = bring(carded, trained_on=heard)
+    job = teacher_logits.resolve_inputs(config, polyglot(), mtkd(config))
+    assert Provenance().inherit(job.teacher_provenance).unknown == (frozenset() if known else {"theirs"})
+    assert "external-theirs" in job.fingerprint["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        (["fi-7"], "external-theirs was trained on what the test split of this fold holds: fi-7"),
+        (["c"], "external-theirs was trained on"),
+        (["nobody"], r"said to have heard nobody, which is neither a corpus \(c\)"),
+    ],
+)
+def test_a_teacher_that_has_heard_test_speakers_is_refused(carded: Experiment, heard, message) -> None:
+    config = bring(carded, trained_on=heard)
+    with pytest.raises((DataLeakageError, ConfigError), match=message):
+        teacher_logits.resolve_inputs(config, polyglot(), mtkd(config))

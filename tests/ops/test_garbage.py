@@ -1,0 +1,221 @@
+"""What may be deleted and, above all, what may not: on a disk and in a bucket."""
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from lakd_ray import storage
+from lakd_ray.cli.main import main
+from lakd_ray.config import Experiment
+from lakd_ray.ops import garbage
+from lakd_ray.runs import record
+
+PART = ".manifest.parquet.0123abcd.part"
+FEATURES = ("features/abc/a.parquet", "features/abc/old.parquet")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def config(root: str) -> Experiment:
+    """An experiment's folder after a search, a killed run and a change of teacher, beside another experiment's."""
+    folder = f"{root}/e"
+    write(f"{root}/other/ray/state")
+    write(f"{root}/e-too/distill/x/resume-0001/a")
+    record.mark_finished(f"{folder}/prepare", {}, [])
+    storage.write_table(
+        f"{folder}/prepare/manifest.parquet", pa.table({"shard": ["a.parquet", "b.parquet", "a.parquet"]})
+    )
+    for name in ("shards/a.parquet", "shards/b.parquet", "shards/old.parquet", *FEATURES, PART):
+        write(f"{folder}/prepare/{name}")
+    run(f"{folder}/teachers/teacher-en", best=2, left=("best-0001", "resume-0003"))
+    run(f"{folder}/teachers/teacher-fi", best=1)
+    seal = storage.read_json(f"{folder}/teachers/teacher-fi/best-0001/SEAL.json")
+    write(f"{folder}/teachers/logits/teacher-fi/{record.digest(seal)}/a.parquet")
+    write(f"{folder}/teachers/logits/teacher-en/another/a.parquet")
+    write(f"{folder}/teachers/logits/teacher-en/another/b.parquet")
+    run(
+        f"{folder}/distill/mtkd-multilingual",
+        best=1,
+        resume=2,
+        left=("resume-0003", "resume-0001-00020"),
+        finished=False,
+    )
+    record.mark_finished(f"{folder}/tune", {}, [])
+    storage.write_json(f"{folder}/tune/trials.json", [{"trial": "b"}, {"trial": "a"}, {"trial": "c"}])
+    run(f"{folder}/tune/trials/a", best=1, resume=1, finished=False)
+    run(f"{folder}/tune/trials/b", best=3)
+    run(f"{folder}/tune/trials/c", best=2)
+    for name in ("tune/ray/tuner.pkl", "tune/best.yaml", "ray/train-1/x", "report/report.html"):
+        write(f"{folder}/{name}")
+    return experiment(root)
+
+
+RUBBISH = {
+    "prepare/shards/old.parquet",
+    "prepare/features/abc/old.parquet",
+    f"prepare/{PART}",
+    "teachers/teacher-en/best-0001",
+    "teachers/teacher-en/resume-0003",
+    "teachers/logits/teacher-en/another",
+    "distill/mtkd-multilingual/resume-0003",
+    "distill/mtkd-multilingual/resume-0001-00020",
+    "tune/trials/a/state.json tune/trials/a/best-0001 tune/trials/a/resume-0001",
+    "tune/trials/c/state.json tune/trials/c/best-0002",
+    "tune/ray",
+    "ray",
+}
+OF_FINISHED_RUNS = {name for name in RUBBISH if name.startswith(("teachers/teacher", "tune"))}
+
+
+def experiment(root: str, **changes: Any) -> Experiment:
+    return Experiment.model_validate(content(root) | changes)
+
+
+def content(root: str) -> dict[str, Any]:
+    recipe = {"model": {"pretrained": "none"}}
+    corpora = [{"name": "c", "root": f"{root}/corpus"}]
+    data = {"storage": root, "languages": ["en", "fi"], "corpora": corpora}
+    return {"name": "e", **data, "teacher": recipe, "student": recipe}
+
+
+def write(location: str, size: int = 1000) -> None:
+    storage.write_bytes(location, os.urandom(size))
+
+
+def run(
+    folder: str, best: int, *, resume: int | None = None, left: tuple[str, ...] = (), finished: bool = True
+) -> None:
+    """A run's folder, with what crashes left in it."""
+    (record.mark_finished if finished else record.mark_started)(folder, {}, *([["state.json"]] if finished else []))
+    named = [f"best-{best:04d}", *([f"resume-{resume:04d}"] if resume else [])]
+    for name in (*named, *left):
+        write(f"{folder}/{name}/model.safetensors", 5000)
+        if name in named:
+            storage.write_checksums(
+                f"{folder}/{name}", [{"model.safetensors": {"bytes": 5000, "sha256": uuid.uuid4().hex}}]
+            )
+    state = {"best": named[0], "folders": named}
+    storage.write_json(f"{folder}/state.json", state)
+    write(f"{folder}/metrics.jsonl")
+
+
+def everything(root: str) -> dict[str, int]:
+    return {info.location.removeprefix(root + "/"): info.size for info in storage.list_files(root)}
+
+
+def found(config: Experiment) -> set[str]:
+    return {" ".join(item.paths) for item in garbage.find_garbage(config).items}
+
+
+def test_what_is_found_and_nothing_else_is_deleted(root, config, monkeypatch):
+    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)  # nothing is that new
+    before = everything(root)
+    findings = garbage.find_garbage(config)
+    assert {" ".join(item.paths) for item in findings.items} == RUBBISH
+    assert findings.notes == []
+    places = [f"e/{place}" for names in RUBBISH for place in names.split()]
+    gone = {name for name in before if any(name == place or name.startswith(place + "/") for place in places)}
+    assert findings.size == sum(before[name] for name in gone)
+    assert everything(root) == before
+    assert garbage.delete_garbage(config, findings) == findings.size
+    assert everything(root) == {name: size for name, size in before.items() if name not in gone}
+    assert found(config) == set()
+
+
+def test_while_it_runs(config):
+    findings = garbage.find_garbage(config)
+    assert {" ".join(item.paths) for item in findings.items} == OF_FINISHED_RUNS
+    assert "distill/mtkd-multilingual is not finished and was written to 0 minutes ago" in findings.notes[0]
+    assert "seems to be running" in findings.notes[0]
+
+
+def test_what_was_started_since_is_left(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+        findings = garbage.find_garbage(config)
+    garbage.delete_garbage(config, findings)
+    assert storage.exists(f"{config.folder}/ray/train-1/x")
+    assert storage.exists(f"{config.folder}/distill/mtkd-multilingual/resume-0003")
+    assert not storage.exists(f"{config.folder}/tune/ray/tuner.pkl")
+
+
+def test_a_search_that_is_not_finished_keeps_its_trials(config, monkeypatch):
+    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+    record.mark_started(f"{config.folder}/tune", {})
+    assert found(config) == {name for name in RUBBISH if not name.startswith("tune")}
+
+
+def test_reasons(config, monkeypatch):
+    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+    lines = garbage.format_report(garbage.find_garbage(config)).splitlines()
+    assert any("distill/mtkd-multilingual/resume-0003: never finished" in line for line in lines)
+    assert any("5.0 kB  teachers/teacher-en/resume-0003" in line for line in lines)
+    assert any("teachers/logits/teacher-en/another: logits of another teacher-en" in line for line in lines)
+    assert lines[-1].endswith(f"in all, in {config.folder}")
+
+
+def test_nothing_there(root):
+    findings = garbage.find_garbage(experiment(root, name="absent"))
+    assert (findings.items, findings.notes) == ([], [])
+    assert garbage.format_report(findings) == "nothing to delete"
+
+
+def test_links_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+    elsewhere = tmp_path / "elsewhere"
+    write(f"{elsewhere}/precious")
+    (tmp_path / "out" / "e").mkdir(parents=True)
+    (tmp_path / "out" / "e" / "ray").symlink_to(elsewhere)
+    config = experiment(str(tmp_path / "out"))
+    findings = garbage.find_garbage(config)
+    assert findings.items == []
+    assert "ray is a link to somewhere else" in findings.notes[0]
+    garbage.delete_garbage(config, findings)
+    assert (elsewhere / "precious").exists()
+
+
+class TestCommand:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> str:
+        return str(tmp_path / "out")
+
+    @pytest.fixture
+    def file(self, root: str, config: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+        (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(root)))
+        return str(tmp_path / "e.yaml")
+
+    def test_without_a_terminal_it_wants_yes(self, root, file, capsys):
+        before = everything(root)
+        assert main(["gc", file]) == 1
+        told = capsys.readouterr()
+        assert "add --yes" in told.err
+        assert "ray: Ray Train's own state" in told.out
+        assert main(["gc", file, "--dry-run"]) == 0
+        assert everything(root) == before
+
+    @pytest.mark.parametrize(("answer", "deletes"), [("", False), ("n", False), ("y", True)])
+    def test_in_a_terminal_it_asks(self, root, file, capsys, monkeypatch, answer, deletes):
+        before = everything(root)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("builtins.input", lambda prompt: answer)
+        assert main(["gc", file]) == 0
+        assert (everything(root) != before) == deletes
+        assert ("freed" in capsys.readouterr().out) == deletes
+
+    def test_yes(self, root, config, file, capsys):
+        assert main(["gc", file, "--yes"]) == 0
+        assert "freed" in capsys.readouterr().out
+        assert main(["gc", file, "--yes"]) == 0
+        assert "nothing to delete" in capsys.readouterr().out
+        assert main(["gc", file, "--yes", "--set", "name=other"]) == 0
+        assert f"{Path(root).name}" in root

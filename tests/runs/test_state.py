@@ -1,0 +1,187 @@
+"""What a run leaves behind, and what makes a run another one."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.errors import CheckpointError, StageError
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import Run, student_runs, teacher_runs
+from lakd_ray.runs.state import (
+    METRICS_FILE,
+    ResumePoint,
+    RunState,
+    find_best_checkpoint,
+    fingerprint_inputs,
+    load_rng_state,
+    save_rng_state,
+    seed_rng,
+)
+
+
+def experiment(storage_root: Path | str = "out", **changes: Any) -> Experiment:
+    content = {
+        "name": "e",
+        "storage": str(storage_root),
+        "languages": ["en", "fi"],
+        "corpora": [{"name": "c", "root": "x"}],
+        "teacher": {"model": {"pretrained": "teacher"}},
+        "student": {"model": {"pretrained": "student"}},
+    }
+    return Experiment.model_validate(content | changes)
+
+
+def epoch(UR: float, ce: float = 1.0) -> dict[str, Any]:
+    return {"dev_UR": UR, "dev_ce": ce}
+
+
+def test_a_new_run_has_a_fresh_state(tmp_path):
+    state = RunState.read(str(tmp_path / "nothing"))
+    assert state == RunState() and (state.best_checkpoint_name, state.best_dev_score, state.latest) == (
+        None,
+        (-1.0, 0.0),
+        ResumePoint(),
+    )
+
+
+def test_state_round_trip(tmp_path):
+    before = ResumePoint(1, 6, "resume-0001-00006", 2)
+    state = RunState(ResumePoint(2, 0, "resume-0002", 2), (before,), (epoch(0.5, 1.25), epoch(0.4)))
+    state.write(str(tmp_path))
+    found = RunState.read(str(tmp_path))
+    assert found == state
+    assert (found.best_checkpoint_name, found.best_dev_score) == ("best-0001", (0.5, -1.25))
+    assert found.best_dev_score < (0.5, -1.2)  # comparable with a new epoch's
+    assert (tmp_path / METRICS_FILE).read_text().count("\n") == 2
+
+
+def test_epochs_are_ranked_by_recall_then_loss_and_the_earlier_of_two_alike_is_better():
+    state = RunState(metrics=(epoch(0.5, 1.0), epoch(0.6, 2.0), epoch(0.6, 1.5), epoch(0.6, 1.5)))
+    assert state.best_checkpoints(3) == ["best-0003", "best-0004", "best-0002"]
+    assert state.best_checkpoints(3, epochs=2) == ["best-0002", "best-0001"]
+    assert (state.best_checkpoint_name, state.epochs_since_best, RunState().epochs_since_best) == ("best-0003", 1, 0)
+
+
+def test_positions_that_are_kept():
+    """As many as asked for, and always one that another number of workers can go on from."""
+    state = RunState()
+    names = []
+    for number, (done, cursor) in enumerate([(0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (1, 12), (2, 0)]):
+        line = epoch(0.5 + 0.1 * done) if cursor == 0 else None
+        state = state.advance(ResumePoint(done, cursor, f"p{number}"), line, keep_resume_states=2)
+        names.append([position.resume_folder for position in (state.latest, *state.previous)])
+    expected = ["p0", "p1 p0", "p2 p1", "p3 p2", "p4 p3 p2", "p5 p4 p2", "p6 p5"]
+    assert [" ".join(map(str, each)) for each in names] == expected
+
+
+def test_the_state_before_knows_nothing_of_what_came_after():
+    first = RunState().advance(ResumePoint(1, 0, "one"), epoch(0.6), keep_resume_states=2)
+    second = first.advance(ResumePoint(2, 0, "two"), epoch(0.9), keep_resume_states=2)
+    assert second.rollback() == first and first.rollback() == RunState()
+    assert second.referenced_folders(keep_checkpoints=1) == {"one", "two", "best-0001", "best-0002"}, (
+        "the first may be needed again"
+    )
+    third = second.advance(ResumePoint(3, 0, "three"), epoch(0.1), keep_resume_states=2)
+    assert second.referenced_folders(1) - third.referenced_folders(1) == {"one", "best-0001"}
+    assert third.referenced_folders(2) == {"two", "three", "best-0001", "best-0002"}
+    within = first.advance(ResumePoint(1, 3, "within"), None, keep_resume_states=1)
+    assert within.referenced_folders(1) == {"one", "within", "best-0001"}, "the end of an epoch stays"
+
+
+def test_best_checkpoint_of_a_finished_run(tmp_path):
+    config = experiment(tmp_path)
+    run = teacher_runs(config)[0]
+    folder = run.folder(config)
+    with pytest.raises(StageError, match=r"teacher-en-f0-s42 is not trained.*stage `teachers`"):
+        find_best_checkpoint(run, config)
+    record.mark_started(folder, {})
+    RunState(ResumePoint(1, 0, "resume-0001"), metrics=(epoch(0.5),)).write(folder)
+    with pytest.raises(StageError, match="no finished run"):
+        find_best_checkpoint(run, config)
+    record.mark_finished(folder, {}, [])
+    assert find_best_checkpoint(run, config) == storage.join(folder, "best-0001")
+    RunState(ResumePoint(1)).write(folder)
+    with pytest.raises(CheckpointError, match="names no best checkpoint"):
+        find_best_checkpoint(run, config)
+
+
+def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
+    run = run or next(run for run in student_runs(config) if run.paradigm == "mtkd")
+    return record.digest(fingerprint_inputs(run, config, {"prepare": "p", **inputs}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"fold": 1},
+        {"student": {"model": {"pretrained": "another"}}},
+        {"distill": {"mtkd": {"lam": 0.5}}},
+        {"batch": {"max_utterances": 3}},
+        {"train": {"zero_stage": 2}},
+        {"train": {"gradient_accumulation_steps": 2}},
+        {"train": {"compile": True}},
+        {"corpora": [{"name": "c", "root": "x", "split": {"folds": 5}}]},
+    ],
+)
+def test_what_shapes_weights_makes_another_run(change):
+    assert made(experiment(**change)) != made(experiment())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {
+            "train": {
+                "max_failures": 0,
+                "collective_timeout_s": 5.0,
+                "parallel_runs": 2,
+                "keep_checkpoints": 3,
+                "gradient_checkpointing": True,
+            }
+        },
+        {"train": {"workers": 2}},  # it goes on, and says so
+        {"serve": {"port": 0}},
+        {"tune": {"trials": 1}},
+        {"stages": ["distill"]},
+    ],
+)
+def test_what_does_not_shape_weights_leaves_the_run_the_same(change):
+    assert made(experiment(**change)) == made(experiment())
+
+
+def test_inputs_make_another_run_and_names_do_not():
+    config = experiment()
+    run = student_runs(config)[0]
+    assert made(config, teacher="one") != made(config, teacher="two")
+    assert made(config, run) == made(config, run.model_copy(update={"id": "elsewhere", "stage": "tune"}))
+
+
+def draws() -> tuple[float, ...]:
+    return (random.random(), float(np.random.rand()), float(torch.rand(())), float(torch.randn(1000).sum()))
+
+
+def test_generators_go_on_where_they_were(tmp_path):
+    seed_rng(3, 0)
+    draws()
+    save_rng_state(tmp_path / "generators.pt")
+    expected = [draws(), draws()]
+    seed_rng(99, 1)
+    load_rng_state(tmp_path / "generators.pt")
+    assert [draws(), draws()] == expected
+
+
+def test_seeding_is_repeatable_and_differs_between_ranks_and_seeds():
+    found = {}
+    for key in ((3, 0), (3, 1), (4, 0), (2**32, 7)):
+        for _ in range(2):
+            seed_rng(*key)
+            assert found.setdefault(key, first := draws()) == first
+    assert len({value for row in found.values() for value in row}) == 4 * len(found)

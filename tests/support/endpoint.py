@@ -1,0 +1,36 @@
+"""A process of its own for the tests: serves a checkpoint in a small cluster until its standard input closes.
+
+Prints the URL, and `stopped` at the end.
+"""
+
+import json
+import sys
+
+import ray
+
+from lakd_ray.config import Experiment
+from lakd_ray.serve.deploy import start, stop
+
+
+def main(checkpoint: str, settings: str) -> None:
+    recipe = {"model": {"pretrained": "unused"}}
+    config = Experiment.model_validate(
+        {
+            "name": "served",
+            "languages": ["en", "de"],
+            "corpora": [{"name": "unused", "root": "unused"}],
+            "teacher": recipe,
+            "student": recipe,
+            "serve": {"port": 0, "max_upload_mb": 1, "max_seconds": 10, **json.loads(settings)},
+        }
+    )
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    print(start(config, checkpoint), flush=True)
+    sys.stdin.read()
+    stop(before_cluster_shutdown=True)
+    ray.shutdown()
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
