@@ -114,7 +114,7 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, int, str | None]]:
 
 def first_sentence(text: str) -> str:
     """The first paragraph up to the end of its first sentence."""
-    paragraph = " ".join(text.split("\n\n")[0].split())
+    paragraph = " ".join(text.split("\n\n", maxsplit=1)[0].split())
     return re.split(r"(?<=[.:!?])\s", paragraph)[0]
 
 
