@@ -39,7 +39,7 @@ def _module_path(module: str) -> str:
 
 IMPORTERS: dict[str, ImporterSpec] = {
     "csv": ImporterSpec(
-        module=_module_path("table"),
+        module=_module_path("csv_manifest"),
         layout="manifest.csv or .jsonl: path, emotion, language, speaker [, sentence, session, split, id, start, end]",
         license="that of your own recordings",
         availability="write one for any corpus; relative paths start at the manifest's folder",
@@ -174,7 +174,7 @@ IMPORTERS: dict[str, ImporterSpec] = {
         expected_counts=known.TESS,
     ),
     "espeak": ImporterSpec(
-        module=_module_path("demo"),
+        module=_module_path("espeak.importer"),
         layout="a local folder; the corpus is synthesised into it if there is none",
         license="synthesised here, yours; espeak-ng itself is GPL-3",
         availability="pip install 'lakd-ray[demo]'",
