@@ -13,15 +13,9 @@
 """
 
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, to_dict
@@ -180,39 +174,3 @@ def find_best_checkpoint(run: Run, config: Experiment) -> str:
             f"{folder} is recorded as finished but names no best checkpoint: delete it and train again"
         )
     return storage.join(folder, best)
-
-
-def save_rng_state(file: Path, loss_sums: Tensor | None = None) -> None:
-    """Write the state of every random generator that training draws from (SpecAugment uses NumPy's).
-
-    Args:
-        sums: the rank's part of the sums of the epoch in progress, kept with them.
-    """
-    state = {
-        "sums": loss_sums,
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, file)
-
-
-def load_rng_state(file: Path) -> Tensor | None:
-    """Restore what `save_generators` wrote; returns its sums."""
-    state = torch.load(file, weights_only=False)
-    torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
-    sums: Tensor | None = state["sums"]
-    return sums
-
-
-def seed_rng(seed: int, rank: int) -> None:
-    """Start every generator from the run's seed; ranks differ, so that their dropout does."""
-    random.seed(seed * 1000 + rank)
-    np.random.seed((seed * 1000 + rank) % 2**32)
-    torch.manual_seed(seed * 1000 + rank)

@@ -4,6 +4,7 @@ Files are written to this machine's disk first, which takes moments; a thread th
 folder, and makes `state.json` point at it. A run that is killed meanwhile goes on from the state before.
 """
 
+import random
 import shutil
 import tempfile
 import threading
@@ -14,7 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lakd_ray import storage
 from lakd_ray.errors import CorruptedError, StorageError
@@ -177,3 +181,40 @@ def restore_latest(
         where = f"epoch {state.latest.epoch}" + (f", batch {state.latest.cursor}" if state.latest.cursor else "")
         log(f"{told} Going on from the state before it: {where if state.latest.resume_folder else 'the beginning'}")
     return state
+
+
+def save_rng_state(file: Path, loss_sums: Tensor | None = None) -> None:
+    """Write the state of every random generator that training uses (SpecAugment uses NumPy's).
+
+    Args:
+        file: the file to write.
+        loss_sums: this rank's loss sums of the epoch in progress, stored in the same file.
+    """
+    state = {
+        "sums": loss_sums,
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    torch.save(state, file)
+
+
+def load_rng_state(file: Path) -> Tensor | None:
+    """Restore the random state that `save_rng_state` wrote and return its loss sums."""
+    state = torch.load(file, weights_only=False)
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    loss_sums: Tensor | None = state["sums"]
+    return loss_sums
+
+
+def seed_rng(seed: int, rank: int) -> None:
+    """Seed every random generator from the run's seed and the rank, so that dropout differs between ranks."""
+    random.seed(seed * 1000 + rank)
+    np.random.seed((seed * 1000 + rank) % 2**32)
+    torch.manual_seed(seed * 1000 + rank)

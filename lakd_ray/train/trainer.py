@@ -28,7 +28,13 @@ from lakd_ray.runs import record
 from lakd_ray.runs import state as states
 from lakd_ray.runs.state import ResumePoint, RunState
 from lakd_ray.train import engines
-from lakd_ray.train.checkpointing import AsyncCheckpointer, restore_latest
+from lakd_ray.train.checkpointing import (
+    AsyncCheckpointer,
+    load_rng_state,
+    restore_latest,
+    save_rng_state,
+    seed_rng,
+)
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops
 from lakd_ray.train.monitoring import LossGuard, StepTimer, peak_memory_mb
@@ -141,7 +147,7 @@ class Trainer:
         self.provenance = Provenance(
             loader.manifest.data_exposure(loader.train_rows), loader.manifest.data_exposure(loader.dev_rows)
         ).inherit(teacher_provenance)
-        states.seed_rng(loader.run.seed, loader.rank)
+        seed_rng(loader.run.seed, loader.rank)
         self.loss_sums = self._zero_loss_sums()
         self.step_timer = StepTimer(self.engine.device)
         self.loss_guard = LossGuard(loader.run.id, self.engine)
@@ -293,7 +299,7 @@ class Trainer:
             ):
                 self._write_model_checkpoint(checkpoint, epoch_metrics)
             self.engine.save(resume)
-            states.save_rng_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu())
+            save_rng_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu())
 
     def _write_model_checkpoint(self, folder: Path, epoch_metrics: dict[str, Any]) -> None:
         network, weights = self.engine.full_state_dict()
@@ -315,7 +321,7 @@ class Trainer:
         if not same:
             self.engine.set_schedule_step(state.latest.epoch * self.loader.steps_per_epoch)
             return
-        sums = states.load_rng_state(source / f"generators-{self.loader.rank}.pt")
+        sums = load_rng_state(source / f"generators-{self.loader.rank}.pt")
         if sums is not None:
             self.loss_sums = sums.to(self.engine.device)
 

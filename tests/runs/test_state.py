@@ -1,12 +1,9 @@
 """What a run leaves behind, and what makes a run another one."""
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
@@ -19,9 +16,6 @@ from lakd_ray.runs.state import (
     RunState,
     find_best_checkpoint,
     fingerprint_inputs,
-    load_rng_state,
-    save_rng_state,
-    seed_rng,
 )
 
 
@@ -162,26 +156,3 @@ def test_inputs_make_another_run_and_names_do_not():
     run = student_runs(config)[0]
     assert made(config, teacher="one") != made(config, teacher="two")
     assert made(config, run) == made(config, run.model_copy(update={"id": "elsewhere", "stage": "tune"}))
-
-
-def draws() -> tuple[float, ...]:
-    return (random.random(), float(np.random.rand()), float(torch.rand(())), float(torch.randn(1000).sum()))
-
-
-def test_generators_go_on_where_they_were(tmp_path):
-    seed_rng(3, 0)
-    draws()
-    save_rng_state(tmp_path / "generators.pt")
-    expected = [draws(), draws()]
-    seed_rng(99, 1)
-    load_rng_state(tmp_path / "generators.pt")
-    assert [draws(), draws()] == expected
-
-
-def test_seeding_is_repeatable_and_differs_between_ranks_and_seeds():
-    found = {}
-    for key in ((3, 0), (3, 1), (4, 0), (2**32, 7)):
-        for _ in range(2):
-            seed_rng(*key)
-            assert found.setdefault(key, first := draws()) == first
-    assert len({value for row in found.values() for value in row}) == 4 * len(found)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lakd_ray.config import DistillLossConfig, OptimConfig, TrainConfig
 from lakd_ray.models import EmotionClassifier, pad_batch
-from lakd_ray.runs import state as states
+from lakd_ray.train import checkpointing
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.engines.base import Engine
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
@@ -104,23 +104,23 @@ def resumed(
 ) -> dict[str, Any]:
     """The same run with dropout, SpecAugment and hidden languages, uninterrupted and in two parts."""
     folder.mkdir(exist_ok=True)
-    states.seed_rng(7, rank)
+    checkpointing.seed_rng(7, rank)
     network = aware(language_dropout=0.5, mask_time_length=2)
     network.backbone.feature_encoder.requires_grad_(not frozen)
     engine = start(network, **train)
     first = steps(engine, shares, range(3), AWARE)
     engine.save(folder)
-    states.save_rng_state(folder / f"generators-{rank}.pt")
+    checkpointing.save_rng_state(folder / f"generators-{rank}.pt")
     whole = steps(engine, shares, range(3, 6), AWARE)
     whole_weights, whole_rate = _weights(engine), engine.learning_rate
     engine.close()
     dist.barrier()
-    states.seed_rng(8, rank)
+    checkpointing.seed_rng(8, rank)
     network = aware(language_dropout=0.5, seed=0 if frozen else 1, mask_time_length=2)  # what is frozen is not saved
     network.backbone.feature_encoder.requires_grad_(not frozen)
     engine = start(network, **train)
     engine.load(folder)
-    states.load_rng_state(folder / f"generators-{rank}.pt")
+    checkpointing.load_rng_state(folder / f"generators-{rank}.pt")
     again = steps(engine, shares, range(3, 6), AWARE)
     result = {
         "first": first,
