@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("errors", "labels"),
+    ("errors", "labels", "progress"),
     ("config", "metrics"),
     ("storage",),
     ("runs",),
