@@ -97,7 +97,7 @@ def _no_op() -> str:
     from ray import serve as ray_serve
 
     from lakd_ray.config import ServeConfig
-    from lakd_ray.serve.run import resolve_port
+    from lakd_ray.serve.port import resolve_port
 
     app = FastAPI()
 

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: an API, its Ray Serve application, and a client.
+"""The HTTP endpoint is an API, its Ray Serve application, a web page and a client.
 
-`api` and `upload` know HTTP and no Ray; `app` and `run` know Ray Serve; `client` and `answers` are for those who ask.
+`api`, `upload`, `websocket` and `web` use HTTP without Ray; `app` and `deploy` use Ray Serve; `client` needs neither.
 """

@@ -1,4 +1,4 @@
-"""Who may ask: keys from a file or the environment, compared in constant time."""
+"""Check API keys from a file or the environment, compared in constant time."""
 
 import hashlib
 import hmac
@@ -13,16 +13,16 @@ _MIN_KEY_LENGTH = 16
 
 
 class ApiKeys:
-    """The keys that open the endpoint; without any, it is open to all who reach it.
+    """The keys that the endpoint accepts; without any, it is open to every client.
 
     Args:
-        file: one key a line, lines that begin with # are notes. It is read again when it changes, so that keys are
-            given and taken without a restart.
+        path: file with one key per line; lines that begin with # are comments. It is read again when it changes, so
+            keys can be added and revoked without a restart.
 
-    Further keys come from the environment variable LAKD_API_KEYS, separated by commas.
+    The environment variable LAKD_API_KEYS adds further keys, separated by commas.
 
     Raises:
-        ConfigError: the file cannot be read or holds no key, or a key is too short to be one.
+        ConfigError: the file cannot be read or contains no key, or a key is too short.
     """
 
     def __init__(self, path: str | None):
@@ -34,38 +34,38 @@ class ApiKeys:
 
     @property
     def required(self) -> bool:
-        """Whether a key is asked for."""
+        """Whether a request needs a key."""
         return self._path is not None or bool(self._env_digests)
 
     def authorizes(self, header: str | None) -> bool:
-        """Whether the value of an Authorization header, `Bearer KEY`, opens the endpoint."""
-        kind, _, key = (header or "").partition(" ")
-        return self.is_valid(key.strip() if kind.lower() == "bearer" else "")
+        """Return whether an Authorization header, `Bearer KEY`, has a valid key."""
+        scheme, _, key = (header or "").partition(" ")
+        return self.is_valid(key.strip() if scheme.lower() == "bearer" else "")
 
     def is_valid(self, key: str) -> bool:
-        """Whether a key opens the endpoint."""
+        """Return whether the endpoint accepts the key."""
         if not self.required:
             return True
-        with suppress(ConfigError):  # whoever writes the file has not finished; the keys of before count
+        with suppress(ConfigError):  # the file may be half written: the previous keys stay valid
             self._reload()
-        given = hashlib.sha256(key.encode()).digest()
-        # every key is compared, so that the time does not tell which one it was
-        return any([hmac.compare_digest(given, known) for known in (*self._file_digests, *self._env_digests)])  # noqa: C419
+        digest = hashlib.sha256(key.encode()).digest()
+        # all keys are compared, so that the response time does not reveal which one matched
+        return any([hmac.compare_digest(digest, valid) for valid in (*self._file_digests, *self._env_digests)])  # noqa: C419
 
     def _reload(self) -> None:
         if self._path is None:
             return
         try:
-            changed = self._path.stat().st_mtime_ns
-            if changed == self._mtime_ns:
+            mtime_ns = self._path.stat().st_mtime_ns
+            if mtime_ns == self._mtime_ns:
                 return
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"serve.api_keys_file: cannot read {self._path}: {error}") from None
-        of_file = _hash_keys([line for line in lines if not line.lstrip().startswith("#")], str(self._path))
-        if not of_file:
-            raise ConfigError(f"serve.api_keys_file: {self._path} holds no key, expected one a line")
-        self._file_digests, self._mtime_ns = of_file, changed
+        digests = _hash_keys([line for line in lines if not line.lstrip().startswith("#")], str(self._path))
+        if not digests:
+            raise ConfigError(f"serve.api_keys_file: {self._path} contains no key, expected one per line")
+        self._file_digests, self._mtime_ns = digests, mtime_ns
 
 
 def _hash_keys(keys: list[str], source: str) -> tuple[bytes, ...]:
@@ -73,7 +73,7 @@ def _hash_keys(keys: list[str], source: str) -> tuple[bytes, ...]:
     for key in keys:
         if len(key) < _MIN_KEY_LENGTH:
             raise ConfigError(
-                f"{source}: a key of {len(key)} characters can be guessed, expected {_MIN_KEY_LENGTH} or more; "
-                'make one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
+                f"{source}: a key of {len(key)} characters is easy to guess, expected at least {_MIN_KEY_LENGTH}; "
+                'generate one with: python -c "import secrets; print(secrets.token_urlsafe(32))"'
             )
     return tuple(hashlib.sha256(key.encode()).digest() for key in keys)

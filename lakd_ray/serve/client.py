@@ -1,9 +1,9 @@
-"""Asks the endpoint. Needs neither Ray nor torch.
+"""HTTP client of the endpoint, which needs neither Ray nor torch.
 
     with Client("http://127.0.0.1:8000") as client:
-        answer = client.predict(Path("clip.wav").read_bytes(), language="de")
+        result = client.predict(Path("clip.wav").read_bytes(), language="de")
 
-The key, where the endpoint asks for one, is an argument or the environment variable LAKD_API_KEY.
+An endpoint's API key is an argument or the environment variable LAKD_API_KEY.
 """
 
 import os
@@ -21,19 +21,19 @@ API_KEY_ENV = "LAKD_API_KEY"
 ResponseT = TypeVar("ResponseT", bound=ResponseModel)
 Files = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
-_RETRYABLE_STATUSES = (429, 503)  # too many wait, or the model is not there at the moment
-_MAX_CONNECTION_ATTEMPTS = 3  # of a request whose connection breaks
-_BACKOFF_S = (0.25, 8.0)  # first and longest pause before the next attempt, where the endpoint names none
+_RETRYABLE_STATUSES = (429, 503)  # too many requests, or the model is unavailable
+_MAX_CONNECTION_ATTEMPTS = 3  # for a request whose connection breaks
+_BACKOFF_S = (0.25, 8.0)  # first and longest pause between attempts without a Retry-After header
 
 
 class Client:
-    """A connection to an endpoint, kept open between questions; several threads may share it.
+    """A persistent connection to an endpoint, which several threads may share.
 
     Args:
         url: the endpoint's base URL.
-        api_key: its key; that of LAKD_API_KEY if None, and none at all if that is not set either.
-        timeout_s: longest wait for an answer, in seconds. A busy endpoint (429, 503) is asked again within it, when it
-            says that it may be.
+        api_key: its API key; the default is LAKD_API_KEY, and an empty string sends no key.
+        timeout_s: longest wait for a response, in seconds. A busy endpoint (429, 503) is queried again within it, after
+            the time in its Retry-After header.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0):
@@ -52,14 +52,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the endpoint."""
         self._http.close()
 
     def model_info(self) -> ModelInfo:
-        """What is being served.
+        """Return the metadata of the model that the endpoint serves.
 
         Raises:
-            ResourceError: there is no answer, or not from such an endpoint, or the key is missing or wrong.
+            ResourceError: no response, an unexpected one, or a missing or invalid key.
         """
         return self._fetch(self._http.build_request("GET", "/v1/model"), ModelInfo)
 
@@ -72,18 +72,18 @@ class Client:
         hop_s: float | None = None,
         top_k: int | None = None,
     ) -> EmotionResult:
-        """The emotion of an encoded recording.
+        """Return the emotion of an encoded recording.
 
         Args:
-            content: a file such as WAV, FLAC, OGG or MP3; others where the endpoint has ffmpeg.
-            language: the recording's language (`en`, `de`), where it is known.
-            window_s: length of a timeline's segments, in seconds; no timeline if None.
-            hop_s: from one segment's begin to the next one's, in seconds; `window_s` if None.
-            top_k: only so many of the most probable emotions are told; all if None.
+            content: content of an audio file, such as WAV, FLAC, OGG or MP3; other formats if the endpoint has ffmpeg.
+            language: the recording's language (`en`, `de`), if known.
+            window_s: length of the timeline's segments, in seconds; no timeline if None.
+            hop_s: from the start of one segment to the start of the next, in seconds; `window_s` if None.
+            top_k: return only the `top_k` most probable emotions; all if None.
 
         Raises:
-            DataError: the endpoint refuses the recording, the language or another argument.
-            ResourceError: there is no answer in time, or not from such an endpoint, or the key is missing or wrong.
+            DataError: the endpoint rejects the recording, the language or a different argument.
+            ResourceError: no response in time, an unexpected one, or a missing or invalid key.
         """
         request = self._http.build_request(
             "POST",
@@ -103,18 +103,18 @@ class Client:
         hop_s: float | None = None,
         top_k: int | None = None,
     ) -> BatchResponse:
-        """The emotions of several recordings, in one request; one that is refused does not spoil the others.
+        """Return the emotions of several recordings, in one request; a rejected recording does not affect the others.
 
         Args:
-            files: names and encoded recordings; at most as many as the endpoint's `serve.max_files`.
-            language, window_s, hop_s, top_k: as in `emotion`, the same for all.
+            files: names and encoded recordings; at most `serve.max_files` of the endpoint.
+            language, window_s, hop_s, top_k: as in `predict`, the same for all recordings.
 
         Returns:
-            An item for each file, in the same order: an answer, or a status and the reason why there is none.
+            An item for each file, in the same order: a result, or a status and an error message.
 
         Raises:
-            DataError: the endpoint refuses the request as a whole.
-            ResourceError: as in `emotion`.
+            DataError: the endpoint rejects the complete request.
+            ResourceError: as in `predict`.
         """
         named = list(files.items() if isinstance(files, Mapping) else files)
         request = self._http.build_request(
@@ -123,10 +123,13 @@ class Client:
             files=[("file", (name, content)) for name, content in named],
             params=_query_params(language, window_s, hop_s, top_k),
         )
-        answers = self._fetch(request, BatchResponse)
-        if len(answers.items) != len(named):
-            raise ResourceError(f"{request.url} was sent {len(named)} recordings and answered {len(answers.items)}")
-        return answers
+        batch = self._fetch(request, BatchResponse)
+        if len(batch.items) != len(named):
+            raise ResourceError(
+                f"{request.url} returned {len(batch.items)} items, expected {len(named)}, one per recording; "
+                "check that the URL is a lakd-ray endpoint of the same version"
+            )
+        return batch
 
     def _fetch(self, request: httpx.Request, response_type: type[ResponseT]) -> ResponseT:
         response = self._send_with_retry(request)
@@ -137,50 +140,53 @@ class Client:
         except ValidationError:
             reason = response.text[:200]
         status = response.status_code
+        if status in (401, 403) and self._has_key:
+            raise ResourceError(f"{self._url} rejects the API key ({status}: {reason}); use a valid key")
         if status in (401, 403):
-            way_out = "give another one" if self._has_key else f"set {API_KEY_ENV}, or Client(..., api_key=...)"
-            found = "refuses the key" if self._has_key else "asks for a key"
-            raise ResourceError(f"{self._url} {found} ({status}: {reason}); {way_out}")
+            raise ResourceError(
+                f"{self._url} requires an API key ({status}: {reason}); set {API_KEY_ENV}, or Client(..., api_key=...)"
+            )
         if status in (413, 415, 422):
-            raise DataError(f"refused ({status}): {reason}")
+            raise DataError(f"rejected ({status}): {reason}")
         if status in _RETRYABLE_STATUSES:
-            reason += f"; it was asked again for {self._timeout_s:g} s (timeout_s)"
-        raise ResourceError(f"{request.url} answered {status}: {reason}")
+            reason += f"; retried for {self._timeout_s:g} s (timeout_s)"
+        raise ResourceError(f"{request.url} returned {status}: {reason}")
 
     def _send_with_retry(self, request: httpx.Request) -> httpx.Response:
-        """The last response within the time."""
+        """Return the response, or the last one before the timeout if the endpoint stays busy."""
         deadline = time.monotonic() + self._timeout_s
-        pause = _BACKOFF_S[0]
-        broken = _MAX_CONNECTION_ATTEMPTS
-        request.read()  # a form is a stream, and can be sent once more only from memory
+        backoff_s = _BACKOFF_S[0]
+        attempts_left = _MAX_CONNECTION_ATTEMPTS
+        request.read()  # a multipart body is a stream, which can be sent again only from memory
         while True:
-            left = max(0.001, deadline - time.monotonic())
-            request.extensions["timeout"] = httpx.Timeout(left).as_dict()
+            remaining_s = max(0.001, deadline - time.monotonic())
+            request.extensions["timeout"] = httpx.Timeout(remaining_s).as_dict()
             try:
                 response = self._http.send(request)
             except httpx.TransportError as error:
-                broken -= 1
-                if broken and isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
-                    continue  # a proxy or an ingress has gone, and another one is there or comes; nothing was changed
+                attempts_left -= 1
+                if attempts_left and isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
+                    continue  # a proxy or an ingress was replaced; requests are idempotent
                 raise ResourceError(
-                    f"no answer from {self._url} ({type(error).__name__}: {error}); is it running?"
+                    f"no response from {self._url} ({type(error).__name__}: {error}); check the URL and that the "
+                    "endpoint is running"
                 ) from None
-            wait = _retry_after(response, pause)
-            if response.status_code not in _RETRYABLE_STATUSES or time.monotonic() + wait >= deadline:
+            wait_s = _retry_after(response, backoff_s)
+            if response.status_code not in _RETRYABLE_STATUSES or time.monotonic() + wait_s >= deadline:
                 return response
-            time.sleep(wait)
-            pause = min(2 * pause, _BACKOFF_S[1])
+            time.sleep(wait_s)
+            backoff_s = min(2 * backoff_s, _BACKOFF_S[1])
 
 
 def _query_params(
     language: str | None, window_s: float | None, hop_s: float | None, top_k: int | None
 ) -> dict[str, str | float | int]:
-    asked = {"language": language, "window_s": window_s, "hop_s": hop_s, "top_k": top_k}
-    return {name: value for name, value in asked.items() if value is not None}
+    params = {"language": language, "window_s": window_s, "hop_s": hop_s, "top_k": top_k}
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _retry_after(response: httpx.Response, default: float) -> float:
-    """Seconds until the endpoint wants to be asked again."""
+    """Return the seconds to wait before the next attempt."""
     try:
         return max(0.0, float(response.headers.get("Retry-After", default)))
     except ValueError:  # a date, which gateways may send

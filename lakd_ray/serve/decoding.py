@@ -1,4 +1,4 @@
-"""Decodes what strangers send, in processes that may die over it."""
+"""Decode untrusted audio of HTTP requests in sandboxed worker processes."""
 
 from typing import Self
 
@@ -10,12 +10,12 @@ from lakd_ray.serve.upload import RequestError
 
 
 class RequestDecoder:
-    """A few decoding processes, kept warm. Close it, or use it as a context.
+    """A pool of warm decoding processes; close it, or use it as a context manager.
 
     Args:
-        processes: how many.
-        memory_mb: what one may allocate beyond what it has when it is warm.
-        seconds: longest time for one recording.
+        num_processes: number of processes.
+        memory_mb: memory that one process may allocate beyond what it uses when warm.
+        timeout_s: time limit for one recording, in seconds.
     """
 
     def __init__(self, num_processes: int, *, memory_mb: int = 1024, timeout_s: float = 20.0):
@@ -29,12 +29,12 @@ class RequestDecoder:
         self.close()
 
     async def decode(self, content: bytes, max_seconds: float) -> Recording:
-        """A recording from its bytes.
+        """Decode an encoded recording and check its duration.
 
-        Decodes no more than shows that it is too long: a small file can hold hours of silence.
+        Decoding stops one second past the limit, because a small file can hold hours of silence.
 
         Raises:
-            RequestError: 422 it cannot be decoded or is too short, 413 it is too long.
+            RequestError: 422 the recording cannot be decoded or is too short, 413 it is too long.
         """
         try:
             recording: Recording = await self._pool.call_async(

@@ -1,4 +1,4 @@
-"""Starts and stops the endpoint in the Ray cluster this process is connected to, from its head node."""
+"""Start and stop the endpoint on the head node of the connected Ray cluster."""
 
 import logging
 import os
@@ -13,27 +13,27 @@ from lakd_ray.config import Experiment, to_dict
 from lakd_ray.errors import CheckpointError, ResourceError
 from lakd_ray.serve.app import LOGGING_CONFIG, build
 from lakd_ray.serve.client import Client
-from lakd_ray.serve.run import resolve_port
+from lakd_ray.serve.port import resolve_port
 
 APPLICATION_NAME = "lakd"
 POLL_S = 0.1
-_GRACE_S = 30.0  # the application keeps its own deadlines; the proxy ends what should get past them
+_GRACE_S = 30.0  # the application enforces its own deadlines; the proxy cuts off requests that exceed them
 
 
 def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> str:
-    """Serve a checkpoint and wait until it has answered.
+    """Serve a checkpoint and wait until the endpoint responds.
 
     Args:
-        config: the experiment; its `serve` section counts.
-        checkpoint: sealed checkpoint folder, local or in a bucket.
-        timeout_s: longest wait for the endpoint.
+        config: the experiment, with the `serve` section.
+        checkpoint: checkpoint folder with its checksum file, local or in a bucket.
+        timeout_s: longest wait for the endpoint, in seconds.
 
     Returns:
         The base URL.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or no replica can load it.
-        ResourceError: the cluster is too small, the port is taken, Serve runs already, or the deadline passed.
+        CheckpointError: the checkpoint does not exist, or no replica can load it.
+        ResourceError: the cluster is too small, the port is taken, Serve is running already, or the timeout passed.
     """
     if not storage.is_remote(checkpoint):
         checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
@@ -54,7 +54,7 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
             logging_config=LOGGING_CONFIG,
         )
         target = serve.RunTarget(application, name=APPLICATION_NAME, logging_config=LOGGING_CONFIG)
-        serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait for ever
+        serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait without a limit
         _wait_until_running(deadline)
         url = _base_url(section.host, port)
         with Client(url, timeout_s=max(1.0, deadline - time.monotonic())) as client:
@@ -66,11 +66,11 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
 
 
 def stop(*, before_cluster_shutdown: bool = False) -> None:
-    """Stop answering and shut Serve down. Nothing happens if it does not run.
+    """Shut Ray Serve down, if it is running.
 
     Args:
-        before_cluster_shutdown: the cluster is shut down next, and Serve's own processes with it. Ray would report their
-            orderly end as a failed task, when the cluster has gone before they have.
+        before_cluster_shutdown: delete only the application, because the caller shuts the cluster down next, which ends
+            Serve's own processes. If Serve shuts down itself while the cluster ends, Ray reports a failed task.
     """
     if before_cluster_shutdown:
         serve.delete(APPLICATION_NAME)
@@ -79,15 +79,15 @@ def stop(*, before_cluster_shutdown: bool = False) -> None:
 
 
 def _check_resources(config: Experiment) -> None:
-    """Refuse what would otherwise wait for ever."""
+    """Reject a deployment whose replicas would wait for resources without a limit."""
     if serve.status().proxies:
-        raise ResourceError("Ray Serve runs already in this cluster: stop it first with `serve shutdown`")
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    cluster.check_resources(config, ("serve",), have)
+        raise ResourceError("Ray Serve is running already in this cluster: stop it first with `serve shutdown`")
+    available = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    cluster.check_resources(config, ("serve",), available)
 
 
 def _wait_until_running(deadline: float) -> None:
-    """Until the application runs, has failed, or the time is over."""
+    """Wait until the application is running; raise if it fails, or at the deadline (in `time.monotonic` seconds)."""
     while True:
         application = serve.status().applications[APPLICATION_NAME]
         if application.status == ApplicationStatus.RUNNING:
@@ -98,11 +98,14 @@ def _wait_until_running(deadline: float) -> None:
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             raise CheckpointError(f"the endpoint cannot start: {details or application.message}")
         if time.monotonic() > deadline:
-            raise ResourceError(f"the endpoint did not start in time ({application.status.value}): {details}")
+            raise ResourceError(
+                f"the endpoint did not start in time (status {application.status.value}): {details or 'no message'}; "
+                "check that the cluster has the free CPUs that `serve.replicas` and `serve.cpus` need"
+            )
         time.sleep(POLL_S)
 
 
 def _base_url(host: str, port: int) -> str:
-    """Where this machine reaches the endpoint."""
+    """Return the URL of the endpoint from this host."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"

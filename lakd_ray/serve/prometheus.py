@@ -1,7 +1,7 @@
-"""What Prometheus reads at /metrics: requests, their times, seconds of audio, and which emotions were answered.
+"""Metrics for Prometheus at /metrics: requests, latency, seconds of audio, and predicted emotions.
 
-Of recordings nothing is kept but their length. A shift in the emotions answered is often the first sign that the
-recordings have changed.
+Recordings are not stored; only their length is counted. A shift in the predicted emotions is often the first sign that
+the recordings have changed.
 """
 
 import time
@@ -20,32 +20,32 @@ METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counters of one application."""
+    """Counters, gauges and histograms of one application, in a registry of its own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        given: dict[str, Any] = {"registry": self._registry, "namespace": "lakd"}
-        self._requests = Counter("requests", "Requests answered", ["route", "status"], **given)
+        common: dict[str, Any] = {"registry": self._registry, "namespace": "lakd"}
+        self._requests = Counter("requests", "HTTP requests with a response", ["route", "status"], **common)
         self._seconds = Histogram(
             "request_seconds",
-            "From a request's arrival to its answer's end",
+            "Seconds from the arrival of a request to the end of its response",
             ["route"],
             buckets=_LATENCY_BUCKETS_S,
-            **given,
+            **common,
         )
-        self._audio = Counter("audio_seconds", "Seconds of audio answered", ["model"], **given)
-        self._emotions = Counter("emotions", "Emotions answered", ["model", "emotion"], **given)
-        self._warnings = Counter("warnings", "Warnings given with answers", ["code"], **given)
-        self.requests_in_progress = Gauge("requests_running", "Requests that are being answered", **given)
-        self._streams = Gauge("streams", "Streams that are open", **given)
+        self._audio = Counter("audio_seconds", "Seconds of audio with a prediction", ["model"], **common)
+        self._emotions = Counter("emotions", "Predicted emotions", ["model", "emotion"], **common)
+        self._warnings = Counter("warnings", "Warnings about recordings", ["code"], **common)
+        self.requests_in_progress = Gauge("requests_running", "HTTP requests in progress", **common)
+        self._streams = Gauge("streams", "Open streams", **common)
         self.open_streams = 0
 
     def record_prediction(self, result: EmotionResult) -> None:
-        """Count an answer."""
+        """Count the audio, emotion and warnings of a result."""
         self._audio.labels(result.model).inc(result.duration_s)
         self._emotions.labels(result.model, result.emotion).inc()
-        for remark in result.warnings:
-            self._warnings.labels(remark.code).inc()
+        for warning in result.warnings:
+            self._warnings.labels(warning.code).inc()
 
     @contextmanager
     def track_stream(self) -> Iterator[None]:
@@ -59,29 +59,32 @@ class Metrics:
             self._streams.set(self.open_streams)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count a request and its latency in seconds."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def render(self) -> bytes:
-        """In Prometheus' format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
 class MetricsMiddleware:
-    """Middleware that counts requests by the route that took them, so that no stranger's path becomes a label."""
+    """Middleware that counts requests by their route.
+
+    The label is the matched route and not the path of the request, which untrusted clients could vary without limit.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on and count its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 500
 
-        async def watched(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -89,7 +92,7 @@ class MetricsMiddleware:
 
         with self._metrics.requests_in_progress.track_inprogress():
             try:
-                await self._app(scope, receive, watched)
+                await self._app(scope, receive, send_and_record)
             finally:
                 route = getattr(scope.get("route"), "path", "none")
-                self._metrics.record_request(route, status, time.perf_counter() - started)
+                self._metrics.record_request(route, status, time.perf_counter() - start)

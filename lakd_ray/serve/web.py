@@ -1,7 +1,7 @@
-"""The page at `/`: recordings are dropped, chosen or made in a browser, and their answers drawn.
+"""Serve the web page at `/`, which sends recordings to the API and shows the results.
 
-Its files lie in `page_files` and speak to the API of the same endpoint alone; the policy sent with them has the browser
-hold to that. They are open to all, also where the API asks for keys: the page then asks for one itself.
+Its files are in `static/` and use only the API of the same endpoint, which the Content-Security-Policy header enforces in
+the browser. They need no key, even where the API requires one: the page then prompts for it.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ _CONTENT_TYPES = {
 }
 _CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; "
-    "connect-src 'self'; "  # of the page's own host also ws: and wss:
+    "connect-src 'self'; "  # includes ws: and wss: of the same host
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
-    "Cache-Control": "no-cache",  # kept, but asked for each time: an update is seen at once, and all of it
+    "Cache-Control": "no-cache",  # stored, but revalidated each time, so that an update replaces all files at once
     "Content-Security-Policy": _CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -32,22 +32,22 @@ _HEADERS = {
 
 
 def create_web_router() -> APIRouter:
-    """The routes of the page, `/` and `/page/...`, for `app.include_router`; they are not part of the API's schema."""
+    """Return the page's routes, `/` and `/page/...`, for `app.include_router`; the OpenAPI schema omits them."""
     router = APIRouter(include_in_schema=False)
-    for file in files("lakd_ray.serve").joinpath("page_files").iterdir():
+    for file in files("lakd_ray.serve").joinpath("static").iterdir():
         if file.name.rpartition(".")[2] in _CONTENT_TYPES:
             _add_file_route(router, file.name, file.read_bytes())
     return router
 
 
 def _add_file_route(router: APIRouter, name: str, content: bytes) -> None:
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    headers = {**_HEADERS, "ETag": tag, "Content-Type": _CONTENT_TYPES[name.rpartition(".")[2]]}
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {**_HEADERS, "ETag": etag, "Content-Type": _CONTENT_TYPES[name.rpartition(".")[2]]}
 
-    async def page(request: Request) -> Response:
-        known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
-        if tag in known:
+    async def get_file(request: Request) -> Response:
+        cached = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+        if etag in cached:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers)
 
-    router.add_api_route("/" if name == "index.html" else f"/page/{name}", page, methods=["GET", "HEAD"])
+    router.add_api_route("/" if name == "index.html" else f"/page/{name}", get_file, methods=["GET", "HEAD"])

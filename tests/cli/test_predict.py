@@ -94,8 +94,8 @@ def test_a_file_is_asked_about_once(capsys, clips, model):
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["{clips}/a.wav", "--model", "{clips}"], "SEAL.json"),
-    (["{clips}/a.wav", "--url", "http://127.0.0.1:{port}"], "is it running?"),
-    (["{clips}/a.wav", "--url", "{endpoint}"], "asks for a key (401: a key is needed); set LAKD_API_KEY"),
+    (["{clips}/a.wav", "--url", "http://127.0.0.1:{port}"], "check the URL and that the endpoint is running"),
+    (["{clips}/a.wav", "--url", "{endpoint}"], "requires an API key (401: a key is needed); set LAKD_API_KEY"),
     (["{clips}/absent.wav", "--model", "{clips}"], "found no recordings:\n  {clips}/absent.wav: there is no such"),
     (["{clips}/a.wav", "--model", "{clips}", "--language", "english"], "expected a code of two or three letters"),
     (["{clips}/a.wav", "--model", "{clips}", "--hop", "1"], "a hop without a window"),

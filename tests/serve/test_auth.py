@@ -1,4 +1,4 @@
-"""Keys: which there are, and which open."""
+"""API keys come from a file or the environment and can be changed without a restart."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from lakd_ray.serve.auth import ApiKeys
 OLD, NEW = "an old key of some length", "a new key of some length"
 
 
-def test_without_keys_everybody_may_ask():
+def test_endpoint_without_keys_accepts_every_request():
     keys = ApiKeys(None)
     assert not keys.required
     assert keys.authorizes(None) and keys.is_valid("")
 
 
-def test_keys_are_changed_without_a_restart(tmp_path):
+def test_key_file_is_reloaded_after_a_change(tmp_path):
     file = tmp_path / "keys"
     file.write_text(OLD)
     keys = ApiKeys(str(file))
@@ -25,7 +25,7 @@ def test_keys_are_changed_without_a_restart(tmp_path):
     assert keys.is_valid(NEW) and not keys.is_valid(OLD)
 
 
-def test_a_file_that_is_broken_later_opens_to_nobody_new(tmp_path):
+def test_previous_keys_stay_valid_while_the_file_is_broken(tmp_path):
     file = tmp_path / "keys"
     file.write_text(OLD)
     keys = ApiKeys(str(file))
@@ -35,14 +35,14 @@ def test_a_file_that_is_broken_later_opens_to_nobody_new(tmp_path):
     assert keys.is_valid(OLD) and not keys.is_valid(NEW)
 
 
-@pytest.mark.parametrize(("content", "words"), [("", "no key"), ("# none\n", "no key"), ("short\n", "5 characters")])
-def test_files_that_hold_no_keys(tmp_path, content, words):
+@pytest.mark.parametrize(("content", "message"), [("", "no key"), ("# none\n", "no key"), ("short\n", "5 characters")])
+def test_file_without_valid_keys_is_rejected(tmp_path, content, message):
     file = tmp_path / "keys"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         ApiKeys(str(file))
 
 
-def test_no_file(tmp_path):
+def test_missing_file_is_rejected(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         ApiKeys(str(tmp_path / "none"))

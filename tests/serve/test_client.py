@@ -1,4 +1,4 @@
-"""The client: what becomes of answers, refusals and silence."""
+"""The client returns results, raises on errors, and retries busy endpoints and broken connections."""
 
 import email
 import email.policy
@@ -15,22 +15,22 @@ import pytest
 from lakd_ray.errors import DataError, ResourceError
 from lakd_ray.serve.client import Client
 
-ANSWER: dict[str, Any] = {
+RESULT: dict[str, Any] = {
     "emotion": "anger", "probabilities": {"anger": 1.0}, "language": "de", "duration_s": 1.5, "model": "student",
     "version": "0123456789abcdef",
 }  # fmt: skip
-OK = (200, json.dumps(ANSWER).encode(), {})
+OK = (200, json.dumps(RESULT).encode(), {})
 BROKEN = (0, b"", {})
 BUSY = (429, b"busy", {"Retry-After": "0"})
 
 
 class Server(ThreadingHTTPServer):
-    """Answers what it was told to, the last of it again and again, and keeps the requests."""
+    """A server that sends prepared responses, the last one repeatedly, and records the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.replies: list[tuple[int, bytes, dict[str, str]]] = []
-        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.responses: list[tuple[int, bytes, dict[str, str]]] = []
+        self.received: list[tuple[str, dict[str, str], bytes]] = []
 
     @property
     def url(self) -> str:
@@ -42,11 +42,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        replies = self.server.replies
-        status, body, headers = replies.pop(0) if len(replies) > 1 else replies[0]
-        self.server.asked.append((self.path, dict(self.headers), content))
+        responses = self.server.responses
+        status, body, headers = responses.pop(0) if len(responses) > 1 else responses[0]
+        self.server.received.append((self.path, dict(self.headers), content))
         if not status:
-            self.close_connection = True  # without a word, as when a proxy is killed
+            self.close_connection = True  # without a response, as when a proxy is killed
             return
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Override the default, which logs each request to stderr."""
 
 
 @pytest.fixture
@@ -71,40 +71,43 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, *replies: tuple[int, bytes, dict[str, str]], language: str | None = "de", **options: Any):
-    server.replies = list(replies)
+def predict(server: Server, *responses: tuple[int, bytes, dict[str, str]], language: str | None = "de", **options: Any):
+    server.responses = list(responses)
     with Client(server.url, **options) as client:
         return client.predict(b"recording", language)
 
 
-def test_answer(server):
-    answer = ask(server, OK)
-    assert answer.model_dump(exclude_unset=True) == ANSWER
-    path, headers, content = server.asked[0]
+def test_result(server):
+    result = predict(server, OK)
+    assert result.model_dump(exclude_unset=True) == RESULT
+    path, headers, content = server.received[0]
     assert (path, content) == ("/v1/emotion?language=de", b"recording")
     assert "Authorization" not in headers
 
 
-def test_parameters(server):
-    server.replies = [OK]
+def test_query_parameters(server):
+    server.responses = [OK]
     with Client(server.url) as client:
         client.predict(b"recording")
         client.predict(b"recording", "en", window_s=2.0, hop_s=0.5, top_k=3)
-    assert [path for path, _, _ in server.asked] == [
+    assert [path for path, _, _ in server.received] == [
         "/v1/emotion", "/v1/emotion?language=en&window_s=2.0&hop_s=0.5&top_k=3",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("files", [{"a.wav": b"\x00one", "ü b.flac": b"two\r\n"}, [("same", b"1"), ("same", b"2")]])
-def test_several_recordings_are_one_form(server, files):
+def test_batch_is_sent_as_one_form(server, files):
     named = list(files.items() if isinstance(files, dict) else files)
-    items = [{"name": named[0][0], "status": 200, "result": ANSWER}, {"name": "x", "status": 422, "error": "too odd"}]
-    server.replies = [BUSY, (200, json.dumps({"items": items}).encode(), {})]
+    items = [
+        {"name": named[0][0], "status": 200, "result": RESULT},
+        {"name": "x", "status": 422, "error": "unsupported"},
+    ]
+    server.responses = [BUSY, (200, json.dumps({"items": items}).encode(), {})]
     with Client(server.url) as client:
-        found = client.predict_batch(files, "de", top_k=1).items
-    assert found[0].result is not None and found[0].result.emotion == "anger"
-    assert (found[1].status, found[1].error, found[1].result) == (422, "too odd", None)
-    for path, headers, content in server.asked:  # the form is whole when it is sent again, too
+        accepted, rejected = client.predict_batch(files, "de", top_k=1).items
+    assert accepted.result is not None and accepted.result.emotion == "anger"
+    assert (rejected.status, rejected.error, rejected.result) == (422, "unsupported", None)
+    for path, headers, content in server.received:  # the form is also complete in the retry
         assert path == "/v1/emotion:batch?language=de&top_k=1"
         head = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode()
         parts = email.message_from_bytes(head + content, policy=email.policy.HTTP).iter_parts()
@@ -113,77 +116,79 @@ def test_several_recordings_are_one_form(server, files):
         assert all(f'name="file"; filename="{name}"'.encode() in content for name, _ in named)
 
 
-def test_several_recordings_have_as_many_answers(server):
-    server.replies = [(200, b'{"items": []}', {})]
-    with Client(server.url) as client, pytest.raises(ResourceError, match="sent 1 recordings and answered 0"):
+def test_batch_response_needs_one_item_per_recording(server):
+    server.responses = [(200, b'{"items": []}', {})]
+    with Client(server.url) as client, pytest.raises(ResourceError, match="returned 0 items, expected 1"):
         client.predict_batch({"a": b""})
 
 
-@pytest.mark.parametrize(("argument", "variable", "sent"), [
+@pytest.mark.parametrize(("argument", "variable", "header"), [
     ("k1", None, "Bearer k1"), (None, "k2\n", "Bearer k2"), ("k1", "k2", "Bearer k1"), ("", "k2", None),
 ])  # fmt: skip
-def test_key(server, monkeypatch, argument, variable, sent):
+def test_api_key_from_argument_or_environment(server, monkeypatch, argument, variable, header):
     if variable is not None:
         monkeypatch.setenv("LAKD_API_KEY", variable)
-    ask(server, OK, api_key=argument)
-    assert server.asked[0][1].get("Authorization") == sent
+    predict(server, OK, api_key=argument)
+    assert server.received[0][1].get("Authorization") == header
 
 
-@pytest.mark.parametrize(("key", "words"), [(None, "asks for a key.*set LAKD_API_KEY"), ("k", "refuses the key")])
-def test_no_or_wrong_key(server, key, words):
-    with pytest.raises(ResourceError, match=words) as caught:
-        ask(server, (401, b'{"error": "a key is needed"}', {}), api_key=key)
-    assert "401: a key is needed" in str(caught.value)
+@pytest.mark.parametrize(
+    ("key", "message"), [(None, "requires an API key.*set LAKD_API_KEY"), ("k", "rejects the API key")]
+)
+def test_missing_or_invalid_key(server, key, message):
+    with pytest.raises(ResourceError, match=message) as caught:
+        predict(server, (401, b'{"error": "a key is required"}', {}), api_key=key)
+    assert "401: a key is required" in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [413, 415, 422])
-def test_refusal(server, status):
-    with pytest.raises(DataError, match="too odd"):
-        ask(server, (status, b'{"error": "too odd"}', {}))
-    assert len(server.asked) == 1
+def test_rejected_recording_raises_data_error(server, status):
+    with pytest.raises(DataError, match="unsupported"):
+        predict(server, (status, b'{"error": "unsupported"}', {}))
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (200, b"{}"), (500, b"odd"), (404, b'{"error": "?"}')])
-def test_other_answers(server, status, body):
+def test_unexpected_responses(server, status, body):
     with pytest.raises(ResourceError, match=str(status)):
-        ask(server, (status, body, {}))
-    assert len(server.asked) == 1
+        predict(server, (status, body, {}))
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("header", ["0", "0.01", "-1"])
-def test_a_busy_endpoint_is_asked_again(server, status, header):
+def test_busy_endpoint_is_retried(server, status, header):
     busy = (status, b"busy", {"Retry-After": header})
-    assert ask(server, busy, busy, OK).emotion == "anger"
-    assert [content for _, _, content in server.asked] == [b"recording"] * 3
+    assert predict(server, busy, busy, OK).emotion == "anger"
+    assert [content for _, _, content in server.received] == [b"recording"] * 3
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "Fri, 31 Dec 2027 23:59:59 GMT"}])
-def test_a_busy_endpoint_that_names_no_seconds_is_asked_again(server, headers):
-    assert ask(server, (503, b"busy", headers), OK).emotion == "anger"
+def test_busy_endpoint_without_seconds_in_retry_after_is_retried(server, headers):
+    assert predict(server, (503, b"busy", headers), OK).emotion == "anger"
 
 
-def test_a_busy_endpoint_is_not_waited_for_longer_than_the_timeout(server):
-    with pytest.raises(ResourceError, match=r"answered 429: busy; it was asked again for 5 s"):
-        ask(server, (429, b"busy", {"Retry-After": "3600"}), timeout_s=5)
-    assert len(server.asked) == 1
+def test_retries_end_at_the_timeout(server):
+    with pytest.raises(ResourceError, match=r"returned 429: busy; retried for 5 s"):
+        predict(server, (429, b"busy", {"Retry-After": "3600"}), timeout_s=5)
+    assert len(server.received) == 1
 
 
-def test_a_connection_that_breaks_is_made_again(server):
-    assert ask(server, BROKEN, BROKEN, OK).emotion == "anger"
-    with pytest.raises(ResourceError, match="no answer"):
-        ask(server, BROKEN)
-    assert len(server.asked) == 6
+def test_broken_connection_is_retried(server):
+    assert predict(server, BROKEN, BROKEN, OK).emotion == "anger"
+    with pytest.raises(ResourceError, match="no response"):
+        predict(server, BROKEN)
+    assert len(server.received) == 6
 
 
-def test_nobody_there(server):
+def test_endpoint_that_is_not_running(server):
     port = server.server_port
     server.server_close()
-    with pytest.raises(ResourceError, match="is it running"), Client(f"http://127.0.0.1:{port}") as client:
+    with pytest.raises(ResourceError, match="check the URL"), Client(f"http://127.0.0.1:{port}") as client:
         client.model_info()
 
 
-def test_it_loads_neither_ray_nor_torch():
+def test_client_imports_neither_ray_nor_torch():
     code = "import sys, lakd_ray.serve.client; print({'ray', 'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"

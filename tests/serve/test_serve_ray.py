@@ -74,7 +74,7 @@ def test_build_refuses(tmp_path):
 
 def test_taken_port_is_refused():
     from lakd_ray.config import ServeConfig
-    from lakd_ray.serve.run import resolve_port
+    from lakd_ray.serve.port import resolve_port
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -18,7 +18,7 @@ from lakd_ray.errors import ResourceError
 from lakd_ray.ops import disk_usage
 from lakd_ray.ops.doctor.check import Check, CheckResult
 from lakd_ray.ops.doctor.pretrained_checks import check_pretrained
-from lakd_ray.serve.run import resolve_port
+from lakd_ray.serve.port import resolve_port
 
 RESPONSE_TIMEOUT_S = 5
 """Seconds that a bucket's server or the hub has for one answer."""

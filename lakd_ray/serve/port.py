@@ -1,4 +1,4 @@
-"""The port of the endpoint. Without Ray, which takes seconds to load."""
+"""Find the endpoint's port without importing Ray, which takes seconds to load."""
 
 import socket
 
@@ -7,10 +7,12 @@ from lakd_ray.errors import ResourceError
 
 
 def resolve_port(config: ServeConfig) -> int:
-    """The port to listen on. Ray's proxies share ports with one another, so two endpoints on one would go unnoticed.
+    """Return the port to listen on, after a check that it is free.
+
+    Ray's proxies share ports with one another, so two endpoints on one port would go unnoticed.
 
     Raises:
-        ResourceError: it is taken, or the host is not this machine's.
+        ResourceError: the port is taken, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
@@ -18,5 +20,5 @@ def resolve_port(config: ServeConfig) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise ResourceError(
-            f"cannot listen on {config.host} port {config.port}: {error}; choose another serve.port, 0 for a free one"
+            f"cannot listen on {config.host} port {config.port}: {error}; set serve.port to a free port, or to 0"
         ) from None
