@@ -10,7 +10,7 @@ from lakd_ray.cli.main import main
 from lakd_ray.config import Experiment, load_config
 from lakd_ray.corpora import IMPORTERS
 
-DEMO = str(Path(__file__).parents[1] / "jobs" / "experiments" / "demo.yaml")
+DEMO = str(Path(__file__).parents[2] / "jobs" / "experiments" / "demo.yaml")
 # Ray's own imports: Train and Tune
 THIRD_PARTY = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -72,7 +72,7 @@ def test_corpora_shows_one_with_its_options(capsys):
 
 
 def test_every_importer_is_in_the_guide():
-    guide = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     assert [name for name in IMPORTERS if f"`{name}`" not in guide] == []
 
 
