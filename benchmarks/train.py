@@ -34,19 +34,19 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.data.reader import AudioBatch, ShardSource, make_read_request, read_batches, unpack_signals
 from lakd_ray.models import build_model
-from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.step import Objective, compute_losses
 
-DEMO = "demo"
+DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
 
 
 def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
     """The demo with English alone, whose teacher is another run for every seed."""
     settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
     english = ["languages=[en]", "corpora.0.options.languages=[en]"]
-    return load_config(DEMO, [*settings, *english, "distill.paradigms=[mtkd]"])
+    return load_config(str(DEMO), [*settings, *english, "distill.paradigms=[mtkd]"])
 
 
 def bare(folder: str, epochs: int) -> None:
@@ -56,7 +56,7 @@ def bare(folder: str, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as store:
         dist.init_process_group("gloo", init_method=f"file://{Path(store, 's')}", rank=0, world_size=1)
         config = experiment(folder, 0, epochs, 1)
-        run, manifest = teacher_runs(config)[0], manifests.load_manifest(config)
+        run, manifest = build_run_graph(config).teachers[0], manifests.load_manifest(config)
         feed = RankDataLoader(run, config, manifest, None, 0, 1)
         source = ShardSource(manifest.shards)
         model = build_model(run.recipe.model, run.emotions, seed=run.seed)
@@ -114,7 +114,7 @@ def trained(config: Experiment) -> tuple[float, Watched]:
     from lakd_ray.launch.worker import TrainingTask
 
     watched, asked = Watched(), time.perf_counter()
-    train_tasks([TrainingTask(config, teacher_runs(config)[0])], name="bench", on_event=watched)
+    train_tasks([TrainingTask(config, build_run_graph(config).teachers[0])], name="bench", on_event=watched)
     return asked, watched
 
 

@@ -14,7 +14,7 @@ from lakd_ray.inference import evaluate
 from lakd_ray.launch import driver as training
 from lakd_ray.launch.progress import format_duration
 from lakd_ray.launch.tracking import manager
-from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.graph import RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState, find_best_checkpoint
 from lakd_ray.serve.client import Client
 
@@ -41,7 +41,9 @@ def _build_steps(config: Experiment) -> list[tuple[str, Callable[[Experiment], o
     steps: list[tuple[str, Callable[[Experiment], object]]] = [(name, STAGES[name]) for name in config.stages]
     for index in range(len(config.stages) - 1):
         if config.stages[index : index + 2] == ("teachers", "distill"):
-            steps[index : index + 2] = [("teachers and distill", training.train_teachers_and_students)]
+            steps[index : index + 2] = [
+                ("teachers and distill", lambda config: training.train_teachers_and_students(build_run_graph(config)))
+            ]
     return steps
 
 
@@ -56,7 +58,7 @@ def run_report(config: Experiment) -> None:
     """The report stage; prints its headline table."""
     from lakd_ray import report as reports  # matplotlib takes seconds to load
 
-    location = reports.write_report(config)
+    location = reports.write_report(build_run_graph(config))
     content = storage.read_json(storage.join(config.stage_folder("report"), "report.json"))
     print(reports.format_summary(content["results"]))
     for note in content["notes"]:
@@ -64,23 +66,22 @@ def run_report(config: Experiment) -> None:
     print(f"report: {location}")
 
 
-def best_student_checkpoint(config: Experiment) -> str:
+def best_student_checkpoint(graph: RunGraph) -> str:
     """Checkpoint of the student with the best recall on dev.
 
     Raises:
         StageError: no student is trained.
     """
-    students = student_runs(config)
-    scores = {run.id: RunState.read(run.folder(config)).best_dev_score for run in students}
-    best = max(students, key=lambda run: scores[run.id])
-    return find_best_checkpoint(best, config)
+    scores = {run.id: RunState.read(run.folder(graph.config)).best_dev_score for run in graph.students}
+    best = max(graph.students, key=lambda run: scores[run.id])
+    return find_best_checkpoint(best, graph.config)
 
 
 def smoke_test_endpoint(config: Experiment) -> None:
     """Serve the best student, ask it about held-out clips over HTTP, print answers beside the truth, and stop."""
     from lakd_ray.serve import deploy as serving  # Ray Serve takes seconds to load
 
-    checkpoint = best_student_checkpoint(config)
+    checkpoint = best_student_checkpoint(build_run_graph(config))
     url = serving.start(config, checkpoint)
     try:
         print(f"serve: {checkpoint}\n  at {url}/v1/emotion")
@@ -118,10 +119,10 @@ def _read_clip(clip: dict[str, Any]) -> bytes:
 
 STAGES: dict[str, Callable[[Experiment], object]] = {
     "prepare": prepare.run,
-    "teachers": training.train_teachers,
-    "distill": training.train_students,
+    "teachers": lambda config: training.train_teachers(build_run_graph(config)),
+    "distill": lambda config: training.train_students(build_run_graph(config)),
     "tune": run_tune,
-    "evaluate": evaluate.run,
+    "evaluate": lambda config: evaluate.run(build_run_graph(config)),
     "report": run_report,
     "serve": smoke_test_endpoint,
 }

@@ -25,7 +25,7 @@ from lakd_ray.launch.driver import train_tasks
 from lakd_ray.launch.progress import format_duration, format_epoch
 from lakd_ray.launch.tracking import manager
 from lakd_ray.launch.worker import TrainingTask
-from lakd_ray.runs.graph import Run, all_runs, teacher_runs
+from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
 
 RUN_LOG_FILE = "ledger.jsonl"
@@ -35,8 +35,8 @@ RUN_LOG_FILE = "ledger.jsonl"
 class GridPlan:
     """What is to be run, and what it costs."""
 
-    cells: tuple[Experiment, ...]
-    """The experiment with each fold, seed and variant."""
+    cells: tuple[RunGraph, ...]
+    """The runs of each fold, seed and variant."""
     tasks: tuple[TrainingTask, ...]
     """Every run once, teachers before the students that need them."""
     train_seconds: dict[str, float]
@@ -73,8 +73,8 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
     ledger = RunLog(config, plan)
     train_tasks(plan.tasks, name="reproduce", keep_going=True, on_event=ledger.on_event)
     ledger.reconcile()
-    for fold in dict.fromkeys(cell.fold for cell in plan.cells):
-        evaluate.run(*(cell for cell in plan.cells if cell.fold == fold), exclude=ledger.failed)
+    for fold in dict.fromkeys(cell.config.fold for cell in plan.cells):
+        evaluate.run(*(cell for cell in plan.cells if cell.config.fold == fold), exclude=ledger.failed)
     return _write_report(config, plan, ledger)
 
 
@@ -101,8 +101,9 @@ def build_plan(config: Experiment) -> GridPlan:
             cell = variant.model_copy(update={"fold": fold, "seed": seed})
             if fold not in loaded:
                 loaded[fold] = manifests.load_manifest(cell)
-            cells.append(cell)
-            runs = all_runs(cell)
+            graph = build_run_graph(cell)
+            cells.append(graph)
+            runs = graph.all_runs
             together += len([each for each in runs if each.stage == "distill" or variant is variants[0]])
             for each in runs:
                 once = _train_seconds(loaded[fold], each)
@@ -127,8 +128,8 @@ def _train_seconds(manifest: Manifest, run: Run) -> float:
     return share * float(manifest.num_samples_N[rows].sum()) / SAMPLE_RATE
 
 
-def _teacher_inference_seconds(manifest: Manifest, cell: Experiment) -> float:
-    return len(teacher_runs(cell)) * float(manifest.num_samples_N[manifest.rows("train")].sum()) / SAMPLE_RATE
+def _teacher_inference_seconds(manifest: Manifest, graph: RunGraph) -> float:
+    return len(graph.teachers) * float(manifest.num_samples_N[manifest.rows("train")].sum()) / SAMPLE_RATE
 
 
 def format_plan(config: Experiment, plan: GridPlan, throughput: float | None) -> str:
@@ -139,8 +140,8 @@ def format_plan(config: Experiment, plan: GridPlan, throughput: float | None) ->
         "students": [task for task in plan.tasks if task.run.stage == "distill"],
     }
     done = {task.run.id for task in plan.tasks if task.is_finished}
-    folds, seeds = (len({getattr(cell, name) for cell in plan.cells}) for name in ("fold", "seed"))
-    variants = len({cell.variant for cell in plan.cells})
+    folds, seeds = (len({getattr(cell.config, name) for cell in plan.cells}) for name in ("fold", "seed"))
+    variants = len({cell.config.variant for cell in plan.cells})
     lines = [
         f"plan: {folds} folds x {seeds} seeds x {variants} settings of the students = {len(plan.cells)} cells, "
         f"{len(plan.tasks)} runs" + _sharing_note(plan),

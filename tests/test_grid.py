@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> Experiment:
 def test_what_cells_have_in_common_is_one_run(config):
     plan = build_plan(config)
     assert len(plan.cells) == 9 * 2 * 2
-    assert {(cell.fold, cell.seed, cell.variant) for cell in plan.cells} == {
+    assert {(cell.config.fold, cell.config.seed, cell.config.variant) for cell in plan.cells} == {
         (fold, seed, variant) for fold in range(9) for seed in (1, 2) for variant in (None, "language")
     }
     ids = [task.run.id for task in plan.tasks]
@@ -152,8 +152,9 @@ LINE = {
     ],
 )
 def test_impossible_grids_are_refused_when_the_file_is_read(grid, message, tmp_path):
+    demo = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
     with pytest.raises(ConfigError, match=message):
-        load_config("demo", [f"grid={json.dumps(grid)}"])
+        load_config(demo, [f"grid={json.dumps(grid)}"])
 
 
 def test_a_variant_changes_what_it_names_and_nothing_else(config):

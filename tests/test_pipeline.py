@@ -15,7 +15,7 @@ from support import tiny_models as tiny
 from lakd_ray import storage
 from lakd_ray.config import load_config
 from lakd_ray.data import manifest as manifests
-from lakd_ray.runs.graph import predictions_folder
+from lakd_ray.runs.layout import predictions_folder
 from lakd_ray.runs.state import RunState
 
 pytestmark = pytest.mark.ray

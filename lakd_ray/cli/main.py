@@ -108,7 +108,7 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def _add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="experiment file, for instance demo")
+    parser.add_argument("experiment", help="experiment file, for instance jobs/experiments/demo.yaml")
     _add_overrides_argument(parser, "dotted.key=value", "change fields of the experiment file; values are YAML")
 
 
@@ -223,9 +223,10 @@ def _serve(config: Experiment) -> None:
     """Keep the best student up until interrupted."""
     from lakd_ray.cluster import cluster_address
     from lakd_ray.pipeline import best_student_checkpoint
+    from lakd_ray.runs import build_run_graph
     from lakd_ray.serve import deploy as serving
 
-    checkpoint = best_student_checkpoint(config)
+    checkpoint = best_student_checkpoint(build_run_graph(config))
     url = serving.start(config, checkpoint)
     print(f"serving {checkpoint}\n  POST {url}/v1/emotion, documentation at {url}/docs; Ctrl-C stops it", flush=True)
     try:

@@ -21,7 +21,8 @@ from lakd_ray.inference.predictor import softmax
 from lakd_ray.models import CheckpointMetadata
 from lakd_ray.models.checkpoint import read_metadata
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, RunGraph
+from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
 from lakd_ray.runs.state import find_best_checkpoint
 
 _MAX_BYTES_IN_MEMORY = 6e9  # bytes of models that one worker holds
@@ -69,14 +70,15 @@ class _EvaluatedModel:
         return np.isin(manifest.languages_N[rows].astype(str), self.run.languages)
 
 
-def run(config: Experiment, *same_fold_configs: Experiment, exclude: Collection[str] = ()) -> str:
+def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] = ()) -> str:
     """Ask every teacher and student about the test rows; models that were asked already are skipped.
 
     Teachers answer in every language, monolingual students in their own.
 
     Args:
-        others: the experiment with other seeds or settings of its students, in the same fold: asked in the same pass.
-        without: runs that are not to be asked, because they failed.
+        graph: the runs of a cell.
+        same_fold_graphs: cells of the same fold with other seeds or variants, which are evaluated in the same pass.
+        exclude: ids of runs that are not evaluated because they failed.
 
     Returns:
         The folder of the predictions.
@@ -86,9 +88,10 @@ def run(config: Experiment, *same_fold_configs: Experiment, exclude: Collection[
         DataLeakageError: a model has seen a test speaker.
         DataError: the number of predictions is not the manifest's.
     """
+    config = graph.config
     manifest = manifests.load_manifest(config)
     rows = manifest.rows("test")
-    models = [model for cell in (config, *same_fold_configs) for model in _models_to_evaluate(cell, exclude)]
+    models = [model for cell in (graph, *same_fold_graphs) for model in _models_to_evaluate(cell, exclude)]
     models = list({model.predictions_stem: model for model in models}.values())
     fingerprint = {model.predictions_stem: _fingerprint(manifest, rows, model) for model in models}
     for model in models:
@@ -117,13 +120,16 @@ def run(config: Experiment, *same_fold_configs: Experiment, exclude: Collection[
     return predictions_folder(config)
 
 
-def _models_to_evaluate(config: Experiment, exclude: Collection[str]) -> list[_EvaluatedModel]:
-    students = {run.id: run for run in student_runs(config)}
-    runs = {run.id: run for run in teacher_runs(config)} | students
+def _models_to_evaluate(graph: RunGraph, exclude: Collection[str]) -> list[_EvaluatedModel]:
     return [
-        _EvaluatedModel(config, run, run.paradigm if name in students else "teacher", find_best_checkpoint(run, config))
-        for name, run in runs.items()
-        if name not in exclude
+        _EvaluatedModel(
+            graph.config,
+            run,
+            run.paradigm if graph.is_student(run.id) else "teacher",
+            find_best_checkpoint(run, graph.config),
+        )
+        for run in graph.evaluated
+        if run.id not in exclude
     ]
 
 

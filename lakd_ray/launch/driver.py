@@ -15,7 +15,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lakd_ray import cluster, storage
-from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import LakdError, StorageError, TrainingError
@@ -25,20 +24,20 @@ from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
 from lakd_ray.launch.tracking.manager import build_trackers, track_runs
 from lakd_ray.launch.worker import TrainingTask, train_loop_per_worker
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import Run, all_runs, cross_fitted_runs, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
 
 
-def train_teachers(config: Experiment) -> list[str]:
+def train_teachers(graph: RunGraph) -> list[str]:
     """The teachers stage: one fine-tuned model per language, and a multilingual one if paradigm kd needs it.
 
     Returns:
         The runs' folders.
     """
-    return _run_stage(config, [*teacher_runs(config), *cross_fitted_runs(config)], "teachers")
+    return _run_stage(graph, [*graph.teachers, *graph.cross_fitted], "teachers")
 
 
-def train_students(config: Experiment) -> list[str]:
+def train_students(graph: RunGraph) -> list[str]:
     """The distill stage: every student of the experiment, teacher logits computed once and stored.
 
     Returns:
@@ -48,22 +47,20 @@ def train_students(config: Experiment) -> list[str]:
         StageError: a teacher is not trained.
         DataLeakageError: a teacher has seen what the student will be judged on.
     """
-    known = {run.id for run in teacher_runs(config)}
-    return _run_stage(config, [run for run in student_runs(config) if run.id not in known], "distill")
+    return _run_stage(graph, graph.trained_students, "distill")
 
 
-def train_teachers_and_students(config: Experiment) -> list[str]:
+def train_teachers_and_students(graph: RunGraph) -> list[str]:
     """Both stages by the same worker groups, which saves starting them twice."""
-    return _run_stage(config, all_runs(config), "train")
+    return _run_stage(graph, graph.all_runs, "train")
 
 
-def _run_stage(config: Experiment, runs: Sequence[Run], name: str) -> list[str]:
-    known = {run.id for run in teacher_runs(config)}
-    for run in student_runs(config) if name != "teachers" else ():
-        if run.id in known:
+def _run_stage(graph: RunGraph, runs: Sequence[Run], name: str) -> list[str]:
+    for run in graph.students if name != "teachers" else ():
+        if graph.is_teacher(run.id):
             print(f"{name}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
-    train_tasks([TrainingTask(config, run) for run in runs], name=name)
-    return [run.folder(config) for run in runs]
+    train_tasks([TrainingTask(graph.config, run) for run in runs], name=name)
+    return [run.folder(graph.config) for run in runs]
 
 
 def train_tasks(
@@ -118,13 +115,16 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
     """Runs that are still to be trained, by id."""
     todo: dict[str, TrainingTask] = {}
     loaded: dict[int, Manifest] = {}
+    graph: RunGraph | None = None
     for task in tasks:
         config, run = task.config, task.run
+        if graph is None or graph.config is not config:  # tasks of a cell follow each other
+            graph = build_run_graph(config)
         if config.fold not in loaded:
             loaded = {config.fold: manifests.load_manifest(config)}
         waits = bool(todo.keys() & set(run.dependencies))
         if waits or not record.is_done(
-            run.folder(config), teacher_logits.resolve_inputs(config, loaded[config.fold], run).fingerprint
+            run.folder(config), teacher_logits.resolve_inputs(graph, loaded[config.fold], run).fingerprint
         ):
             todo.setdefault(run.id, task)
     return todo

@@ -20,7 +20,8 @@ from lakd_ray.models.checkpoint import METADATA_FILE, read_metadata
 from lakd_ray.models.external_teacher import is_lakd_checkpoint
 from lakd_ray.runs import record
 from lakd_ray.runs import state as states
-from lakd_ray.runs.graph import Run, cross_fitted_runs, external_teacher_id, teacher_runs
+from lakd_ray.runs.graph import Run, RunGraph
+from lakd_ray.runs.layout import logits_folder
 
 Logits = npt.NDArray[np.float32]
 TeacherCheckpoints = Mapping[str, str | ExternalTeacherConfig]
@@ -47,7 +48,7 @@ class TeacherQuery:
     rows: RowIndices
 
 
-def resolve_inputs(config: Experiment, manifest: Manifest, run: Run) -> RunInputs:
+def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
     """Look a run's inputs up; its teachers must be trained.
 
     What its teachers have seen, and the checkpoint it starts from if that is one of this project's, counts as seen.
@@ -56,55 +57,51 @@ def resolve_inputs(config: Experiment, manifest: Manifest, run: Run) -> RunInput
         StageError: a teacher is not trained.
         DataLeakageError: a teacher, or that checkpoint, has seen what the run will be judged on.
     """
-    checkpoints = {
-        name: states.find_best_checkpoint(needed, config)
-        for name, needed in _runs_by_id(config, run.dependencies).items()
-    }
+    checkpoints = {name: states.find_best_checkpoint(graph.get(name), graph.config) for name in run.dependencies}
     initial = _initial_checkpoint(run)
-    brought = {name: one for name, one in _external_teachers(config).items() if name in run.teachers}
+    external = {name: teacher for name, teacher in graph.external_teachers.items() if name in run.teachers}
     judged = {split: manifest.data_exposure(manifest.rows(split)) for split in ("dev", "test")}
     parents = []
     for name, location in {**checkpoints, **initial}.items():
         parents.append(read_metadata(location).provenance)
         parents[-1].check_leakage(model=name, dev=judged["dev"], test=judged["test"])
-    for name, one in brought.items():
-        parents.append(_external_provenance(one, manifest))
+    for name, teacher in external.items():
+        parents.append(_external_provenance(teacher, manifest))
         parents[-1].check_leakage(model=name, dev=judged["dev"], test=judged["test"])
     train = manifest.table.select(["utterance", "audio_sha256"]).take(manifest.rows("train", run.languages))
     inputs = {"manifest": manifest.digest}
     inputs |= {
         name: logits_cache.checkpoint_fingerprint(location) for name, location in {**checkpoints, **initial}.items()
     }
-    inputs |= {name: logits_cache.checkpoint_fingerprint(one) for name, one in brought.items()}
+    inputs |= {name: logits_cache.checkpoint_fingerprint(teacher) for name, teacher in external.items()}
     if run.teachers:
         inputs["queried rows"] = record.digest(train.to_pydict())
-    return RunInputs(run, states.fingerprint_inputs(run, config, inputs), tuple(parents))
+    return RunInputs(run, states.fingerprint_inputs(run, graph.config, inputs), tuple(parents))
 
 
-def plan_teacher_queries(config: Experiment, manifest: Manifest, run: Run) -> list[TeacherQuery]:
+def plan_teacher_queries(graph: RunGraph, manifest: Manifest, run: Run) -> list[TeacherQuery]:
     """Whom a run asks about which of its training rows: every teacher about each of them once.
 
     With cross-fitting a teacher is not asked about what it was trained on; one that was trained without it is.
     """
-    by_id = {teacher.id: teacher for teacher in (*teacher_runs(config), *cross_fitted_runs(config))}
     every = manifest.rows("train", run.languages)
     parts = run.loss.num_cross_fit_folds if run.loss else 0
     found = []
     for index, name in enumerate(run.teachers):
-        fitted = parts and name in by_id  # one from elsewhere is taken as it is
-        own = manifest.rows("train", by_id[name].languages) if fitted else every[:0]
+        fitted = parts and name in graph  # an external teacher is queried about all rows
+        own = manifest.rows("train", graph.get(name).languages) if fitted else every[:0]
         part_of = manifest.speaker_folds(own, parts) if fitted else own
         found.append(TeacherQuery(index, name, np.setdiff1d(every, own)))
         found += [
             TeacherQuery(index, asked.id, np.intersect1d(every, own[part_of == asked.held_out_fold.index]))
-            for asked in (by_id[other] for other in run.dependencies)
-            if fitted and asked.held_out_fold and asked.languages == by_id[name].languages
+            for asked in map(graph.get, run.dependencies)
+            if fitted and asked.held_out_fold and asked.languages == graph.get(name).languages
         ]
     return [question for question in found if len(question.rows)]
 
 
 def ensure_logits(
-    config: Experiment,
+    graph: RunGraph,
     manifest: Manifest,
     runs: Sequence[Run],
     compute: ComputeLogits,
@@ -119,24 +116,24 @@ def ensure_logits(
     Raises:
         StageError: a teacher is not trained.
     """
-    for rows, checkpoints in broadcast(lambda: _plan_inference_passes(config, manifest, runs)):
+    for rows, checkpoints in broadcast(lambda: _plan_inference_passes(graph, manifest, runs)):
         for name, logits_RC in compute(rows, checkpoints).items():
             logits_cache.write_logits(
-                _model_logits_folder(config, name, checkpoints[name]), name, manifest, rows, logits_RC
+                _model_logits_folder(graph.config, name, checkpoints[name]), name, manifest, rows, logits_RC
             )
 
 
-def load_logits(config: Experiment, manifest: Manifest, run: Run) -> Logits:
+def load_logits(graph: RunGraph, manifest: Manifest, run: Run) -> Logits:
     """Kept logits of a run's teachers, shape [N, K, C]; NaN on rows that it is not trained on.
 
     Raises:
         StageError: some are not there.
     """
     classes = len(run.emotions)
-    checkpoints = _resolve_checkpoints(config, [*run.dependencies, *run.teachers])
+    checkpoints = _resolve_checkpoints(graph, [*run.dependencies, *run.teachers])
     logits_NKC = np.full((len(manifest.table), len(run.teachers), classes), np.nan, dtype=np.float32)
-    for question in plan_teacher_queries(config, manifest, run):
-        folder = _model_logits_folder(config, question.model_id, checkpoints[question.model_id])
+    for question in plan_teacher_queries(graph, manifest, run):
+        folder = _model_logits_folder(graph.config, question.model_id, checkpoints[question.model_id])
         answers_RC = logits_cache.read_logits(folder, manifest, classes)[question.rows]
         if missing := int(np.isnan(answers_RC).any(axis=1).sum()):
             raise StageError(
@@ -146,29 +143,24 @@ def load_logits(config: Experiment, manifest: Manifest, run: Run) -> Logits:
     return logits_NKC
 
 
-def logits_folder(config: Experiment) -> str:
-    """Where teachers' logits are kept."""
-    return storage.join(config.stage_folder("teachers"), "logits")
-
-
 def _model_logits_folder(config: Experiment, model_id: str, checkpoint: str | ExternalTeacherConfig) -> str:
     return storage.join(logits_folder(config), model_id, logits_cache.checkpoint_fingerprint(checkpoint))
 
 
 def _plan_inference_passes(
-    config: Experiment, manifest: Manifest, runs: Sequence[Run]
+    graph: RunGraph, manifest: Manifest, runs: Sequence[Run]
 ) -> list[tuple[RowIndices, dict[str, str | ExternalTeacherConfig]]]:
     """Rows that are still to be asked about, and the checkpoints that are to be asked; one pass over the audio each."""
     wanted: dict[str, list[RowIndices]] = {}
     for run in runs:
-        for question in plan_teacher_queries(config, manifest, run):
+        for question in plan_teacher_queries(graph, manifest, run):
             wanted.setdefault(question.model_id, []).append(question.rows)
-    checkpoints = _resolve_checkpoints(config, list(wanted))
+    checkpoints = _resolve_checkpoints(graph, list(wanted))
     passes: dict[tuple[bytes, bool], tuple[RowIndices, dict[str, str | ExternalTeacherConfig]]] = {}
     for model, parts in wanted.items():
         rows = np.unique(np.concatenate(parts))
         known_NC = logits_cache.read_logits(
-            _model_logits_folder(config, model, checkpoints[model]), manifest, len(config.emotions)
+            _model_logits_folder(graph.config, model, checkpoints[model]), manifest, len(graph.config.emotions)
         )
         rows = rows[np.isnan(known_NC[rows]).any(axis=1)]
         if len(rows):
@@ -177,23 +169,12 @@ def _plan_inference_passes(
     return list(passes.values())
 
 
-def _resolve_checkpoints(config: Experiment, names: Sequence[str]) -> dict[str, str | ExternalTeacherConfig]:
-    """Checkpoint of each of these teachers."""
-    brought = _external_teachers(config)
-    own = _runs_by_id(config, [name for name in names if name not in brought])
-    trained: dict[str, str | ExternalTeacherConfig] = {
-        name: states.find_best_checkpoint(run, config) for name, run in own.items()
+def _resolve_checkpoints(graph: RunGraph, names: Sequence[str]) -> dict[str, str | ExternalTeacherConfig]:
+    """Return the checkpoint of each of these teachers."""
+    return {
+        name: graph.external_teachers.get(name) or states.find_best_checkpoint(graph.get(name), graph.config)
+        for name in names
     }
-    return trained | {name: brought[name] for name in names if name in brought}
-
-
-def _runs_by_id(config: Experiment, run_ids: Sequence[str]) -> dict[str, Run]:
-    known = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
-    return {name: known[name] for name in run_ids}
-
-
-def _external_teachers(config: Experiment) -> dict[str, ExternalTeacherConfig]:
-    return {external_teacher_id(one): one for one in config.distill.external_teachers}
 
 
 def _external_provenance(teacher: ExternalTeacherConfig, manifest: Manifest) -> Provenance:

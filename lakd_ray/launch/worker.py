@@ -15,7 +15,7 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.launch import teacher_logits
 from lakd_ray.runs import record as records
-from lakd_ray.runs.graph import Run
+from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 
 _POLL_INTERVAL_S = 1.0
 
@@ -82,11 +82,12 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
     from lakd_ray.train.trainer import train_run
 
     config, run = task.config, task.run
+    graph = build_run_graph(config)
     manifest = manifests.load_manifest(config)
-    job = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, config, manifest, run))
+    job = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, graph, manifest, run))
     logits = None
     if run.teachers:
-        logits = torch.from_numpy(_ensure_teacher_logits(task, tasks, manifest, group))
+        logits = torch.from_numpy(_ensure_teacher_logits(graph, task, tasks, manifest, group))
     source = group.get_or_compute_features(config, manifest, run.recipe.model)
     feed = RankDataLoader(run, config, manifest, logits, group.rank, group.world_size, source)
     train_run(
@@ -101,15 +102,14 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
 
 
 def _ensure_teacher_logits(
-    task: TrainingTask, tasks: Sequence[TrainingTask], manifest: Manifest, group: Any
+    graph: RunGraph, task: TrainingTask, tasks: Sequence[TrainingTask], manifest: Manifest, group: Any
 ) -> teacher_logits.Logits:
     """Kept logits, computed first where they are missing; those of the cell's other runs in the same pass."""
-    config = task.config
     asked = group.broadcast_from_rank0(lambda: [other.run for other in _tasks_sharing_teacher_pass(task, tasks)])
-    compute = partial(group.compute_logits, config, manifest)
-    teacher_logits.ensure_logits(config, manifest, asked, compute, group.broadcast_from_rank0)
+    compute = partial(group.compute_logits, graph.config, manifest)
+    teacher_logits.ensure_logits(graph, manifest, asked, compute, group.broadcast_from_rank0)
     group.barrier()
-    return teacher_logits.load_logits(config, manifest, task.run)
+    return teacher_logits.load_logits(graph, manifest, task.run)
 
 
 def _tasks_sharing_teacher_pass(task: TrainingTask, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:

@@ -4,13 +4,14 @@ Estimates err upwards: weights in fp32, every search trial trained to its end. C
 by a few recordings, models by transformers without allocating them.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, Stage
 from lakd_ray.ops import size_estimates
-from lakd_ray.runs.graph import Run, cross_fitted_runs, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 
 _STAGE_METADATA_BYTES = 1_000_000  # records, metrics and pictures of a stage
 
@@ -80,12 +81,12 @@ def estimate_usage(config: Experiment) -> DiskUsage:
         size_estimates.estimate_checkpoint_size(recipe.model, config, notes)
         for recipe in (config.teacher, config.student)
     )
-    known = {run.id for run in teacher_runs(config)}
-    predictions = _estimate_predictions(config, speech.utterances)
+    graph = build_run_graph(config)
+    predictions = _estimate_predictions(graph, speech.utterances)
     stages: dict[Stage, tuple[str, int, int]] = {
         "prepare": _estimate_prepare(speech),
-        "teachers": _estimate_teachers(config, teacher, speech.utterances),
-        "distill": _estimate_runs(config, student, [run for run in student_runs(config) if run.id not in known]),
+        "teachers": _estimate_teachers(graph, teacher, speech.utterances),
+        "distill": _estimate_runs(config, student, graph.trained_students),
         "tune": _estimate_search(config, student),
         "evaluate": ("predictions", predictions, predictions),
         "report": ("report.json, report.html", 2 * _STAGE_METADATA_BYTES, 2 * _STAGE_METADATA_BYTES),
@@ -123,16 +124,16 @@ def _estimate_prepare(corpus_size: size_estimates.CorpusSize) -> tuple[str, int,
 
 
 def _estimate_teachers(
-    config: Experiment, checkpoint_size: size_estimates.CheckpointSize, utterances: int
+    graph: RunGraph, checkpoint_size: size_estimates.CheckpointSize, utterances: int
 ) -> tuple[str, int, int]:
-    what, finished, peak = _estimate_runs(config, checkpoint_size, [*teacher_runs(config), *cross_fitted_runs(config)])
-    names = {name for run in student_runs(config) for name in run.teachers}
-    logits = len(names) * utterances * size_estimates.logits_row_bytes(config)
+    what, finished, peak = _estimate_runs(graph.config, checkpoint_size, (*graph.teachers, *graph.cross_fitted))
+    names = {name for run in graph.students for name in run.teachers}
+    logits = len(names) * utterances * size_estimates.logits_row_bytes(graph.config)
     return f"{what}, logits of {len(names)}", finished + logits, peak + logits
 
 
 def _estimate_runs(
-    config: Experiment, checkpoint_size: size_estimates.CheckpointSize, runs: list[Run]
+    config: Experiment, checkpoint_size: size_estimates.CheckpointSize, runs: Sequence[Run]
 ) -> tuple[str, int, int]:
     """A finished run keeps its best checkpoints; a running one has one more of everything for a moment."""
     finished = len(runs) * (config.train.keep_checkpoints * checkpoint_size.checkpoint + _STAGE_METADATA_BYTES)
@@ -158,9 +159,8 @@ def _estimate_search(config: Experiment, checkpoint_size: size_estimates.Checkpo
     return f"{trials} trials", finished, peak
 
 
-def _estimate_predictions(config: Experiment, utterances: int) -> int:
-    models = len({run.id for run in (*teacher_runs(config), *student_runs(config))})
-    return models * utterances * size_estimates.logits_row_bytes(config)
+def _estimate_predictions(graph: RunGraph, utterances: int) -> int:
+    return len(graph.evaluated) * utterances * size_estimates.logits_row_bytes(graph.config)
 
 
 def format_usage(usage: DiskUsage) -> str:

@@ -16,7 +16,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import FEATURES_FOLDER, MANIFEST_FILE, SHARDS_FOLDER
 from lakd_ray.errors import StorageError
 from lakd_ray.runs import record as records
-from lakd_ray.runs.state import STATE_FILE
+from lakd_ray.runs.layout import RECORD_FILE, STATE_FILE
 
 RECENT_WRITE_S = 3600.0
 """Where a stage is unfinished and something was written within this time, it is taken to be running."""
@@ -112,8 +112,8 @@ class _ExperimentTree:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.files = {info.location[len(folder) + 1 :]: info for info in storage.list_files(folder)}
-        places = [name.rpartition("/")[0] for name in self.files if name.rpartition("/")[2] == records.RECORD_FILE]
-        self.records = {place: self.read_json(f"{place}/{records.RECORD_FILE}") for place in places}
+        places = [name.rpartition("/")[0] for name in self.files if name.rpartition("/")[2] == RECORD_FILE]
+        self.records = {place: self.read_json(f"{place}/{RECORD_FILE}") for place in places}
 
     def read_json(self, name: str) -> Any:
         return storage.read_json(storage.join(self.folder, name))

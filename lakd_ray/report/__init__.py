@@ -7,14 +7,14 @@ from lakd_ray.config import Experiment
 from lakd_ray.report import curves, findings, html_report, language_conditions, predictions
 from lakd_ray.report.rows import ResultRow, build_result_rows, format_summary
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import student_runs, teacher_runs
+from lakd_ray.runs.graph import RunGraph
 
 __all__ = ["ResultRow", "format_summary", "write_report"]
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 
 
-def write_report(config: Experiment) -> str:
+def write_report(graph: RunGraph) -> str:
     """Write report.json and report.html from the experiment's predictions; always made anew.
 
     Returns:
@@ -24,8 +24,9 @@ def write_report(config: Experiment) -> str:
         StageError: evaluation has not run.
         DataError: predictions cannot be compared with each other.
     """
+    config = graph.config
     folder = config.stage_folder("report")
-    found = predictions.read_predictions(config)
+    found = predictions.read_predictions(graph)
     students = predictions.group_students(found)
     languages, emotions = config.languages, config.emotions
     rows = [row for one in found for row in build_result_rows(one, languages, emotions)]
@@ -33,9 +34,9 @@ def write_report(config: Experiment) -> str:
     compared = [row for one in students for row in build_result_rows(one, languages, emotions)]
 
     said = [findings.describe_best_student(compared), *findings.compare_paradigms(students, emotions)]
-    aware = language_conditions.score_language_conditions(config)
+    aware = language_conditions.score_language_conditions(graph)
     warnings = findings.synthetic_corpus_warnings(config)
-    notes = [*language_conditions.summary_sentences(aware), *findings.caveats(config, found)]
+    notes = [*language_conditions.summary_sentences(aware), *findings.caveats(graph, found)]
     inputs = {one.model: one.digest for one in found}
     html = html_report.render_report(
         html_report.ReportContent(
@@ -46,7 +47,7 @@ def write_report(config: Experiment) -> str:
             notes=notes,
             rows=rows,
             headline=[*teachers, *compared],
-            curves=curves.read_curves([*teacher_runs(config), *student_runs(config)], config),
+            curves=curves.read_curves(graph.evaluated, config),
             inputs=inputs,
             languages=language_conditions.build_language_table(aware),
         )

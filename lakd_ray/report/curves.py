@@ -9,8 +9,7 @@ from typing import Any
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.runs.graph import Run
-
-METRICS_FILE = "metrics.jsonl"
+from lakd_ray.runs.layout import METRICS_FILE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.labels import POOLED
 from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.rows import ResultRow, format_percent, format_title
-from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.graph import RunGraph
 
 _MIN_SPEAKERS = 10
 _REFERENCE_PARADIGM = "mtkd"  # the paradigm that the others are held against
@@ -64,15 +64,15 @@ def _compare_pair(reference: Predictions, other: Predictions, emotions: Sequence
     )
 
 
-def caveats(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
+def caveats(graph: RunGraph, predictions: Sequence[Predictions]) -> list[str]:
     """What a reader must know before quoting a number, beside `synthetic`."""
     return [
         *_undisclosed_teacher_caveat(predictions),
         *_speaker_count_caveat(predictions),
         *_shared_sentence_caveat(predictions),
-        *_missing_emotion_caveat(config, predictions),
+        *_missing_emotion_caveat(graph.config, predictions),
         *_single_cell_caveat(predictions),
-        *_shared_run_caveat(config),
+        *_shared_run_caveat(graph),
     ]
 
 
@@ -148,9 +148,9 @@ def _single_cell_caveat(predictions: Sequence[Predictions]) -> list[str]:
     ]
 
 
-def _shared_run_caveat(config: Experiment) -> list[str]:
+def _shared_run_caveat(graph: RunGraph) -> list[str]:
     taken: dict[str, list[str]] = {}
-    for run in student_runs(config):
+    for run in graph.students:
         if run.stage == "teachers":
             taken.setdefault(format_title(run.paradigm, run.setup), []).append(run.id)
     return [

@@ -19,7 +19,8 @@ from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_aggr
 from lakd_ray.report.predictions import TEACHER, Predictions, read_predictions_file
 from lakd_ray.report.rows import ResultRow, build_result_rows, format_percent
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs.graph import RunGraph, build_run_graph
+from lakd_ray.runs.layout import predictions_folder
 
 _PUBLISHED_RESULTS = (
     "Published by Bijoy et al. (Interspeech 2025) for their multi-teacher student: WR 72.9 % on English (IEMOCAP) and "
@@ -27,11 +28,11 @@ _PUBLISHED_RESULTS = (
 )
 
 
-def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_runs: Sequence[str] = ()) -> str:
+def write_grid_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Sequence[str] = ()) -> str:
     """Write report.json and report.html over all predictions that are there; always made anew.
 
     Args:
-        cells: the experiment with each fold, seed and variant.
+        cells: the runs of each fold, seed and variant.
         missing: runs that failed; the report says so.
 
     Returns:
@@ -64,7 +65,7 @@ def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_ru
     notes = [
         _utterance_count_note(together),
         *language_conditions.summary_sentences(aware),
-        *findings.caveats(config, found),
+        *findings.caveats(build_run_graph(config), found),
         *_published_results_note(config),
         *_failed_runs_note(failed_runs),
     ]
@@ -94,15 +95,15 @@ def write_grid_report(config: Experiment, cells: Sequence[Experiment], failed_ru
     return storage.join(folder, HTML_FILE)
 
 
-def _read_all_predictions(cells: Sequence[Experiment]) -> list[Predictions]:
+def _read_all_predictions(cells: Sequence[RunGraph]) -> list[Predictions]:
     """What is there of all cells' predictions, each file once."""
     found: dict[str, Predictions] = {}
     listed: dict[str, set[str]] = {}
     for cell in cells:
-        folder = predictions_folder(cell)
+        folder = predictions_folder(cell.config)
         if folder not in listed:
             listed[folder] = {info.name for info in storage.list_files(folder)}
-        for run in (*teacher_runs(cell), *student_runs(cell)):
+        for run in cell.evaluated:
             location = storage.join(folder, f"{run.id}.parquet")
             if f"{run.id}.parquet" in listed[folder] and location not in found:
                 found[location] = read_predictions_file(location, cell)
@@ -121,8 +122,8 @@ def format_recalls(rows: Sequence[ResultRow], emotions: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _describe_scope(cells: Sequence[Experiment]) -> str:
-    folds, seeds = (sorted({getattr(cell, name) for cell in cells}) for name in ("fold", "seed"))
+def _describe_scope(cells: Sequence[RunGraph]) -> str:
+    folds, seeds = (sorted({getattr(cell.config, name) for cell in cells}) for name in ("fold", "seed"))
     return f"Folds {', '.join(map(str, folds))}; seeds {', '.join(map(str, seeds))}"
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import metrics, storage
-from lakd_ray.config import Experiment
 from lakd_ray.labels import POOLED
-from lakd_ray.runs.graph import language_conditions_folder, student_runs
+from lakd_ray.runs.graph import RunGraph
+from lakd_ray.runs.layout import language_conditions_folder
 
 CONDITIONS = ("given", "identified", "unknown", "wrong")
 
 
-def score_language_conditions(config: Experiment) -> list[dict[str, Any]]:
+def score_language_conditions(graph: RunGraph) -> list[dict[str, Any]]:
     """For every language-aware student, language and condition: {model, language, condition, n, UR, heard, ...}.
 
     `heard` is the share of utterances whose language was heard rightly; it does not depend on the condition.
@@ -24,18 +24,18 @@ def score_language_conditions(config: Experiment) -> list[dict[str, Any]]:
     `corpora` is the number of test corpora.
     """
     found = []
-    for run in student_runs(config):
-        location = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
+    for run in graph.students:
+        location = storage.join(language_conditions_folder(graph.config), f"{run.id}.parquet")
         if run.recipe.model.language_aware is not None and storage.exists(location):
-            found += _score_model(run.id, storage.read_table(location), config.emotions)
+            found += _score_model(run.id, storage.read_table(location), graph.config.emotions)
     return found
 
 
-def average_over_cells(cells: Sequence[Experiment]) -> list[dict[str, Any]]:
+def average_over_cells(cells: Sequence[RunGraph]) -> list[dict[str, Any]]:
     """The same of a whole grid: a paradigm, set-up and variant is one model, shares are means over its cells."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for cell in cells:
-        names = {run.id: "-".join(filter(None, [run.paradigm, run.setup, run.variant])) for run in student_runs(cell)}
+        names = {run.id: "-".join(filter(None, [run.paradigm, run.setup, run.variant])) for run in cell.students}
         for row in score_language_conditions(cell):
             groups.setdefault((names[row["model"]], row["language"], row["condition"]), []).append(row)
     return [_average_rows(model, members) for (model, _, _), members in groups.items()]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import metrics
-from lakd_ray.config import Experiment
 from lakd_ray.report import curves
 from lakd_ray.report.rows import format_title
-from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.graph import RunGraph
 
 Cell = tuple[int, int]  # fold, seed
 
@@ -27,12 +26,13 @@ class DevScores:
     """Monolingual students count as one: the mean over their languages."""
 
 
-def compute_dev_scores(cells: Sequence[Experiment]) -> list[DevScores]:
+def compute_dev_scores(cells: Sequence[RunGraph]) -> list[DevScores]:
     """Every student setting of the grid; cells with a run that is not trained are left out of its scores."""
     found: dict[tuple[str, str, str | None], DevScores] = {}
-    for cell in cells:
+    for graph in cells:
+        cell = graph.config
         together: dict[tuple[str, str], list[float | None]] = {}
-        for run in student_runs(cell):
+        for run in graph.students:
             told = curves.read_curves([run], cell)
             best = float(np.nanmax(told[0].dev_UR)) if told else None
             together.setdefault((run.paradigm, run.setup), []).append(best)

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment
 from lakd_ray.data.schema import PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError, StageError
-from lakd_ray.runs.graph import predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs.graph import RunGraph
+from lakd_ray.runs.layout import predictions_folder
 
 TEACHER = "teacher"
 _PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")
@@ -73,25 +73,24 @@ def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
     return replace(parts[0], **arrays)
 
 
-def read_predictions(config: Experiment) -> list[Predictions]:
+def read_predictions(graph: RunGraph) -> list[Predictions]:
     """All predictions of the experiment: teachers first, then students by set-up and paradigm.
 
     Raises:
         StageError: evaluation has not run, or a student's predictions are missing.
         DataError: a file is not what evaluation writes, or models were judged on different utterances.
     """
-    folder = predictions_folder(config)
+    folder = predictions_folder(graph.config)
     files = [info for info in storage.list_files(folder) if info.name.endswith(".parquet")]
-    missing = {run.id for run in student_runs(config)} - {info.name.removesuffix(".parquet") for info in files}
+    missing = {run.id for run in graph.students} - {info.name.removesuffix(".parquet") for info in files}
     if missing:
         raise StageError(
             f"no predictions of {', '.join(sorted(missing))} in {folder}: "
             "run the stage `evaluate` of this experiment first"
         )
-    known = [*teacher_runs(config), *student_runs(config)]
-    order = {run.id: place for place, run in enumerate(known)}
+    order = {run.id: index for index, run in enumerate((*graph.teachers, *graph.students))}
     wanted = [info for info in files if info.name.removesuffix(".parquet") in order]
-    found = [read_predictions_file(info.location, config) for info in wanted]
+    found = [read_predictions_file(info.location, graph) for info in wanted]
     _check_same_utterances(found)
     return sorted(found, key=lambda one: (one.is_student, one.setup, _paradigm_rank(one.paradigm), order[one.model]))
 
@@ -123,7 +122,7 @@ def _paradigm_rank(paradigm: str) -> int:
     return _PARADIGM_ORDER.index(paradigm) if paradigm in _PARADIGM_ORDER else len(_PARADIGM_ORDER)
 
 
-def read_predictions_file(location: str, config: Experiment) -> Predictions:
+def read_predictions_file(location: str, graph: RunGraph) -> Predictions:
     """One file of predictions.
 
     Raises:
@@ -135,11 +134,10 @@ def read_predictions_file(location: str, config: Experiment) -> Predictions:
     except (KeyError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{location} is not a table of predictions ({error}): run `evaluate` again") from error
     constant = {name: _constant_value(table, name, location) for name in _CONSTANT_COLUMNS}
-    students = {run.id: run for run in student_runs(config)}
-    teachers = {run.id: run for run in teacher_runs(config)}
-    run = students.get(constant["model"], teachers.get(constant["model"]))
+    config, model = graph.config, constant["model"]
+    run = graph.get(model) if graph.is_student(model) or graph.is_teacher(model) else None
     if run is not None:  # a teacher that is also the ft student stands among the students
-        constant["paradigm"] = run.paradigm if run.id in students else TEACHER
+        constant["paradigm"] = run.paradigm if graph.is_student(run.id) else TEACHER
     probabilities = table["probabilities"].combine_chunks()
     C = len(config.emotions)
     if set(probabilities.value_lengths().to_pylist()) != {C}:

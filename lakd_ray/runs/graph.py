@@ -1,14 +1,17 @@
-"""Which training runs an experiment consists of, where they lie, and which depend on which.
+"""The training runs of an experiment and their dependencies.
 
-A run trains one network once: a paradigm, the languages it sees, a fold and a seed. Teachers are runs of paradigm ft.
-Runs are named by what they are, so that one that several folds or students need is one run:
+A run trains one network once: a paradigm, the languages it is trained on, a fold and a seed. Teachers are runs of
+paradigm ft. A run's id describes its content, so that folds and students that need the same run share it:
 
     teacher-en-f0-s42                  language, fold, seed
-    teacher-en-f0-s42-crossfit-1of3    the same on two thirds of its training speakers, to be asked about the others
-    mtkd-multilingual-half-f0-s42      paradigm, set-up or language, variant, fold, seed
+    teacher-en-f0-s42-crossfit-1of3    the same, trained on two thirds of its training speakers; it predicts the others
+    mtkd-multilingual-half-f0-s42      paradigm, setup or language, variant, fold, seed
 """
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lakd_ray import storage
@@ -30,109 +33,167 @@ _EXTERNAL_PREFIX = "external-"
 
 
 class SpeakerFold(Section):
-    """One of several parts of a run's training speakers."""
+    """One of several disjoint parts of a run's training speakers."""
 
     index: int
     num_folds: int
 
 
 class Run(Section):
-    """One training run, complete in itself."""
+    """One training run with all the settings that define it."""
 
     id: str
-    """Unique in the experiment, and its folder's name."""
+    """Unique in the experiment, and the name of its folder."""
     stage: str
-    """`teachers`, `distill` or `tune`: the stage whose folder it lies in."""
+    """`teachers`, `distill` or `tune`: the stage in whose folder the run is stored."""
     paradigm: Paradigm
     """How it is trained."""
     setup: Setup
-    """Whether it sees one language or all."""
+    """Whether it is trained on one language or on all."""
     languages: tuple[str, ...]
     """Languages it is trained and selected on."""
     emotions: tuple[str, ...]
     """Classes in the order of its logits."""
     fold: int
-    """Which fold is test."""
+    """Index of the test fold."""
     seed: int
     """Seeds weights, dropout and the order of the data."""
     recipe: Recipe
     """Network and optimizer."""
     variant: str | None = None
-    """Whose settings a student has."""
+    """Name of the grid variant whose settings a student has."""
     held_out_fold: SpeakerFold | None = None
     """Training speakers that it is not trained on."""
     loss: DistillLossConfig | None = None
-    """Distillation loss; none for ft."""
+    """Distillation loss; None for ft."""
     teachers: tuple[str, ...] = ()
-    """Ids of those whose logits it learns from, in the order of the teacher axis: runs, and teachers brought along."""
+    """Ids of the teachers whose logits it learns from, in the order of the teacher axis: runs, and external teachers."""
     teacher_languages: tuple[str | None, ...] = ()
-    """Language of each teacher, None for one of several languages."""
+    """Language of each teacher, None for a teacher of several languages."""
 
     def folder(self, config: Experiment) -> str:
-        """Where the run's outputs lie."""
+        """Return the folder of the run's outputs."""
         return storage.join(config.stage_folder(self.stage), self.id)
 
     @property
     def dependencies(self) -> tuple[str, ...]:
-        """Ids of the runs that must be trained before: teachers, those of cross-fitting included."""
-        parts = self.loss.num_cross_fit_folds if self.loss else 0
-        own = tuple(name for name in self.teachers if not name.startswith(_EXTERNAL_PREFIX))
-        return own + tuple(_cross_fit_id(name, part) for name in own for part in _speaker_folds(parts))
+        """Ids of the runs that must be trained before: teachers, including those for cross-fitting."""
+        num_folds = self.loss.num_cross_fit_folds if self.loss else 0
+        trained_here = tuple(name for name in self.teachers if not name.startswith(_EXTERNAL_PREFIX))
+        return trained_here + tuple(_cross_fit_id(name, fold) for name in trained_here for fold in _folds(num_folds))
 
     @property
     def training_key(self) -> str:
-        """What the run does, whatever it is called."""
+        """A key that is equal for two runs that train the same weights, whatever their names."""
         content: dict[str, Any] = to_dict(self)
         return str({key: value for key, value in content.items() if key not in ("id", "stage", "variant")})
 
 
-def teacher_runs(config: Experiment) -> list[Run]:
-    """One teacher per language, and the multilingual one if kd is among the paradigms."""
-    runs = [_teacher(config, code, (code,)) for code in config.languages]
+@dataclass(frozen=True)
+class RunGraph:
+    """All runs of one cell: an experiment with a fold, a seed and a variant. Built once by `build_run_graph`."""
+
+    config: Experiment
+    """The experiment with the cell's fold, seed and variant."""
+    teachers: tuple[Run, ...]
+    """One teacher per language, and the multilingual one if a student needs it."""
+    cross_fitted: tuple[Run, ...]
+    """Teachers trained on parts of their speakers, for students whose loss uses cross-fitting."""
+    students: tuple[Run, ...]
+    """All students. An ft student that is trained exactly as a teacher is that teacher's run."""
+    external_teachers: Mapping[str, ExternalTeacherConfig]
+    """External teachers by id."""
+
+    @cached_property
+    def all_runs(self) -> tuple[Run, ...]:
+        """All runs, each once, teachers before the students that need them."""
+        return tuple(self._by_id.values())
+
+    @cached_property
+    def trained_students(self) -> tuple[Run, ...]:
+        """Students with a training run of their own: those that are not also a teacher."""
+        return tuple(run for run in self.students if not self.is_teacher(run.id))
+
+    @cached_property
+    def evaluated(self) -> tuple[Run, ...]:
+        """Teachers and students, each once: the runs whose models are evaluated on test."""
+        return tuple({run.id: run for run in (*self.teachers, *self.students)}.values())
+
+    def get(self, run_id: str) -> Run:
+        """Return the run with this id.
+
+        Raises:
+            KeyError: the graph has no such run.
+        """
+        return self._by_id[run_id]
+
+    def __contains__(self, run_id: object) -> bool:
+        """Return whether the graph has a run with this id."""
+        return run_id in self._by_id
+
+    def is_teacher(self, run_id: str) -> bool:
+        """Return whether a run with this id is one of `teachers`."""
+        return run_id in self._teacher_ids
+
+    def is_student(self, run_id: str) -> bool:
+        """Return whether a run with this id is one of `students`."""
+        return run_id in self._student_ids
+
+    @cached_property
+    def _by_id(self) -> dict[str, Run]:
+        return {run.id: run for run in (*self.teachers, *self.cross_fitted, *self.students)}
+
+    @cached_property
+    def _teacher_ids(self) -> frozenset[str]:
+        return frozenset(run.id for run in self.teachers)
+
+    @cached_property
+    def _student_ids(self) -> frozenset[str]:
+        return frozenset(run.id for run in self.students)
+
+
+def build_run_graph(config: Experiment) -> RunGraph:
+    """Build the graph of the runs of an experiment in its fold, with its seed and variant."""
+    teachers = _teachers(config)
+    students = _students(config, teachers)
+    external = {external_teacher_id(teacher): teacher for teacher in config.distill.external_teachers}
+    return RunGraph(config, tuple(teachers), tuple(_cross_fitted(teachers, students)), tuple(students), external)
+
+
+def external_teacher_id(teacher: ExternalTeacherConfig) -> str:
+    """Return the id of an external teacher among a student's teachers."""
+    return _EXTERNAL_PREFIX + teacher.name
+
+
+def _teachers(config: Experiment) -> list[Run]:
+    teachers = [_teacher(config, code, (code,)) for code in config.languages]
     if "kd" in config.distill.paradigms:
-        runs.append(_teacher(config, ALL_LANGUAGES, config.languages))
-    return runs
+        teachers.append(_teacher(config, ALL_LANGUAGES, config.languages))
+    return teachers
 
 
-def cross_fitted_runs(config: Experiment) -> list[Run]:
-    """Teachers on parts of their speakers, where a student's loss asks for them."""
-    teachers = {run.id: run for run in teacher_runs(config)}
-    found: dict[str, Run] = {}
-    for student in student_runs(config):
+def _cross_fitted(teachers: Sequence[Run], students: Sequence[Run]) -> list[Run]:
+    by_id = {teacher.id: teacher for teacher in teachers}
+    runs: dict[str, Run] = {}
+    for student in students:
         for name in student.teachers:
-            for part in _speaker_folds(student.loss.num_cross_fit_folds if student.loss and name in teachers else 0):
-                run = teachers[name].model_copy(update={"id": _cross_fit_id(name, part), "held_out_fold": part})
-                found.setdefault(run.id, run)
-    return list(found.values())
+            num_folds = student.loss.num_cross_fit_folds if student.loss and name in by_id else 0
+            for fold in _folds(num_folds):
+                run = by_id[name].model_copy(update={"id": _cross_fit_id(name, fold), "held_out_fold": fold})
+                runs.setdefault(run.id, run)
+    return list(runs.values())
 
 
-def student_runs(config: Experiment) -> list[Run]:
-    """Every student. An ft student that is trained exactly as a teacher is that teacher's run, not another one."""
-    trained = {run.training_key: run for run in teacher_runs(config)}
+def _students(config: Experiment, teachers: Sequence[Run]) -> list[Run]:
+    trained = {teacher.training_key: teacher for teacher in teachers}
     students = []
     for setup in config.distill.setups:
         groups = [config.languages] if setup == "multilingual" else [(language,) for language in config.languages]
         for paradigm in config.distill.paradigms:
             for languages in groups:
-                run = _student(config, paradigm, setup, languages)
-                students.append(trained.get(run.training_key, run))
+                student = _student(config, teachers, paradigm, setup, languages)
+                students.append(trained.get(student.training_key, student))
     return students
-
-
-def all_runs(config: Experiment) -> list[Run]:
-    """All runs, each once, teachers before the students that need them."""
-    runs = [*teacher_runs(config), *cross_fitted_runs(config), *student_runs(config)]
-    return list({run.id: run for run in runs}.values())
-
-
-def predictions_folder(config: Experiment) -> str:
-    """Where evaluation writes what was predicted in this fold with this seed."""
-    return storage.join(config.stage_folder("evaluate"), "predictions", config.cell)
-
-
-def language_conditions_folder(config: Experiment) -> str:
-    """Where it writes what language-aware students answer when their language is told, heard, hidden or mistaken."""
-    return storage.join(config.stage_folder("evaluate"), "languages", config.cell)
 
 
 def _teacher(config: Experiment, name: str, languages: LanguageCodes) -> Run:
@@ -150,18 +211,17 @@ def _teacher(config: Experiment, name: str, languages: LanguageCodes) -> Run:
     )
 
 
-def _student(config: Experiment, paradigm: Paradigm, setup: Setup, languages: LanguageCodes) -> Run:
-    loss: dict[str, DistillLossConfig] = {"kd": config.distill.kd, "mtkd": config.distill.mtkd}
-    teachers = {
-        "ft": [],
-        "kd": [run for run in teacher_runs(config) if run.setup == "multilingual"],
-        "mtkd": [run for run in teacher_runs(config) if run.setup == "monolingual"],
-    }[paradigm]
-    brought = config.distill.external_teachers if paradigm == "mtkd" else ()
-    taught = {code for teacher in teachers for code in teacher.languages}
-    fold = _effective_fold(config, tuple(sorted({*languages, *taught})))
-    sees = "multilingual" if setup == "multilingual" else languages[0]
-    names = [paradigm, sees, config.variant, f"f{fold}", f"s{config.seed}"]
+def _student(
+    config: Experiment, all_teachers: Sequence[Run], paradigm: Paradigm, setup: Setup, languages: LanguageCodes
+) -> Run:
+    losses: dict[str, DistillLossConfig] = {"kd": config.distill.kd, "mtkd": config.distill.mtkd}
+    teacher_setup = {"ft": None, "kd": "multilingual", "mtkd": "monolingual"}[paradigm]
+    teachers = [run for run in all_teachers if run.setup == teacher_setup]
+    external = config.distill.external_teachers if paradigm == "mtkd" else ()
+    teacher_languages = {code for teacher in teachers for code in teacher.languages}
+    fold = _effective_fold(config, tuple(sorted({*languages, *teacher_languages})))
+    scope = "multilingual" if setup == "multilingual" else languages[0]
+    names = [paradigm, scope, config.variant, f"f{fold}", f"s{config.seed}"]
     return Run(
         id="-".join(filter(None, names)),
         stage="distill",
@@ -173,30 +233,25 @@ def _student(config: Experiment, paradigm: Paradigm, setup: Setup, languages: La
         seed=config.seed,
         recipe=config.student,
         variant=config.variant,
-        loss=loss.get(paradigm),
-        teachers=(*(run.id for run in teachers), *map(external_teacher_id, brought)),
+        loss=losses.get(paradigm),
+        teachers=(*(run.id for run in teachers), *map(external_teacher_id, external)),
         teacher_languages=(
             *(run.languages[0] if len(run.languages) == 1 else None for run in teachers),
-            *(one.language for one in brought),
+            *(teacher.language for teacher in external),
         ),
     )
 
 
 def _effective_fold(config: Experiment, languages: LanguageCodes) -> int:
-    """The first fold with the same division of these languages: those of smaller corpora come round again."""
-    speaking = [corpus for corpus in config.corpora if not corpus.languages or set(corpus.languages) & set(languages)]
-    counts = [corpus.split.num_folds(corpus.importer) for corpus in speaking]
+    """Return the first fold with the same split of these languages: a smaller corpus repeats its folds in a cycle."""
+    corpora = [corpus for corpus in config.corpora if not corpus.languages or set(corpus.languages) & set(languages)]
+    counts = [corpus.split.num_folds(corpus.importer) for corpus in corpora]
     known = [count for count in counts if count]
     return config.fold % math.lcm(*known) if len(known) == len(counts) else config.fold
 
 
-def external_teacher_id(teacher: ExternalTeacherConfig) -> str:
-    """What a teacher that was trained elsewhere is called among a student's teachers."""
-    return _EXTERNAL_PREFIX + teacher.name
-
-
-def _speaker_folds(count: int) -> list[SpeakerFold]:
-    return [SpeakerFold(index=number, num_folds=count) for number in range(count)]
+def _folds(count: int) -> list[SpeakerFold]:
+    return [SpeakerFold(index=index, num_folds=count) for index in range(count)]
 
 
 def _cross_fit_id(teacher: str, fold: SpeakerFold) -> str:

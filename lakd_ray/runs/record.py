@@ -14,8 +14,8 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.errors import StageError
+from lakd_ray.runs.layout import RECORD_FILE
 
-RECORD_FILE = "record.json"
 _VERSIONED_PACKAGES = ("lakd-ray", "ray", "torch", "torchaudio", "transformers", "deepspeed", "pyarrow", "optuna")
 
 

@@ -22,9 +22,7 @@ from lakd_ray.config import Experiment, to_dict
 from lakd_ray.errors import CheckpointError, StageError
 from lakd_ray.runs import record as records
 from lakd_ray.runs.graph import Run
-
-STATE_FILE = "state.json"
-METRICS_FILE = "metrics.jsonl"
+from lakd_ray.runs.layout import METRICS_FILE, STATE_FILE, checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -116,11 +114,6 @@ class RunState:
         content = storage.read_json(storage.join(folder, STATE_FILE))
         at, *earlier = (ResumePoint(**each) for each in [content["latest"], *content["previous"]])
         return cls(at, tuple(earlier), tuple(content["metrics"]))
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Folder of an epoch's checkpoint."""
-    return f"best-{epoch:04d}"
 
 
 def _dev_score(epoch_metrics: dict[str, Any]) -> tuple[float, float]:

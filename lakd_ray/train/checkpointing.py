@@ -22,7 +22,8 @@ from torch import Tensor
 
 from lakd_ray import storage
 from lakd_ray.errors import CorruptedError, StorageError
-from lakd_ray.runs.state import RunState, checkpoint_name
+from lakd_ray.runs.layout import checkpoint_name
+from lakd_ray.runs.state import RunState
 
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
 # Uploads of ranks differ in length; the loss of a rank breaks the connection, which ends the waiting.

@@ -24,8 +24,7 @@ from lakd_ray.data.reader import AudioBatch
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import softmax
 from lakd_ray.models import CheckpointMetadata, build_model, write_checkpoint
-from lakd_ray.runs import record
-from lakd_ray.runs import state as states
+from lakd_ray.runs import layout, record
 from lakd_ray.runs.state import ResumePoint, RunState
 from lakd_ray.train import engines
 from lakd_ray.train.checkpointing import (
@@ -100,7 +99,7 @@ def _finalize(state: RunState, folder: str, fingerprint: dict[str, Any], keep_ch
     record.mark_finished(
         folder,
         fingerprint,
-        [states.STATE_FILE, states.METRICS_FILE, f"{ended.best_checkpoint_name}/{storage.CHECKSUMS_FILE}"],
+        [layout.STATE_FILE, layout.METRICS_FILE, f"{ended.best_checkpoint_name}/{storage.CHECKSUMS_FILE}"],
     )
     for name in state.referenced_folders(keep_checkpoints) - ended.referenced_folders(keep_checkpoints):
         storage.delete(storage.join(folder, name))
@@ -289,12 +288,12 @@ class Trainer:
     def _save_state(self, resume_point: ResumePoint, epoch_metrics: dict[str, Any] | None = None) -> None:
         """Save the state at a position and, where it ends an epoch that is among the best, a checkpoint."""
         settings, old = self.loader.config.train, self.state
-        name = f"resume-{resume_point.epoch:04d}" + (f"-{resume_point.cursor:05d}" if resume_point.cursor else "")
+        name = layout.resume_folder_name(resume_point.epoch, resume_point.cursor)
         resume_point = ResumePoint(resume_point.epoch, resume_point.cursor, name, self.loader.world_size)
         self.state = old.advance(resume_point, epoch_metrics, keep_resume_states=settings.keep_resume_states)
         there, self.stale_folders = old.referenced_folders(settings.keep_checkpoints) | self.stale_folders, set()
         with self.checkpointer.save(self.state, there) as (resume, checkpoint):
-            if epoch_metrics is not None and states.checkpoint_name(resume_point.epoch) in self.state.best_checkpoints(
+            if epoch_metrics is not None and layout.checkpoint_name(resume_point.epoch) in self.state.best_checkpoints(
                 settings.keep_checkpoints
             ):
                 self._write_model_checkpoint(checkpoint, epoch_metrics)

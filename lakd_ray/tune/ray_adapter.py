@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 
 from lakd_ray import storage
 from lakd_ray.launch.progress import format_duration
+from lakd_ray.runs.layout import trial_id
 from lakd_ray.tune.study import Study
 from lakd_ray.tune.trial import ERROR_FILE
 
@@ -44,7 +45,7 @@ class StudySearcher(Searcher):
             self.study.finish_trial(number, (result or {}).get("cost"), stopped=number in self.stopped_trials)
 
     def _failure_cause(self, number: int) -> str:
-        place = storage.join(self._folder, "trials", f"{number:04d}", ERROR_FILE)
+        place = storage.join(self._folder, trial_id(number), ERROR_FILE)
         return str(storage.read_json(place)["cause"]) if storage.exists(place) else "its process was lost"
 
     def save(self, checkpoint_path: str) -> None:

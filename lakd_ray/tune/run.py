@@ -24,7 +24,7 @@ from lakd_ray.launch import teacher_logits
 from lakd_ray.launch.driver import train_tasks
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import cross_fitted_runs, teacher_runs
+from lakd_ray.runs.graph import RunGraph, build_run_graph
 from lakd_ray.tune import html_report, results
 from lakd_ray.tune.ray_adapter import OBJECTIVE, ProgressCallback, StudyScheduler, StudySearcher, format_settings
 from lakd_ray.tune.study import Study, Trial, build_trial_config, paper_settings, validate_search_space
@@ -44,10 +44,11 @@ def run_search(config: Experiment) -> str:
         TrainingError: no trial finished an epoch.
     """
     folder = config.stage_folder("tune")
-    student = find_student(config)
+    graph = build_run_graph(config)
+    student = find_student(graph)
     validate_search_space(config)
     manifest = manifests.load_manifest(config)
-    job = teacher_logits.resolve_inputs(config, manifest, student)
+    job = teacher_logits.resolve_inputs(graph, manifest, student)
     # the number of trials is no part of it: more of them are added to a finished search
     searched = {key: value for key, value in to_dict(config.tune).items() if key not in _FIXED_KEYS}
     fingerprint = {"stage": "tune", "tune": searched, "student": job.fingerprint}
@@ -69,7 +70,7 @@ def run_search(config: Experiment) -> str:
             raise TrainingError(f"tune: no trial finished an epoch: {causes or 'none was started'}")
         seed_objectives = _reevaluate(config, trials)
         _write_results(
-            config, folder, trials, seed_objectives, _summary_notes(config, manifest, trials, seed_objectives)
+            config, folder, trials, seed_objectives, _summary_notes(graph, manifest, trials, seed_objectives)
         )
     finally:
         study.close()
@@ -80,26 +81,26 @@ def run_search(config: Experiment) -> str:
 
 def _prepare_shared_inputs(config: Experiment) -> None:
     """Teachers, logits and features that trials share, made once before them."""
-    each = list(_input_variants(config))
-    runs = [run for kind in each for run in (*teacher_runs(kind), *cross_fitted_runs(kind))]
-    tasks = [TrainingTask(config, run) for run in {run.id: run for run in runs}.values()]
+    variants = list(_input_variants(config))
+    graphs = [build_run_graph(variant) for variant in variants]
+    teachers = {run.id: run for graph in graphs for run in (*graph.teachers, *graph.cross_fitted)}
+    tasks = [TrainingTask(config, run) for run in teachers.values()]
     if missing := [task for task in tasks if not task.is_finished]:
         train_tasks(missing, name="teachers for the search")
     share = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(
         _compute_shared_inputs
     )
-    ray.get(share.remote([to_dict(kind) for kind in each]))
+    ray.get(share.remote([to_dict(variant) for variant in variants]))
 
 
 def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
     """Make what is missing in one process: questions are many and small, and each process costs seconds to start."""
     for content in experiments:
         config = Experiment.model_validate(content)
-        manifest, student = manifests.load_manifest(config), find_student(config)
+        graph = build_run_graph(config)
+        manifest, student = manifests.load_manifest(config), find_student(graph)
         if student.teachers:
-            teacher_logits.ensure_logits(
-                config, manifest, [student], partial(_compute_teacher_logits, config, manifest)
-            )
+            teacher_logits.ensure_logits(graph, manifest, [student], partial(_compute_teacher_logits, config, manifest))
         get_or_compute_features(config, manifest, student.recipe.model)
 
 
@@ -200,10 +201,11 @@ def _is_reevaluated(config: Experiment, folder: str) -> bool:
 
 
 def _summary_notes(
-    config: Experiment, manifest: Manifest, trials: Sequence[Trial], seed_objectives: results.SeedObjectives
+    graph: RunGraph, manifest: Manifest, trials: Sequence[Trial], seed_objectives: results.SeedObjectives
 ) -> list[str]:
+    config = graph.config
     best = results.rank_trials(trials, seed_objectives)[0]
-    rows = manifest.rows("train", find_student(config).languages)
+    rows = manifest.rows("train", find_student(graph).languages)
     seconds = float(manifest.num_samples_N[rows].sum()) / SAMPLE_RATE
     ended = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
     counted = ", ".join(f"{count} {state}" for state, count in ended.items() if count)

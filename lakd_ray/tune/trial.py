@@ -15,7 +15,8 @@ from ray import tune
 from lakd_ray import storage
 from lakd_ray.config import Experiment, TrackingConfig
 from lakd_ray.errors import ConfigError
-from lakd_ray.runs.graph import Run, student_runs
+from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
+from lakd_ray.runs.layout import trial_id
 from lakd_ray.runs.state import RunState
 from lakd_ray.tune.study import Settings, build_trial_config
 
@@ -23,30 +24,34 @@ ERROR_FILE = "error.json"
 _LATENCY_CLIP_SECONDS, _LATENCY_REPEATS = 5, 7
 
 
-def find_student(config: Experiment) -> Run:
+def find_student(graph: RunGraph) -> Run:
     """The multilingual student that is searched for, for the search's number of epochs.
 
     Raises:
         ConfigError: the experiment has none.
     """
-    wanted = config.tune.paradigm
-    found = [run for run in student_runs(config) if run.paradigm == wanted and run.setup == "multilingual"]
+    tuning = graph.config.tune
+    wanted = tuning.paradigm
+    found = [run for run in graph.students if run.paradigm == wanted and run.setup == "multilingual"]
     if not found:
         raise ConfigError(
             f"tune searches the multilingual {wanted} student: add it to distill.paradigms and distill.setups"
         )
     (student,) = found
-    if config.tune.epochs is None:
+    if tuning.epochs is None:
         return student
-    optim = student.recipe.optim.model_copy(update={"epochs": config.tune.epochs})
+    optim = student.recipe.optim.model_copy(update={"epochs": tuning.epochs})
     return student.model_copy(update={"recipe": student.recipe.model_copy(update={"optim": optim})})
 
 
-def build_trial_run(config: Experiment, number: int, seed: int | None = None) -> Run:
+def build_trial_run(graph: RunGraph, number: int, seed: int | None = None) -> Run:
     """The run of a trial, whose settings the configuration has already; with another seed if one is given."""
-    name = f"trials/{number:04d}" + ("" if seed is None else f"-s{seed}")
-    changes = {"id": name, "stage": "tune", "seed": config.seed if seed is None else seed}
-    return find_student(config).model_copy(update=changes)
+    changes = {
+        "id": trial_id(number, seed),
+        "stage": "tune",
+        "seed": graph.config.seed if seed is None else seed,
+    }
+    return find_student(graph).model_copy(update=changes)
 
 
 def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
@@ -57,7 +62,7 @@ def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
         experiment: the configuration, as plain data.
     """
     base = Experiment.model_validate(experiment)
-    place = storage.join(base.stage_folder("tune"), "trials", f"{trial['number']:04d}")
+    place = storage.join(base.stage_folder("tune"), trial_id(trial["number"]))
     try:
         train_student(base, trial["number"], trial["settings"], report=tune.report)
     except Exception as error:
@@ -82,7 +87,8 @@ def train_student(
             first; `objective` is the highest so far.
     """
     config = build_trial_config(base, settings)
-    run = build_trial_run(config, number, seed)
+    graph = build_run_graph(config)
+    run = build_trial_run(graph, number, seed)
     best, told, cost = 0.0, set[int](), measure_cost(config, run)
 
     def tell(line: dict[str, Any]) -> None:
@@ -96,7 +102,7 @@ def train_student(
     for line in RunState.read(folder).metrics:
         tell(line)
     train = _train_in_worker_group if config.tune.workers_per_trial > 1 else _train_in_process
-    train(config, run, tell)
+    train(graph, run, tell)
     for line in RunState.read(folder).metrics:
         if line["epoch"] not in told:
             tell(line)
@@ -130,7 +136,7 @@ def measure_cost(config: Experiment, run: Run) -> float | None:
     return median(spent)
 
 
-def _train_in_process(config: Experiment, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
+def _train_in_process(graph: RunGraph, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
     """Train in this process, and tell of every epoch."""
     import torch  # only trials need it
 
@@ -140,11 +146,12 @@ def _train_in_process(config: Experiment, run: Run, on_epoch: Callable[[dict[str
     from lakd_ray.train.data_loader import RankDataLoader
     from lakd_ray.train.trainer import train_run
 
+    config = graph.config
     torch.set_num_threads(config.train.cpus_per_worker)
     _init_single_process_group()
     manifest = manifests.load_manifest(config)
-    job = teacher_logits.resolve_inputs(config, manifest, run)
-    logits = torch.from_numpy(teacher_logits.load_logits(config, manifest, run)) if run.teachers else None
+    job = teacher_logits.resolve_inputs(graph, manifest, run)
+    logits = torch.from_numpy(teacher_logits.load_logits(graph, manifest, run)) if run.teachers else None
     feed = RankDataLoader(
         run,
         config,
@@ -157,7 +164,7 @@ def _train_in_process(config: Experiment, run: Run, on_epoch: Callable[[dict[str
     train_run(feed, run.folder(config), job.fingerprint, list(job.teacher_provenance), on_epoch)
 
 
-def _train_in_worker_group(config: Experiment, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
+def _train_in_worker_group(graph: RunGraph, run: Run, on_epoch: Callable[[dict[str, Any]], None]) -> None:
     """Train by a worker group of Ray Train, and tell of every epoch here.
 
     Ray Tune stops a trial by ending the thread that reports to it and then this process, and with it the group that
@@ -167,6 +174,7 @@ def _train_in_worker_group(config: Experiment, run: Run, on_epoch: Callable[[dic
     from lakd_ray.launch.run_queue import TrainingEvent
     from lakd_ray.launch.worker import TrainingTask
 
+    config = graph.config
     workers = config.train.model_copy(update={"workers": config.tune.workers_per_trial, "parallel_runs": 1})
     config = config.model_copy(update={"train": workers, "tracking": TrackingConfig(tensorboard=False)})
     news: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()

@@ -15,7 +15,7 @@ from lakd_ray.data.provenance import Provenance
 from lakd_ray.inference import evaluate
 from lakd_ray.inference.batch import InferenceResult
 from lakd_ray.models import CheckpointMetadata
-from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.graph import build_run_graph
 
 LANGUAGES, CORPORA = ("en", "fi"), ("c", "c", "c", "new")
 ROWS = 8
@@ -53,7 +53,7 @@ DEV = {"calibration_temperature": 2.0}
 
 
 def model(config: Experiment) -> Any:
-    run = student_runs(config)[-1]
+    run = build_run_graph(config).students[-1]
     one = evaluate._EvaluatedModel(config, run, run.paradigm, "nowhere")
     one.__dict__["metadata"] = CheckpointMetadata("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
     return one

@@ -24,7 +24,7 @@ from lakd_ray.launch.driver import train_tasks
 from lakd_ray.launch.run_queue import TrainingEvent
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs import record as records
-from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.runs.state import RunState
 from lakd_ray.train import checkpointing, trainer
 from lakd_ray.train import data_loader as feeds
@@ -37,7 +37,7 @@ EXPERIMENT = f"stages: [prepare, teachers]\n{SMALL}train: {{{{workers: {{workers
 
 def config_of(file: Path) -> tuple[Experiment, str]:
     config = load_config(file)
-    return config, teacher_runs(config)[0].folder(config)
+    return config, build_run_graph(config).teachers[0].folder(config)
 
 
 def reached(folder: str) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def runs(tmp_path: Path, environment: dict[str, str], request: pytest.FixtureReq
 
 def train_here(config: Experiment, folder: str, scratch: Path) -> None:
     """The same run in this process, of which nothing is killed and whose windows no stream reads."""
-    run, manifest = teacher_runs(config)[0], manifests.load_manifest(config)
+    run, manifest = build_run_graph(config).teachers[0], manifests.load_manifest(config)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, when DeepSpeed is imported
         patch.setattr(feeds, "stream_batches", _read_here)
@@ -120,7 +120,10 @@ def test_two_workers_are_killed(tmp_path: Path) -> None:
     events: list[TrainingEvent] = []
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(
-            train_tasks, [TrainingTask(killed[0], teacher_runs(killed[0])[0])], name="killed", on_event=events.append
+            train_tasks,
+            [TrainingTask(killed[0], build_run_graph(killed[0]).teachers[0])],
+            name="killed",
+            on_event=events.append,
         )
 
         def wait(until: Callable[[], bool]) -> None:

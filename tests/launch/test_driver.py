@@ -15,7 +15,7 @@ from lakd_ray.errors import StorageError, TrainingError
 from lakd_ray.launch import driver as training
 from lakd_ray.launch.run_queue import RunQueue
 from lakd_ray.launch.worker import TrainingTask
-from lakd_ray.runs.graph import Run, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.state import ResumePoint, RunState
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -43,7 +43,7 @@ def experiment(tmp_path: Path) -> Experiment:
 
 @pytest.fixture
 def run_of(experiment: Experiment) -> Run:
-    return teacher_runs(experiment)[0]
+    return build_run_graph(experiment).teachers[0]
 
 
 @pytest.fixture

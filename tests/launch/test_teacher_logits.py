@@ -18,7 +18,7 @@ from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.launch import teacher_logits
 from lakd_ray.models import CheckpointMetadata, build_model, save_checkpoint
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import Run, all_runs, cross_fitted_runs, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.state import ResumePoint, RunState
 
 SPEAKERS = ["demo:train", "demo:dev", "demo:test"]
@@ -69,12 +69,12 @@ def experiment(tmp_path: Path, heard: set[str]) -> Experiment:
 def test_a_checkpoint_that_heard_whom_it_is_judged_on_is_no_start(tmp_path: Path, heard: str) -> None:
     config = experiment(tmp_path, {heard})
     with pytest.raises(DataLeakageError, match=heard):
-        teacher_logits.resolve_inputs(config, manifest(), teacher_runs(config)[0])
+        teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
 
 
 def test_what_the_start_has_heard_is_inherited(tmp_path: Path) -> None:
     config = experiment(tmp_path, {"other:someone"})
-    job = teacher_logits.resolve_inputs(config, manifest(), teacher_runs(config)[0])
+    job = teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
     assert Provenance().inherit(job.teacher_provenance).trained_on.speakers == {"other:someone"}
     assert str(tmp_path / "earlier") in job.fingerprint["inputs"]
 
@@ -124,9 +124,9 @@ def heard(manifest: Manifest, run: Run) -> set[int]:
 def test_cross_fitted_teachers_are_asked_about_what_they_have_not_heard(tmp_path, paradigm, setup) -> None:
     config = distilling(tmp_path, paradigms=[paradigm], setups=[setup], **{paradigm: {"cross_fit": 3}})
     data = polyglot()
-    asked = {run.id: run for run in (*teacher_runs(config), *cross_fitted_runs(config))}
-    for run in student_runs(config):
-        questions = teacher_logits.plan_teacher_queries(config, data, run)
+    asked = {run.id: run for run in (*build_run_graph(config).teachers, *build_run_graph(config).cross_fitted)}
+    for run in build_run_graph(config).students:
+        questions = teacher_logits.plan_teacher_queries(build_run_graph(config), data, run)
         for place in range(len(run.teachers)):
             rows = np.concatenate([question.rows for question in questions if question.teacher_index == place])
             assert sorted(rows) == data.rows("train", run.languages).tolist()
@@ -136,21 +136,21 @@ def test_cross_fitted_teachers_are_asked_about_what_they_have_not_heard(tmp_path
 
 def test_without_cross_fitting_every_teacher_is_asked_about_everything(tmp_path) -> None:
     config, data = distilling(tmp_path, paradigms=["mtkd"]), polyglot()
-    questions = teacher_logits.plan_teacher_queries(config, data, student_runs(config)[0])
+    questions = teacher_logits.plan_teacher_queries(build_run_graph(config), data, build_run_graph(config).students[0])
     assert [question.rows.tolist() for question in questions] == [data.rows("train").tolist()] * 2
 
 
 def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
     config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
     with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 parts"):
-        teacher_logits.plan_teacher_queries(config, polyglot(), student_runs(config)[0])
+        teacher_logits.plan_teacher_queries(build_run_graph(config), polyglot(), build_run_graph(config).students[0])
 
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch) -> Experiment:
     """Teachers that are trained, as far as their folders tell."""
     config = distilling(tmp_path, paradigms=["kd", "mtkd"], mtkd={"weighting": "confidence", "cross_fit": 2})
-    for run in all_runs(config):
+    for run in build_run_graph(config).all_runs:
         if run.stage == "teachers":
             (tmp_path / "one").mkdir(exist_ok=True)
             (tmp_path / "one" / "weights").write_text(run.id)
@@ -170,18 +170,18 @@ def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None
             for number, name in enumerate(checkpoints)
         }
 
-    students = student_runs(trained)
+    students = build_run_graph(trained).students
     kd, many = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
-    teacher_logits.ensure_logits(trained, data, [kd], compute)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd], compute)
     assert passes == [(24, ["teacher-all-f0-s42"])]
-    teacher_logits.ensure_logits(trained, data, [kd, many], compute)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, many], compute)
     asked = [(count, name) for count, names in passes[1:] for name in names]
     assert sum(count for count, _ in asked) == 2 * 24  # two teachers about every row
     assert {name for _, name in asked} == set(many.dependencies)
     before = len(passes)
-    teacher_logits.ensure_logits(trained, data, [kd, many], compute)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, many], compute)
     assert len(passes) == before
-    found_NKC = teacher_logits.load_logits(trained, data, many)
+    found_NKC = teacher_logits.load_logits(build_run_graph(trained), data, many)
     train = data.rows("train")
     assert found_NKC.shape == (32, 2, 4)
     assert (found_NKC[train, :, 0] == train[:, None]).all()
@@ -190,21 +190,21 @@ def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None
 
 def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained: Experiment, tmp_path: Path) -> None:
     data = polyglot()
-    (kd, *_) = [run for run in student_runs(trained) if run.paradigm == "kd"]
+    (kd, *_) = [run for run in build_run_graph(trained).students if run.paradigm == "kd"]
 
     def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
         return {name: np.zeros((len(rows), 4), dtype=np.float32) for name in checkpoints}
 
-    teacher_logits.ensure_logits(trained, data, [kd], compute)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd], compute)
     others = data.table.set_column(1, "audio_sha256", pa.array([f"{row}" for row in range(32)]))
     with pytest.raises(StageError, match="24 of 24 logits of teacher-all-f0-s42 are not in"):
-        teacher_logits.load_logits(trained, replace(data, table=others), kd)
+        teacher_logits.load_logits(build_run_graph(trained), replace(data, table=others), kd)
     (tmp_path / "one" / "weights").write_text("trained anew")
     storage.write_checksummed_folder(
-        tmp_path / "one", storage.join(teacher_runs(trained)[-1].folder(trained), "best-0001")
+        tmp_path / "one", storage.join(build_run_graph(trained).teachers[-1].folder(trained), "best-0001")
     )
     with pytest.raises(StageError, match="24 of 24"):
-        teacher_logits.load_logits(trained, data, kd)
+        teacher_logits.load_logits(build_run_graph(trained), data, kd)
 
 
 def bring(config: Experiment, **teacher: Any) -> Experiment:
@@ -218,14 +218,14 @@ def bring(config: Experiment, **teacher: Any) -> Experiment:
 def carded(trained: Experiment) -> Experiment:
     """Trained teachers that have heard nobody, as their cards say."""
     card = CheckpointMetadata("a teacher", PAPER_EMOTIONS, ("en",), Provenance(), {})
-    for run in all_runs(trained):
+    for run in build_run_graph(trained).all_runs:
         if run.stage == "teachers":
             storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), card.to_json())
     return trained
 
 
 def mtkd(config: Experiment) -> Run:
-    return next(run for run in student_runs(config) if run.paradigm == "mtkd")
+    return next(run for run in build_run_graph(config).students if run.paradigm == "mtkd")
 
 
 def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_training(trained: Experiment) -> None:
@@ -234,7 +234,9 @@ def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_trainin
     assert run.teachers[-1] == "external-theirs" and run.teacher_languages == ("en", "fi", "fi")
     assert "external-theirs" not in run.dependencies
     questions = [
-        question for question in teacher_logits.plan_teacher_queries(config, data, run) if question.teacher_index == 2
+        question
+        for question in teacher_logits.plan_teacher_queries(build_run_graph(config), data, run)
+        if question.teacher_index == 2
     ]
     assert [(question.model_id, question.rows.tolist()) for question in questions] == [
         ("external-theirs", data.rows("train").tolist())
@@ -244,7 +246,7 @@ def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_trainin
 @pytest.mark.parametrize(("heard", "known"), [([], True), (None, False)])
 def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: Experiment, heard, known) -> None:
     config = bring(carded, trained_on=heard)
-    job = teacher_logits.resolve_inputs(config, polyglot(), mtkd(config))
+    job = teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
     assert Provenance().inherit(job.teacher_provenance).unknown == (frozenset() if known else {"theirs"})
     assert "external-theirs" in job.fingerprint["inputs"]
 
@@ -260,4 +262,4 @@ def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: 
 def test_a_teacher_that_has_heard_test_speakers_is_refused(carded: Experiment, heard, message) -> None:
     config = bring(carded, trained_on=heard)
     with pytest.raises((DataLeakageError, ConfigError), match=message):
-        teacher_logits.resolve_inputs(config, polyglot(), mtkd(config))
+        teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))

@@ -18,7 +18,7 @@ from lakd_ray.launch.tracking import manager
 from lakd_ray.launch.tracking.base import RunStatus, flatten_metrics, hyperparameters, run_tags
 from lakd_ray.launch.tracking.manager import build_trackers, check_tracker_packages, track_runs
 from lakd_ray.launch.worker import TrainingTask
-from lakd_ray.runs.graph import Run, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.state import RunState
 
 EN, FI = "teacher-en-f0-s42", "teacher-fi-f0-s42"
@@ -39,7 +39,7 @@ def experiment(where: str, **tracked: Any) -> Experiment:
 
 
 def tasks_of(config: Experiment) -> dict[str, TrainingTask]:
-    return {run.id: TrainingTask(config, run) for run in (*teacher_runs(config), *student_runs(config))}
+    return {run.id: TrainingTask(config, run) for run in build_run_graph(config).evaluated}
 
 
 def line(epoch: int, run: str = EN) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
     released, good = threading.Event(), Fake()
 
     class Hangs(Fake):
-        def start_run(self, config: Experiment, run: Run) -> int:
+        def open(self, config: Experiment, run: Run) -> int:
             released.wait(20)
             return 0
 

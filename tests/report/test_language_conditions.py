@@ -12,7 +12,8 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA
 from lakd_ray.inference.batch import language_hints
 from lakd_ray.report import language_conditions
-from lakd_ray.runs.graph import language_conditions_folder, student_runs
+from lakd_ray.runs.graph import build_run_graph
+from lakd_ray.runs.layout import language_conditions_folder
 
 
 def test_what_a_student_is_told():
@@ -37,7 +38,7 @@ def config(tmp_path: Path) -> Experiment:
 
 def write(config: Experiment, corpora: tuple[str, ...] = ("c", "d"), *, wrong: bool = True) -> None:
     """16 utterances; corpora take turns by language, and any but c and d is none that the student was trained on."""
-    (run,) = student_runs(config)
+    (run,) = build_run_graph(config).students
     rows = []
     for condition, right in (("given", 8), ("identified", 7), ("unknown", 6), ("wrong", 4)):
         for number in range(16):
@@ -59,7 +60,7 @@ def write(config: Experiment, corpora: tuple[str, ...] = ("c", "d"), *, wrong: b
 
 def test_rows_and_sentences(config: Experiment):
     write(config)
-    found = language_conditions.score_language_conditions(config)
+    found = language_conditions.score_language_conditions(build_run_graph(config))
     pooled = {row["condition"]: row for row in found if row["language"] == "all"}
     assert [pooled[name]["UR"] for name in language_conditions.CONDITIONS] == [1.0, 0.875, 0.75, 0.5]
     assert all(row["language_accuracy"] == 10 / 16 for row in pooled.values())
@@ -77,14 +78,16 @@ def test_hearing_is_measured_in_corpora_that_are_new(config: Experiment):
     write(config, ("c", "d", "new", "newer"))  # languages take turns too: new is en, newer is fi
     found = {
         row["language"]: row
-        for row in language_conditions.score_language_conditions(config)
+        for row in language_conditions.score_language_conditions(build_run_graph(config))
         if row["condition"] == "given"
     }
     assert [found[code]["language_accuracy_new_corpora"] for code in ("en", "fi", "all")] == [1.0, 1 / 4, 5 / 8]
     assert found["all"]["n_new_corpora"] == 8
     assert (
         "identified in 62.5 % of 8 (mtkd-"
-        in language_conditions.summary_sentences(language_conditions.score_language_conditions(config))[1]
+        in language_conditions.summary_sentences(
+            language_conditions.score_language_conditions(build_run_graph(config))
+        )[1]
     )
 
 
@@ -92,13 +95,15 @@ def test_two_corpora_that_were_trained_on_are_no_new_ones(config: Experiment):
     write(config, ("c", "d", "d"))
     assert (
         "the student was trained on every corpus of the test"
-        in language_conditions.summary_sentences(language_conditions.score_language_conditions(config))[1]
+        in language_conditions.summary_sentences(
+            language_conditions.score_language_conditions(build_run_graph(config))
+        )[1]
     )
 
 
 def test_with_one_language_there_is_no_wrong_one(config: Experiment):
     write(config, wrong=False)
-    found = language_conditions.score_language_conditions(config)
+    found = language_conditions.score_language_conditions(build_run_graph(config))
     assert {row["condition"] for row in found} == {"given", "identified", "unknown"}
     assert language_conditions.build_language_table(found)[0].UR[-1] is None
     assert "another one in its place" not in language_conditions.summary_sentences(found)[0]
@@ -106,5 +111,6 @@ def test_with_one_language_there_is_no_wrong_one(config: Experiment):
 
 def test_nothing_is_said_of_others(config: Experiment):
     assert (
-        language_conditions.score_language_conditions(config) == [] and language_conditions.summary_sentences([]) == []
+        language_conditions.score_language_conditions(build_run_graph(config)) == []
+        and language_conditions.summary_sentences([]) == []
     )

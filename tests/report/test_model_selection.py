@@ -9,7 +9,7 @@ import pytest
 from lakd_ray import metrics, storage
 from lakd_ray.config import Experiment, with_variant
 from lakd_ray.report import model_selection
-from lakd_ray.runs.graph import student_runs
+from lakd_ray.runs.graph import build_run_graph
 
 VARIANTS = {
     "uniform": {"distill.mtkd.weighting": "uniform", "distill.paradigms": ["mtkd"]},
@@ -32,7 +32,7 @@ def cells(tmp_path: Path) -> list[Experiment]:
 
 
 def train(cell: Experiment, paradigm: str, epochs: list[float]) -> None:
-    for run in student_runs(cell):
+    for run in build_run_graph(cell).students:
         if run.paradigm == paradigm:
             lines = [json.dumps({"epoch": number, "dev_UR": UR}) for number, UR in enumerate(epochs)]
             storage.write_bytes(storage.join(run.folder(cell), "metrics.jsonl"), "\n".join(lines).encode())
@@ -44,7 +44,9 @@ def test_the_best_epoch_counts_and_differences_are_paired(cells: list[Experiment
         gain = {None: 0.0, "uniform": 0.02, "half": -0.05}[cell.variant]
         train(cell, "mtkd", [0.3, base + gain, 0.4])
         train(cell, "ft", [base])
-    told = model_selection.compare_settings(model_selection.compute_dev_scores(cells))
+    told = model_selection.compare_settings(
+        model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
+    )
     mtkd = [row for row in told if row["paradigm"] == "mtkd"]
     assert [row["variant"] for row in mtkd] == ["uniform", None, "half"]
     assert [row["UR"] for row in mtkd] == pytest.approx([0.72, 0.70, 0.65])
@@ -60,7 +62,12 @@ def test_runs_that_are_not_trained_leave_their_cell_out(cells: list[Experiment])
     for cell in cells:
         if cell.seed == 1 or cell.variant is None:
             train(cell, "mtkd", [0.6 if cell.variant is None else 0.7])
-    told = {row["variant"]: row for row in model_selection.compare_settings(model_selection.compute_dev_scores(cells))}
+    told = {
+        row["variant"]: row
+        for row in model_selection.compare_settings(
+            model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
+        )
+    }
     assert told["half"]["cells"] == 1 and told[None]["cells"] == 3
     assert told["half"]["difference"] == pytest.approx(0.1) and told["half"]["interval"] is None
     (said,) = model_selection.summary_sentences(list(told.values()))
@@ -72,7 +79,7 @@ def test_an_interval_that_includes_zero_is_said_to(cells: list[Experiment]):
     for cell in cells:
         train(cell, "mtkd", [0.6 if cell.variant is None else 0.6 + (0.1, -0.08, 0.0)[cell.seed - 1]])
     (said,) = model_selection.summary_sentences(
-        model_selection.compare_settings(model_selection.compute_dev_scores(cells))
+        model_selection.compare_settings(model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells]))
     )
     assert "includes zero" in said
 

@@ -19,7 +19,8 @@ from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import curves, findings, predictions
 from lakd_ray.report.rows import build_result_rows
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import Run, language_conditions_folder, predictions_folder, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
+from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
 RECIPE = {"model": {"config": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
@@ -87,7 +88,7 @@ def location(config: Experiment, run_id: str) -> str:
 
 def evaluate(config: Experiment, strength: dict[str, float] = STRENGTH, speakers: int = 3, utterances: int = 2) -> None:
     """Write the predictions of every run; monolingual students answer in their own language only."""
-    for run in {run.id: run for run in [*teacher_runs(config), *student_runs(config)]}.values():
+    for run in build_run_graph(config).evaluated:
         paradigm = "teacher" if run.stage == "teachers" else run.paradigm
         answers = table(run, paradigm, config, strength=strength[paradigm], speakers=speakers, utterances=utterances)
         if run.stage == "distill" and run.setup == "monolingual":
@@ -98,7 +99,7 @@ def evaluate(config: Experiment, strength: dict[str, float] = STRENGTH, speakers
 def train(config: Experiment, epochs: int = 8) -> None:
     """Write metrics.jsonl of every run."""
     rng = np.random.default_rng(0)
-    for run in [*teacher_runs(config), *student_runs(config)]:
+    for run in build_run_graph(config).evaluated:
         lines = []
         for epoch in range(1, epochs + 1):
             recall = {language: 1 - 0.75 * np.exp(-epoch / 6) + rng.normal(0, 0.03) for language in run.languages}
@@ -110,7 +111,7 @@ def train(config: Experiment, epochs: int = 8) -> None:
 
 def made(config: Experiment) -> tuple[dict[str, Any], str]:
     """report.json and report.html."""
-    page = report.write_report(config)
+    page = report.write_report(build_run_graph(config))
     assert page == storage.join(config.folder, "report", "report.html")
     return storage.read_json(storage.join(config.folder, "report", "report.json")), storage.read_bytes(page).decode()
 
@@ -186,7 +187,7 @@ def test_page_has_a_table_of_what_students_are_told_of_the_language(tmp_path: Pa
     recipe = {"model": RECIPE["model"] | {"language_aware": {}}}
     config = small(str(tmp_path), student=recipe)
     evaluate(config)
-    (run,) = student_runs(config)
+    (run,) = build_run_graph(config).students
     told = [
         {
             "utterance": f"u{number}", "corpus": "demo", "corpus_in_train": True, "language": "en", "model": run.id,
@@ -262,7 +263,7 @@ def test_summary_is_an_aligned_table(plain: Any) -> None:
 def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path) -> None:
     config = small(str(tmp_path))
     evaluate(config)
-    report.write_report(config)
+    report.write_report(build_run_graph(config))
     folder = storage.join(config.folder, "report")
     before = record.read_record(folder)
     assert before is not None
@@ -270,7 +271,7 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
     assert before["fingerprint"]["stage"] == "report"
     assert set(before["fingerprint"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
     evaluate(config, STRENGTH | {"mtkd": 0.0})
-    report.write_report(config)
+    report.write_report(build_run_graph(config))
     after = record.read_record(folder)
     assert after is not None
     changed = {
@@ -292,7 +293,7 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
 def test_findings_name_the_winner(strength: dict[str, float], sentences: tuple[str, ...], tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en", "fi"])
     evaluate(config, strength, speakers=5, utterances=4)
-    students = predictions.group_students(predictions.read_predictions(config))
+    students = predictions.group_students(predictions.read_predictions(build_run_graph(config)))
     rows = [row for one in students for row in build_result_rows(one, config.languages, config.emotions)]
     said = " ".join([findings.describe_best_student(rows), *findings.compare_paradigms(students, config.emotions)])
     assert all(sentence in said for sentence in sentences)
@@ -344,7 +345,7 @@ def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
 
 def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> None:
     config = small(str(tmp_path))
-    (run,) = teacher_runs(config)
+    (run,) = build_run_graph(config).teachers
     lines = [
         '{"epoch": 1, "loss": 1.5, "dev_UR": 0.25, "dev_recall": {"en": 0.25}}',
         '{"epoch": 2, "loss": 1.2, "dev_UR": 0.5, "dev_recall": {"en": 0.5}}',
@@ -363,7 +364,7 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
 def test_missing_predictions_name_the_stage_to_run(tmp_path: Path) -> None:
     config = experiment(str(tmp_path))
     with pytest.raises(StageError, match=r"no predictions of kd-multilingual-f0-s42, .*run the stage `evaluate`"):
-        report.write_report(config)
+        report.write_report(build_run_graph(config))
 
 
 def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) -> None:
@@ -372,7 +373,7 @@ def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) 
     answers = storage.read_table(location(config, "mtkd-multilingual-f0-s42"))
     storage.write_table(location(config, "mtkd-multilingual-f0-s42"), answers.slice(1))
     with pytest.raises(DataError, match="different test utterances in en"):
-        report.write_report(config)
+        report.write_report(build_run_graph(config))
 
 
 @pytest.mark.parametrize(
@@ -399,4 +400,4 @@ def test_damaged_predictions_are_refused(change: Any, message: str, tmp_path: Pa
     where = location(config, "kd-multilingual-f0-s42")
     storage.write_table(where, change(storage.read_table(where)))
     with pytest.raises(DataError, match=message):
-        report.write_report(config)
+        report.write_report(build_run_graph(config))

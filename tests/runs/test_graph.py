@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lakd_ray.config import Experiment, to_dict
-from lakd_ray.runs.graph import Run, all_runs, cross_fitted_runs, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
 
 LANGUAGES = ("en", "fi", "fr")
 
@@ -28,7 +28,7 @@ def experiment(*, same_recipe: bool = True, base: str | None = None, **distill: 
 
 
 def test_teachers():
-    runs = teacher_runs(experiment())
+    runs = build_run_graph(experiment()).teachers
     assert [(run.id, run.languages, run.setup) for run in runs] == [
         ("teacher-en-f2-s5", ("en",), "monolingual"),
         ("teacher-fi-f2-s5", ("fi",), "monolingual"),
@@ -38,14 +38,14 @@ def test_teachers():
     for run in runs:
         assert (run.stage, run.paradigm, run.loss, run.teachers) == ("teachers", "ft", None, ())
         assert (run.fold, run.seed) == (2, 5)
-    assert [run.id for run in teacher_runs(experiment(paradigms=["ft", "mtkd"]))] == [
+    assert [run.id for run in build_run_graph(experiment(paradigms=["ft", "mtkd"])).teachers] == [
         f"teacher-{c}-f2-s5" for c in LANGUAGES
     ]
 
 
 def test_students_of_another_recipe():
     config = experiment(same_recipe=False, setups=["monolingual", "multilingual"])
-    runs = {run.id: run for run in student_runs(config)}
+    runs = {run.id: run for run in build_run_graph(config).students}
     assert list(runs) == [
         *(f"{paradigm}-{code}-f2-s5" for paradigm in ("ft", "kd", "mtkd") for code in LANGUAGES),
         *(f"{paradigm}-multilingual-f2-s5" for paradigm in ("ft", "kd", "mtkd")),
@@ -63,18 +63,20 @@ def test_students_of_another_recipe():
 
 def test_students_trained_as_teachers_are_not_trained_again():
     config = experiment(setups=["monolingual", "multilingual"])
-    students = student_runs(config)
-    assert [run for run in students if run.paradigm == "ft"] == teacher_runs(config)
+    students = build_run_graph(config).students
+    assert [run for run in students if run.paradigm == "ft"] == list(build_run_graph(config).teachers)
     assert [run.id for run in students if run.stage == "distill"][:1] == ["kd-en-f2-s5"]
     alone = experiment(paradigms=["ft", "mtkd"])  # no multilingual teacher is trained without kd
-    assert [run.id for run in student_runs(alone)] == ["ft-multilingual-f2-s5", "mtkd-multilingual-f2-s5"]
+    assert [run.id for run in build_run_graph(alone).students] == ["ft-multilingual-f2-s5", "mtkd-multilingual-f2-s5"]
 
 
 @pytest.mark.parametrize("same_recipe", [True, False])
 def test_teachers_of_students_exist(same_recipe):
     config = experiment(same_recipe=same_recipe, setups=["monolingual", "multilingual"])
-    known = {run.id for run in teacher_runs(config)}
-    runs = teacher_runs(config) + [run for run in student_runs(config) if run.stage == "distill"]
+    known = {run.id for run in build_run_graph(config).teachers}
+    runs = [*build_run_graph(config).teachers] + [
+        run for run in build_run_graph(config).students if run.stage == "distill"
+    ]
     assert len({run.id for run in runs}) == len(runs)
     assert {teacher for run in runs for teacher in run.teachers} == known
     for run in runs:
@@ -83,7 +85,7 @@ def test_teachers_of_students_exist(same_recipe):
 
 def test_folders():
     config = experiment(base="shared")
-    teacher, student = teacher_runs(config)[0], student_runs(config)[-1]
+    teacher, student = build_run_graph(config).teachers[0], build_run_graph(config).students[-1]
     assert teacher.folder(config) == "/outputs/shared/teachers/teacher-en-f2-s5"
     assert student.folder(config) == "/outputs/t/distill/mtkd-multilingual-f2-s5"
 
@@ -98,39 +100,39 @@ def paper(fold: int, **distill: Any) -> Experiment:
 
 
 def test_what_a_fold_repeats_is_one_run():
-    assert [run.id for run in teacher_runs(paper(7))] == [
+    assert [run.id for run in build_run_graph(paper(7)).teachers] == [
         "teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5", "teacher-all-f7-s5",
     ]  # fmt: skip
-    students = {run.id: run for run in student_runs(paper(7, setups=["monolingual", "multilingual"]))}
+    students = {run.id: run for run in build_run_graph(paper(7, setups=["monolingual", "multilingual"])).students}
     assert "mtkd-en-f7-s5" in students  # its teachers of other languages are this fold's
     assert students["mtkd-en-f7-s5"].teachers == ("teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5")
-    of_all = {run.id for fold in range(9) for run in teacher_runs(paper(fold))}
+    of_all = {run.id for fold in range(9) for run in build_run_graph(paper(fold)).teachers}
     assert len(of_all) == 5 + 9 + 3 + 9
 
 
 def test_folds_that_only_the_data_tell_are_not_taken_for_each_other():
     content = to_dict(experiment())
     content["corpora"][0]["split"]["scheme"] = "leave-one-speaker-out"
-    runs = [teacher_runs(Experiment.model_validate(content | {"fold": fold}))[0].id for fold in (0, 4, 8)]
+    runs = [build_run_graph(Experiment.model_validate(content | {"fold": fold})).teachers[0].id for fold in (0, 4, 8)]
     assert len(set(runs)) == 3
 
 
 def test_cross_fitted_teachers():
     config = experiment(paradigms=["mtkd"], mtkd={"weighting": "confidence"})
     parts = [f"teacher-en-f2-s5-crossfit-{number}of3" for number in (1, 2, 3)]
-    runs = {run.id: run for run in cross_fitted_runs(config)}
+    runs = {run.id: run for run in build_run_graph(config).cross_fitted}
     assert list(runs)[:3] == parts and len(runs) == 9
     assert runs[parts[1]].held_out_fold is not None and runs[parts[1]].held_out_fold.index == 1
-    (student,) = student_runs(config)
-    assert student.teachers == tuple(run.id for run in teacher_runs(config))
+    (student,) = build_run_graph(config).students
+    assert student.teachers == tuple(run.id for run in build_run_graph(config).teachers)
     assert set(student.dependencies) == {*student.teachers, *runs}
-    order = [run.id for run in all_runs(config)]
+    order = [run.id for run in build_run_graph(config).all_runs]
     assert all(order.index(need) < order.index(student.id) for need in student.dependencies)
-    assert cross_fitted_runs(experiment(mtkd={"weighting": "confidence", "cross_fit": 0})) == []
-    assert cross_fitted_runs(experiment()) == []
+    assert build_run_graph(experiment(mtkd={"weighting": "confidence", "cross_fit": 0})).cross_fitted == ()
+    assert build_run_graph(experiment()).cross_fitted == ()
 
 
 def test_a_variant_is_in_the_names_of_students_alone():
     config = experiment(paradigms=["mtkd"]).model_copy(update={"variant": "half"})
-    assert [run.id for run in student_runs(config)] == ["mtkd-multilingual-half-f2-s5"]
-    assert teacher_runs(config) == teacher_runs(experiment(paradigms=["mtkd"]))
+    assert [run.id for run in build_run_graph(config).students] == ["mtkd-multilingual-half-f2-s5"]
+    assert build_run_graph(config).teachers == build_run_graph(experiment(paradigms=["mtkd"])).teachers

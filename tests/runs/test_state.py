@@ -9,7 +9,7 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import CheckpointError, StageError
 from lakd_ray.runs import record
-from lakd_ray.runs.graph import Run, student_runs, teacher_runs
+from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.state import (
     METRICS_FILE,
     ResumePoint,
@@ -90,7 +90,7 @@ def test_the_state_before_knows_nothing_of_what_came_after():
 
 def test_best_checkpoint_of_a_finished_run(tmp_path):
     config = experiment(tmp_path)
-    run = teacher_runs(config)[0]
+    run = build_run_graph(config).teachers[0]
     folder = run.folder(config)
     with pytest.raises(StageError, match=r"teacher-en-f0-s42 is not trained.*stage `teachers`"):
         find_best_checkpoint(run, config)
@@ -106,7 +106,7 @@ def test_best_checkpoint_of_a_finished_run(tmp_path):
 
 
 def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
-    run = run or next(run for run in student_runs(config) if run.paradigm == "mtkd")
+    run = run or next(run for run in build_run_graph(config).students if run.paradigm == "mtkd")
     return record.digest(fingerprint_inputs(run, config, {"prepare": "p", **inputs}))
 
 
@@ -153,6 +153,6 @@ def test_what_does_not_shape_weights_leaves_the_run_the_same(change):
 
 def test_inputs_make_another_run_and_names_do_not():
     config = experiment()
-    run = student_runs(config)[0]
+    run = build_run_graph(config).students[0]
     assert made(config, teacher="one") != made(config, teacher="two")
     assert made(config, run) == made(config, run.model_copy(update={"id": "elsewhere", "stage": "tune"}))

@@ -17,7 +17,7 @@ from lakd_ray.data.batch_plan import ReadGroup
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.reader import AudioBatch, ShardSource
 from lakd_ray.launch import rank_group
-from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.runs.state import RunState
 from lakd_ray.train import data_loader as feeds
 from lakd_ray.train import trainer
@@ -105,7 +105,7 @@ def _train(
     """Train the run in a folder to its end, or until it is killed; returns the rows trained on, in order."""
     config = _experiment(place, start or {"model": MODEL}, **settings)
     group = rank_group.RankGroup(rank, world)
-    run_of = teacher_runs(config)[0]
+    run_of = build_run_graph(config).teachers[0]
     source = group.get_or_compute_features(config, manifest, run_of.recipe.model)
     feed = RankDataLoader(run_of, config, manifest, None, rank, world, source)
     arrived: list[AudioBatch] = []

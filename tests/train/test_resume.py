@@ -16,7 +16,7 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StorageError, TrainingError
-from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.runs.state import ResumePoint, RunState
 from lakd_ray.train import checkpointing, trainer
 from lakd_ray.train import data_loader as feeds
@@ -69,7 +69,7 @@ class Run:
         }  # fmt: skip
         config = Experiment.model_validate(content)
         self.folder, self.told, self.lines = str(folder), list[str](), list[dict[str, Any]]()
-        self._feed = RankDataLoader(teacher_runs(config)[0], config, manifest, None, 0, 1)
+        self._feed = RankDataLoader(build_run_graph(config).teachers[0], config, manifest, None, 0, 1)
 
     def train(self, **more: Any) -> RunState:
         trainer.train_run(

@@ -11,7 +11,7 @@ from support import fake_data as noise
 from lakd_ray.config import DistillLossConfig, Experiment, LabelLossConfig
 from lakd_ray.data.reader import AudioBatch
 from lakd_ray.models import ClassifierOutput
-from lakd_ray.runs.graph import teacher_runs
+from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
@@ -109,7 +109,12 @@ def test_weights_of_classes_go_by_all_of_train_and_not_by_the_batch(balance, tmp
     content = {"name": "t", "languages": ["en"], "corpora": [{"name": "c", "root": "x"}]}
     config = Experiment.model_validate(content | {"teacher": recipe, "student": recipe})
     feed = RankDataLoader(
-        teacher_runs(config)[0], config, noise.manifest(tmp_path, train=10, dev=4), None, rank=0, world_size=1
+        build_run_graph(config).teachers[0],
+        config,
+        noise.manifest(tmp_path, train=10, dev=4),
+        None,
+        rank=0,
+        world_size=1,
     )
     rows = np.array([0, 4, 3])  # classes 0, 0 and 3; of the ten in train 3, 3, 2 and 2
     batch = feed.collate(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
