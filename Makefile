@@ -10,7 +10,7 @@ STORAGE ?= outputs
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: env demo serve study test test-slow check format clean
+.PHONY: env demo serve study test test-slow check docs format clean
 
 env: $(STAMP)
 
@@ -41,7 +41,11 @@ check: env
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -q tests/test_architecture.py
+	pytest -q tests/test_architecture.py tests/test_prose.py
+
+# the documentation's site, in site/
+docs: env
+	mkdocs build --quiet
 
 format: env
 	ruff check --fix .

@@ -77,7 +77,7 @@ def speeds(predictors: dict[Backend, Predictor], repeats: int) -> dict[Backend, 
 
 
 def print_speeds(found: dict[Backend, dict[int, list[float]]]) -> None:
-    """As a table of docs/export.md."""
+    """As a table of docs/how-to/export.md."""
     print("\n| backend | batch of 1, audio-s/s | of torch | batch of 8, audio-s/s | of torch |\n|---|---|---|---|---|")
     for name, by_size in found.items():
         cells = []
@@ -93,7 +93,7 @@ def spread(values: list[float], form: str) -> str:
 
 
 def print_accuracy(predictors: dict[Backend, Predictor], options: argparse.Namespace) -> None:
-    """On test, as a table of docs/export.md."""
+    """On test, as a table of docs/how-to/export.md."""
     config = load_config(options.experiment, [f"storage={options.storage}"] if options.storage else [])
     plain = predictors[PLAIN]
     heard = load_test_set(config, plain.metadata)

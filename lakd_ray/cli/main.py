@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage, text in _COMMAND_HELP.items():
         _add_stage_arguments(commands.add_parser(stage, help=text, description=text), stage)
     text = "emotions of a few recordings, as a table or JSON lines"
-    _add_predict_arguments(commands.add_parser("predict", help=text, description=f"{text}: docs/predict.md"))
+    _add_predict_arguments(commands.add_parser("predict", help=text, description=f"{text}: docs/how-to/predict-in-bulk.md"))
     _add_experiment_arguments(
         commands.add_parser("config", help="print the resolved configuration, every field explained")
     )
@@ -122,7 +122,7 @@ def _add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hop", type=float, metavar="S", help="from one segment to the next; the window if left out")
     parser.add_argument("--top-k", type=int, metavar="N", help="only so many of the most probable emotions")
     parser.add_argument("--max-seconds", type=float, default=120.0, metavar="S", help="with --model: the longest (120)")
-    _add_backend_argument(parser, "with --model: what computes (torch), see docs/export.md")
+    _add_backend_argument(parser, "with --model: what computes (torch), see docs/how-to/export.md")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
 
 
@@ -133,7 +133,7 @@ def _add_bulk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="copies of the model; as many as there is room for")
     parser.add_argument("--cpus", type=int, metavar="N", help="CPUs of each (1)")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each")
-    _add_backend_argument(parser, "what computes (torch), see docs/export.md")
+    _add_backend_argument(parser, "what computes (torch), see docs/how-to/export.md")
     parser.add_argument("--language", metavar="CODE", help="language of recordings whose manifest tells none")
     parser.add_argument("--max-seconds", type=float, metavar="S", help="longer ones are quarantined (120)")
     parser.add_argument("--part-files", type=int, metavar="N", help="recordings of one Parquet file (256)")

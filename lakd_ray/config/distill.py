@@ -1,4 +1,4 @@
-"""The sections that say what is minimised; docs/method.md has the formulas."""
+"""The sections that say what is minimised; docs/explanation/method.md has the formulas."""
 
 from typing import Literal, Self
 
@@ -39,7 +39,7 @@ class DistillLossConfig(Section):
     lam: float = Field(1 / 13, ge=0, le=1)
     """Share of the distillation term. 1/13 balances as the paper's 0.25 does with its four times smaller KL."""
     weighting: Weighting = "similarity"
-    """How the teachers are weighted for each utterance (mtkd only); docs/method.md explains each."""
+    """How the teachers are weighted for each utterance (mtkd only); docs/explanation/method.md explains each."""
     weighting_temperature: float = Field(0.25, gt=0)
     """Temperature of the softmax over teachers (`similarity`, `similarity-centered` and `confidence`)."""
     same_language_weight: float = Field(0.8, ge=0, le=1)

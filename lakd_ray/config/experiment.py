@@ -227,7 +227,7 @@ class ServeConfig(Section):
     backend: Backend = "torch"
     """What computes: torch in fp32, bf16 or int8, or an exported graph by onnxruntime (`lakd-ray[onnx]`) in fp32 or
     int8 or by OpenVINO (`lakd-ray[openvino]`) in fp32 or bf16. int8 and graphs are for CPUs alone; what they gain and
-    cost is in docs/export.md."""
+    cost is in docs/how-to/export.md."""
     max_upload_mb: float = Field(25.0, gt=0)
     """Larger uploads are refused (413)."""
     max_seconds: float = Field(120.0, gt=0)

@@ -9,7 +9,7 @@ from lakd_ray.config.distill import LabelLossConfig
 
 
 class LanguageAwareHeadConfig(Section):
-    """The head of a language-aware student; docs/method.md has its formulas."""
+    """The head of a language-aware student; docs/explanation/method.md has its formulas."""
 
     embedding_size: int = Field(64, ge=1)
     """Numbers that stand for a language."""

@@ -1,4 +1,4 @@
-"""Losses and teacher weightings: pure functions of tensors. docs/method.md has the formulas and where they are from."""
+"""Losses and teacher weightings: pure functions of tensors. docs/explanation/method.md has the formulas and where they are from."""
 
 from lakd_ray.distill.attention_loss import mixture_losses
 from lakd_ray.distill.distillation import DistillationLoss, distillation_loss

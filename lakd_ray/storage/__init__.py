@@ -2,7 +2,7 @@
 
 A location is a plain path or `s3://bucket/prefix`. Nothing half written is ever taken for whole: single files are
 written to a temporary name and moved (an S3 upload is atomic by itself), and folders carry a seal, written last, with
-the size and hash of every file (`write_checksummed_folder`, `open_checksummed_folder`). docs/storage.md has credentials and retries.
+the size and hash of every file (`write_checksummed_folder`, `open_checksummed_folder`). docs/how-to/storage.md has credentials and retries.
 """
 
 from lakd_ray.storage.checksummed import (

@@ -1,4 +1,4 @@
-"""The study opened by optuna-dashboard, by the command that docs/tune.md gives, in a real browser."""
+"""The study opened by optuna-dashboard, by the command that docs/how-to/search.md gives, in a real browser."""
 
 import subprocess
 import sys

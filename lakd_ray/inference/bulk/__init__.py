@@ -1,4 +1,4 @@
-"""Answers to recordings: a few by the command line, a bucket of them by Ray Data (docs/predict.md).
+"""Answers to recordings: a few by the command line, a bucket of them by Ray Data (docs/how-to/predict-in-bulk.md).
 
 ask     files and their answers, from an endpoint or a model in this process; no Ray
 show    answers as a table for people, or as JSON lines
