@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 from support.s3_server import BUCKET, running_s3
 
+pytest_plugins = ["support.prediction_fixtures"]
+
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray reads it when imported, by any of the tests
 
 

@@ -129,7 +129,7 @@ def bilingual(alpha: float, **changed: Any) -> dict[str, list[int]]:
     """Rows of an epoch over 1,000 utterances of one language and 100 of another."""
     languages_N = np.where(np.arange(1500) < 1000, "en", "fi").astype(object)
     balanced = replace(MANIFEST, languages_N=languages_N)
-    settings = {"seed": 1, "epoch": 0, "world": 2, **changed}
+    settings = {"seed": 1, "epoch": 0, "world_size": 2, **changed}
     batch = BATCH.model_copy(update={"language_sampling_alpha": alpha})
     found = flat(plan_training_epoch(balanced, np.arange(1100), batch, **settings))
     return {code: [row for row in found if languages_N[row] == code] for code in ("en", "fi")}

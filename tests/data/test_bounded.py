@@ -18,8 +18,8 @@ def test_a_corpus_larger_than_the_object_store_streams_without_spilling(tmp_path
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(
-        [sys.executable, str(HERE / "bounded_worker.py"), str(tmp_path)],
-        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(HERE.parents[1])},
+        [sys.executable, str(HERE.parent / "support" / "bounded_worker.py"), str(tmp_path)],
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)])},
         capture_output=True,
         text=True,
         check=False,

@@ -225,7 +225,7 @@ def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
     released, good = threading.Event(), Fake()
 
     class Hangs(Fake):
-        def open(self, config: Experiment, run: Run) -> int:
+        def start_run(self, config: Experiment, run: Run) -> int:
             released.wait(20)
             return 0
 

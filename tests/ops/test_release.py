@@ -264,7 +264,7 @@ def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """An experiment with noise for its test utterances."""
     noise.write(tmp_path, 9)
     manifest = replace(noise.manifest(tmp_path, 0, 9), splits_N=np.array(["test"] * 9))
-    monkeypatch.setattr(backend_accuracy.manifests, "load", lambda config: manifest)
+    monkeypatch.setattr(backend_accuracy.manifests, "load_manifest", lambda config: manifest)
     recipe = {"model": {"pretrained": "x"}}
     return Experiment.model_validate(
         {

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray.serve.decoding import RequestDecoder
-
 Recording = Callable[..., bytes]
 Endpoint = Callable[..., tuple[str, "subprocess.Popen[str]"]]
 
@@ -35,13 +33,6 @@ def recording() -> Recording:
     return make
 
 
-@pytest.fixture(scope="session")
-def decoders() -> Iterator[RequestDecoder]:
-    """Real decoding processes."""
-    with RequestDecoder(2, timeout_s=5.0, memory_mb=512) as decoders:
-        yield decoders
-
-
 @pytest.fixture
 def endpoint(tiny_checkpoint: str, tmp_path: Path) -> Iterator[Endpoint]:
     """Starts an endpoint of Ray Serve in a process of its own, with settings of the `serve` section."""
@@ -58,7 +49,12 @@ def _running(checkpoint: str, folder: Path, settings: dict[str, Any]) -> Iterato
     log = folder / "endpoint.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("endpoint.py")), checkpoint, json.dumps(settings)],
+            [
+                sys.executable,
+                str(Path(__file__).parents[1] / "support" / "endpoint.py"),
+                checkpoint,
+                json.dumps(settings),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -215,7 +215,7 @@ def test_what_is_sent_with_the_page(decoders):
 
 
 def test_nothing_in_the_page_names_another_host():
-    for file in files("lakd_ray.serve").joinpath("page_files").iterdir():
+    for file in files("lakd_ray.serve").joinpath("static").iterdir():
         addresses = set(re.findall(r"\b\w+://[^\s\"'`]+", file.read_text()))
         assert addresses <= {"http://www.w3.org/2000/svg"}, file.name
 

@@ -14,7 +14,7 @@ import pytest
 
 from support import tiny_models as tiny
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MARK = "LAKD_TEST"  # in the environment of everything that a test starts
 
 SMALL = """

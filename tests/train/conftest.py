@@ -28,7 +28,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     processes = []
     try:
         for (rank, world), log in zip(ranks, logs, strict=True):
-            command = [sys.executable, str(HERE / "engine_worker.py"), str(rank), str(world), str(out)]
+            command = [
+                sys.executable,
+                str(HERE.parent / "support" / "engine_worker.py"),
+                str(rank),
+                str(world),
+                str(out),
+            ]
             with log.open("w") as stream:
                 processes.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT))
         codes = [process.wait(timeout=280) for process in processes]

@@ -156,7 +156,7 @@ def _build_index_result(row: Mapping[str, Any], context: CardContext) -> dict[st
 
 def _describe_initialization(model_config: Mapping[str, Any]) -> str:
     """Where its weights began. Only a name with a revision is surely the hub's and no path that tells of a machine."""
-    if model_config.get("architecture") is not None:
+    if model_config.get("config") is not None:
         return "a random start"
     if model_config.get("pretrained") and model_config.get("revision"):
         return f"{model_config['pretrained']} (revision {model_config['revision']})"

@@ -23,7 +23,7 @@ from lakd_ray.inference.bulk import job as bulk
 from lakd_ray.inference.bulk.job import BulkConfig
 from lakd_ray.runs import record
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Ray's own imports
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -11,14 +11,15 @@ from urllib.parse import parse_qsl, urlparse
 import numpy as np
 import pytest
 import soundfile
-from support import tiny_models as tiny
-from support.samples import LENGTHS
 
 from lakd_ray.audio import decode_recording
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import Predictor
 from lakd_ray.inference.recordings import LocalModel, model_info, predict_recording
 from lakd_ray.inference.results import EmotionResult
+from lakd_ray.serve.decoding import RequestDecoder
+from support import tiny_models as tiny
+from support.samples import LENGTHS
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +108,10 @@ def endpoint(said: Said) -> Iterator[str]:
         yield server.url
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[RequestDecoder]:
+    """Real decoding processes."""
+    with RequestDecoder(2, timeout_s=5.0, memory_mb=512) as decoders:
+        yield decoders
