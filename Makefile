@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
-DEMO := jobs/experiments/demo.yaml
+DEMO := demo
 STORAGE ?= outputs
 
 # DeepSpeed builds one small op on first use; a folder of the project's own, so that it is built once and HOME is not touched.
@@ -29,7 +29,7 @@ serve: env
 	lakd serve $(DEMO) --set storage=$(STORAGE) serve.port=8000
 
 study: env
-	lakd reproduce jobs/experiments/study.yaml --set storage=$(STORAGE)
+	lakd reproduce study --set storage=$(STORAGE)
 
 test: env
 	pytest -m "not slow and not gpu"

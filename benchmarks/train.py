@@ -39,14 +39,14 @@ from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.step import Objective, compute_losses
 
-DEMO = Path(__file__).parents[1] / "jobs/experiments/demo.yaml"
+DEMO = "demo"
 
 
 def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
     """The demo with English alone, whose teacher is another run for every seed."""
     settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
     english = ["languages=[en]", "corpora.0.options.languages=[en]"]
-    return load_config(str(DEMO), [*settings, *english, "distill.paradigms=[mtkd]"])
+    return load_config(DEMO, [*settings, *english, "distill.paradigms=[mtkd]"])
 
 
 def bare(folder: str, epochs: int) -> None:

@@ -139,8 +139,8 @@ next() {
 In every shell that talks to it:
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_API_SERVER_ADDRESS=http://127.0.0.1:$1
 Then, from the repository:
-  ray job submit --runtime-env runtime_env.yaml --working-dir . -- python jobs/pipeline.py jobs/experiments/demo.yaml --set storage=$HOME/lakd
-  (python jobs/submit.py pipeline jobs/experiments/demo.yaml --set storage=$HOME/lakd   the same, with an honest exit status)
+  ray job submit --runtime-env runtime_env.yaml --working-dir . -- python jobs/pipeline.py demo --set storage=$HOME/lakd
+  (python jobs/submit.py pipeline demo --set storage=$HOME/lakd   the same, with an honest exit status)
 The dashboard asks for the token once: cat $token
 TEXT
 }

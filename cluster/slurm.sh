@@ -2,8 +2,8 @@
 # An experiment on Slurm: one Ray cluster for the job, ended with it.
 #
 #   export LAKD_STORAGE=/shared/lakd
-#   sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml [--set dotted.key=value ...]
-#   LAKD_JOB=reproduce sbatch cluster/slurm.sh jobs/experiments/paper.yaml --set train.parallel_runs=4
+#   sbatch cluster/slurm.sh paper-fold [--set dotted.key=value ...]
+#   LAKD_JOB=reproduce sbatch cluster/slurm.sh paper --set train.parallel_runs=4
 #
 # Submit from the repository, on a file system that all nodes share, with .venv in it. One GPU goes to one training
 # worker: nodes x gpus-per-node must be at least the experiment's train.workers (here 2 x 2 = 4).
@@ -24,7 +24,7 @@ die() {
 }
 
 [[ -n ${SLURM_JOB_ID:-} ]] || die "submit this with sbatch"
-(($#)) || die "name an experiment: sbatch cluster/slurm.sh jobs/experiments/paper-fold.yaml"
+(($#)) || die "name an experiment: sbatch cluster/slurm.sh paper-fold"
 export LAKD_JOB=${LAKD_JOB:-pipeline} # a script in jobs/
 [[ -f $SLURM_SUBMIT_DIR/jobs/$LAKD_JOB.py ]] || die "LAKD_JOB=$LAKD_JOB: there is no jobs/$LAKD_JOB.py here"
 storage=${LAKD_STORAGE:-}

@@ -1,6 +1,6 @@
 """The students: ft, kd, mtkd.
 
-python jobs/distill.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/distill.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

@@ -1,6 +1,6 @@
 """Predictions for every test utterance.
 
-python jobs/evaluate.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/evaluate.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

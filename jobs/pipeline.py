@@ -1,6 +1,6 @@
 """All stages in order.
 
-python jobs/pipeline.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/pipeline.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

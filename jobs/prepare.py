@@ -1,6 +1,6 @@
 """Corpora to validated manifest and Parquet shards.
 
-python jobs/prepare.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/prepare.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

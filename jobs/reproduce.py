@@ -1,6 +1,6 @@
 """The whole grid of an experiment: every fold, seed and variant, each run once, and one table over them.
 
-python jobs/reproduce.py jobs/experiments/NAME.yaml [--dry-run] [--rate R] [--set dotted.key=value ...]
+python jobs/reproduce.py EXPERIMENT [--dry-run] [--rate R] [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

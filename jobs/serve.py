@@ -1,6 +1,6 @@
 """Serve the best student over HTTP until interrupted.
 
-python jobs/serve.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/serve.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

@@ -1,6 +1,6 @@
 """Submits a job to a running Ray cluster, follows its log to the end and ends with its exit status.
 
-python jobs/submit.py pipeline jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/submit.py pipeline EXPERIMENT [--set dotted.key=value ...]
 
 As `ray job submit --runtime-env runtime_env.yaml --working-dir .`, which however ends with 0 also for a job that was
 stopped, or when its connection to the log breaks. Ends here: 0 succeeded, 130 stopped, 2 the cluster cannot be reached

@@ -1,6 +1,6 @@
 """One fine-tuned teacher per language.
 
-python jobs/train_teachers.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/train_teachers.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

@@ -1,6 +1,6 @@
 """Search distillation settings on dev.
 
-python jobs/tune.py jobs/experiments/NAME.yaml [--set dotted.key=value ...]
+python jobs/tune.py EXPERIMENT [--set dotted.key=value ...]
 """
 
 from lakd_ray.cli.main import run_job

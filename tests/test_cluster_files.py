@@ -22,7 +22,7 @@ from lakd_ray.tune.study import PAPER_LOSS
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 SCRIPTS = sorted(CLUSTER.glob("*.sh"))
-EXPERIMENTS = sorted((ROOT / "jobs/experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "lakd_ray/experiments").glob("*.yaml"))
 TEXTS = sorted(file for file in CLUSTER.rglob("*") if file.is_file())
 
 
@@ -98,7 +98,7 @@ def test_dockerfile_copies_what_is_there_and_what_the_build_needs():
 def test_scripts_in_jobs_name_stages_that_exist():
     for script in (ROOT / "jobs").glob("*.py"):
         calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
-        stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "job"]
+        stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "run_job"]
         assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in main._COMMAND_HELP), script.name
 
 
@@ -112,7 +112,7 @@ def test_experiments_load_and_what_is_printed_loads_the_same(file, tmp_path):
 
 
 def test_the_paper_fold_is_the_papers():
-    config = load_config(ROOT / "jobs/experiments/paper-fold.yaml")
+    config = load_config("paper-fold")
     assert config.train.workers * config.batch.max_utterances * config.train.gradient_accumulation_steps == 16
     assert config.batch.max_padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
     assert (config.seed, config.audio.max_seconds) == (42, 20)
@@ -120,13 +120,13 @@ def test_the_paper_fold_is_the_papers():
         assert (recipe.optim.epochs, recipe.optim.lr) == (20, 3e-5)
         assert recipe.model.pretrained == "facebook/wav2vec2-base" and recipe.model.freeze_feature_encoder
     assert {corpus.split.scheme for corpus in config.corpora} == {"paper"}
-    defaults = load_config(ROOT / "jobs/experiments/demo.yaml").distill
+    defaults = load_config("demo").distill
     assert config.distill.kd.lam == pytest.approx(defaults.kd.lam)
     assert config.distill.mtkd.lam == pytest.approx(defaults.mtkd.lam)
 
 
 def test_the_papers_grid_is_the_papers():
-    config, fold = (load_config(ROOT / f"jobs/experiments/{name}.yaml") for name in ("paper", "paper-fold"))
+    config, fold = (load_config(name) for name in ("paper", "paper-fold"))
     assert config.corpora == fold.corpora and config.teacher == fold.teacher and config.student == fold.student
     assert config.distill == fold.distill and set(config.distill.setups) == {"monolingual", "multilingual"}
     assert config.grid.folds is None and len(config.grid.seeds) == 3
@@ -141,11 +141,11 @@ def test_the_papers_grid_is_the_papers():
 
 def test_the_kubernetes_job_has_room_for_its_experiment():
     words = job()["entrypoint"].split()
-    experiment, overrides = next(word for word in words if word.endswith(".yaml")), words[words.index("--set") + 1 :]
+    experiment, overrides = words[words.index("--set") - 1], words[words.index("--set") + 1 :]
     inside = "/home/ray/lakd/"
     assert f"WORKDIR {inside.rstrip('/')}\n" in read("cluster/Dockerfile")
     assert all(word.startswith(inside) for word in words if word.startswith("/"))
-    config = load_config(ROOT / experiment.removeprefix(inside), overrides)
+    config = load_config(experiment, overrides)
     assert storage.is_remote(config.storage)
     (group,) = job()["rayClusterSpec"]["workerGroupSpecs"]
     (pod,) = group["template"]["spec"]["containers"]
@@ -156,7 +156,7 @@ def test_the_kubernetes_job_has_room_for_its_experiment():
 
 def test_slurm_asks_for_the_gpus_of_the_paper_fold():
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
-    train = load_config(ROOT / "jobs/experiments/paper-fold.yaml").train
+    train = load_config("paper-fold").train
     assert int(asked["nodes"]) * int(asked["gpus-per-node"]) >= train.workers
     assert int(asked["nodes"]) * int(asked["cpus-per-task"]) > train.workers * train.cpus_per_worker
 
@@ -212,7 +212,5 @@ def test_submit_knows_every_job():
 
 
 def test_an_override_of_one_section_leaves_its_alias_alone():
-    config = load_config(
-        ROOT / "jobs/experiments/paper-fold.yaml", ["student.optim.epochs=3"]
-    )  # there: student: *recipe
+    config = load_config("paper-fold", ["student.optim.epochs=3"])  # there: student: *recipe
     assert (config.teacher.optim.epochs, config.student.optim.epochs) == (20, 3)

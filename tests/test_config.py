@@ -8,10 +8,11 @@ import yaml
 
 from lakd_ray import config as sections
 from lakd_ray.config import Experiment, Section, load_config, to_dict, to_documented_yaml
+from lakd_ray.config.loader import EXPERIMENTS, experiment_names, find_experiment
 from lakd_ray.errors import ConfigError
 from lakd_ray.runs.graph import build_run_graph
 
-SHIPPED = sorted((Path(__file__).parents[1] / "jobs" / "experiments").glob("*.yaml"))
+SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
 SMALL = """
 name: small
 languages: [en, fi]
@@ -49,6 +50,27 @@ def test_shipped_experiment(file, tmp_path):
     runs = build_run_graph(experiment).teachers + build_run_graph(experiment).students
     assert len(runs) > len(experiment.languages)
     assert all(run.recipe == experiment.student for run in runs if run.stage == "distill")
+
+
+def test_experiments_are_found_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_experiment("demo") == EXPERIMENTS / "demo.yaml" == find_experiment(EXPERIMENTS / "demo.yaml")
+    (tmp_path / "demo.yaml").write_text(SMALL)
+    assert load_config("demo").name == load_config("./demo.yaml").name == load_config("demo.yaml").name == "small"
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("dema", "did you mean `demo`?"), ("minee.yaml", "did you mean `mine.yaml`?"), ("paper.yaml", "did you mean `paper`?")],
+)
+def test_a_missing_experiment_is_reported_with_the_names_that_exist(tmp_path, monkeypatch, name, suggestion):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(SMALL)
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    message = str(caught.value)
+    assert f"no experiment '{name}'; {suggestion}" in message
+    assert f"Experiments in the package: {', '.join(experiment_names())}." in message
 
 
 @pytest.mark.parametrize("part", ["teacher", "student"])
@@ -247,10 +269,8 @@ def test_not_an_experiment(tmp_path, content, expected):
 
 
 def test_missing_file(small):
-    message = refusal(small.with_name("absent.yaml"))
-    assert "no experiment file" in message
-    assert str(small) in message
-    assert "none in that folder" in refusal(small.with_name("no-folder") / "absent.yaml")
+    assert f"did you mean `{small}`?" in refusal(small.with_name("smal.yaml"))
+    assert "no-folder/absent.yaml'. Experiments in" in refusal(small.with_name("no-folder") / "absent.yaml")
 
 
 def test_relative_paths_are_resolved_once(small, monkeypatch, tmp_path):

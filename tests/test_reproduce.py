@@ -21,7 +21,7 @@ from lakd_ray.reproduce import build_plan
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-FILE = "jobs/experiments/paper-demo.yaml"
+FILE = "paper-demo"
 SMALL = ["corpora.0.options.sentences=2", "teacher.optim.epochs=2", "student.optim.epochs=2", "grid.seeds=[42]"]
 
 
@@ -70,7 +70,7 @@ def driver(storage_folder: str) -> int:
 
 def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path: Path) -> None:
     out, log = str(tmp_path / "out"), tmp_path / "log"
-    config = load_config(ROOT / FILE, [f"storage={out}", *SMALL])
+    config = load_config(FILE, [f"storage={out}", *SMALL])
     students = ("kd-", "mtkd-")
 
     process = submit(cluster, out, log)  # killed among the teachers, as when memory runs out

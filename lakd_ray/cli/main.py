@@ -108,7 +108,7 @@ def _add_stage_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
 
 
 def _add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="experiment file, for instance jobs/experiments/demo.yaml")
+    parser.add_argument("experiment", help="experiment file, for instance demo")
     _add_overrides_argument(parser, "dotted.key=value", "change fields of the experiment file; values are YAML")
 
 

@@ -21,6 +21,8 @@ from lakd_ray.config.experiment import (
 from lakd_ray.config.external_teachers import ExternalTeacherConfig
 from lakd_ray.config.grid import GridConfig
 from lakd_ray.config.loader import (
+    experiment_names,
+    find_experiment,
     load_config,
     parse_overrides,
     resolve_location,
@@ -64,6 +66,8 @@ __all__ = [
     "TuningConfig",
     "WandbConfig",
     "Weighting",
+    "experiment_names",
+    "find_experiment",
     "load_config",
     "parse_overrides",
     "resolve_location",

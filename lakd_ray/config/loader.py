@@ -19,19 +19,56 @@ from lakd_ray.config.experiment import Experiment
 from lakd_ray.config.model import Recipe
 from lakd_ray.errors import ConfigError
 
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+"""Folder of the experiments that are installed with the package."""
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and apply overrides such as `student.optim.epochs=5` (values are YAML).
+
+def experiment_names() -> list[str]:
+    """Return the names of the experiments that are installed with the package, sorted."""
+    return sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+
+
+def find_experiment(name: str | Path) -> Path:
+    """Return the file of an experiment.
+
+    Args:
+        name: path of an experiment file, or its name: a name alone refers to `NAME.yaml` in the current folder if that
+            exists, and to the experiment of that name in the package otherwise.
 
     Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is refused.
+        ConfigError: there is no such experiment.
     """
-    file = Path(path)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    is_name = path.suffix != ".yaml" and len(path.parts) == 1
+    if is_name:
+        for file in (Path(f"{name}.yaml"), EXPERIMENTS / f"{name}.yaml"):
+            if file.is_file():
+                return file
+    known = experiment_names()
+    candidates = {name: name for name in known} | {file.stem: str(file) for file in path.parent.glob("*.yaml")}
+    close = difflib.get_close_matches(path.stem, candidates, n=1)
+    suggestion = f"; did you mean `{candidates[close[0]]}`?" if close else "."
+    raise ConfigError(
+        f"no experiment {str(name)!r}{suggestion} Experiments in the package: {', '.join(known)}. "
+        "Give one of these names or the path of a YAML file; `lakd init NAME` writes one"
+    )
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment and apply overrides such as `student.optim.epochs=5` (values are YAML).
+
+    Args:
+        path: file or name of the experiment, see `find_experiment`.
+        overrides: `dotted.key=value` pairs.
+
+    Raises:
+        ConfigError: there is no such experiment, the file is not YAML, or a key or value is invalid.
+    """
+    file = find_experiment(path)
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = sorted(str(other) for other in file.parent.glob("*.yaml")) or ["none in that folder"]
-        raise ConfigError(f"no experiment file {file}; there are: {', '.join(known)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
     if not isinstance(tree, dict):

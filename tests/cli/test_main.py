@@ -10,7 +10,7 @@ from lakd_ray.cli.main import main
 from lakd_ray.config import Experiment, load_config
 from lakd_ray.corpora import IMPORTERS
 
-DEMO = str(Path(__file__).parents[1] / "jobs" / "experiments" / "demo.yaml")
+DEMO = "demo"
 # Ray's own imports: Train and Tune
 THIRD_PARTY = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -26,7 +26,7 @@ def test_config_prints_what_can_be_loaded(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["config", "absent.yaml"], "no experiment file absent.yaml"),
+        (["config", "absent.yaml"], "no experiment 'absent.yaml'"),
         (["config", DEMO, "--set", "sed=7"], "did you mean `seed`?"),
         (["prepare", DEMO, "--set", "train.workers"], "expected dotted.key=value"),
     ],
