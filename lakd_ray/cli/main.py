@@ -238,8 +238,9 @@ def _serve(config: Experiment) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from lakd_ray.cli import predict  # httpx and, for a model here, torch take seconds to load
+    from lakd_ray.inference.recordings import PredictOptions
 
-    question = predict.PredictOptions(options.language, options.window, options.hop, options.top_k)
+    question = PredictOptions(options.language, options.window, options.hop, options.top_k)
     asked = {name: getattr(options, name) for name in ("url", "model", "max_seconds", "backend")}
     return predict.run(options.files, question, **asked, as_json=options.json)
 

@@ -1,8 +1,6 @@
 """A few recordings and their answers, from an endpoint or from a model in this process. Without Ray."""
 
-import asyncio
 import glob
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,44 +15,13 @@ from lakd_ray import storage
 from lakd_ray.audio import sources
 from lakd_ray.cli import format
 from lakd_ray.config import Backend
-from lakd_ray.errors import ConfigError, DataError, LakdError
+from lakd_ray.errors import ConfigError, LakdError
+from lakd_ray.inference.recordings import MAX_SECONDS, PredictOptions, decode_and_validate, validate_segment_count
 from lakd_ray.inference.results import EmotionResult
 from lakd_ray.serve.client import Client
 
-MAX_SECONDS = 120.0  # as the endpoint's `serve.max_seconds`
-
 _MAX_IN_FLIGHT = 4  # requests: while one is answered, others are sent and decoded
 _PROGRESS_DELAY_S = 2.0  # no progress is shown before
-_LANGUAGE_CODE = re.compile("[a-z]{2,3}")
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What is asked about every recording, as by the endpoint's parameters.
-
-    Raises:
-        ConfigError: a value is impossible.
-    """
-
-    language: str | None = None
-    """Language of the recordings, where it is known."""
-    window_s: float | None = None
-    """Length of a timeline's segments in seconds; no timeline if None."""
-    hop_s: float | None = None
-    """From one segment to the next in seconds; `window_s` if None."""
-    top_k: int | None = None
-    """Only so many of the most probable emotions; all if None."""
-
-    def __post_init__(self) -> None:
-        if self.language is not None and not _LANGUAGE_CODE.fullmatch(self.language):
-            raise ConfigError(f"language {self.language!r}: expected a code of two or three letters, such as en")
-        for name, value, least in (("window", self.window_s, 0.25), ("hop", self.hop_s, 0.05)):
-            if value is not None and not least <= value <= 60:
-                raise ConfigError(f"{name} of {value:g} s: expected {least:g} to 60 s")
-        if self.hop_s is not None and self.window_s is None:
-            raise ConfigError("a hop without a window: give the length of the timeline's segments too")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"the {self.top_k} most probable emotions: expected 1 or more")
 
 
 class RecordingPredictor(Protocol):
@@ -104,26 +71,17 @@ class LocalPredictor:
         import transformers  # it and torch take seconds to load
 
         from lakd_ray.inference.predictor import Predictor
-        from lakd_ray.inference.recordings import LocalModel
 
         transformers.utils.logging.disable_progress_bar()  # of a moment, and it would go where nobody looks for one
-        predictor = Predictor.load(checkpoint, backend=backend)
-        self._model, self._max_seconds = LocalModel(predictor), max_seconds
-        self.emotions = predictor.emotions
+        self._predictor, self._max_seconds = Predictor.load(checkpoint, backend=backend), max_seconds
+        self.emotions = self._predictor.emotions
 
     def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
         """The model's answer."""
-        from lakd_ray.inference import recordings
-        from lakd_ray.inference.bulk import prefetch
-
-        recording = prefetch.decode_request(content, self._max_seconds)
-        if options.window_s is not None:
-            samples, hop_s = len(recording.wave_T), options.hop_s or options.window_s
-            count = len(recordings.segment_bounds(samples, options.window_s, hop_s))
-            if count > recordings.MAX_SEGMENTS:
-                most = recordings.MAX_SEGMENTS
-                raise DataError(f"the timeline has {count} segments, expected at most {most}: raise the hop")
-        return asyncio.run(recordings.predict_recording(self._model, recording, **asdict(options)))
+        recording = decode_and_validate(content, self._max_seconds)
+        validate_segment_count(len(recording.wave_T), options)
+        (result,) = self._predictor.predict_recordings([recording], [options])
+        return result
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE, Wave
+from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
 from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import ConfigError
 from lakd_ray.inference import backends
 from lakd_ray.inference.backends import Backend, SharedFeatures, TorchBackend
+from lakd_ray.inference.recordings import PredictOptions, assemble_result, plan_waves
+from lakd_ray.inference.results import EmotionResult, ModelInfo, Prediction
 from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
 from lakd_ray.models.external_teacher import load_external_teacher
 from lakd_ray.runs import record
@@ -85,6 +87,59 @@ class Predictor:
             return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), card)
         version = record.digest(storage.read_json(storage.join(checkpoint, storage.CHECKSUMS_FILE)))
         return cls(*backends.from_checkpoint(backend, checkpoint, threads), version=version)
+
+    @property
+    def info(self) -> ModelInfo:
+        """Name, version, classes, languages and dev metrics of the model."""
+        dev = self.metadata.training.get("dev", {})
+        metrics = {name: dev[f"dev_{name}"] for name in ("UR", "WR", "ece") if f"dev_{name}" in dev}
+        return ModelInfo(
+            model=self.model_id,
+            version=self.version,
+            emotions=self.emotions,
+            languages=self.languages,
+            identifiable_languages=self.identifiable_languages,
+            corpora=self.metadata.corpora,
+            dev=metrics | {f"UR {code}": recall for code, recall in dev.get("dev_recall", {}).items()},
+            calibration_temperature=self.calibration_temperature,
+        )
+
+    def predict_recordings(
+        self, recordings: Sequence[Recording], options: Sequence[PredictOptions]
+    ) -> list[EmotionResult]:
+        """Return the results of decoded recordings, in their order, from few forward passes.
+
+        Args:
+            options: those of each recording.
+        """
+        waves_of = [plan_waves(recording, each) for recording, each in zip(recordings, options, strict=True)]
+        waves = [wave_T for waves in waves_of for wave_T in waves]
+        languages = [each.language for waves, each in zip(waves_of, options, strict=True) for _ in waves]
+        predictions = iter(self.predict_waves(waves, languages) if waves else [])
+        info = self.info
+        return [
+            assemble_result(info, recording, [next(predictions) for _ in waves], each)
+            for recording, waves, each in zip(recordings, waves_of, options, strict=True)
+        ]
+
+    def predict_waves(self, waves: Sequence[Wave], languages: Sequence[str | None]) -> list[Prediction]:
+        """Return the predictions for 16 kHz mono waves, in their order.
+
+        Args:
+            languages: the language of each wave; None lets a language-aware student identify it.
+        """
+        logits_BC, language_logits_BL = self.predict_logits(waves, languages)
+        probabilities = softmax(logits_BC / self.calibration_temperature).tolist()
+        if language_logits_BL is None:
+            return [Prediction(probabilities=row) for row in probabilities]
+        return [
+            Prediction(
+                probabilities=row,
+                language=self.identifiable_languages[int(share_L.argmax())],
+                language_probability=float(share_L.max()),
+            )
+            for row, share_L in zip(probabilities, softmax(language_logits_BL), strict=True)
+        ]
 
     def warmup(self) -> None:
         """Answer silence of the lengths at which the first call is slow, so that nobody waits for it."""

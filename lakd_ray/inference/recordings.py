@@ -1,137 +1,73 @@
-"""From a recording to its answer, wherever the model runs: in this process, or behind a handle of Ray Serve.
+"""Steps between a recording and its `EmotionResult`: checks, segments, warnings and the assembled result.
 
-The endpoint, bulk prediction and the command line all answer by these functions, and evaluation by the same predictor.
+These functions are pure and load neither torch nor Ray. `lakd_ray.inference.predictor.Predictor` uses them in process,
+and the endpoint uses them around the calls of its replicas, so both return the same results.
 """
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
-from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
-from lakd_ray.errors import ClipError
-from lakd_ray.inference.results import EmotionResult, InputWarning, ModelInfo, ModelPredictions, Prediction, Segment
+from lakd_ray.audio import SAMPLE_RATE, Recording, Wave, decode_recording
+from lakd_ray.errors import ClipError, ConfigError, DataError
+from lakd_ray.inference.results import EmotionResult, InputWarning, ModelInfo, Prediction, Segment
 
-if TYPE_CHECKING:  # loads torch, which the process that speaks HTTP does without
-    from lakd_ray.inference.predictor import Predictor
-
-RECORDING_LABEL = "the recording"  # what messages call it
-MIN_SECONDS = 0.1  # less than a few frames of any encoder
+RECORDING_LABEL = "the recording"  # its name in messages
+MIN_SECONDS = 0.1  # shorter recordings have less than a few frames of any encoder
+MAX_SECONDS = 120.0  # default limit, as `serve.max_seconds`
 MAX_SEGMENTS = 500
+LANGUAGE_CODE = re.compile("[a-z]{2,3}")
 _SHORT_RECORDING_S = 1.0
-_CLIPPED_FRACTION = 0.005  # share of samples at full scale, from which on it is heard
+_CLIPPED_FRACTION = 0.005  # share of samples at full scale from which clipping is audible
 _SILENT_DB = -60.0
 
 
-class ModelHandle(Protocol):
-    """A model, wherever it runs."""
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of a prediction, the same for the endpoint, the command line and `Predictor.predict`.
 
-    async def info(self) -> ModelInfo:
-        """What it is."""
-
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """What it says of recordings in a language; None if it is to hear which."""
-
-
-class LocalModel:
-    """A predictor in this process."""
-
-    def __init__(self, predictor: "Predictor"):
-        self._predictor = predictor
-
-    async def info(self) -> ModelInfo:
-        """What it is."""
-        return model_info(self._predictor)
-
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """What it says of recordings."""
-        found = predict_waves(self._predictor, waves, [language] * len(waves))
-        return ModelPredictions(info=model_info(self._predictor), predictions=tuple(found))
-
-
-def model_info(predictor: "Predictor") -> ModelInfo:
-    """The card of a model."""
-    dev = predictor.metadata.training.get("dev", {})
-    scores = {name: dev[f"dev_{name}"] for name in ("UR", "WR", "ece") if f"dev_{name}" in dev}
-    return ModelInfo(
-        model=predictor.model_id,
-        version=predictor.version,
-        emotions=predictor.emotions,
-        languages=predictor.languages,
-        identifiable_languages=predictor.identifiable_languages,
-        corpora=predictor.metadata.corpora,
-        dev=scores | {f"UR {code}": recall for code, recall in dev.get("dev_recall", {}).items()},
-        calibration_temperature=predictor.calibration_temperature,
-    )
-
-
-def predict_waves(predictor: "Predictor", waves: Sequence[Wave], languages: Sequence[str | None]) -> list[Prediction]:
-    """What a model says of recordings, each in its language, None if the model is to hear which."""
-    from lakd_ray.inference.predictor import softmax  # as above
-
-    logits_BC, heard_BL = predictor.predict_logits(waves, languages)
-    rows = softmax(logits_BC / predictor.calibration_temperature).tolist()
-    if heard_BL is None:
-        return [Prediction(probabilities=row) for row in rows]
-    shares_BL = softmax(heard_BL)
-    return [
-        Prediction(
-            probabilities=row,
-            language=predictor.identifiable_languages[int(share_L.argmax())],
-            language_probability=float(share_L.max()),
-        )
-        for row, share_L in zip(rows, shares_BL, strict=True)
-    ]
-
-
-async def predict_recording(
-    model: ModelHandle,
-    recording: Recording,
-    *,
-    language: str | None = None,
-    window_s: float | None = None,
-    hop_s: float | None = None,
-    top_k: int | None = None,
-) -> EmotionResult:
-    """The answer to a recording.
-
-    Args:
-        language: its language; None if that is to be heard, or is not known.
-        window_s: length of the segments of a timeline; no timeline if None.
-        hop_s: from one segment's begin to the next one's, `window_s` if None.
-        top_k: how many of the most probable emotions are told; all, in the order of the logits, if None.
+    Raises:
+        ConfigError: a value is out of range.
     """
-    wave_T = recording.wave_T
-    spans = [] if window_s is None else segment_bounds(len(wave_T), window_s, hop_s or window_s)
-    said = await model.predict([wave_T, *(wave_T[start:end] for start, end in spans)], language)
-    card, (whole, *parts) = said.info, said.predictions
-    timeline = [
-        Segment(
-            start_s=start / SAMPLE_RATE,
-            end_s=end / SAMPLE_RATE,
-            emotion=_top_emotion(card, part),
-            probabilities=_top_probabilities(card, part, top_k),
-        )
-        for (start, end), part in zip(spans, parts, strict=True)
-    ]
-    return EmotionResult(
-        emotion=_top_emotion(card, whole),
-        probabilities=_top_probabilities(card, whole, top_k),
-        language=language or whole.language,
-        language_probability=None if language else whole.language_probability,
-        duration_s=len(wave_T) / SAMPLE_RATE,
-        segments=None if window_s is None else tuple(timeline),
-        warnings=input_warnings(card, recording, language),
-        model=card.model,
-        version=card.version,
-    )
+
+    language: str | None = None
+    """Language of the recording (`en`, `de`), where it is known."""
+    window_s: float | None = None
+    """Length of a timeline's segments in seconds; no timeline if None."""
+    hop_s: float | None = None
+    """Seconds from the start of a segment to the start of the next; `window_s` if None."""
+    top_k: int | None = None
+    """Return only the K most probable emotions; all of them, in the order of the logits, if None."""
+
+    def __post_init__(self) -> None:
+        if self.language is not None and not LANGUAGE_CODE.fullmatch(self.language):
+            raise ConfigError(f"language {self.language!r}: expected a code of two or three letters, such as en")
+        for name, value, minimum in (("window", self.window_s, 0.25), ("hop", self.hop_s, 0.05)):
+            if value is not None and not minimum <= value <= 60:
+                raise ConfigError(f"{name} of {value:g} s: expected {minimum:g} to 60 s")
+        if self.hop_s is not None and self.window_s is None:
+            raise ConfigError("a hop without a window: give the length of the timeline's segments too")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"the {self.top_k} most probable emotions: expected 1 or more")
+
+
+def decode_and_validate(content: bytes, max_seconds: float) -> Recording:
+    """Decode an encoded recording and check its duration.
+
+    Raises:
+        ClipError: it cannot be decoded, or is too short or too long.
+    """
+    recording = decode_recording(content, source_name=RECORDING_LABEL, max_seconds=max_seconds + 1)
+    return validate_duration(recording, max_seconds)
 
 
 def validate_duration(recording: Recording, max_seconds: float) -> Recording:
-    """A recording, if it can be answered.
+    """Return the recording unchanged if its duration is within the limits.
 
     Raises:
-        ClipError: it is shorter or longer than it may be.
+        ClipError: it is shorter than `MIN_SECONDS` or longer than `max_seconds`.
     """
     seconds = len(recording.wave_T) / SAMPLE_RATE
     if seconds > max_seconds + 0.01:  # resampling may add a sample
@@ -141,39 +77,90 @@ def validate_duration(recording: Recording, max_seconds: float) -> Recording:
     return recording
 
 
-def segment_bounds(num_samples: int, window_s: float, hop_s: float) -> list[tuple[int, int]]:
-    """Where segments begin and end, in samples: the last one ends with the recording and is as long as the others."""
-    window, hop = round(window_s * SAMPLE_RATE), max(1, round(hop_s * SAMPLE_RATE))
+def validate_segment_count(num_samples: int, options: PredictOptions) -> None:
+    """Check that a timeline does not have too many segments.
+
+    Raises:
+        DataError: it has more than `MAX_SEGMENTS`.
+    """
+    count = len(plan_segments(num_samples, options))
+    if count > MAX_SEGMENTS:
+        raise DataError(f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise the hop")
+
+
+def plan_segments(num_samples: int, options: PredictOptions) -> list[tuple[int, int]]:
+    """Return the first and end sample of each segment of the timeline; empty without `window_s`.
+
+    The last segment ends with the recording and is as long as the others.
+    """
+    if options.window_s is None:
+        return []
+    window = round(options.window_s * SAMPLE_RATE)
+    hop = max(1, round((options.hop_s or options.window_s) * SAMPLE_RATE))
     if num_samples <= window:
         return [(0, num_samples)]
     starts = list(range(0, num_samples - window, hop))
     return [(start, start + window) for start in [*starts, num_samples - window]]
 
 
-def input_warnings(info: ModelInfo, recording: Recording, language: str | None = None) -> tuple[InputWarning, ...]:
-    """What makes the answer to a recording less worth."""
+def plan_waves(recording: Recording, options: PredictOptions) -> list[Wave]:
+    """Return the waves to run through the model: the complete recording, then the segments of its timeline."""
     wave_T = recording.wave_T
-    seconds, found = len(wave_T) / SAMPLE_RATE, []
-    loudness = 10 * np.log10(float(np.mean(np.square(wave_T, dtype=np.float64))) + 1e-20)
+    return [wave_T, *(wave_T[start:end] for start, end in plan_segments(len(wave_T), options))]
+
+
+def assemble_result(
+    info: ModelInfo, recording: Recording, predictions: Sequence[Prediction], options: PredictOptions
+) -> EmotionResult:
+    """Build the result of a recording from the predictions of its waves.
+
+    Args:
+        info: the model that made the predictions.
+        predictions: in the order of `plan_waves(recording, options)`.
+    """
+    complete, *parts = predictions
+    num_samples = len(recording.wave_T)
+    segments = [
+        Segment(
+            start_s=start / SAMPLE_RATE,
+            end_s=end / SAMPLE_RATE,
+            emotion=_top_emotion(info, part),
+            probabilities=_top_probabilities(info, part, options.top_k),
+        )
+        for (start, end), part in zip(plan_segments(num_samples, options), parts, strict=True)
+    ]
+    return EmotionResult(
+        emotion=_top_emotion(info, complete),
+        probabilities=_top_probabilities(info, complete, options.top_k),
+        language=options.language or complete.language,
+        language_probability=None if options.language else complete.language_probability,
+        duration_s=num_samples / SAMPLE_RATE,
+        segments=None if options.window_s is None else tuple(segments),
+        warnings=input_warnings(info, recording, options.language),
+        model=info.model,
+        version=info.version,
+    )
+
+
+def input_warnings(info: ModelInfo, recording: Recording, language: str | None = None) -> tuple[InputWarning, ...]:
+    """Return warnings about properties of the recording that make its result less reliable."""
+    wave_T = recording.wave_T
+    seconds = len(wave_T) / SAMPLE_RATE
+    loudness_db = 10 * np.log10(float(np.mean(np.square(wave_T, dtype=np.float64))) + 1e-20)
+    warnings = []
     if seconds < _SHORT_RECORDING_S:
-        found.append(
-            InputWarning(
-                code="short", message=f"only {seconds:.2f} s; from about {_SHORT_RECORDING_S:g} s on it is heard well"
-            )
-        )
+        message = f"only {seconds:.2f} s; results are reliable from about {_SHORT_RECORDING_S:g} s on"
+        warnings.append(InputWarning(code="short", message=message))
     if recording.clipped_fraction > _CLIPPED_FRACTION:
-        found.append(
-            InputWarning(
-                code="clipped",
-                message=f"{recording.clipped_fraction:.1%} of the samples are at full scale: record less loud",
-            )
-        )
-    if loudness < _SILENT_DB:
-        found.append(InputWarning(code="silent", message=f"hardly anything is heard ({loudness:.0f} dB of full scale)"))
+        message = f"{recording.clipped_fraction:.1%} of the samples are at full scale: lower the recording level"
+        warnings.append(InputWarning(code="clipped", message=message))
+    if loudness_db < _SILENT_DB:
+        message = f"almost silent ({loudness_db:.0f} dB of full scale)"
+        warnings.append(InputWarning(code="silent", message=message))
     if language is not None and language not in info.languages:
-        known = ", ".join(info.languages)
-        found.append(InputWarning(code="language", message=f"the model was trained on {known}, not on {language}"))
-    return tuple(found)
+        message = f"the model was trained on {', '.join(info.languages)}, not on {language}"
+        warnings.append(InputWarning(code="language", message=message))
+    return tuple(warnings)
 
 
 def _top_emotion(info: ModelInfo, prediction: Prediction) -> str:
@@ -181,7 +168,7 @@ def _top_emotion(info: ModelInfo, prediction: Prediction) -> str:
 
 
 def _top_probabilities(info: ModelInfo, prediction: Prediction, top_k: int | None) -> dict[str, float]:
-    shares = dict(zip(info.emotions, prediction.probabilities, strict=True))
+    probabilities = dict(zip(info.emotions, prediction.probabilities, strict=True))
     if top_k is None:
-        return shares
-    return dict(sorted(shares.items(), key=lambda item: -item[1])[:top_k])
+        return probabilities
+    return dict(sorted(probabilities.items(), key=lambda item: -item[1])[:top_k])

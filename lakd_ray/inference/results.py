@@ -1,4 +1,4 @@
-"""What the endpoint says, the same for the server that answers and the client that asks."""
+"""Results and model information, as the endpoint sends them and `Predictor.predict` returns them."""
 
 from typing import Literal
 
@@ -6,32 +6,32 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ResponseModel(BaseModel):
-    """A JSON body."""
+    """Base of all JSON responses: immutable, without NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class InputWarning(ResponseModel):
-    """Something about a recording that makes its answer less worth."""
+    """A property of a recording that makes its result less reliable."""
 
     code: Literal["short", "clipped", "silent", "language"]
-    """`short`: less than a second. `clipped`: recorded too loud. `silent`: hardly anything is heard. `language`: the
-    model was not trained on the language that was given; it answers as for one that it does not know."""
+    """`short`: less than a second. `clipped`: recorded at too high a level. `silent`: almost no sound. `language`: the
+    model was not trained on the given language, and treats it as unknown."""
     message: str
-    """The same for people, with figures."""
+    """Human-readable text, with figures."""
 
 
 class Segment(ResponseModel):
-    """The emotion of a part of a recording, heard by itself."""
+    """The emotion of one part of a recording, predicted from that part alone."""
 
     start_s: float
-    """Where it begins."""
+    """Start in seconds."""
     end_s: float
-    """Where it ends."""
+    """End in seconds."""
     emotion: str
     """The most probable emotion."""
     probabilities: dict[str, float]
-    """As in the answer."""
+    """As in `EmotionResult`."""
 
 
 class EmotionResult(ResponseModel):
@@ -42,109 +42,57 @@ class EmotionResult(ResponseModel):
     probabilities: dict[str, float]
     """Calibrated. All emotions in the order of the model's logits, which sum to 1, or the `top_k` most probable."""
     language: str | None
-    """The language as it was given with the request, or as a language-aware student heard it; else null."""
+    """The language given with the request, or the one that a language-aware student identified; else null."""
     language_probability: float | None = None
-    """How sure the student is of the language that it heard; null if it was given, or nothing listens for it."""
+    """Probability of the identified language; null if the language was given or the model does not identify it."""
     duration_s: float
     """Length of the recording as decoded."""
     segments: tuple[Segment, ...] | None = None
-    """The timeline, in order; null unless `window_s` asked for it."""
+    """The timeline, in order; null without `window_s`."""
     warnings: tuple[InputWarning, ...] = ()
-    """What was met on the way."""
+    """Properties of the recording that make the result less reliable."""
     model: str
-    """The model that answered."""
+    """Name of the model."""
     version: str
-    """Which weights of it: a short hash of the checkpoint."""
-
-
-class BatchItem(ResponseModel):
-    """One recording of a batch: its answer, or why there is none."""
-
-    name: str
-    """Its file name in the form."""
-    status: int
-    """What a request with this recording alone would have been answered with; 200 beside an answer."""
-    result: EmotionResult | None = None
-    """The answer."""
-    error: str | None = None
-    """Why there is none."""
-
-
-class BatchResponse(ResponseModel):
-    """The emotions of a batch of recordings."""
-
-    items: tuple[BatchItem, ...]
-    """In the order in which they were sent."""
-
-
-class StreamResult(ResponseModel):
-    """What a stream says: of its last `window_s` seconds while it goes on, of all that came at its end."""
-
-    final: bool
-    """Whether this is the last message, about everything that came (or its last `max_seconds`)."""
-    start_s: float
-    """Where the part begins, counted from the stream's first sample."""
-    end_s: float
-    """Where it ends."""
-    emotion: str
-    """The most probable emotion."""
-    probabilities: dict[str, float]
-    """Calibrated, all emotions."""
-    language: str | None
-    """As in an answer."""
-    language_probability: float | None = None
-    """As in an answer."""
-    warnings: tuple[InputWarning, ...] = ()
-    """As in an answer."""
-    model: str
-    """As in an answer."""
-    version: str
-    """As in an answer."""
+    """Version of its weights: a short hash of the checkpoint."""
 
 
 class Prediction(ResponseModel):
-    """What the model says of one recording."""
+    """The model's output for one wave."""
 
     probabilities: tuple[float, ...]
-    """Calibrated, in the order of the card's emotions."""
+    """Calibrated, in the order of `ModelInfo.emotions`."""
     language: str | None = None
-    """What a language-aware student heard."""
+    """The language that a language-aware student identified."""
     language_probability: float | None = None
-    """How sure it is of that."""
+    """Its probability."""
 
 
 class ModelInfo(ResponseModel):
-    """What is being served."""
+    """The model that is served or loaded."""
 
     model: str
     """Name of the model."""
     version: str
-    """Which weights of it: a short hash of the checkpoint."""
+    """Version of its weights: a short hash of the checkpoint."""
     emotions: tuple[str, ...]
     """Classes, in the order of the logits."""
     languages: tuple[str, ...]
     """Languages it was trained on."""
     identifiable_languages: tuple[str, ...] = ()
-    """Languages that it tells apart by itself; empty if it does not listen for that."""
+    """Languages that it identifies itself; empty if it does not identify languages."""
     corpora: tuple[str, ...] = ()
-    """Corpora that it was trained on."""
+    """Corpora it was trained on."""
     dev: dict[str, float] = {}
-    """How its epoch did on dev: UR, WR, ece (after calibration), and UR of each language."""
+    """Metrics of its epoch on dev: UR, WR, ece (after calibration), and the UR of each language."""
     calibration_temperature: float = 1.0
     """Logits are divided by it before the softmax; fitted on dev."""
 
 
 class ModelPredictions(ResponseModel):
-    """What one model says of several recordings."""
+    """Predictions of one model for several waves."""
 
     info: ModelInfo
-    """The model's."""
+    """The model."""
     predictions: tuple[Prediction, ...]
-    """In the order of the recordings."""
-
-
-class ErrorResponse(ResponseModel):
-    """Why there is no answer."""
-
-    error: str
-    """What was found, what was expected and what to change."""
+    """In the order of the waves."""

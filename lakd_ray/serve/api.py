@@ -25,14 +25,16 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.audio import Recording
 from lakd_ray.config import ServeConfig
-from lakd_ray.inference import recordings
-from lakd_ray.inference.recordings import MAX_SEGMENTS, ModelHandle
-from lakd_ray.inference.results import BatchItem, BatchResponse, EmotionResult, ErrorResponse, ModelInfo
+from lakd_ray.errors import DataError
+from lakd_ray.inference.recordings import PredictOptions, validate_segment_count
+from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import upload, websocket
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
+from lakd_ray.serve.model import ModelHandle, predict_recording
 from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 from lakd_ray.serve.web import create_web_router
@@ -130,21 +132,19 @@ class RequestOptions:
     ):
         if hop_s is not None and window_s is None:
             raise RequestError(422, "hop_s without window_s: give window_s, the length of the timeline's segments")
-        self.language, self.window_s, self.hop_s, self.top_k, self.model = language, window_s, hop_s, top_k, model
+        self.options = PredictOptions(language=language, window_s=window_s, hop_s=hop_s, top_k=top_k)
+        self.model = model
 
-    def validate_segment_count(self, duration_s: float) -> None:
-        """Refuse a timeline of too many segments.
+    def validate_segment_count(self, recording: Recording) -> None:
+        """Reject a timeline of too many segments.
 
         Raises:
             RequestError: 422.
         """
-        if self.window_s is None:
-            return
-        count = len(
-            recordings.segment_bounds(round(duration_s * SAMPLE_RATE), self.window_s, self.hop_s or self.window_s)
-        )
-        if count > MAX_SEGMENTS:
-            raise RequestError(422, f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise hop_s")
+        try:
+            validate_segment_count(len(recording.wave_T), self.options)
+        except DataError as error:
+            raise RequestError(422, str(error)) from None
 
 
 def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder) -> FastAPI:
@@ -176,15 +176,8 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
     async def one(content: bytes, options: RequestOptions) -> EmotionResult:
         model = router.select(content, options.model)
         recording = await decoder.decode(content, config.max_seconds)
-        options.validate_segment_count(len(recording.wave_T) / SAMPLE_RATE)
-        answer = await recordings.predict_recording(
-            model,
-            recording,
-            language=options.language,
-            window_s=options.window_s,
-            hop_s=options.hop_s,
-            top_k=options.top_k,
-        )
+        options.validate_segment_count(recording)
+        answer = await predict_recording(model, recording, options.options)
         meters.record_prediction(answer)
         return answer
 

@@ -32,7 +32,6 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError
-from lakd_ray.inference.recordings import model_info, predict_waves
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
@@ -80,14 +79,14 @@ class ModelReplica:
         async def together(items: list[PredictRequest]) -> list[list[dict[str, Any]]]:
             waves = [wave_T for waves, _ in items for wave_T in waves]
             languages = [language for waves, language in items for _ in waves]
-            said = iter(predict_waves(self._predictor, waves, languages))
+            said = iter(self._predictor.predict_waves(waves, languages))
             return [[next(said).model_dump() for _ in waves] for waves, _ in items]
 
         self._predict_batched = together
 
     async def model_info(self) -> dict[str, Any]:
         """The model card as plain values."""
-        return model_info(self._predictor).model_dump()
+        return self._predictor.info.model_dump()
 
     async def __call__(self, waves: list[Wave], language: str | None) -> dict[str, Any]:
         """The values of what is `ModelPredictions` of recordings."""

@@ -15,7 +15,8 @@ import httpx
 from pydantic import ValidationError
 
 from lakd_ray.errors import DataError, ResourceError
-from lakd_ray.inference.results import BatchResponse, EmotionResult, ErrorResponse, ModelInfo, ResponseModel
+from lakd_ray.inference.results import EmotionResult, ModelInfo, ResponseModel
+from lakd_ray.serve.messages import BatchResponse, ErrorResponse
 
 API_KEY_ENV = "LAKD_API_KEY"
 ResponseT = TypeVar("ResponseT", bound=ResponseModel)

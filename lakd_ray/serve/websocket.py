@@ -22,11 +22,11 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lakd_ray.config import ServeConfig
-from lakd_ray.inference import recordings
-from lakd_ray.inference.recordings import MIN_SECONDS, ModelHandle
-from lakd_ray.inference.results import ErrorResponse, StreamResult
+from lakd_ray.inference.recordings import MIN_SECONDS, PredictOptions
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.messages import ErrorResponse, StreamResult
+from lakd_ray.serve.model import ModelHandle, predict_recording
 from lakd_ray.serve.prometheus import Metrics
 from lakd_ray.serve.upload import RequestError
 
@@ -177,7 +177,7 @@ async def _run_stream(
     async def send_result(seconds: float, *, final: bool) -> None:
         content, start_s, end_s = sound.tail_as_wav(seconds)
         recording = await decoder.decode(content, seconds)
-        answer = await recordings.predict_recording(model, recording, language=params.language)
+        answer = await predict_recording(model, recording, PredictOptions(language=params.language))
         told = {
             name: getattr(answer, name)
             for name in StreamResult.model_fields

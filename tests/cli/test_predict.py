@@ -27,12 +27,12 @@ def lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_json_lines_are_the_endpoints_answers(capsys, asked, clips, said):
+def test_json_lines_are_the_endpoints_answers(capsys, asked, clips, predict_file):
     files = [str(clips / name) for name in LENGTHS]
     options = ["--language", "fr", "--window", "0.5", "--hop", "0.25", "--top-k", "2"]
     assert main(["predict", *files, *asked, "--json", *options]) == 0
     for name, found in zip(files, lines(capsys), strict=True):
-        expected = said(Path(name).read_bytes(), language="fr", window_s=0.5, hop_s=0.25, top_k=2)
+        expected = predict_file(Path(name).read_bytes(), language="fr", window_s=0.5, hop_s=0.25, top_k=2)
         assert found == {"file": name, **expected.model_dump(mode="json")}
         assert found["warnings"][-1]["code"] == "language" and len(found["probabilities"]) == 2
 
@@ -46,12 +46,12 @@ def test_a_folder_with_bad_files(capsys, asked, clips):
     assert "cannot decode" in found["bad.wav"]["error"] and set(found["bad.wav"]) == {"file", "error"}
 
 
-def test_the_table(capsys, asked, clips, said):
+def test_the_table(capsys, asked, clips, predict_file):
     bad = str(clips / "bad.wav")
     assert main(["predict", str(clips / "a.wav"), bad, "absent.wav", *asked, "--language", "en", "--window", "1"]) == 1
     told = capsys.readouterr()
     header, whole, *segments, refused, absent = told.out.splitlines()
-    answer = said((clips / "a.wav").read_bytes(), language="en")
+    answer = predict_file((clips / "a.wav").read_bytes(), language="en")
     assert header.split() == ["file", "emotion", "language", "seconds", "notes"]
     share = f"{answer.probabilities[answer.emotion]:.2f}"
     assert whole.split() == [str(clips / "a.wav"), answer.emotion, share, "en", "1.50"]

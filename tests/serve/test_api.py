@@ -11,9 +11,10 @@ import pytest
 from support.standin import CARD, StandIn
 
 from lakd_ray.config import CanaryConfig, ServeConfig
-from lakd_ray.inference.results import BatchResponse, EmotionResult
+from lakd_ray.inference.results import EmotionResult
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.messages import BatchResponse
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 Ask = Callable[..., httpx.Response]

@@ -15,8 +15,8 @@ from starlette.websockets import WebSocketDisconnect
 from support.standin import StandIn
 
 from lakd_ray.config import ServeConfig
-from lakd_ray.inference.results import StreamResult
 from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.messages import StreamResult
 
 KEY = "a key that nobody guesses"
 END = '{"type": "end"}'

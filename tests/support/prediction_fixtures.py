@@ -1,36 +1,39 @@
-"""What the tests of predictions share: recordings, a model, something that answers like an endpoint."""
+"""Pytest plugin with shared fixtures: a folder of recordings, a tiny checkpoint, its reference results, an endpoint."""
 
-import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
 import numpy as np
 import pytest
 import soundfile
 
-from lakd_ray.audio import decode_recording
 from lakd_ray.errors import DataError
-from lakd_ray.inference.predictor import Predictor
-from lakd_ray.inference.recordings import LocalModel, model_info, predict_recording
+from lakd_ray.inference.recordings import PredictOptions, decode_and_validate
 from lakd_ray.inference.results import EmotionResult
+<<<<<<<< HEAD:tests/support/prediction_fixtures.py
 from lakd_ray.serve.decoding import RequestDecoder
 from support import tiny_models as tiny
+========
+>>>>>>>> 6356a0f (Predicting is synchronous and pure; the HTTP-only messages move to serve/messages.py):tests/support/recordings.py
 from support.samples import LENGTHS
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint folder of a very small model of en and de."""
-    return tiny.checkpoint(tmp_path_factory.mktemp("model"))
+    """Return the checkpoint folder of a very small model of en and de."""
+    from support import tiny_models  # loads torch, which not every test session needs
+
+    return tiny_models.checkpoint(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of recordings: good ones, those that cannot be answered, and what are none."""
+    """Return a folder with valid recordings, recordings that are rejected, and other files."""
     folder = tmp_path_factory.mktemp("clips")
     random = np.random.default_rng(0)
     for name, seconds in LENGTHS.items():
@@ -44,28 +47,33 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Said = Callable[..., EmotionResult]
+class ReferencePredictor:
+    """Predicts one recording at a time, as the endpoint does."""
+
+    def __init__(self, checkpoint: str) -> None:
+        from lakd_ray.inference.predictor import Predictor  # loads torch
+
+        self._predictor = Predictor.load(checkpoint)
+        self.info = self._predictor.info
+
+    def __call__(self, content: bytes, **options: Any) -> EmotionResult:
+        recording = decode_and_validate(content, max_seconds=120.0)
+        (result,) = self._predictor.predict_recordings([recording], [PredictOptions(**options)])
+        return result
 
 
 @pytest.fixture(scope="session")
-def said(model: str) -> Said:
-    """What the endpoint would say of a file."""
-    predictor = Predictor.load(model)
-
-    def say(content: bytes, **options: object) -> EmotionResult:
-        recording = decode_recording(content, source_name="the recording")
-        return asyncio.run(predict_recording(LocalModel(predictor), recording, **options))
-
-    say.card = model_info(predictor)  # type: ignore[attr-defined] # for the endpoint below
-    return say
+def predict_file(model: str) -> ReferencePredictor:
+    """Return a function from the bytes of a recording to the result of the tiny checkpoint."""
+    return ReferencePredictor(model)
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers as the endpoint does, with the key `sesame`."""
+class FakeEndpoint(ThreadingHTTPServer):
+    """A small HTTP server that responds as the endpoint does and requires the key `sesame`."""
 
-    def __init__(self, say: Said) -> None:
+    def __init__(self, predict_file: ReferencePredictor) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.say = say
+        self.predict_file = predict_file
 
     @property
     def url(self) -> str:
@@ -73,17 +81,17 @@ class Endpoint(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
+    server: FakeEndpoint
 
     def do_GET(self) -> None:
-        self._reply(200, self.server.say.card.model_dump_json())  # type: ignore[attr-defined] # see `said`
+        self._reply(200, self.server.predict_file.info.model_dump_json())
 
     def do_POST(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"]))
-        asked = {name: value if name == "language" else json.loads(value)
-                 for name, value in parse_qsl(urlparse(self.path).query)}  # fmt: skip
+        query = dict(parse_qsl(urlparse(self.path).query))
+        options = {name: value if name == "language" else json.loads(value) for name, value in query.items()}
         try:
-            self._reply(200, self.server.say(content, **asked).model_dump_json())
+            self._reply(200, self.server.predict_file(content, **options).model_dump_json())
         except DataError as error:
             self._reply(422, json.dumps({"error": str(error)}))
 
@@ -96,13 +104,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="session")
-def endpoint(said: Said) -> Iterator[str]:
-    """The URL of something that answers as the endpoint does."""
-    with Endpoint(said) as server:
+def endpoint(predict_file: ReferencePredictor) -> Iterator[str]:
+    """Return the URL of a server that responds as the endpoint does."""
+    with FakeEndpoint(predict_file) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server.url

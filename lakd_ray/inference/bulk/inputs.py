@@ -1,6 +1,5 @@
 """What a bulk prediction is about: the recordings of a folder or bucket, or the rows of a manifest."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from lakd_ray import storage
 from lakd_ray.audio import sources
 from lakd_ray.corpora import csv_manifest
 from lakd_ray.errors import DataError
+from lakd_ray.inference.recordings import LANGUAGE_CODE
 from lakd_ray.runs import record
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
-_LANGUAGE_CODE = re.compile("[a-z]{2,3}")
 _MAX_LISTED = 5  # bad rows named in a message
 
 
@@ -128,7 +127,7 @@ def _row_error(cells: dict[str, Any]) -> str | None:
     path, language = cells.get("path"), cells.get("language")
     if not isinstance(path, str) or not path.strip():
         return f"has the path {path!r}, expected where a recording lies"
-    if language not in (None, "") and not (isinstance(language, str) and _LANGUAGE_CODE.fullmatch(language.strip())):
+    if language not in (None, "") and not (isinstance(language, str) and LANGUAGE_CODE.fullmatch(language.strip())):
         return f"has the language {language!r}, expected a code of two or three letters such as en, or nothing"
     return None
 

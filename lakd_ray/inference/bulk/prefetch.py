@@ -8,25 +8,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
-from lakd_ray.audio import Recording, decode_recording
+from lakd_ray.audio import Recording
 from lakd_ray.audio import sources as recordings
 from lakd_ray.audio.sandbox import SandboxPool
 from lakd_ray.errors import ClipError, DataError
-from lakd_ray.inference.recordings import RECORDING_LABEL, validate_duration
+from lakd_ray.inference.recordings import decode_and_validate
 
 _READ_THREADS = 6  # read while others are decoded: a bucket takes its time to answer
 _PREFETCH_PER_THREAD = 4  # recordings that are ready or on their way, for each reader
-
-
-def decode_request(content: bytes, max_seconds: float) -> Recording:
-    """A recording from its bytes.
-
-    Raises:
-        ClipError: it cannot be decoded, or is shorter or longer than it may be.
-    """
-    return validate_duration(
-        decode_recording(content, source_name=RECORDING_LABEL, max_seconds=max_seconds + 1), max_seconds
-    )
 
 
 class PrefetchingDecoder:
@@ -67,7 +56,7 @@ class PrefetchingDecoder:
     def _read_and_decode(self, source: str) -> Recording | ClipError:
         try:
             content = recordings.read_clip_source(source)
-            recording: Recording = self._decoder_pool.call(decode_request, content, self._max_seconds)
+            recording: Recording = self._decoder_pool.call(decode_and_validate, content, self._max_seconds)
             return recording
         except ClipError as error:
             return error

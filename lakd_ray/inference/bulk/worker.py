@@ -1,6 +1,5 @@
 """Answers one part of a bulk prediction after another. Ray Data calls it, and it knows nothing of that."""
 
-import asyncio
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import pyarrow as pa
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
+from lakd_ray.audio import SAMPLE_RATE, Recording
 from lakd_ray.config import Backend
 from lakd_ray.data import schema
 from lakd_ray.errors import ClipError, LakdError
 from lakd_ray.inference.bulk.inputs import InputEntry
 from lakd_ray.inference.bulk.prefetch import PrefetchingDecoder
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.inference.recordings import model_info, predict_recording, predict_waves
-from lakd_ray.inference.results import EmotionResult, ModelInfo, ModelPredictions
+from lakd_ray.inference.recordings import PredictOptions
+from lakd_ray.inference.results import EmotionResult
 
 _MAX_BATCH_SECONDS = 240.0  # seconds of audio that the model is asked about at once; it sorts them by length
 _MAX_BATCH_RECORDINGS = 64
@@ -73,8 +72,13 @@ class BulkWorker:
         return pa.Table.from_pylist(rows, schema=schema.bulk_predictions_schema(self._predictor.emotions))
 
     def _prediction_rows(self, predictor: Predictor, batch: Sequence[DecodedEntry]) -> Iterator[dict[str, Any]]:
-        asked = [(one, entry.language or self._language) for entry, one in batch if isinstance(one, Recording)]
-        answers = iter(predict_all(predictor, asked))
+        recordings = [decoded for _, decoded in batch if isinstance(decoded, Recording)]
+        options = [
+            PredictOptions(language=entry.language or self._language)
+            for entry, decoded in batch
+            if isinstance(decoded, Recording)
+        ]
+        answers = iter(predictor.predict_recordings(recordings, options))
         for entry, one in batch:
             named = {"id": entry.id, "path": entry.path}
             if isinstance(one, ClipError):
@@ -104,49 +108,3 @@ def _batches(decoded: Iterable[DecodedEntry]) -> Iterator[list[DecodedEntry]]:
         seconds += more
     if some:
         yield some
-
-
-def predict_all(predictor: Predictor, recordings: Sequence[tuple[Recording, str | None]]) -> list[EmotionResult]:
-    """The answers to recordings, each with its language: what the endpoint says of each, from few forward passes."""
-
-    async def all_of_them() -> list[EmotionResult]:
-        model = _BatchingModel(predictor)
-        return await asyncio.gather(
-            *[predict_recording(model, recording, language=language) for recording, language in recordings]
-        )
-
-    return asyncio.run(all_of_them())
-
-
-class _BatchingModel:
-    """A predictor that waits until everybody has asked."""
-
-    def __init__(self, predictor: Predictor):
-        self._predictor, self._model_info = predictor, model_info(predictor)
-        self._pending: list[tuple[Sequence[Wave], str | None, asyncio.Future[ModelPredictions]]] = []
-
-    async def info(self) -> ModelInfo:
-        """What it is."""
-        return self._model_info
-
-    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """What it says of recordings."""
-        loop = asyncio.get_running_loop()
-        if not self._pending:
-            loop.call_soon(self._predict_pending)  # after those who are about to ask
-        coming: asyncio.Future[ModelPredictions] = loop.create_future()
-        self._pending.append((waves, language, coming))
-        return await coming
-
-    def _predict_pending(self) -> None:
-        asked, self._pending = self._pending, []
-        waves = [wave_T for some, _, _ in asked for wave_T in some]
-        languages = [language for some, language, _ in asked for _ in some]
-        try:
-            said = iter(predict_waves(self._predictor, waves, languages) if waves else [])
-        except Exception as error:  # noqa: BLE001 -- theirs who wait
-            for _, _, coming in asked:
-                coming.set_exception(error)
-            return
-        for some, _, coming in asked:
-            coming.set_result(ModelPredictions(info=self._model_info, predictions=tuple(next(said) for _ in some)))

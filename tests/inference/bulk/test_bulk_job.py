@@ -58,7 +58,7 @@ def asked(tmp_path, clips, model) -> BulkConfig:
 class TestRuns:
     """In one Ray session."""
 
-    def test_every_input_has_its_answer_or_a_reason(self, asked, clips, said, capsys):
+    def test_every_input_has_its_answer_or_a_reason(self, asked, clips, predict_file, capsys):
         summary = bulk.run(asked)
         rows = {row["id"]: row for row in rows_of(asked.out)}
         assert list(rows) == sorted([*LENGTHS, *BAD])
@@ -66,10 +66,10 @@ class TestRuns:
             if name in BAD:
                 assert row["status"] == "quarantined" and row["reason"]
                 continue
-            expected = said((clips / name).read_bytes())
-            shares = {emotion: row[f"p_{emotion}"] for emotion in said.card.emotions}
+            expected = predict_file((clips / name).read_bytes())
+            shares = {emotion: row[f"p_{emotion}"] for emotion in predict_file.info.emotions}
             assert shares == pytest.approx(expected.probabilities, abs=1e-5) and row["emotion"] == expected.emotion
-            assert row["path"] == f"{clips}/{name}" and row["version"] == said.card.version
+            assert row["path"] == f"{clips}/{name}" and row["version"] == predict_file.info.version
         quarantine = pq.read_table(Path(asked.out, "quarantine.parquet")).to_pylist()
         assert [row["id"] for row in quarantine] == sorted(BAD) and {row["kind"] for row in quarantine} == {
             "undecodable", "short",

@@ -1,6 +1,5 @@
 """A worker without Ray: many recordings at once are answered as each alone is by the endpoint."""
 
-import asyncio
 import json
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from lakd_ray import storage
 from lakd_ray.audio import Recording
 from lakd_ray.data import schema
 from lakd_ray.inference.bulk.inputs import InputEntry, find_inputs
-from lakd_ray.inference.bulk.worker import BulkWorker, predict_all
+from lakd_ray.inference.bulk.worker import BulkWorker
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.inference.recordings import LocalModel, predict_recording
+from lakd_ray.inference.recordings import PredictOptions
 
 
 @pytest.fixture
@@ -27,24 +26,24 @@ def worker(model):
     made.close()
 
 
-def test_another_backend_answers_a_part(model, clips, said):
+def test_another_backend_answers_a_part(model, clips, predict_file):
     made = BulkWorker(model, 1, "fr", 2.5, "torch-int8")
     try:
         row = made.predict_part([InputEntry("a", f"{clips}/a.wav", None)]).to_pylist()[0]
     finally:
         made.close()
-    expected = said((clips / "a.wav").read_bytes(), language="fr").probabilities
+    expected = predict_file((clips / "a.wav").read_bytes(), language="fr").probabilities
     found = {emotion: row[f"p_{emotion}"] for emotion in expected}
     assert found == pytest.approx(expected, abs=0.2) and found != pytest.approx(expected, abs=1e-7)
 
 
-def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, clips, said):
+def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, clips, predict_file):
     entries = [
         InputEntry(one.id, one.path, "en" if one.id == "a.wav" else None) for one in find_inputs(str(clips)).entries
     ]
     entries.append(InputEntry("gone", f"{clips}/gone.wav", None))
     table = worker.predict_part(entries)
-    assert table.schema == schema.bulk_predictions_schema(said.card.emotions)
+    assert table.schema == schema.bulk_predictions_schema(predict_file.info.emotions)
     assert [row["id"] for row in table.to_pylist()] == [entry.id for entry in entries]
     rows = {row["id"]: row for row in table.to_pylist()}
     kinds = {name: row["kind"] for name, row in rows.items() if row["status"] == "quarantined"}
@@ -53,54 +52,75 @@ def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, cli
     for name in kinds:
         assert rows[name]["reason"] and rows[name]["emotion"] is None and rows[name]["p_anger"] is None
     for name in sorted({*LENGTHS} - {*kinds}):
-        row, expected = rows[name], said((clips / name).read_bytes(), language="en" if name == "a.wav" else "fr")
+        row, expected = (
+            rows[name],
+            predict_file((clips / name).read_bytes(), language="en" if name == "a.wav" else "fr"),
+        )
         assert row["status"] == "ok" and row["kind"] is row["reason"] is None
-        shares = {emotion: row[f"p_{emotion}"] for emotion in said.card.emotions}
+        shares = {emotion: row[f"p_{emotion}"] for emotion in predict_file.info.emotions}
         assert shares == pytest.approx(expected.probabilities, abs=1e-5)
         assert row["warnings"] == [remark.code for remark in expected.warnings]
         for field in ("emotion", "language", "language_probability", "duration_s", "model", "version"):
             assert row[field] == getattr(expected, field), field
 
 
-async def each_alone(predictor, asked):
-    return [await predict_recording(LocalModel(predictor), recording, language=code) for recording, code in asked]
+LANGUAGES = [None, "fi", "xx", None]
 
 
-def test_a_language_aware_model_hears_or_is_told_one_by_one():
+def test_results_of_a_batch_equal_results_one_by_one():
+    """A language-aware model identifies the language of some recordings and is given it for others."""
     predictor = Predictor(tiny.aware(), tiny.card(tiny.LANGUAGES))
     random = np.random.default_rng(1)
     waves = [0.1 * random.standard_normal(round(16_000 * seconds)) for seconds in (1.0, 0.3, 2.0, 0.6)]
     recordings = [Recording(wave_T.astype(np.float32), False, 0.0) for wave_T in waves]
-    asked = list(zip(recordings, [None, "fi", "xx", None], strict=True))
-    together, alone = predict_all(predictor, asked), asyncio.run(each_alone(predictor, asked))
-    for one, other in zip(together, alone, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-        assert (one.language, one.warnings) == (other.language, other.warnings)
-        assert one.language_probability == pytest.approx(other.language_probability, abs=1e-5)
-    assert predict_all(predictor, []) == []
+    options = [PredictOptions(language=code) for code in LANGUAGES]
+    batch = predictor.predict_recordings(recordings, options)
+    for recording, option, result in zip(recordings, options, batch, strict=True):
+        (single,) = predictor.predict_recordings([recording], [option])
+        assert result.probabilities == pytest.approx(single.probabilities, abs=1e-5)
+        assert (result.language, result.warnings) == (single.language, single.warnings)
+        assert result.language_probability == pytest.approx(single.language_probability, abs=1e-5)
+    assert predictor.predict_recordings([], []) == []
 
 
-def test_few_forward_passes(monkeypatch):
+def test_timelines_of_a_batch_equal_those_one_by_one():
+    predictor = Predictor(tiny.model(), tiny.card())
+    random = np.random.default_rng(1)
+    waves = [0.1 * random.standard_normal(round(16_000 * seconds)) for seconds in (1.0, 0.3, 2.0)]
+    recordings = [Recording(wave_T.astype(np.float32), False, 0.0) for wave_T in waves]
+    options = [PredictOptions(window_s=0.5, hop_s=0.25), PredictOptions(window_s=0.5, top_k=1), PredictOptions()]
+    batch = predictor.predict_recordings(recordings, options)
+    assert [result.segments and len(result.segments) for result in batch] == [3, 1, None]
+    for recording, option, result in zip(recordings, options, batch, strict=True):
+        (single,) = predictor.predict_recordings([recording], [option])
+        assert result.probabilities == pytest.approx(single.probabilities, abs=1e-5)
+        for part, alone in zip(result.segments or (), single.segments or (), strict=True):
+            assert part.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+            assert (part.start_s, part.end_s, part.emotion) == (alone.start_s, alone.end_s, alone.emotion)
+
+
+def test_a_batch_takes_one_call_of_the_model(monkeypatch):
     predictor = Predictor(tiny.model(), tiny.card())
     calls: list[int] = []
-    whole = predictor.predict_logits
+    predict_logits = predictor.predict_logits
     monkeypatch.setattr(
-        predictor, "predict_logits", lambda waves, codes: calls.append(len(waves)) or whole(waves, codes)
+        predictor, "predict_logits", lambda waves, codes: calls.append(len(waves)) or predict_logits(waves, codes)
     )
     silence = Recording(np.zeros(8000, np.float32), False, 0.0)
-    predict_all(predictor, [(silence, None)] * 5)
+    predictor.predict_recordings([silence] * 5, [PredictOptions()] * 5)
     assert calls == [5]
 
 
 def test_an_error_of_the_model_reaches_the_caller(monkeypatch):
     predictor = Predictor(tiny.model(), tiny.card())
 
-    def broken(*_: object) -> None:
+    def raise_error(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(predictor, "predict_logits", broken)
+    monkeypatch.setattr(predictor, "predict_logits", raise_error)
+    silence = Recording(np.zeros(8000, np.float32), False, 0.0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        predict_all(predictor, [(Recording(np.zeros(8000, np.float32), False, 0.0), None)] * 2)
+        predictor.predict_recordings([silence] * 2, [PredictOptions()] * 2)
 
 
 def called(worker: BulkWorker, place: Path, entries: list[InputEntry]) -> str:
