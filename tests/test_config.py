@@ -61,7 +61,11 @@ def test_experiments_are_found_by_name_and_by_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("dema", "did you mean `demo`?"), ("minee.yaml", "did you mean `mine.yaml`?"), ("paper.yaml", "did you mean `paper`?")],
+    [
+        ("dema", "did you mean `demo`?"),
+        ("minee.yaml", "did you mean `mine.yaml`?"),
+        ("paper.yaml", "did you mean `paper`?"),
+    ],
 )
 def test_a_missing_experiment_is_reported_with_the_names_that_exist(tmp_path, monkeypatch, name, suggestion):
     monkeypatch.chdir(tmp_path)

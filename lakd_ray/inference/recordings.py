@@ -85,7 +85,7 @@ def validate_segment_count(num_samples: int, options: PredictOptions) -> None:
     """
     count = len(plan_segments(num_samples, options))
     if count > MAX_SEGMENTS:
-        raise DataError(f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise the hop")
+        raise DataError(f"the timeline has {count} segments, expected at most {MAX_SEGMENTS}: raise the hop (hop_s)")
 
 
 def plan_segments(num_samples: int, options: PredictOptions) -> list[tuple[int, int]]:

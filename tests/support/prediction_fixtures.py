@@ -15,11 +15,7 @@ import soundfile
 from lakd_ray.errors import DataError
 from lakd_ray.inference.recordings import PredictOptions, decode_and_validate
 from lakd_ray.inference.results import EmotionResult
-<<<<<<<< HEAD:tests/support/prediction_fixtures.py
 from lakd_ray.serve.decoding import RequestDecoder
-from support import tiny_models as tiny
-========
->>>>>>>> 6356a0f (Predicting is synchronous and pure; the HTTP-only messages move to serve/messages.py):tests/support/recordings.py
 from support.samples import LENGTHS
 
 
