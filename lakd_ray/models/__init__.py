@@ -1,4 +1,7 @@
-"""Speech encoders with classification heads: building, batch-independent forward, checkpoints."""
+"""Speech encoders with classification heads: build, run, save and load them.
+
+A new encoder family is added in `backbone`; `classifier` runs any of them; `checkpoint` is the on-disk format.
+"""
 
 from lakd_ray.models.checkpoint import CheckpointMetadata, load_checkpoint, save_checkpoint, write_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier, encode_languages, pad_batch

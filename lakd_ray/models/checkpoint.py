@@ -1,8 +1,8 @@
-"""Networks saved and loaded as transformers folders.
+"""Save and load networks as transformers checkpoint folders.
 
 A checkpoint folder is what transformers writes (config.json, model.safetensors, preprocessor_config.json) plus
-`lakd.json`: model id, classes, languages, how it was trained and what it has seen. It is the only contract between
-training, search, export and serving, and loads with `AutoModelForAudioClassification` too.
+`lakd.json`: model id, classes, languages, training settings and the data that the model has seen. It is the only
+contract between training, hyperparameter search, export and serving, and `AutoModelForAudioClassification` loads it too.
 """
 
 import json
@@ -24,39 +24,39 @@ METADATA_FILE = "lakd.json"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a checkpoint is, beside its weights."""
+    """Describe a checkpoint: everything except its weights."""
 
     model_id: str
     emotions: tuple[str, ...]
     languages: tuple[str, ...]
     provenance: Provenance
     training: dict[str, Any]
-    """The run that made it, and how its epoch was chosen."""
+    """The settings of the training run, and the dev metrics that selected the epoch."""
 
     @property
     def is_encoder_frozen(self) -> bool:
-        """Whether its encoder was not trained; a released card says so itself, as it leaves its recipe out."""
+        """Whether the encoder was frozen in training; released metadata state it explicitly, as they omit the recipe."""
         recipe = self.training.get("run", {}).get("recipe", {})
         return bool(self.training.get("frozen", recipe.get("model", {}).get("freeze_encoder", False)))
 
     @property
     def calibration_temperature(self) -> float:
-        """What its logits are divided by before the softmax, fitted on dev; 1 where none is known."""
+        """The temperature that divides the logits before the softmax, fitted on dev; 1 if it was not fitted."""
         return float(self.training.get("dev", {}).get("calibration_temperature", 1.0))
 
     @property
     def corpora(self) -> tuple[str, ...]:
-        """Names of the corpora that it was trained on; a released card names them beside the hashes of speakers."""
-        named = {speaker.partition(":")[0] for speaker in self.provenance.trained_on.speakers if ":" in speaker}
-        return tuple(sorted(named | set(self.training.get("corpora", ()))))
+        """Names of the corpora in the training data; released metadata list them next to the hashes of speakers."""
+        names = {speaker.partition(":")[0] for speaker in self.provenance.trained_on.speakers if ":" in speaker}
+        return tuple(sorted(names | set(self.training.get("corpora", ()))))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the metadata as plain JSON types."""
         return {**vars(self), "provenance": self.provenance.to_json()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "CheckpointMetadata":
-        """The inverse of `to_json`."""
+        """Build the metadata from the output of `to_json`."""
         return cls(
             model_id=content["model_id"],
             emotions=tuple(content["emotions"]),
@@ -73,7 +73,8 @@ def write_checkpoint(
 
     Args:
         network: the transformers network (`EmotionClassifier.network`).
-        state: weights to save instead of the network's own (gathered from several ranks, say).
+        metadata: written to `lakd.json`.
+        state_dict: weights to save instead of the network's own, for example gathered from several ranks.
     """
     network.save_pretrained(folder, state_dict=state_dict)
     _build_feature_extractor(network).save_pretrained(folder)
@@ -88,68 +89,71 @@ def save_checkpoint(
     scratch: Path,
     state_dict: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint folder to a location, whole or not at all.
+    """Write a checkpoint folder atomically to a local or remote location.
 
     Args:
-        network, state: see `write`.
-        scratch: an empty local folder to write in first.
+        network, metadata, state_dict: see `write_checkpoint`.
+        scratch: an empty local folder, where the files are written first.
     """
     write_checkpoint(scratch, network, metadata, state_dict=state_dict)
     storage.write_checksummed_folder(scratch, location)
 
 
 def _build_feature_extractor(network: Any) -> Any:
-    """What transformers is to prepare waves by."""
+    """Return the transformers feature extractor that prepares waves for the network."""
     from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # seconds to load
 
-    backbone = getattr(network.config, "backbone", {})  # of a language-aware student, whose own forward takes waves
+    backbone = getattr(network.config, "backbone", {})  # set for language-aware students, whose forward takes waves
     if network.config.model_type == "whisper":
         seconds = network.config.max_source_positions // 50
         return WhisperFeatureExtractor(
             feature_size=network.config.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=max(1, seconds)
         )
-    heard_as_is = backbone.get("model_type") == "whisper"  # a spectrogram shows loudness
-    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=not heard_as_is, return_attention_mask=True)
+    normalize = backbone.get("model_type") != "whisper"  # spectrograms depend on loudness
+    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalize, return_attention_mask=True)
 
 
 def load_checkpoint(location: str) -> tuple[EmotionClassifier, CheckpointMetadata]:
-    """A verified checkpoint, in eval mode.
+    """Load a checkpoint in eval mode, after verifying its checksums.
 
     Raises:
-        StorageError: the folder is missing, incomplete or damaged.
-        CheckpointError: it is not one of this project's checkpoints.
+        StorageError: the folder is missing, incomplete or corrupted.
+        CheckpointError: it is not a checkpoint of this project.
     """
     with storage.open_checksummed_folder(location) as folder:
         return load_local_checkpoint(folder)
 
 
 def load_local_checkpoint(folder: Path) -> tuple[EmotionClassifier, CheckpointMetadata]:
-    """The same from a local folder that was verified already.
+    """Load a checkpoint in eval mode from a local folder whose checksums are already verified.
 
     Raises:
-        CheckpointError: it is not one of this project's checkpoints.
+        CheckpointError: it is not a checkpoint of this project.
     """
     from transformers import AutoModelForAudioClassification  # seconds to load
 
-    import lakd_ray.models.language_aware  # noqa: F401 -- registers it
+    import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type
 
-    card = read_local_metadata(folder)
+    metadata = read_local_metadata(folder)
     network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    if network.config.num_labels != len(card.emotions):
-        raise CheckpointError(f"{folder}: {network.config.num_labels} outputs for {len(card.emotions)} emotions")
-    return EmotionClassifier(network, freeze_encoder=card.is_encoder_frozen).eval(), card
+    if network.config.num_labels != len(metadata.emotions):
+        raise CheckpointError(
+            f"{folder}: the network has {network.config.num_labels} outputs, but {METADATA_FILE} lists "
+            f"{len(metadata.emotions)} emotions: the files belong to different checkpoints"
+        )
+    return EmotionClassifier(network, freeze_encoder=metadata.is_encoder_frozen).eval(), metadata
 
 
 def read_metadata(location: str) -> CheckpointMetadata:
-    """The card of a checkpoint folder anywhere, without its weights."""
+    """Read the metadata of a local or remote checkpoint folder, without its weights."""
     return CheckpointMetadata.from_json(storage.read_json(storage.join(location, METADATA_FILE)))
 
 
 def read_local_metadata(folder: Path) -> CheckpointMetadata:
-    """The card of a local checkpoint folder.
+    """Read the metadata of a local checkpoint folder.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: the folder has no metadata file.
     """
     file = folder / METADATA_FILE
     if not file.is_file():

@@ -1,6 +1,6 @@
-"""A transformers speech encoder with a classification head, run so that an utterance's answer is its own.
+"""Run a transformers speech encoder with a classification head, independently of the batch composition.
 
-Weights and configuration stay transformers' own, unchanged; see `lakd_ray.models.backbones` for what differs.
+Weights and configuration stay transformers' own, unchanged; the backbone modules describe how their forward differs.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size, C classes.
 """
@@ -14,11 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lakd_ray.models.backbones import make_backbone
+from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 
-# What `features` depends on, beside weights.
+# Besides the weights, `extract_features` depends on these configuration keys.
 _FRONTEND_CONFIG_KEYS: tuple[str, ...] = (
     "model_type",
     "conv_dim",
@@ -28,39 +28,39 @@ _FRONTEND_CONFIG_KEYS: tuple[str, ...] = (
     "feat_extract_norm",
 )
 _FRONTEND_CONFIG_KEYS += ("feat_extract_activation", "num_mel_bins", "max_source_positions")
-# What a whole encoder does not depend on: where it was read from, and the head.
+# The encoder does not depend on these: the path it was loaded from, and the head.
 _NON_ENCODER_KEYS = {"_name_or_path", "architectures", "id2label", "label2id"}
 
 
 class EmotionClassifier(nn.Module):
-    """An answer from waves, in two steps so that what the first one makes can be kept.
+    """Compute logits from waves in two steps, so that the output of the first step can be cached.
 
-    The first step is the feature encoder; of a network whose encoder is frozen it is the whole encoder and the mean
-    over frames, one vector for each utterance.
+    The first step is the feature encoder. If the encoder is frozen, it is the complete encoder and the mean over
+    frames: one vector for each utterance.
 
     Args:
-        network: a transformers `...ForSequenceClassification` of one of `lakd_ray.models.backbones.BACKBONE_CLASSES`, or a
-            language-aware student.
-        frozen: the encoder is not trained: it stays in eval mode and gets no gradient.
+        network: a transformers `...ForSequenceClassification` of a family in `lakd_ray.models.backbone.BACKBONES`, or
+            a language-aware student.
+        freeze_encoder: keep the encoder in eval mode and without gradients.
 
     Raises:
-        ConfigError: the network is of another family.
+        ConfigError: the network's family is not supported.
     """
 
     def __init__(self, network: Any, *, freeze_encoder: bool = False) -> None:
         super().__init__()
         self.network = network
         self.languages: tuple[str, ...] = tuple(getattr(network.config, "languages", ()))
-        """Languages that the head knows apart; none if it does not look at them."""
+        """Languages that the head distinguishes; empty if it does not use the language."""
         self.backbone = make_backbone(network.encoder if self.languages else network)
         self.freeze_encoder = freeze_encoder
         self.source_layer_indices: tuple[int, ...] | None = None
-        """Places that its layers had in the network they were chosen from; None if it has all of them."""
+        """Indices of its layers in the network that was pruned; None if no layer was removed."""
         if freeze_encoder:
             self.backbone.encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's, but for a frozen encoder: its dropout and SpecAugment stay off."""
+        """Set the mode as torch does, except that a frozen encoder keeps its dropout and SpecAugment off."""
         super().train(mode)
         if self.freeze_encoder:
             self.backbone.encoder.eval()
@@ -68,46 +68,46 @@ class EmotionClassifier(nn.Module):
 
     @property
     def frontend(self) -> nn.Module:
-        """What `features` is computed by."""
+        """The module that computes `extract_features`."""
         return self.backbone.encoder if self._pools_before_head else self.backbone.feature_encoder
 
     @cached_property
     def frontend_fingerprint(self) -> str:
-        """Identifies it as it is now: the same weights in the same layout make the same features."""
-        content = hashlib.sha256()
+        """Hash of the frontend's weights and configuration: equal fingerprints give equal features."""
+        fingerprint = hashlib.sha256()
         config = self.backbone.config.to_dict()
         names = sorted(config.keys() - _NON_ENCODER_KEYS) if self._pools_before_head else _FRONTEND_CONFIG_KEYS
-        content.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
+        fingerprint.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
         for name, weight in sorted(self.frontend.state_dict().items()):
-            content.update(name.encode())
-            content.update(weight.float().cpu().numpy().tobytes())
-        return content.hexdigest()[:16]
+            fingerprint.update(name.encode())
+            fingerprint.update(weight.float().cpu().numpy().tobytes())
+        return fingerprint.hexdigest()[:16]
 
     @property
     def has_cacheable_features(self) -> bool:
-        """Whether `features` may be cached."""
+        """Whether caching the output of `extract_features` is possible and saves time."""
         return self._pools_before_head or self.backbone.has_cacheable_features
 
     @property
     def feature_dim(self) -> int:
-        """H, of what `features` makes."""
+        """H, the last dimension of the output of `extract_features`."""
         return self.backbone.hidden_size if self._pools_before_head else self.backbone.feature_dim
 
     @property
     def _pools_before_head(self) -> bool:
-        # The plain head is linear up to its mean over frames, so the mean may as well come first.
+        # The plain head is linear up to its mean over frames, so taking the mean first gives the same result.
         return self.freeze_encoder and not self.languages
 
     def encode_languages(self, codes: Sequence[str | None]) -> Tensor:
-        """What `forward` takes for languages, shape [B]. None is to be identified, one not learned is UNKNOWN."""
+        """Return the `languages_B` argument of `forward` for language codes: see the function `encode_languages`."""
         return encode_languages(self.languages, codes)
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
-        """Number of frames that `features` makes of so many samples, shape [B]."""
+        """Return the number of frames that `extract_features` makes of the given numbers of samples, shape [B]."""
         return torch.ones_like(lengths_B) if self._pools_before_head else self.backbone.count_frames(lengths_B)
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """The first step, shape [B, F, H]; frames beyond an utterance's own are meaningless."""
+        """Run the first step on waves, shape [B, F, H]; frames beyond an utterance's own are meaningless."""
         if not self._pools_before_head:
             return self.backbone.extract_features(wave_BT, lengths_B)
         frames_B = self.backbone.count_frames(lengths_B)
@@ -116,7 +116,7 @@ class EmotionClassifier(nn.Module):
         return self._pool(hidden_BFD, frames_B).unsqueeze(1)
 
     def classify(self, features_BFH: Tensor, frames_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
-        """The second step: transformer and head; the plain head takes the mean over frames."""
+        """Run the second step, transformer and head; the plain head takes the mean over frames."""
         if self._pools_before_head:
             return ClassifierOutput(self.network.classifier(self.network.projector(features_BFH[:, 0])))
         if self.languages:
@@ -128,20 +128,20 @@ class EmotionClassifier(nn.Module):
         return ClassifierOutput(self.network.classifier(self._pool(self.network.projector(hidden_BFD), frames_B)))
 
     def _pool(self, hidden_BFD: Tensor, frames_B: Tensor) -> Tensor:
-        """Over the frames that transformers' head takes, shape [B, D]."""
+        """Average over the frames that transformers' head averages over, shape [B, D]."""
         if not self.backbone.uses_masked_pooling:
             return hidden_BFD.mean(dim=1)
         own_BF1 = length_mask(hidden_BFD.shape[1], frames_B).unsqueeze(-1)
         return (hidden_BFD * own_BF1).sum(dim=1) / frames_B.unsqueeze(1)
 
     def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
-        """Answer.
+        """Compute the logits of waves or of cached features.
 
         Args:
-            inputs: waves [B, T], 16 kHz, in [-1, 1], whatever lies beyond their lengths; or what `features` makes of
-                them, [B, F, H].
+            inputs: waves [B, T], 16 kHz, in [-1, 1], with any values beyond their lengths; or the output of
+                `extract_features`, [B, F, H].
             lengths_B: each utterance's number of samples, or of frames.
-            languages_B: see `language_ids`; all are to be identified if None. A plain head does not look at it.
+            languages_B: see `encode_languages`; if None, all languages are identified. A plain head ignores it.
         """
         if inputs.ndim == 3:
             return self.classify(inputs, lengths_B, languages_B)
@@ -149,12 +149,17 @@ class EmotionClassifier(nn.Module):
 
 
 def encode_languages(languages: Sequence[str], codes: Sequence[str | None]) -> Tensor:
-    """Places of some languages among those that a network knows apart, see `EmotionClassifier.language_ids`."""
-    known = {code: place for place, code in enumerate(languages)}
-    return torch.tensor([IDENTIFY_LANGUAGE if code is None else known.get(code, len(known)) for code in codes])
+    """Return the index of each language code, shape [B].
+
+    Args:
+        languages: the languages that the network distinguishes.
+        codes: one code for each utterance. None becomes `IDENTIFY_LANGUAGE`, an unknown code the index of UNKNOWN.
+    """
+    index_of = {code: index for index, code in enumerate(languages)}
+    return torch.tensor([IDENTIFY_LANGUAGE if code is None else index_of.get(code, len(index_of)) for code in codes])
 
 
 def pad_batch(signals: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Waves [T] or features [F, H] of different lengths as one batch: (padded with zeros, lengths_B)."""
+    """Pad waves [T] or features [F, H] with zeros to one batch; return (batch, lengths_B)."""
     lengths_B = torch.tensor([len(signal) for signal in signals])
     return nn.utils.rnn.pad_sequence(signals, batch_first=True), lengths_B

@@ -1,4 +1,4 @@
-"""A transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, which alone is read elsewhere."""
+"""Convert a transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, the only format that we load."""
 
 import pickle
 from pathlib import Path
@@ -7,35 +7,35 @@ from lakd_ray.errors import CheckpointError, ConfigError
 
 
 def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | None = None) -> str:
-    """Write a speech encoder anew, with `model.safetensors`; returns the folder, to be named as `pretrained`.
+    """Write a copy of a speech encoder with `model.safetensors`; return its folder, to use as `model.pretrained`.
 
-    Unpickling is confined to tensors (`torch.load(weights_only=True)`): a file that would run code is refused.
+    Unpickling is confined to tensors (`torch.load(weights_only=True)`): a file that would run code is rejected.
 
     Args:
         name: hub name, or a folder with config.json and pytorch_model.bin.
-        folder: a new folder on this machine.
-        revision: the hub's revision.
+        folder: a new local folder.
+        revision: revision on the hub.
 
     Raises:
-        ConfigError: the folder holds files already.
-        CheckpointError: it cannot be read, or holds more than tensors.
+        ConfigError: the folder is not empty.
+        CheckpointError: the checkpoint cannot be read, or contains more than tensors.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification  # seconds to load
 
     target = Path(folder).expanduser()
     if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{folder} holds files already: name a new folder")
+        raise ConfigError(f"{folder} is not empty: choose a new folder")
     try:
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        classifies = any("Classification" in each for each in config.architectures or ())
-        kind = AutoModelForAudioClassification if classifies else AutoModel
-        network = kind.from_pretrained(
+        classifies = any("Classification" in name for name in config.architectures or ())
+        model_class = AutoModelForAudioClassification if classifies else AutoModel
+        network = model_class.from_pretrained(
             name_or_path, config=config, revision=revision, use_safetensors=False, weights_only=True
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"cannot convert {name_or_path}: {error}. Expected a hub name (with network access or a filled cache) or a folder "
-            "with config.json and a pytorch_model.bin of tensors alone."
+            f"cannot convert {name_or_path}: {error}. Expected a hub name (with network access or a filled cache) or a "
+            "folder with config.json and a pytorch_model.bin that contains only tensors."
         ) from error
     network.save_pretrained(target)
     return str(target)

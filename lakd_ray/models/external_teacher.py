@@ -1,6 +1,6 @@
-"""Teachers that were trained elsewhere: their classes become the experiment's.
+"""Load teachers that another project trained, and map their classes to the experiment's.
 
-Shape suffixes: B utterances, C the experiment's classes, E theirs.
+Shape suffixes: B utterances, C the experiment's classes, E the external teacher's classes.
 """
 
 from collections.abc import Sequence
@@ -15,57 +15,57 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.models.checkpoint import load_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier
 
-_UNKNOWN_CLASS_MARGIN = (
-    10.0  # a class that a teacher does not know has e^-10 of the probability of its least likely one
-)
+# A class that the teacher lacks gets e^-10 times the probability of its least likely class.
+_UNKNOWN_CLASS_MARGIN = 10.0
 
 
 class ClassMapping(nn.Module):
-    """Logits [B, E] as logits [B, C]: of several classes that become one the probabilities add up, those of classes
-    that become none are shared out among the rest.
+    """Map logits [B, E] to logits [B, C].
+
+    Probabilities of classes that map to the same class add up; those of unmapped classes are distributed over the rest.
 
     Args:
-        places: for each of the C classes, the places of theirs that become it; none where they have no such class.
+        source_indices: for each of the C classes, the indices of the teacher's classes that map to it; may be empty.
     """
 
     def __init__(self, source_indices: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self._source_indices = [list(each) for each in source_indices]
+        self._source_indices = [list(indices) for indices in source_indices]
 
     def forward(self, logits_BE: Tensor) -> Tensor:
-        """Shape [B, C]."""
-        known = [logits_BE[:, each].logsumexp(dim=-1) for each in self._source_indices if each]
+        """Return the logits of the experiment's classes, shape [B, C]."""
+        known = [logits_BE[:, indices].logsumexp(dim=-1) for indices in self._source_indices if indices]
         least_B = torch.stack(known).min(dim=0).values - _UNKNOWN_CLASS_MARGIN
         columns = iter(known)
-        return torch.stack([next(columns) if each else least_B for each in self._source_indices], dim=-1)
+        return torch.stack([next(columns) if indices else least_B for indices in self._source_indices], dim=-1)
 
 
 def load_external_teacher(spec: ExternalTeacherConfig, emotions: Sequence[str]) -> EmotionClassifier:
-    """The teacher, in eval mode, with the experiment's classes.
+    """Load an external teacher in eval mode, with the experiment's classes.
 
     Raises:
-        ConfigError: it cannot be loaded, or has none of the classes.
-        StorageError: it is a checkpoint of this project and damaged.
+        ConfigError: it cannot be loaded, or has none of the experiment's classes.
+        StorageError: it is a corrupted checkpoint of this project.
     """
     network = (
         load_checkpoint(spec.checkpoint)[0].network if is_lakd_checkpoint(spec) else _load_transformers_model(spec)
     )
-    theirs = [network.config.id2label[place] for place in range(network.config.num_labels)]
-    ours = [spec.emotion_map.get(name, name) for name in theirs]
-    places = [[place for place, name in enumerate(ours) if name == emotion] for emotion in emotions]
-    unknown = sorted(spec.emotion_map.keys() - set(theirs))
-    if unknown or not any(places):
-        wrong = f"`emotion_map` renames {', '.join(unknown)}" if unknown else f"none is one of {', '.join(emotions)}"
+    labels = [network.config.id2label[index] for index in range(network.config.num_labels)]
+    mapped = [spec.emotion_map.get(label, label) for label in labels]
+    source_indices = [[index for index, label in enumerate(mapped) if label == emotion] for emotion in emotions]
+    unknown = sorted(spec.emotion_map.keys() - set(labels))
+    if unknown or not any(source_indices):
+        problem = f"`emotion_map` maps {', '.join(unknown)}" if unknown else f"expected some of {', '.join(emotions)}"
         raise ConfigError(
-            f"teacher {spec.name} has the classes {', '.join(theirs)}; {wrong}. Say with `emotions: {{theirs: ours}}` "
-            "which of its classes are which."
+            f"external teacher {spec.name} has the classes {', '.join(labels)}; {problem}. Map its classes with "
+            "`emotion_map: {its class: our class}`."
         )
-    network.classifier = nn.Sequential(network.classifier, ClassMapping(places))
+    network.classifier = nn.Sequential(network.classifier, ClassMapping(source_indices))
     return EmotionClassifier(network).eval()
 
 
 def is_lakd_checkpoint(spec: ExternalTeacherConfig) -> bool:
-    """Whether it is a sealed checkpoint of this project."""
+    """Return whether the external teacher is a complete checkpoint of this project."""
     return ("/" in spec.checkpoint) and storage.exists(storage.join(spec.checkpoint, storage.CHECKSUMS_FILE))
 
 
@@ -80,6 +80,6 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load teacher {spec.name} from {spec.checkpoint}: {error}. Expected a checkpoint of this project, "
-            "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. Of "
-            "one that has pytorch_model.bin alone: lakd convert NAME FOLDER, and name the folder."
+            "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. If "
+            "it has only pytorch_model.bin, run `lakd convert NAME FOLDER` and use that folder."
         ) from error

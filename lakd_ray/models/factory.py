@@ -1,4 +1,4 @@
-"""Networks as the experiment file describes them."""
+"""Build networks from the model section of an experiment."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import nn
 
 from lakd_ray.config import ModelConfig
 from lakd_ray.errors import ConfigError
-from lakd_ray.models.backbones import make_backbone
+from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 
@@ -23,14 +23,17 @@ def build_model(
     languages: Sequence[str] = (),
     num_teachers: int = 0,
 ) -> EmotionClassifier:
-    """A network as configured: pretrained with a fresh head, or from a random start drawn from `seed`.
+    """Build a network as configured, either pretrained with a new head or with random weights.
 
     Args:
-        languages: for a language-aware head, the languages that it is to know apart.
-        teachers: for a language-aware head, the number of teachers that its attention is to weigh; 0 for none.
+        model_config: the `model` section.
+        emotions: class names, in the order of the logits.
+        seed: seeds the random weights.
+        languages: for a language-aware head, the languages that it distinguishes.
+        num_teachers: for a language-aware head, the number of teachers that its attention weights; 0 for no attention.
 
     Raises:
-        ConfigError: the architecture is refused by transformers, or the pretrained model cannot be loaded.
+        ConfigError: transformers rejects the architecture, or the pretrained model cannot be loaded.
     """
     torch.manual_seed(seed)
     network = (
@@ -38,14 +41,14 @@ def build_model(
         if model_config.config is not None
         else _load_pretrained(model_config, emotions)
     )
-    taken = None if model_config.num_layers is None else tuple(prune_layers(network, model_config.num_layers))
+    layer_indices = None if model_config.num_layers is None else tuple(prune_layers(network, model_config.num_layers))
     if model_config.language_aware is not None:
         from lakd_ray.models.language_aware import add_language_aware_head  # loads transformers
 
         sizes = model_config.language_aware.model_dump(exclude={"language_id_loss_weight"})
         network = add_language_aware_head(network, languages=languages, num_teachers=num_teachers, **sizes)
     built = EmotionClassifier(network, freeze_encoder=model_config.freeze_encoder)
-    built.source_layer_indices = taken
+    built.source_layer_indices = layer_indices
     if model_config.freeze_feature_encoder:
         built.backbone.feature_encoder.requires_grad_(False)
     return built
@@ -68,13 +71,13 @@ def _build_from_config(model_config: ModelConfig, emotions: Sequence[str]) -> An
         config = _disable_layerdrop(AutoConfig.for_model(**(model_config.config | _label_config(emotions))))
         return AutoModelForAudioClassification.from_config(config)
     except (ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
-        raise ConfigError(f"`model.config` is refused by transformers: {error}") from error
+        raise ConfigError(f"transformers rejects `model.config`: {error}") from error
 
 
 def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
     from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
 
-    import lakd_ray.models.language_aware  # noqa: F401 -- registers it, so that it is refused by its name
+    import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type, which is rejected below
 
     try:
         config = AutoConfig.from_pretrained(
@@ -82,27 +85,28 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
         )
         if config.model_type == LANGUAGE_AWARE_MODEL_TYPE:
             raise ConfigError(
-                f"`model.pretrained: {model_config.pretrained}` has a language-aware head; start from one with a plain head"
+                f"`model.pretrained: {model_config.pretrained}` has a language-aware head: expected a model with a plain "
+                "head or without one"
             )
-        config.use_weighted_layer_sum = False  # the head is a fresh one
+        config.use_weighted_layer_sum = False  # the head is new
         return AutoModelForAudioClassification.from_pretrained(
             model_config.pretrained,
             config=_disable_layerdrop(config),
             revision=model_config.revision,
             dtype=torch.float32,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head for other classes is replaced by a fresh one
+            ignore_mismatched_sizes=True,  # a head for other classes is replaced by a new one
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load `model.pretrained: {model_config.pretrained}`: {error}. Expected a hub name (with network "
-            "access or a filled cache) or a folder with config.json and model.safetensors. Of one that has "
-            "pytorch_model.bin alone: lakd convert NAME FOLDER, and name the folder."
+            "access or a filled cache) or a folder with config.json and model.safetensors. If it has only "
+            "pytorch_model.bin, run `lakd convert NAME FOLDER` and use that folder."
         ) from error
 
 
 def _disable_layerdrop(config: Any) -> Any:
-    """Ranks would skip different layers and wait for each other for ever."""
+    """Turn layerdrop off: ranks would skip different layers and deadlock."""
     for name in ("layerdrop", "encoder_layerdrop"):
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -110,25 +114,26 @@ def _disable_layerdrop(config: Any) -> Any:
 
 
 def prune_layers(network: Any, num_layers: int) -> list[int]:
-    """Keep so many transformer layers, spread evenly from the first to the last, in place; returns their places.
+    """Remove all but `num_layers` transformer layers in place; return the indices of those that remain.
 
-    As DistilBERT and its relatives start (Sanh et al. 2019, arXiv 1910.01108, take one layer out of two).
+    They are spread evenly from the first to the last, as in DistilBERT, which takes every other layer (Sanh et al.
+    2019, arXiv 1910.01108).
 
     Raises:
-        ConfigError: there are not so many.
+        ConfigError: the network has fewer layers.
     """
     backbone = make_backbone(network)
     layers = backbone.transformer_layers
     if num_layers > len(layers):
         raise ConfigError(
-            f"`model.num_layers: {num_layers}` of a network that has {len(layers)}: give {len(layers)} or fewer"
+            f"`model.num_layers` is {num_layers}, but the network has {len(layers)} layers: set it to {len(layers)} or lower"
         )
-    kept = np.linspace(0, len(layers) - 1, num_layers).round().astype(int).tolist()
-    chosen = nn.ModuleList([layers[place] for place in kept])
+    indices = np.linspace(0, len(layers) - 1, num_layers).round().astype(int).tolist()
+    remaining = nn.ModuleList([layers[index] for index in indices])
     del layers[:]
-    layers.extend(chosen)
-    for config in {id(each): each for each in (network.config, backbone.config)}.values():
+    layers.extend(remaining)
+    for config in {id(config): config for config in (network.config, backbone.config)}.values():
         for name in ("num_hidden_layers", "encoder_layers"):
             if hasattr(config, name):
                 setattr(config, name, num_layers)
-    return list(kept)
+    return list(indices)

@@ -1,21 +1,21 @@
-"""The language-aware student: what it looks at, in time and over layers, goes by the language of the utterance.
+"""A student network whose attention over frames and layers depends on the language of the utterance.
 
-    h_l          hidden states of layer l = 0 .. L (0: what the transformer is given), normalised over channels
+    h_l          hidden states of layer l = 0 .. L (0: the transformer's input), normalized over channels
     e            the language's embedding, one more for UNKNOWN
-    p_l          sum_f a_lf h_lf      a_l = softmax_f((K h_lf) . (Q e) / sqrt(A))      frames, each layer by itself
+    p_l          sum_f a_lf h_lf      a_l = softmax_f((K h_lf) . (Q e) / sqrt(A))      frames, for each layer separately
     u            sum_l b_l p_l        b = softmax_l(M e + m)                            layers
     logits       W2 gelu(W1 u)
     scores_k     (S [stop(u); e]) . t_k / sqrt(A)                                       teachers, t_k learned
     languages    V2 gelu(V1 stop(mean and deviation of h over frames, mean over layers)) identification
 
 stop: no gradient flows back. The scores are trained by their own objective (`lakd_ray.distill.mixture_losses`), which
-would otherwise make the student easy to place instead of right; identification reads what is there and shapes nothing,
-for an encoder that separates languages better need not hear emotions better. Mean and deviation are pooled as for
-speakers (Snyder et al., ICASSP 2018): with the mean alone languages are hardly told apart.
+would otherwise train the student to be easy to weight rather than accurate. Identification does not shape the encoder
+either, because separating languages better need not help with emotions. Mean and deviation are pooled as for speakers
+(Snyder et al., ICASSP 2018): the mean alone hardly separates languages.
 
-The whole is an ordinary transformers model: importing this module registers it, and then
-`AutoModelForAudioClassification.from_pretrained` loads it. Its own `forward` takes waves as transformers' feature
-extractor makes them, `language_ids` as positions in `config.languages`.
+It is a transformers model: importing this module registers it, and `AutoModelForAudioClassification.from_pretrained`
+then loads it. Its `forward` takes waves prepared by transformers' feature extractor and `language_ids`, which are
+indices in `config.languages`.
 
 Shape suffixes: B utterances, T samples, F frames, D hidden size, E embedding, A attention, P projection, C classes,
 L languages, K teachers.
@@ -39,13 +39,13 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from lakd_ray.models.backbones import make_backbone
+from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, LANGUAGE_AWARE_MODEL_TYPE, ClassifierOutput
 
 
 class LanguageAwareConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is half typed
-    """A backbone's configuration and what the head adds to it."""
+    """Configuration of the backbone and of the language-aware head."""
 
     model_type = LANGUAGE_AWARE_MODEL_TYPE
 
@@ -71,7 +71,7 @@ class LanguageAwareConfig(PretrainedConfig):  # type: ignore[misc]  # transforme
 
 
 class LanguageAwareHead(nn.Module):
-    """From hidden states of every layer to logits."""
+    """Compute logits from the hidden states of every layer."""
 
     def __init__(self, config: LanguageAwareConfig, hidden_size: int, num_layers: int) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ class LanguageAwareHead(nn.Module):
     def forward(
         self, hidden_states: Sequence[Tensor], frames_B: Tensor, languages_B: Tensor | None
     ) -> ClassifierOutput:
-        """Answer.
+        """Compute emotion logits, language logits and teacher scores.
 
         Args:
-            hidden: the transformer's input and the output of each layer, [B, F, D] each.
+            hidden_states: the transformer's input and the output of each layer, [B, F, D] each.
             frames_B: each utterance's number of frames.
-            languages_B: the language's position, one beyond the last for UNKNOWN, `IDENTIFY_LANGUAGE` to go by what the
-                identifier says; None for that everywhere.
+            languages_B: the index of each utterance's language, one beyond the last for UNKNOWN, `IDENTIFY_LANGUAGE` to
+                use the prediction of the identifier; None to use it for all utterances.
         """
-        hidden_BLFD = torch.stack([F.layer_norm(each_BFD, each_BFD.shape[-1:]) for each_BFD in hidden_states], dim=1)
+        hidden_BLFD = torch.stack([F.layer_norm(layer_BFD, layer_BFD.shape[-1:]) for layer_BFD in hidden_states], dim=1)
         own_BF = length_mask(hidden_BLFD.shape[2], frames_B)
         hidden_BLFD = hidden_BLFD.masked_fill(~own_BF[:, None, :, None], 0)
         language_logits_BL = self.identifier(_pool_statistics(hidden_BLFD.detach(), frames_B))
@@ -110,10 +110,12 @@ class LanguageAwareHead(nn.Module):
         )
 
     def _resolve_languages(self, languages_B: Tensor | None, language_logits_BL: Tensor) -> Tensor:
-        """The language that each utterance is answered as; in training some are UNKNOWN, so that one may be."""
-        found_B = language_logits_BL.argmax(dim=-1)
+        """Return the language index to use; in training some become UNKNOWN, so that its embedding is trained too."""
+        identified_B = language_logits_BL.argmax(dim=-1)
         known_B = (
-            found_B if languages_B is None else torch.where(languages_B == IDENTIFY_LANGUAGE, found_B, languages_B)
+            identified_B
+            if languages_B is None
+            else torch.where(languages_B == IDENTIFY_LANGUAGE, identified_B, languages_B)
         )
         if not self.training:
             return known_B
@@ -135,7 +137,7 @@ class LanguageAwareHead(nn.Module):
 
 
 def _pool_statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
-    """Mean and deviation over an utterance's own frames, mean over layers, [B, 2 D]; all other hidden states are 0."""
+    """Return mean and deviation over an utterance's own frames, averaged over layers, [B, 2 D]; other frames must be 0."""
     frames_B11 = frames_B.view(-1, 1, 1)
     mean_BLD = hidden_BLFD.sum(dim=2) / frames_B11
     square_BLD = hidden_BLFD.square().sum(dim=2) / frames_B11
@@ -144,7 +146,7 @@ def _pool_statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
 
 
 class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # as above
-    """A backbone with the language-aware head, as a transformers model."""
+    """A transformers model with the language-aware head on any backbone."""
 
     config_class = LanguageAwareConfig
     base_model_prefix = "encoder"
@@ -158,9 +160,9 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers starts everything with a deviation of 0.02. A product of two such small things hardly moves at
-        # the rates of fine-tuning: languages would stay alike and teachers equal. Embeddings are as large as the
-        # normalised channels beside them, and scores of teachers start at zero, so that none is ahead by chance.
+        # transformers initializes all weights with a deviation of 0.02. A product of two such weights hardly changes
+        # at fine-tuning rates: languages would stay alike and teachers equal. So embeddings have the scale of the
+        # normalized channels beside them, and teacher scores start at zero, so that no teacher leads by chance.
         if isinstance(module, nn.Embedding):
             initialization.normal_(module.weight, std=1.0)
         elif module is self.head.teacher_query:
@@ -170,7 +172,7 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
             super()._init_weights(module)
 
     def freeze_feature_encoder(self) -> None:
-        """Leave the convolutional feature encoder as it is."""
+        """Exclude the convolutional feature encoder from training."""
         for parameter in make_backbone(self.encoder).feature_encoder.parameters():
             parameter.requires_grad = False
 
@@ -182,12 +184,12 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
         labels: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
-        """As transformers' own heads are called.
+        """Compute logits and, if labels are given, the loss, with the signature of transformers' own heads.
 
         Args:
             input_values: waves, [B, T].
-            attention_mask: ones where there is audio, [B, T]; all of it if absent.
-            language_ids: see `LanguageAwareHead.forward`; identified if absent.
+            attention_mask: ones where there is audio, [B, T]; all ones if None.
+            language_ids: see `languages_B` of `LanguageAwareHead.forward`; identified if None.
             labels: class indices, [B], for the loss.
         """
         lengths_B = torch.full((len(input_values),), input_values.shape[1], device=input_values.device)
@@ -204,28 +206,28 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
 
 
 def _build_encoder(config: Any) -> Any:
-    """transformers' model without a head; of Whisper without its decoder."""
+    """Return the transformers model without a head; for Whisper also without its decoder."""
     return WhisperEncoder(config) if config.model_type == "whisper" else AutoModel.from_config(config)
 
 
 def add_language_aware_head(
     network: Any, *, languages: Sequence[str], num_teachers: int, **config_kwargs: Any
 ) -> PreTrainedModel:
-    """A transformers network's encoder, weights and all, with a fresh language-aware head.
+    """Put a new language-aware head on the encoder of a transformers network, which keeps its weights.
 
     Args:
-        network: with a plain head, whose classes are taken over.
-        languages: those that are told apart.
-        teachers: number of teachers that attention is to weigh; 0 for none.
-        sizes: other fields of `LanguageAwareConfig`.
+        network: a network with a plain head; its classes stay the same.
+        languages: the languages that the head distinguishes.
+        num_teachers: number of teachers that attention weights; 0 for no attention.
+        config_kwargs: other fields of `LanguageAwareConfig`.
     """
     encoder: Any = make_backbone(network).encoder
     labels = {name: getattr(network.config, name) for name in ("id2label", "label2id")}
     shape = {name: value for name, value in encoder.config.to_dict().items() if name != "_name_or_path"}
-    # the head starts as transformers' own head on this backbone would
-    start = {"initializer_range": shape.get("initializer_range", shape.get("init_std", 0.02))}
+    # Initialize the head with the deviation that transformers' own head on this backbone has.
+    init = {"initializer_range": shape.get("initializer_range", shape.get("init_std", 0.02))}
     config = LanguageAwareConfig(
-        backbone=shape, languages=languages, num_teachers=num_teachers, **start, **config_kwargs, **labels
+        backbone=shape, languages=languages, num_teachers=num_teachers, **init, **config_kwargs, **labels
     )
     aware = LanguageAwareForAudioClassification(config)
     aware.encoder = encoder

@@ -1,4 +1,4 @@
-"""Which frames are an utterance's own, and what goes into a transformer's layers.
+"""Build length masks, and capture the inputs of transformer layers.
 
 Shape suffixes: B utterances, F frames.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def length_mask(max_length: int, lengths_B: Tensor) -> Tensor:
-    """Which frames are an utterance's own, shape [B, F]."""
+    """Return a mask that is true for the first `lengths_B` frames of each utterance, shape [B, F]."""
     return torch.arange(max_length, device=lengths_B.device) < lengths_B.unsqueeze(1)
 
 
 @contextmanager
 def capture_inputs(layers: Any) -> Iterator[list[Tensor]]:
-    """What each of some layers is given while the block runs."""
-    found: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, given: found.append(given[0])) for layer in layers]
+    """Collect the input of each of the layers while the block runs."""
+    captured: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, args: captured.append(args[0])) for layer in layers]
     try:
-        yield found
+        yield captured
     finally:
         for hook in hooks:
             hook.remove()

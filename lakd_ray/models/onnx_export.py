@@ -1,12 +1,13 @@
-"""A network as an ONNX graph: written and held against torch, quantised; `lakd_ray.models.onnx_runtime` runs it.
+"""Export a network as an ONNX graph, check it against torch, and quantize it.
 
-The graph is `EmotionClassifier.forward` itself, masks and all, so an utterance's answer is its own there too:
+The graph is `EmotionClassifier.forward` including its masks, so that logits do not depend on the batch either.
+`lakd_ray.models.onnx_runtime` runs it. Inputs and outputs:
 
-    waves      [B, T] float32    16 kHz, in [-1, 1], whatever lies beyond the lengths
-    lengths    [B]    int64      samples of each
-    languages  [B]    int64      of a language-aware student alone: see `lakd_ray.models.classifier.language_ids`
+    waves      [B, T] float32    16 kHz, in [-1, 1], any values beyond the lengths
+    lengths    [B]    int64      number of samples
+    languages  [B]    int64      language-aware students only: see `lakd_ray.models.classifier.encode_languages`
     logits            [B, C] float32
-    language_logits   [B, L] float32, of a language-aware student alone
+    language_logits   [B, L] float32, language-aware students only
 
 Needs `pip install "lakd-ray[onnx]"`. Shape suffixes: B utterances, T samples, C classes, L languages.
 """
@@ -33,75 +34,77 @@ from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 MODEL_FILE, INT8_MODEL_FILE = "model.onnx", "model.int8.onnx"
 OPSET = 20
 LOGIT_TOLERANCE = 1e-4
-"""How far a logit may be from torch's, as a share of the largest one where that is above 1."""
+"""Maximum difference of a logit from torch's, relative to the largest logit where that is above 1."""
 QUANTIZED_OPS = ("MatMul", "Gemm")
 
-_CHECK_SECONDS = ((1.0,), (0.4, 2.5, 1.3), (3.0, 0.2, 3.0, 0.7, 1.9))  # seconds of the waves of each batch
+_CHECK_SECONDS = ((1.0,), (0.4, 2.5, 1.3), (3.0, 0.2, 3.0, 0.7, 1.9))  # durations of the waves of each batch
 
 
 @dataclass(frozen=True)
 class CheckBatch:
-    """What a graph is held against torch with."""
+    """Inputs for comparing a graph with torch."""
 
     wave_BT: Tensor
     lengths_B: Tensor
     languages_B: Tensor
 
     def unbatched(self) -> Iterator["CheckBatch"]:
-        """Each utterance by itself, without its padding."""
-        for row, length in enumerate(self.lengths_B.tolist()):
-            part = slice(row, row + 1)
-            yield CheckBatch(self.wave_BT[part, :length], self.lengths_B[part], self.languages_B[part])
+        """Yield each utterance as a batch of its own, without padding."""
+        for index, length in enumerate(self.lengths_B.tolist()):
+            row = slice(index, index + 1)
+            yield CheckBatch(self.wave_BT[row, :length], self.lengths_B[row], self.languages_B[row])
 
 
 def make_check_batches(num_languages: int) -> list[CheckBatch]:
-    """Noise of several lengths and loudnesses, always the same; every language, UNKNOWN and IDENTIFY_LANGUAGE take turns."""
+    """Make deterministic noise of several lengths, with every language, UNKNOWN and IDENTIFY_LANGUAGE in turn."""
     generator = torch.Generator().manual_seed(0)
     batches: list[CheckBatch] = []
     for seconds in _CHECK_SECONDS:
-        waves = [0.1 * torch.randn(round(each * SAMPLE_RATE), generator=generator) for each in seconds]
-        told = [IDENTIFY_LANGUAGE + (len(batches) + row) % (num_languages + 2) for row in range(len(waves))]
-        batches.append(CheckBatch(*pad_batch(waves), torch.tensor(told)))
+        waves = [0.1 * torch.randn(round(duration * SAMPLE_RATE), generator=generator) for duration in seconds]
+        languages = [IDENTIFY_LANGUAGE + (len(batches) + row) % (num_languages + 2) for row in range(len(waves))]
+        batches.append(CheckBatch(*pad_batch(waves), torch.tensor(languages)))
     return batches
 
 
 def require_onnx_packages() -> None:
-    """Refuse to go on without the packages that write a graph and check it.
+    """Check that the packages for writing and checking a graph are installed.
 
     Raises:
-        ConfigError: one is not installed.
+        ConfigError: a package is not installed.
     """
     onnx_runtime.require_packages("onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 class _ExportModule(nn.Module):
-    """What the graph computes. The network is registered, so that its weights are seen."""
+    """The function that the graph computes; the network is a submodule, so that its weights are exported."""
 
     def __init__(self, model: EmotionClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, waves: Tensor, lengths: Tensor, languages: Tensor | None = None) -> tuple[Tensor, ...]:
-        found = self.model(waves, lengths, languages)
-        if found.language_logits_BL is None:
-            return (found.logits_BC,)
-        return found.logits_BC, found.language_logits_BL
+        outputs = self.model(waves, lengths, languages)
+        if outputs.language_logits_BL is None:
+            return (outputs.logits_BC,)
+        return outputs.logits_BC, outputs.language_logits_BL
 
 
 def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[str, str] | None = None) -> float:
-    """Write a network in eval mode, on the CPU, as a graph; nothing is left where it does not answer as torch does.
+    """Write a network as an ONNX graph; delete the file again if its logits differ from torch's.
 
-    Weights above 2 GB lie beside it, in `<file>.data`.
+    Weights above 2 GB are written beside it, to `<file>.data`.
 
     Args:
-        told: metadata that the file carries.
+        model: a network in eval mode, on the CPU.
+        file: the file to write.
+        extra_metadata: metadata to store in the file.
 
     Returns:
-        The largest difference of a logit from torch's, over `make_check_batches`, together and alone.
+        The largest difference of a logit from torch's over `make_check_batches`, batched and unbatched.
 
     Raises:
         ConfigError: a package is missing.
-        CheckpointError: torch cannot export this network, or the graph's answers are further than `LOGIT_TOLERANCE` away.
+        CheckpointError: torch cannot export this network, or logits differ by more than `LOGIT_TOLERANCE`.
     """
     require_onnx_packages()
     try:
@@ -110,8 +113,8 @@ def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[st
     except torch.onnx.OnnxExporterError as error:
         family = model.network.config.model_type
         raise CheckpointError(
-            f"torch cannot write this {family} network as ONNX: {_summarize_error(error)} Export it without --onnx, and "
-            "serve it with the backend torch"
+            f"torch cannot export this {family} network to ONNX: {_summarize_error(error)} Export it without --onnx, and "
+            "serve it with the torch backend"
         ) from error
     metadata = {onnx_runtime.LANGUAGES_KEY: json.dumps(model.languages), **(extra_metadata or {})}
     program.model.metadata_props.update(metadata)
@@ -126,18 +129,18 @@ def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[st
 
 def _export_program(model: EmotionClassifier) -> Any:
     example = make_check_batches(len(model.languages))[1]
-    given: tuple[Tensor, ...] = (example.wave_BT, example.lengths_B)
+    inputs: tuple[Tensor, ...] = (example.wave_BT, example.lengths_B)
     shapes: dict[str, Any] = {"waves": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
     outputs = ["logits"]
     if model.languages:
-        given += (example.languages_B,)
+        inputs += (example.languages_B,)
         shapes["languages"] = {0: "batch"}
         outputs.append("language_logits")
     with torch.no_grad():
-        model(*given)  # what it keeps from its first call must be a tensor, not the exporter's stand-in for one
+        model(*inputs)  # what it caches in its first call must be a real tensor, not the exporter's fake tensor
         return torch.onnx.export(
             _ExportModule(model).eval(),
-            given,
+            inputs,
             dynamo=True,
             input_names=list(shapes),
             output_names=outputs,
@@ -149,16 +152,16 @@ def _export_program(model: EmotionClassifier) -> Any:
 
 @contextmanager
 def _suppress_exporter_warnings() -> Iterator[None]:
-    """Without what the exporter says of itself: that torchvision is missing, what it could not fold."""
+    """Silence the exporter's remarks, for example on missing torchvision and on constants it cannot fold."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Both inputs have the axis `batch`, which is what is meant.
+            # Both inputs share the axis `batch` on purpose.
             warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
-            # torch's exporter is not done with torch's own move to another test of a tree's leaves.
+            # torch's exporter still uses a pytree check that torch itself has deprecated.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
@@ -177,17 +180,18 @@ def _check_against_torch(model: EmotionClassifier, runtime: onnx_runtime.GraphRu
     largest = 0.0
     for batch in make_check_batches(len(model.languages)):
         expected = _concatenate_logits(model(batch.wave_BT, batch.lengths_B, batch.languages_B))
-        together = _concatenate_logits(runtime(batch.wave_BT, batch.lengths_B, batch.languages_B))
-        alone = torch.cat(
-            [_concatenate_logits(runtime(one.wave_BT, one.lengths_B, one.languages_B)) for one in batch.unbatched()]
+        batched = _concatenate_logits(runtime(batch.wave_BT, batch.lengths_B, batch.languages_B))
+        unbatched = torch.cat(
+            [_concatenate_logits(runtime(row.wave_BT, row.lengths_B, row.languages_B)) for row in batch.unbatched()]
         )
         scale = max(1.0, float(expected.abs().max()))
-        for found, how in ((together, "in a batch"), (alone, "alone")):
-            difference = float((found - expected).abs().max())
-            if not difference <= LOGIT_TOLERANCE * scale:  # NaN is no number below it
+        for logits, mode in ((batched, "batched"), (unbatched, "one by one")):
+            difference = float((logits - expected).abs().max())
+            if not difference <= LOGIT_TOLERANCE * scale:  # false for NaN too
                 raise CheckpointError(
-                    f"the ONNX graph's logits are {difference:.2g} away from torch's on {len(found)} utterances {how}, "
-                    f"expected at most {LOGIT_TOLERANCE * scale:.2g}: it is not written. Take the backend torch for this network"
+                    f"the ONNX graph's logits differ from torch's by {difference:.2g} on {len(logits)} utterances ({mode}), "
+                    f"expected at most {LOGIT_TOLERANCE * scale:.2g}. The graph is not written: use the torch backend for this "
+                    "network"
                 )
             largest = max(largest, difference)
     return largest
@@ -200,19 +204,19 @@ def _concatenate_logits(outputs: ClassifierOutput) -> Tensor:
 
 @dataclass(frozen=True)
 class QuantizationStats:
-    """What of a graph computes with eight bits."""
+    """Number of matrix products of a graph in int8 and in fp32."""
 
     int8_matmuls: int
-    """Matrices that are kept in int8."""
+    """Products with a weight matrix that is stored in int8."""
     fp32_matmuls: int
-    """Products that stay in fp32: both sides are computed, as in attention."""
+    """Products that stay in fp32, because both sides are activations, as in attention."""
 
 
 def quantize_int8(source: Path, target: Path) -> QuantizationStats:
-    """Write a graph whose products with a weight matrix compute in int8, one scale for each output channel.
+    """Write a graph whose products with weight matrices compute in int8, with one scale for each output channel.
 
-    Activations are quantised as they come (dynamically), to eight bits for each tensor. Convolutions, norms, softmax
-    and the products within attention stay in fp32.
+    Activations are quantized dynamically, with one scale for each tensor. Convolutions, norms, softmax and the products
+    within attention stay in fp32.
 
     Raises:
         ConfigError: a package is missing.
@@ -223,7 +227,7 @@ def quantize_int8(source: Path, target: Path) -> QuantizationStats:
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises on the root logger to prepare the graph; the exporter has done so
+    root.setLevel(logging.ERROR)  # it logs advice to preprocess the graph, which the exporter has done
     try:
         quantize_dynamic(
             source,

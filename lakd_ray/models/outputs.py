@@ -1,4 +1,4 @@
-"""What a network answers.
+"""Types of the outputs of a network, and constants of its language input.
 
 Shape suffixes: B utterances, C classes, L languages, K teachers.
 """
@@ -8,16 +8,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 LANGUAGE_AWARE_MODEL_TYPE = "lakd-language-aware"
-"""transformers' model_type of the language-aware student."""
+"""The `model_type` of the language-aware student in transformers."""
 IDENTIFY_LANGUAGE = -1
-"""In place of a language's position: the one that the network hears."""
+"""Stands for a language index that the network is to identify itself."""
 
 
 class ClassifierOutput(NamedTuple):
-    """A network's answer; what its head does not have is None."""
+    """The outputs of a network; None for those that its head does not compute."""
 
     logits_BC: Tensor
     language_logits_BL: Tensor | None = None
-    """Of a language-aware student's identifier."""
+    """Logits of the language identifier of a language-aware student."""
     teacher_scores_BK: Tensor | None = None
-    """How much each teacher is to count, before a softmax, for weighting `attention`."""
+    """Weight of each teacher before the softmax, for the weighting `attention`."""

@@ -1,8 +1,8 @@
-"""wav2vec2 and its relatives as backbones: a convolutional feature encoder, then a transformer with an attention mask.
+"""Backbone of the wav2vec2 family, which has a convolutional feature encoder and a transformer.
 
-transformers lets padding leak: the group norm of the first convolution averages over padded frames. Here its statistics
-are taken over each utterance's own frames and the transformer gets an attention mask, so what comes out does not depend
-on what else is in the batch. Weights and configuration stay transformers' own, unchanged.
+In transformers padding leaks: the group norm of the first convolution averages over padded frames. Here its statistics
+are taken over each utterance's own frames and the transformer gets an attention mask, so the output does not depend on
+the rest of the batch. Weights and configuration stay transformers' own, unchanged.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size.
 """
@@ -18,10 +18,10 @@ from lakd_ray.models.masking import capture_inputs, length_mask
 
 
 class Wav2Vec2Backbone(Backbone):
-    """See `Backbone`.
+    """Backbone of wav2vec2, HuBERT, WavLM and UniSpeech-SAT models.
 
     Args:
-        network: transformers' model, with or without a head.
+        network: the transformers model, with or without a head.
     """
 
     uses_masked_pooling = True
@@ -36,23 +36,23 @@ class Wav2Vec2Backbone(Backbone):
 
     @property
     def transformer_layers(self) -> nn.ModuleList:
-        """In order."""
+        """The transformer layers, from the input to the output."""
         layers: nn.ModuleList = self._base_model.encoder.layers
         return layers
 
     @property
     def feature_encoder(self) -> nn.Module:
-        """The convolutional part."""
+        """The convolutions, without the feature projection."""
         encoder: nn.Module = self._base_model.feature_extractor
         return encoder
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
-        """One frame for 20 ms."""
+        """Return the number of frames (20 ms each) of the clips, shape [B]."""
         frames_B: Tensor = self._base_model._get_feat_extract_output_lengths(lengths_B)
         return frames_B.long()
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Zero mean and unit variance for each utterance, then the convolutions."""
+        """Normalize each utterance to zero mean and unit variance, then apply the convolutions."""
         weight = next(self.feature_encoder.parameters())
         hidden_BHT = normalize_waveform(wave_BT.float(), lengths_B).to(weight.dtype).unsqueeze(1)
         config = self.config
@@ -69,17 +69,17 @@ class Wav2Vec2Backbone(Backbone):
         return hidden_BHT.transpose(1, 2)
 
     def encode(self, features_BFH: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
-        """Projection, SpecAugment (in training), transformer."""
+        """Apply the feature projection, SpecAugment (in training only) and the transformer."""
         mask_BF = length_mask(features_BFH.shape[1], frames_B)
         projected = self._base_model.feature_projection(features_BFH)
         hidden_BFD = projected[0] if isinstance(projected, tuple) else projected
         hidden_BFD = self._apply_spec_augment(hidden_BFD, mask_BF)
-        with capture_inputs(self._base_model.encoder.layers if output_hidden_states else []) as before:
+        with capture_inputs(self._base_model.encoder.layers if output_hidden_states else []) as inputs:
             last_BFD = self._base_model.encoder(hidden_BFD, attention_mask=mask_BF).last_hidden_state
-        return [*before, last_BFD]
+        return [*inputs, last_BFD]
 
     def _apply_spec_augment(self, hidden_BFD: Tensor, mask_BF: Tensor) -> Tensor:
-        """As transformers masks in training; no time is masked where a mask does not fit, which it raises at."""
+        """Mask as transformers does in training, but only channels if a time mask is longer than the batch."""
         if not self._base_model.training:
             return hidden_BFD
         if hidden_BFD.shape[1] >= self.config.mask_time_length:
@@ -93,44 +93,52 @@ class Wav2Vec2Backbone(Backbone):
 
 
 def normalize_waveform(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """Zero mean and unit variance over each utterance's own samples, zeros beyond, as wav2vec2's feature extractor."""
+    """Scale each utterance's own samples to zero mean and unit variance, zeros beyond: as wav2vec2's feature extractor."""
     own_BT = length_mask(wave_BT.shape[1], lengths_B)
     count_B1 = lengths_B.unsqueeze(1)
     mean_B1 = wave_BT.masked_fill(~own_BT, 0).sum(dim=1, keepdim=True) / count_B1
-    centred_BT = (wave_BT - mean_B1).masked_fill(~own_BT, 0)
-    variance_B1 = centred_BT.square().sum(dim=1, keepdim=True) / count_B1
-    return centred_BT * torch.rsqrt(variance_B1 + 1e-7)
+    centered_BT = (wave_BT - mean_B1).masked_fill(~own_BT, 0)
+    variance_B1 = centered_BT.square().sum(dim=1, keepdim=True) / count_B1
+    return centered_BT * torch.rsqrt(variance_B1 + 1e-7)
 
 
 def masked_group_norm(hidden_BHT: Tensor, lengths_B: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Group norm with one group a channel, its statistics over each utterance's first `valid_B` steps.
+    """Apply a group norm with one group per channel, with statistics over each utterance's first `lengths_B` steps.
 
     Raises:
-        ConfigError: the layer groups several channels.
+        ConfigError: a group of the layer has several channels.
     """
     if norm.num_groups != norm.num_channels:
-        raise ConfigError(f"expected a group per channel, found {norm.num_groups} for {norm.num_channels} channels")
+        raise ConfigError(f"the group norm has {norm.num_groups} groups for {norm.num_channels} channels: expected one group per channel")
     if hidden_BHT.device.type == "cpu" and not torch.compiler.is_compiling():
         return _group_norm_per_utterance(hidden_BHT, lengths_B.tolist(), norm)
     mask_B1T = length_mask(hidden_BHT.shape[-1], lengths_B).unsqueeze(1).to(hidden_BHT.dtype)
     count_B11 = lengths_B.view(-1, 1, 1).to(hidden_BHT.dtype)
     mean_BH1 = (hidden_BHT * mask_B1T).sum(dim=-1, keepdim=True) / count_B11
-    centred_BHT = (hidden_BHT - mean_BH1) * mask_B1T
-    variance_BH1 = centred_BHT.square().sum(dim=-1, keepdim=True) / count_B11
+    centered_BHT = (hidden_BHT - mean_BH1) * mask_B1T
+    variance_BH1 = centered_BHT.square().sum(dim=-1, keepdim=True) / count_B11
     scale_BH1 = norm.weight.view(1, -1, 1) * torch.rsqrt(variance_BH1 + norm.eps)
-    return centred_BHT * scale_BH1 + norm.bias.view(1, -1, 1)
+    return centered_BHT * scale_BH1 + norm.bias.view(1, -1, 1)
 
 
 def _group_norm_per_utterance(hidden_BHT: Tensor, lengths_B: list[int], norm: nn.GroupNorm) -> Tensor:
-    """The same by torch's own kernel, one by one: this tensor is the network's largest, and a CPU is slow to
-    pass over it eight times. A GPU would wait for the lengths, and a graph cannot know them."""
+    """Apply the group norm to one utterance at a time with torch's own kernel, on the CPU only.
 
-    def one(row: int, valid: int) -> Tensor:
+    This tensor is the network's largest, and the masked version passes over it eight times, which is slow on a CPU. On
+    a GPU reading the lengths would synchronize, and a compiled graph does not know them.
+    """
+
+    def normalize_utterance(row: int, valid: int) -> Tensor:
         own_1HT = hidden_BHT[row : row + 1, :, :valid]
-        # not its `forward`, which refuses a single step
+        # not `norm.forward`, which rejects a single step
         return torch.group_norm(own_1HT, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
     steps = hidden_BHT.shape[-1]
     if all(valid == steps for valid in lengths_B):
         return torch.group_norm(hidden_BHT, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return torch.cat([nn.functional.pad(one(*each), (0, steps - each[1])) for each in enumerate(lengths_B)])
+    return torch.cat(
+        [
+            nn.functional.pad(normalize_utterance(row, valid), (0, steps - valid))
+            for row, valid in enumerate(lengths_B)
+        ]
+    )

@@ -1,8 +1,8 @@
-"""Whisper's encoder as a backbone: a log-mel spectrogram, two convolutions, a transformer over 30 s whatever the clip.
+"""Backbone of Whisper's encoder, which has a log-mel spectrogram, two convolutions and a transformer over 30 s.
 
-A clip is padded with silence to the length that the encoder was made for, and cut there; so an answer does not depend
-on the batch, and a short clip costs as much as a long one. transformers' plain head takes the mean over all positions,
-silence included, and so does ours: a checkpoint must mean the same to both.
+Clips are padded with silence, or truncated, to the length that the encoder was built for. So the output does not depend
+on the batch, and a short clip costs as much as a long one. The plain head of transformers takes the mean over all
+positions including silence; so does ours, because a checkpoint must give the same logits in both.
 
 Shape suffixes: B utterances, T samples, M mel channels, S spectrogram frames (10 ms), F positions (20 ms), D hidden
 size.
@@ -21,56 +21,56 @@ from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.masking import capture_inputs
 
 _N_FFT, _HOP_LENGTH = 400, 160  # samples
-_POSITIONS_PER_SECOND = 50  # a second
+_POSITIONS_PER_SECOND = 50
 
 
 class WhisperBackbone(Backbone):
-    """See `Backbone`. Its features are spectrograms: what is frozen comes after them.
+    """Backbone of Whisper models; its features are spectrograms, which have no weights to freeze.
 
     Args:
-        network: transformers' WhisperForAudioClassification, or a WhisperEncoder.
+        network: a WhisperForAudioClassification or WhisperEncoder of transformers.
 
     Raises:
-        ConfigError: it hears no whole number of seconds, which transformers' feature extractor cannot cut to.
+        ConfigError: its input is not an integer number of seconds, as transformers' feature extractor requires.
     """
 
     uses_masked_pooling = False
-    has_cacheable_features = False  # 30 s of spectrogram, half a megabyte, whatever the clip
+    has_cacheable_features = False  # always 30 s of spectrogram, half a megabyte
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, "encoder", network)
         config = base.config
         if config.max_source_positions % _POSITIONS_PER_SECOND:
             raise ConfigError(
-                f"`max_source_positions` is {config.max_source_positions}, expected a multiple of {_POSITIONS_PER_SECOND}: a "
-                "whole number of seconds"
+                f"`max_source_positions` is {config.max_source_positions}: expected a multiple of "
+                f"{_POSITIONS_PER_SECOND}, an integer number of seconds"
             )
-        base.embed_positions.requires_grad_(False)  # sinusoids: fixed in transformers too, until it loads a checkpoint
+        base.embed_positions.requires_grad_(False)  # fixed sinusoids; transformers unfreezes them when it loads a checkpoint
         super().__init__(
             base, hidden_size=config.d_model, num_layers=config.encoder_layers, feature_dim=config.num_mel_bins
         )
 
     @property
     def transformer_layers(self) -> nn.ModuleList:
-        """In order."""
+        """The transformer layers, from the input to the output."""
         layers: nn.ModuleList = self._base_model.layers
         return layers
 
     @property
     def feature_encoder(self) -> nn.Module:
-        """The convolutions."""
+        """The two convolutions before the transformer."""
         return nn.ModuleList([self._base_model.conv1, self._base_model.conv2])
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
-        """One position for 20 ms of the clip, those of the padding left out."""
+        """Return the number of positions (20 ms each) of the clips without padding, shape [B]."""
         own_B = -(-lengths_B // (2 * _HOP_LENGTH))
         return own_B.clamp(min=1, max=self.config.max_source_positions).long()
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """The spectrogram as transformers' WhisperFeatureExtractor makes it, shape [B, S, M]."""
+        """Compute the spectrogram as transformers' WhisperFeatureExtractor does, shape [B, S, M]."""
         samples = 2 * self.config.max_source_positions * _HOP_LENGTH
         own_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
-        # Padded before it is cut, so that no shape depends on the clip's length and the exporter need not ask for it.
+        # Padding before truncating keeps every shape independent of the clip's length, which the ONNX exporter needs.
         wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0), (0, samples))[:, :samples]
         window = torch.hann_window(_N_FFT, device=wave_BT.device)
         spectrum = torch.stft(wave_BT, _N_FFT, _HOP_LENGTH, window=window, return_complex=True)
@@ -87,8 +87,8 @@ class WhisperBackbone(Backbone):
         return torch.from_numpy(extractor.mel_filters).float()
 
     def encode(self, features_BSM: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
-        """Convolutions and transformer, positions of the padding included."""
+        """Apply the convolutions and the transformer to all positions, including padding."""
         mel_BMS = features_BSM.transpose(1, 2).to(self._base_model.conv1.weight.dtype)
-        with capture_inputs(self._base_model.layers if output_hidden_states else []) as before:
+        with capture_inputs(self._base_model.layers if output_hidden_states else []) as inputs:
             last_BFD = self._base_model(mel_BMS).last_hidden_state
-        return [*before, last_BFD]
+        return [*inputs, last_BFD]

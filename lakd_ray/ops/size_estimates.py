@@ -105,7 +105,7 @@ def count_parameters(model: ModelConfig, notes: list[str]) -> tuple[int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
 
-    from lakd_ray.models.backbones import make_backbone
+    from lakd_ray.models.backbone import make_backbone
     from lakd_ray.models.factory import prune_layers
 
     try:

@@ -1,7 +1,7 @@
-"""Saved states go to storage while training goes on, and come back whole or not at all.
+"""Save training states in the background, and restore the newest intact one.
 
-Files are written to this machine's disk first, which takes moments; a thread then copies them to storage, seals the
-folder, and makes `state.json` point at it. A run that is killed meanwhile goes on from the state before.
+Files are first written to the local disk, which is fast; a thread then uploads them, writes the folder's checksums, and
+makes `state.json` point to the folder. A run that is killed during the upload resumes from the previous state.
 """
 
 import random
@@ -26,7 +26,7 @@ from lakd_ray.runs.layout import checkpoint_name
 from lakd_ray.runs.state import RunState
 
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
-# Uploads of ranks differ in length; the loss of a rank breaks the connection, which ends the waiting.
+# Uploads of ranks differ in duration; if a rank dies, its connection breaks, which ends the wait earlier.
 _TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
@@ -34,34 +34,38 @@ T = TypeVar("T")
 
 @cache
 def _process_group() -> Any:
-    """A process group for the threads, whose collectives must not mix with those of training."""
+    """A process group for the upload threads, because their collectives must not mix with those of training."""
     return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 class AsyncCheckpointer:
-    """Publishes a run's states, one after the other. All ranks must call its methods, in the same order.
+    """Save a run's states one after the other; all ranks must call its methods in the same order.
 
     Args:
         folder: the run's folder.
-        keep_checkpoints: checkpoints that are kept.
+        keep_checkpoints: number of best checkpoints to retain.
     """
 
     def __init__(self, folder: str, keep_checkpoints: int) -> None:
-        self._folder, self._keep_best = folder, keep_checkpoints
+        self._folder, self._keep_checkpoints = folder, keep_checkpoints
         self._rank = dist.get_rank()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        _process_group()  # made where all ranks are at the same place
+        _process_group()  # creating a group is a collective, so it happens here, where all ranks are in step
 
     @contextmanager
     def save(self, state: RunState, existing_folders: set[str]) -> Iterator[tuple[Path, Path]]:
-        """Publish a state after the block, which is given empty folders to fill: (its resume folder, a checkpoint).
+        """Yield two empty local folders for the caller to fill, (resume folder, checkpoint), and upload them afterwards.
 
-        Those of the folders that are there and that the state does not need are deleted when it is published. A
-        checkpoint that the first rank leaves empty is none.
+        Args:
+            state: the state to write to `state.json` after the upload.
+            existing_folders: names of folders in storage; those that the state does not reference are deleted after
+                the upload.
+
+        A checkpoint folder that rank 0 leaves empty is not uploaded.
 
         Raises:
-            StorageError: the state before could not be published.
+            StorageError: the previous state could not be uploaded.
         """
         self.wait()
         scratch = Path(tempfile.mkdtemp(prefix="lakd-"))
@@ -79,10 +83,10 @@ class AsyncCheckpointer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until all is published.
+        """Block until the upload in progress is complete.
 
         Raises:
-            StorageError: it could not be.
+            StorageError: the upload failed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -94,7 +98,7 @@ class AsyncCheckpointer:
     def _upload_in_background(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
         try:
             self._upload(scratch, state, existing_folders)
-        except BaseException as error:  # noqa: BLE001 -- told by `wait`
+        except BaseException as error:  # noqa: BLE001 -- raised by `wait`
             self._error = error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -102,8 +106,8 @@ class AsyncCheckpointer:
     def _upload(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
         location = storage.join(self._folder, str(state.latest.resume_folder))
         self._on_rank0(lambda: self._upload_checkpoint(scratch / _CHECKPOINT, location, state))
-        parts = _gather_results(lambda: storage.upload_folder(scratch / _RESUME, location))
-        self._on_rank0(lambda: self._commit(location, parts, state, existing_folders))
+        checksums = _gather_results(lambda: storage.upload_folder(scratch / _RESUME, location))
+        self._on_rank0(lambda: self._commit(location, checksums, state, existing_folders))
 
     def _upload_checkpoint(self, checkpoint: Path, location: str, state: RunState) -> None:
         if any(checkpoint.iterdir()):
@@ -114,8 +118,8 @@ class AsyncCheckpointer:
 
     def _commit(self, location: str, rank_checksums: list[Any], state: RunState, existing_folders: set[str]) -> None:
         storage.write_checksums(location, rank_checksums)
-        state.write(self._folder, self._keep_best)
-        for name in existing_folders - state.referenced_folders(self._keep_best):
+        state.write(self._folder, self._keep_checkpoints)
+        for name in existing_folders - state.referenced_folders(self._keep_checkpoints):
             storage.delete(storage.join(self._folder, name))
 
     def _on_rank0(self, action: Callable[[], None]) -> None:
@@ -123,64 +127,67 @@ class AsyncCheckpointer:
 
 
 def _gather_results(action: Callable[[], T]) -> list[T]:
-    """What every rank's action returned.
+    """Run the action on every rank and return the results of all ranks.
 
     Raises:
-        StorageError: one of them failed.
+        StorageError: the action failed on a rank.
     """
-    done: tuple[T | None, str | None]
+    outcome: tuple[T | None, str | None]
     try:
-        done = action(), None
+        outcome = action(), None
     except (StorageError, OSError) as error:
-        done = None, str(error)
-    everywhere: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everywhere, done, group=_process_group())
-    for rank, (_, reason) in enumerate(everywhere):
-        if reason is not None:
-            raise StorageError(f"rank {rank} could not save its state: {reason}")
-    return [result for result, _ in everywhere]
+        outcome = None, str(error)
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome, group=_process_group())
+    for rank, (_, error_text) in enumerate(outcomes):
+        if error_text is not None:
+            raise StorageError(f"rank {rank} could not save its state: {error_text}")
+    return [result for result, _ in outcomes]
 
 
 def restore_latest(
     folder: str, state: RunState, world_size: int, load: Callable[[Path, RunState], None], log: Callable[[str], None]
 ) -> RunState:
-    """Load the newest state that is whole, and that so many ranks can go on from; returns it.
+    """Load the newest intact state that the current number of ranks can resume from; return it.
 
     Args:
-        state: as `State.read` finds it.
-        load: given the state's folder, on this machine, and the state; called once, or not at all if none is whole.
-        tell: given a sentence on every state that is passed over.
+        folder: the run's folder.
+        state: the result of `RunState.read`.
+        world_size: current number of ranks.
+        load: called with a local copy of the resume folder and the state, unless no state is intact.
+        log: called with a sentence for every state that is skipped.
     """
     while state.latest.resume_folder is not None:
         if state.latest.world_size != world_size and state.latest.cursor:
             log(
-                f"saved by {state.latest.world_size} workers within epoch {state.latest.epoch + 1}, now there are {world_size}: "
-                "going on from the end of an epoch"
+                f"the state within epoch {state.latest.epoch + 1} was saved by {state.latest.world_size} workers, but this "
+                f"run has {world_size}: resuming from the end of an epoch"
             )
             state = state.rollback()
             continue
         with ExitStack() as stack:
-            source, damage = None, None
+            source, corruption = None, None
             try:
                 source = stack.enter_context(
                     storage.open_checksummed_folder(storage.join(folder, str(state.latest.resume_folder)))
                 )
             except CorruptedError as error:
-                damage = str(error)
-            found: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(found, damage)
-            told = next((each for each in found if each), None)
-            if source is not None and told is None:
+                corruption = str(error)
+            corruptions: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(corruptions, corruption)
+            first_corruption = next((text for text in corruptions if text), None)
+            if source is not None and first_corruption is None:
                 if state.latest.world_size != world_size:
                     log(
-                        f"going on with {world_size} workers instead of {state.latest.world_size}: losses stay comparable, but are "
-                        "not the same to the last bit, and a step has as many batches as there are workers"
+                        f"resuming with {world_size} workers instead of {state.latest.world_size}: a step has one batch per "
+                        "worker, so losses stay comparable but are not bit-identical"
                     )
                 load(source, state)
                 return state
         state = state.rollback()
-        where = f"epoch {state.latest.epoch}" + (f", batch {state.latest.cursor}" if state.latest.cursor else "")
-        log(f"{told} Going on from the state before it: {where if state.latest.resume_folder else 'the beginning'}")
+        position = f"epoch {state.latest.epoch}" + (f", batch {state.latest.cursor}" if state.latest.cursor else "")
+        start = position if state.latest.resume_folder else "the beginning"
+        log(f"{first_corruption} Resuming from the previous state: {start}")
     return state
 
 
