@@ -186,7 +186,7 @@ def _language_conditions_path(model: _EvaluatedModel) -> str:
 
 def _fingerprint(manifest: Manifest, rows: RowIndices, model: _EvaluatedModel) -> dict[str, Any]:
     return {
-        "checkpoint": record.digest(storage.read_json(storage.join(model.checkpoint, storage.CHECKSUMS_FILE))),
+        "checkpoint": record.folder_fingerprint(model.checkpoint),
         "audio": record.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
         **(
             {"conditions": list(model.extra_conditions), "columns": LANGUAGE_CONDITIONS_SCHEMA.names}

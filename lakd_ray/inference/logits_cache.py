@@ -24,7 +24,7 @@ def checkpoint_fingerprint(checkpoint: str | ExternalTeacherConfig) -> str:
     if isinstance(checkpoint, ExternalTeacherConfig):
         sealed = checkpoint_fingerprint(checkpoint.checkpoint) if is_lakd_checkpoint(checkpoint) else None
         return record.digest([to_dict(checkpoint), sealed])
-    return record.digest(storage.read_json(storage.join(checkpoint, storage.CHECKSUMS_FILE)))
+    return record.folder_fingerprint(checkpoint)
 
 
 def read_logits(folder: str, manifest: Manifest, num_classes: int) -> Logits:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
 from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import ExternalTeacherConfig
@@ -85,7 +84,7 @@ class Predictor:
         if isinstance(checkpoint, ExternalTeacherConfig):
             card = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
             return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), card)
-        version = record.digest(storage.read_json(storage.join(checkpoint, storage.CHECKSUMS_FILE)))
+        version = record.folder_fingerprint(checkpoint)
         return cls(*backends.from_checkpoint(backend, checkpoint, threads), version=version)
 
     @property

@@ -1,8 +1,8 @@
 """Save and load networks as transformers checkpoint folders.
 
 A checkpoint folder is what transformers writes (config.json, model.safetensors, preprocessor_config.json) plus
-`lakd.json`: model id, classes, languages, training settings and the data that the model has seen. It is the only
-contract between training, hyperparameter search, export and serving, and `AutoModelForAudioClassification` loads it too.
+`lakd.json`: model id, classes, languages, training settings and the data that the model was trained on. It is the only
+contract between training, search, export and serving, and `AutoModelForAudioClassification` loads it too.
 """
 
 import json
@@ -24,7 +24,7 @@ METADATA_FILE = "lakd.json"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """Describe a checkpoint: everything except its weights."""
+    """Describe everything about a checkpoint except its weights."""
 
     model_id: str
     emotions: tuple[str, ...]
@@ -35,7 +35,7 @@ class CheckpointMetadata:
 
     @property
     def is_encoder_frozen(self) -> bool:
-        """Whether the encoder was frozen in training; released metadata state it explicitly, as they omit the recipe."""
+        """Whether the encoder was frozen in training; released metadata omit the recipe and state it explicitly."""
         recipe = self.training.get("run", {}).get("recipe", {})
         return bool(self.training.get("frozen", recipe.get("model", {}).get("freeze_encoder", False)))
 

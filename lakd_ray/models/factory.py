@@ -85,8 +85,8 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
         )
         if config.model_type == LANGUAGE_AWARE_MODEL_TYPE:
             raise ConfigError(
-                f"`model.pretrained: {model_config.pretrained}` has a language-aware head: expected a model with a plain "
-                "head or without one"
+                f"`model.pretrained: {model_config.pretrained}` has a language-aware head: expected a model with a "
+                "plain head or without one"
             )
         config.use_weighted_layer_sum = False  # the head is new
         return AutoModelForAudioClassification.from_pretrained(
@@ -126,7 +126,8 @@ def prune_layers(network: Any, num_layers: int) -> list[int]:
     layers = backbone.transformer_layers
     if num_layers > len(layers):
         raise ConfigError(
-            f"`model.num_layers` is {num_layers}, but the network has {len(layers)} layers: set it to {len(layers)} or lower"
+            f"`model.num_layers` is {num_layers}, but the network has {len(layers)} layers: "
+            f"set it to {len(layers)} or lower"
         )
     indices = np.linspace(0, len(layers) - 1, num_layers).round().astype(int).tolist()
     remaining = nn.ModuleList([layers[index] for index in indices])

@@ -137,7 +137,7 @@ class LanguageAwareHead(nn.Module):
 
 
 def _pool_statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
-    """Return mean and deviation over an utterance's own frames, averaged over layers, [B, 2 D]; other frames must be 0."""
+    """Return mean and deviation over frames, averaged over layers, [B, 2 D]; frames of the padding must be 0."""
     frames_B11 = frames_B.view(-1, 1, 1)
     mean_BLD = hidden_BLFD.sum(dim=2) / frames_B11
     square_BLD = hidden_BLFD.square().sum(dim=2) / frames_B11

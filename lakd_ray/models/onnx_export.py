@@ -113,8 +113,8 @@ def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[st
     except torch.onnx.OnnxExporterError as error:
         family = model.network.config.model_type
         raise CheckpointError(
-            f"torch cannot export this {family} network to ONNX: {_summarize_error(error)} Export it without --onnx, and "
-            "serve it with the torch backend"
+            f"torch cannot export this {family} network to ONNX: {_summarize_error(error)} Export it without --onnx, "
+            "and serve it with the torch backend"
         ) from error
     metadata = {onnx_runtime.LANGUAGES_KEY: json.dumps(model.languages), **(extra_metadata or {})}
     program.model.metadata_props.update(metadata)
@@ -189,9 +189,9 @@ def _check_against_torch(model: EmotionClassifier, runtime: onnx_runtime.GraphRu
             difference = float((logits - expected).abs().max())
             if not difference <= LOGIT_TOLERANCE * scale:  # false for NaN too
                 raise CheckpointError(
-                    f"the ONNX graph's logits differ from torch's by {difference:.2g} on {len(logits)} utterances ({mode}), "
-                    f"expected at most {LOGIT_TOLERANCE * scale:.2g}. The graph is not written: use the torch backend for this "
-                    "network"
+                    f"the ONNX graph's logits differ from torch's by {difference:.2g} on {len(logits)} utterances "
+                    f"({mode}), expected at most {LOGIT_TOLERANCE * scale:.2g}. The graph is not written: use the "
+                    "torch backend for this network"
                 )
             largest = max(largest, difference)
     return largest

@@ -131,9 +131,7 @@ class OpenVinoRuntime(GraphRuntime):
         except RuntimeError as error:
             raise _load_error(file, "OpenVINO", error) from error
         key = ["framework", LANGUAGES_KEY]
-        self.languages = _parse_languages(
-            file, graph.get_rt_info(key).astype(str) if graph.has_rt_info(key) else None
-        )
+        self.languages = _parse_languages(file, graph.get_rt_info(key).astype(str) if graph.has_rt_info(key) else None)
 
     def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
         """Compute the logits: see `GraphRuntime.__call__`."""
@@ -151,7 +149,9 @@ class OpenVinoRuntime(GraphRuntime):
 
 def _parse_languages(file: Path, value: str | None) -> tuple[str, ...]:
     if value is None:
-        raise CheckpointError(f"{file} has no metadata {LANGUAGES_KEY}: expected a graph that `lakd export --onnx` wrote")
+        raise CheckpointError(
+            f"{file} has no metadata {LANGUAGES_KEY}: expected a graph that `lakd export --onnx` wrote"
+        )
     return tuple(json.loads(value))
 
 

@@ -93,7 +93,7 @@ class Wav2Vec2Backbone(Backbone):
 
 
 def normalize_waveform(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """Scale each utterance's own samples to zero mean and unit variance, zeros beyond: as wav2vec2's feature extractor."""
+    """Normalize each utterance to zero mean and unit variance, zeros beyond, as wav2vec2's feature extractor does."""
     own_BT = length_mask(wave_BT.shape[1], lengths_B)
     count_B1 = lengths_B.unsqueeze(1)
     mean_B1 = wave_BT.masked_fill(~own_BT, 0).sum(dim=1, keepdim=True) / count_B1
@@ -109,7 +109,9 @@ def masked_group_norm(hidden_BHT: Tensor, lengths_B: Tensor, norm: nn.GroupNorm)
         ConfigError: a group of the layer has several channels.
     """
     if norm.num_groups != norm.num_channels:
-        raise ConfigError(f"the group norm has {norm.num_groups} groups for {norm.num_channels} channels: expected one group per channel")
+        raise ConfigError(
+            f"the group norm has {norm.num_groups} groups for {norm.num_channels} channels: expected one per channel"
+        )
     if hidden_BHT.device.type == "cpu" and not torch.compiler.is_compiling():
         return _group_norm_per_utterance(hidden_BHT, lengths_B.tolist(), norm)
     mask_B1T = length_mask(hidden_BHT.shape[-1], lengths_B).unsqueeze(1).to(hidden_BHT.dtype)
@@ -137,8 +139,5 @@ def _group_norm_per_utterance(hidden_BHT: Tensor, lengths_B: list[int], norm: nn
     if all(valid == steps for valid in lengths_B):
         return torch.group_norm(hidden_BHT, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return torch.cat(
-        [
-            nn.functional.pad(normalize_utterance(row, valid), (0, steps - valid))
-            for row, valid in enumerate(lengths_B)
-        ]
+        [nn.functional.pad(normalize_utterance(row, valid), (0, steps - valid)) for row, valid in enumerate(lengths_B)]
     )

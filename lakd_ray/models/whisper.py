@@ -45,7 +45,9 @@ class WhisperBackbone(Backbone):
                 f"`max_source_positions` is {config.max_source_positions}: expected a multiple of "
                 f"{_POSITIONS_PER_SECOND}, an integer number of seconds"
             )
-        base.embed_positions.requires_grad_(False)  # fixed sinusoids; transformers unfreezes them when it loads a checkpoint
+        base.embed_positions.requires_grad_(
+            False
+        )  # fixed sinusoids; transformers unfreezes them when it loads a checkpoint
         super().__init__(
             base, hidden_size=config.d_model, num_layers=config.encoder_layers, feature_dim=config.num_mel_bins
         )

@@ -232,8 +232,8 @@ def _stale_logits(tree: _ExperimentTree) -> Candidates:
             continue
         state = tree.read_json(f"{teacher}/{STATE_FILE}")
         try:
-            seal = tree.read_json(f"{teacher}/{state['best']}/{storage.CHECKSUMS_FILE}")
+            current = records.folder_fingerprint(storage.join(tree.folder, teacher, state["best"]))
         except StorageError:  # a teacher without its checkpoint has to be looked after first
             continue
-        if match["key"] != records.digest(seal):
+        if match["key"] != current:
             yield (place,), f"logits of another {match['teacher']} than the one there now"

@@ -24,6 +24,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def folder_fingerprint(folder: str) -> str:
+    """Return a short hash that identifies the files of a folder with checksums, for example a checkpoint.
+
+    Raises:
+        StorageError: the folder has no checksums.
+    """
+    return digest(storage.read_json(storage.join(folder, storage.CHECKSUMS_FILE)))
+
+
 def read_record(folder: str) -> dict[str, Any] | None:
     """The record of a folder, or None."""
     location = storage.join(folder, RECORD_FILE)

@@ -55,7 +55,7 @@ class AsyncCheckpointer:
 
     @contextmanager
     def save(self, state: RunState, existing_folders: set[str]) -> Iterator[tuple[Path, Path]]:
-        """Yield two empty local folders for the caller to fill, (resume folder, checkpoint), and upload them afterwards.
+        """Yield two empty local folders for the caller to fill (resume folder, checkpoint) and then upload them.
 
         Args:
             state: the state to write to `state.json` after the upload.
@@ -160,8 +160,8 @@ def restore_latest(
     while state.latest.resume_folder is not None:
         if state.latest.world_size != world_size and state.latest.cursor:
             log(
-                f"the state within epoch {state.latest.epoch + 1} was saved by {state.latest.world_size} workers, but this "
-                f"run has {world_size}: resuming from the end of an epoch"
+                f"the state within epoch {state.latest.epoch + 1} was saved by {state.latest.world_size} workers, but "
+                f"this run has {world_size}: resuming from the end of an epoch"
             )
             state = state.rollback()
             continue
@@ -179,8 +179,8 @@ def restore_latest(
             if source is not None and first_corruption is None:
                 if state.latest.world_size != world_size:
                     log(
-                        f"resuming with {world_size} workers instead of {state.latest.world_size}: a step has one batch per "
-                        "worker, so losses stay comparable but are not bit-identical"
+                        f"resuming with {world_size} workers instead of {state.latest.world_size}: a step has one "
+                        "batch per worker, so losses stay comparable but are not bit-identical"
                     )
                 load(source, state)
                 return state

@@ -60,7 +60,8 @@ class RankDataLoader:
     def _rows(self, split: str) -> RowIndices:
         rows = self.manifest.rows(split, self.run.languages)
         if not len(rows):
-            raise SplitError(f"{self.run.id}: no {split} utterances in {', '.join(self.run.languages)}: check the corpora and their splits")
+            languages = ", ".join(self.run.languages)
+            raise SplitError(f"{self.run.id}: no {split} utterances in {languages}: check the corpora and their splits")
         return rows
 
     @lru_cache(maxsize=4)  # noqa: B019 -- a loader exists as long as its run
@@ -104,7 +105,7 @@ class RankDataLoader:
         return sum(1 for _ in self.epoch_plan(0).batches(0)) // self.config.train.gradient_accumulation_steps
 
     def batches(self, first_epoch: int, cursor: int = 0) -> Iterator[tuple[AudioBatch, TrainBatch]]:
-        """Return this rank's batches of all epochs from the first one: training batches, then dev batches, of each epoch.
+        """Return this rank's batches from the first epoch on: of each epoch the training batches, then the dev batches.
 
         Reading starts with this call, not with the first `next`.
 

@@ -6,7 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lakd_ray.models import EmotionClassifier
 
-_PROBE_SAMPLES = 80_000  # five seconds: attention grows quadratically, but is a few per cent of the total at this length
+_PROBE_SAMPLES = (
+    80_000  # five seconds: attention grows quadratically, but is a few per cent of the total at this length
+)
 # Dense operations per second from the vendors' data sheets: (16-bit matrix products, 32-bit ones without TF32).
 _PEAK_FLOPS = {"H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L40S": (362e12, 91.6e12)}
 
@@ -24,7 +26,10 @@ def flops_per_audio_second(model: EmotionClassifier, *, features_cached: bool) -
     training, device = model.training, next(model.parameters()).device
     model.eval()
     wave_BT, lengths_B = torch.zeros(1, _PROBE_SAMPLES, device=device), torch.tensor([_PROBE_SAMPLES], device=device)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as frontend_flops:  # other backends are not fully counted
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as frontend_flops,
+    ):  # other backends are not fully counted
         features = model.extract_features(wave_BT, lengths_B)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as classifier_flops:
         model.classify(features, model.count_frames(lengths_B), model.encode_languages([None]).to(device))

@@ -103,9 +103,7 @@ class LossGuard:
             return
         utterances = utterance_ids()
         shown = ", ".join(utterances[:4]) + (f" and {len(utterances) - 4} more" if len(utterances) > 4 else "")
-        previous = (
-            "" if self._last_loss is None else f" The previously checked loss was {self._last_loss:.3g}."
-        )
+        previous = "" if self._last_loss is None else f" The previously checked loss was {self._last_loss:.3g}."
         raise TrainingError(
             f"{self._run_id}: in epoch {epoch + 1} the loss is {mean:.3g} on {shown}.{previous} {self._diagnose()} "
             "Completed epochs remain: start again with the changed experiment under a new name."
@@ -121,7 +119,10 @@ class LossGuard:
         summary += f", largest weight {largest:.3g}"
         if largest < _DIVERGED:
             return (
-                f"{summary}: the weights are normal, so the cause is this batch or half precision. Set train.precision: "
-                "fp32, and check these recordings."
+                f"{summary}: the weights are normal, so the cause is this batch or half precision. Set "
+                "train.precision: fp32, and check these recordings."
             )
-        return f"{summary}: the weights have diverged. Lower optim.lr, raise optim.warmup_ratio or lower optim.max_grad_norm."
+        return (
+            f"{summary}: the weights have diverged. Lower optim.lr, raise optim.warmup_ratio or lower "
+            "optim.max_grad_norm."
+        )

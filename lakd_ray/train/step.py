@@ -1,4 +1,4 @@
-"""One forward pass and its loss, for any paradigm. No Ray, no DeepSpeed: runs wherever torch does.
+"""Compute the forward pass and the losses of a batch, for any paradigm, with torch alone.
 
 Shape suffixes: B utterances, T samples, F frames, H channels of the feature encoder, K teachers, C classes,
 L languages.
@@ -21,7 +21,7 @@ DEFAULT_LABEL_LOSS = LabelLossConfig()
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one forward pass needs, on the model's device."""
+    """The inputs and targets of one forward pass."""
 
     inputs: Tensor
     """Waves, shape [B, T], or cached features, shape [B, F, H]."""
@@ -31,14 +31,14 @@ class TrainBatch:
     languages: Sequence[str]
     teacher_logits_BKC: Tensor | None = None
     languages_B: Tensor | None = None
-    """Positions of the languages, for a language-aware student."""
+    """Indices of the languages, for a language-aware student."""
     label_weights_B: Tensor | None = None
-    """Weight of each utterance's class in the loss against the labels, all one if absent."""
+    """Weight of each utterance's class in the label loss; all one if None."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TrainBatch":
-        """The batch on a device; cached features in the model's precision, waves as they are: it normalises them."""
+        """Copy the batch to a device, cached features in the given precision; waves stay in fp32."""
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
+        def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         return replace(
@@ -46,9 +46,9 @@ class TrainBatch:
             inputs=self.inputs.to(device, dtype if self.inputs.ndim == 3 else None, non_blocking=True),
             lengths_B=self.lengths_B.to(device, non_blocking=True),
             labels_B=self.labels_B.to(device, non_blocking=True),
-            teacher_logits_BKC=moved(self.teacher_logits_BKC),
-            languages_B=moved(self.languages_B),
-            label_weights_B=moved(self.label_weights_B),
+            teacher_logits_BKC=move(self.teacher_logits_BKC),
+            languages_B=move(self.languages_B),
+            label_weights_B=move(self.label_weights_B),
         )
 
 
@@ -57,30 +57,30 @@ LOSS_NAMES = ("loss", "ce", "kl", "language", "attention")
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over a batch's utterances; divide by a count of utterances to get means. Stay on the device."""
+    """Losses summed over the utterances of a batch, as tensors on the device; divide by a count to get means."""
 
     loss: Tensor
-    """What is minimised."""
+    """The objective, which is minimized."""
     ce: Tensor
     kl: Tensor
     language: Tensor
     """Cross-entropy of language identification, unweighted."""
     attention: Tensor
-    """Objective of the learned weights, unweighted."""
+    """Loss of the learned teacher weights, unweighted."""
 
     def to_tensor(self) -> Tensor:
-        """`LOSS_NAMES` without gradient, shape [5]."""
+        """Return the losses in the order of `LOSS_NAMES` without gradient, shape [5]."""
         return torch.stack([getattr(self, name).detach() for name in LOSS_NAMES]).double()
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a run minimises.
+    """The settings of the loss that a run minimizes.
 
     Attributes:
-        loss: distillation; None against the labels alone.
-        teacher_languages: language of each teacher, None for a multilingual one; K of them.
-        label: the loss against the labels; the weights of classes come with the batch, as they go by all of train.
+        distill_loss: settings of distillation; None to train on the labels alone.
+        teacher_languages: language of each of the K teachers, None for a multilingual one.
+        label_loss: settings of the label loss; class weights come with the batch, as they depend on all of train.
         language_id_loss_weight: weight of language identification, for a language-aware student.
     """
 
@@ -91,22 +91,22 @@ class Objective:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """Those of `LOSS_NAMES` that it has; the others are zero."""
-        learned = self.distill_loss is not None and self.distill_loss.weighting == "attention"
-        absent = {"language": not self.language_id_loss_weight, "attention": not learned}
+        """The subset of `LOSS_NAMES` that this objective has; the others are zero."""
+        has_attention = self.distill_loss is not None and self.distill_loss.weighting == "attention"
+        absent = {"language": not self.language_id_loss_weight, "attention": not has_attention}
         return tuple(name for name in LOSS_NAMES if not absent.get(name))
 
 
 def compute_losses(forward: ForwardFn, batch: TrainBatch, objective: Objective) -> LossSums:
-    """The objective, summed over the batch.
+    """Run the model on a batch and return its losses, summed over the batch.
 
     Raises:
-        ValueError: distillation without teacher logits, logits of the wrong shape, or class balance without weights.
+        ValueError: teacher logits are missing or have the wrong shape, or class weights are missing.
     """
     label = objective.label_loss
     if label.class_balance and batch.label_weights_B is None:
         raise ValueError(
-            f"class balance {label.class_balance} needs the weights of the utterances' classes, found none"
+            f"class balance {label.class_balance} needs class weights, but the batch has no `label_weights_B`"
         )
     outputs = forward(batch.inputs, batch.lengths_B, batch.languages_B)
     logits_BC = outputs.logits_BC.float()
@@ -122,13 +122,13 @@ def compute_losses(forward: ForwardFn, batch: TrainBatch, objective: Objective) 
 def _paradigm_losses(
     logits_BC: Tensor, teacher_scores_BK: Tensor | None, batch: TrainBatch, objective: Objective
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(total, ce, kl), each summed over the batch."""
+    """Return (total, ce, kl), each summed over the batch."""
     loss, label = objective.distill_loss, objective.label_loss
     if loss is None:
         ce = _label_loss(logits_BC, batch, label)
         return ce, ce, torch.zeros_like(ce)
     if batch.teacher_logits_BKC is None:
-        raise ValueError("distillation needs teacher logits [B, K, C], found none")
+        raise ValueError("distillation needs teacher logits [B, K, C], but the batch has no `teacher_logits_BKC`")
     parts = distillation_loss(
         logits_BC,
         batch.teacher_logits_BKC,
@@ -167,7 +167,7 @@ def _attention_loss(
 
 
 def _label_loss(logits_BC: Tensor, batch: TrainBatch, label_loss: LabelLossConfig) -> Tensor:
-    """Summed over the batch; by torch's own sum where that is all, which rounds in its own order."""
+    """Return the summed label loss; default settings use torch's own sum, on which the rounding depends."""
     if label_loss == DEFAULT_LABEL_LOSS:
         return F.cross_entropy(logits_BC, batch.labels_B, reduction="sum")
     return label_losses(

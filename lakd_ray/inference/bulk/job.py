@@ -150,7 +150,7 @@ def _read_model_info(folder: str) -> tuple[tuple[str, ...], str]:
         raise CheckpointError(
             f"{folder} holds no finished checkpoint ({storage.CHECKSUMS_FILE} is missing); check --model"
         )
-    return read_metadata(folder).emotions, record.digest(storage.read_json(seal))
+    return read_metadata(folder).emotions, record.folder_fingerprint(folder)
 
 
 def _fingerprint(

@@ -1,12 +1,18 @@
-"""Chooses the engine."""
+"""Engines update the weights of a model; `build_engine` builds the one that `train.engine` names.
+
+`base` has the interface that the trainer uses, `torch` and `deepspeed` implement it, and `optimizer` has the parameter
+groups, the learning rate schedule and weight averaging that they share.
+"""
 
 from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.models import EmotionClassifier
 from lakd_ray.train.engines.base import Engine
 
+__all__ = ["Engine", "build_engine"]
+
 
 def build_engine(model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> Engine:
-    """The engine that `train.engine` names."""
+    """Build the engine that `train.engine` names."""
     if train.engine == "torch":
         from lakd_ray.train.engines.torch import TorchEngine
 

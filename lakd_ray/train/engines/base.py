@@ -1,9 +1,7 @@
-"""What the training loop asks of an engine: forward, backward, step, save, load. No Ray.
+"""The interface of an engine (forward, backward, step, save, load) and the code that all engines share.
 
-`lakd_ray.train.engines.deepspeed` is one with DeepSpeed, `lakd_ray.train.engines.torch` one with torch; `lakd_ray.train.engines` chooses.
-
-Engines need an initialised torch process group (one process is enough). Gradients come out as the mean over the global
-batch whatever the number of ranks and accumulated micro-batches, because `backward` is told the global count.
+Engines need an initialized torch process group (one process is enough). Gradients are the mean over the global batch
+for any number of ranks and accumulated micro-batches, because `backward` takes the global count.
 """
 
 from abc import ABC, abstractmethod
@@ -25,16 +23,18 @@ _NETWORK_PREFIX = "network."
 
 
 class Engine(ABC):
-    """A model, its optimizer and schedule.
+    """A model with its optimizer and learning rate schedule.
 
     Args:
-        model: on any device; it is moved to this process's own.
-        steps: optimizer steps of the whole run, for the schedule.
+        model: a model on any device; it is moved to this process's device.
+        optim: optimizer settings.
+        train: engine settings.
+        total_steps: optimizer steps of the complete run, for the schedule.
 
     Attributes:
-        world: ranks.
-        accumulation: micro-batches in an optimizer step.
-        dtype: of cached features that are given to `forward`.
+        world_size: number of ranks.
+        accumulation_steps: micro-batches in an optimizer step.
+        dtype: precision of cached features that `forward` takes.
     """
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
@@ -56,7 +56,7 @@ class Engine(ABC):
         self._micro_batches = 0
 
     def _init_ema(self) -> None:
-        """Once the weights are where they stay."""
+        """Start averaging the weights, after they are on their final device."""
         if self._ema_decay:
             trained = [weight for weight in self._model.parameters() if weight.requires_grad]
             self._ema = ExponentialMovingAverage(trained, self._ema_decay)
@@ -64,33 +64,34 @@ class Engine(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device that holds the model."""
 
     @property
     def learning_rate(self) -> float:
-        """The encoder's rate in the next step; the head's where the encoder is frozen."""
+        """Learning rate of the encoder in the next step; of the head if the encoder is frozen."""
         return float(self._scheduler.get_last_lr()[0])
 
     @property
     @abstractmethod
     def gradient_norm(self) -> float | None:
-        """Of the last step, before clipping; None where it is not known."""
+        """Gradient norm of the last step before clipping; None if it is not known."""
 
     @abstractmethod
     def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
-        """The model's answer."""
+        """Run the model as `EmotionClassifier.forward` does."""
 
     @abstractmethod
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
-        """Backpropagate a sum over this rank's micro-batch.
+        """Backpropagate a loss that is summed over this rank's micro-batch.
 
         Args:
+            loss_sum: the sum.
             global_count: utterances in the optimizer step, over all ranks and micro-batches. The gradient becomes the
-                mean over those.
+                mean over them.
         """
 
     def step(self) -> None:
-        """Update the weights if this was the last micro-batch of the step."""
+        """Update the weights after the last micro-batch of an optimizer step."""
         self._step()
         self._micro_batches += 1
         if self._ema is not None and self._micro_batches % self.accumulation_steps == 0:
@@ -101,7 +102,7 @@ class Engine(ABC):
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Eval mode without gradients and with averaged weights, if they are averaged; then training mode again."""
+        """Use eval mode, without gradients and with averaged weights if there are any, while the block runs."""
         self._model.eval()
         try:
             with self._ema_applied(), torch.inference_mode():
@@ -110,7 +111,7 @@ class Engine(ABC):
             self._model.train()
 
     def full_state_dict(self) -> tuple[Any, dict[str, Tensor]]:
-        """The transformers network and its whole state in fp32 on the CPU, averaged if it is; all ranks must call."""
+        """Return the network and its full fp32 state on the CPU, averaged if enabled; all ranks must call."""
         with self._ema_applied():
             state = {
                 name.removeprefix(_NETWORK_PREFIX): _to_fp32_cpu(value)
@@ -122,11 +123,11 @@ class Engine(ABC):
         return self._ema.average_parameters() if self._ema is not None else ExitStack()
 
     def _model_state_dict(self) -> dict[str, Tensor]:
-        """The model's state, gathered from all ranks."""
+        """Return the model's state, gathered from all ranks."""
         return self._model.state_dict()
 
     def save(self, folder: Path) -> None:
-        """Write model, optimizer and schedule; all ranks must call, ranks on one machine may share the folder."""
+        """Write model, optimizer and schedule; all ranks must call, and ranks on one machine may share the folder."""
         self._save(folder)
         if self._ema is not None and dist.get_rank() == 0:
             torch.save(self._ema.state_dict(), folder / _EMA_FILE)
@@ -135,10 +136,11 @@ class Engine(ABC):
     def _save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path, *, world_size: int | None = None) -> None:
-        """Restore what `save` wrote; all ranks must call. The files are pickles: only folders of one's own.
+        """Restore what `save` wrote; all ranks must call. The files are pickles: load only trusted folders.
 
         Args:
-            world: number of ranks that wrote it, if that may be another than now.
+            folder: the folder that `save` wrote.
+            world_size: number of ranks that wrote it; the current number if None.
         """
         self._load(folder, self.world_size if world_size is None else world_size)
         if self._ema is not None:
@@ -148,7 +150,7 @@ class Engine(ABC):
     def _load(self, folder: Path, world_size: int) -> None: ...
 
     def set_schedule_step(self, step: int) -> None:
-        """Put the schedule where it is after so many steps, if they are not those that were saved."""
+        """Set the learning rates to those after the given number of steps, if it differs from the saved number."""
         self._scheduler.last_epoch = step
         rates = [base * self._lr_lambda(step) for base in self._scheduler.base_lrs]
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
@@ -156,13 +158,13 @@ class Engine(ABC):
         self._scheduler._last_lr = rates
 
     def max_abs_weight(self) -> float:
-        """Of this rank's weights, without its sign; NaN if one is."""
+        """Return the largest absolute value of this rank's weights; NaN if one is NaN."""
         with torch.no_grad():
-            largest = [weight.abs().max() for weight in self._model.parameters() if weight.numel()]
-            return float(torch.stack(largest).max())
+            maxima = [weight.abs().max() for weight in self._model.parameters() if weight.numel()]
+            return float(torch.stack(maxima).max())
 
-    def close(self) -> None:  # noqa: B027 -- nothing to do is fine
-        """Release the model."""
+    def close(self) -> None:  # noqa: B027 -- overriding is optional
+        """Release the resources of the engine."""
 
 
 def _to_fp32_cpu(value: Tensor) -> Tensor:

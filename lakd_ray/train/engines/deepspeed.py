@@ -1,4 +1,4 @@
-"""The engine with DeepSpeed: ZeRO stages 0 to 3."""
+"""The engine that uses DeepSpeed, with ZeRO stages 0 to 3."""
 
 import io
 import os
@@ -20,7 +20,7 @@ _TAG = "state"
 
 
 class DeepSpeedEngine(Engine):
-    """See `Engine`. DeepSpeed averages over ranks and micro-batches, so sums are scaled by both before."""
+    """Train with DeepSpeed, which averages over ranks and micro-batches, so loss sums are scaled by both first."""
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
         if not torch.cuda.is_available():
@@ -31,8 +31,8 @@ class DeepSpeedEngine(Engine):
         super().__init__(model, optim, train, total_steps=total_steps)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
         self._zero_stage = train.zero_stage
-        # What is frozen is as the model was built, and may be most of it. ZeRO-3 has it divided among the ranks.
-        self._exclude_frozen = train.zero_stage < 3 and any(not each.requires_grad for each in model.parameters())
+        # Frozen weights are as the model was built, and may be most of it: do not save them. ZeRO-3 partitions them.
+        self._exclude_frozen = train.zero_stage < 3 and any(not weight.requires_grad for weight in model.parameters())
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
@@ -44,22 +44,22 @@ class DeepSpeedEngine(Engine):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device that holds the model."""
         return torch.device(self._engine.device)
 
     @property
     def gradient_norm(self) -> float | None:
-        """Of the last step, before clipping; stage 0 does not tell."""
+        """Gradient norm of the last step before clipping; None with ZeRO stage 0."""
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
-        """The model's answer."""
+        """Run the model as `EmotionClassifier.forward` does."""
         outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
-        """See `Engine`."""
+        """Backpropagate a loss sum as described in `Engine.backward`."""
         self._engine.backward(loss_sum * (self.world_size * self.accumulation_steps / global_count))
 
     def _step(self) -> None:
@@ -89,7 +89,7 @@ class DeepSpeedEngine(Engine):
                 self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._exclude_frozen)
             finally:
                 config.load_universal_checkpoint = False
-        # ZeRO-3 gives all groups the decay of the first one, and one count of steps, which each would add to.
+        # ZeRO-3 gives all groups the decay of the first one, and a shared step counter that each would increment.
         for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         for state in self._optimizer.state.values():
@@ -97,7 +97,7 @@ class DeepSpeedEngine(Engine):
                 state["step"] = state["step"].clone()
 
     def _load_unpartitioned(self, folder: Path) -> None:
-        """Stage 0: every rank has all of the state, whatever their number, in the first one's file."""
+        """Load a state of ZeRO stage 0, where the first rank's file has the full state for any number of ranks."""
         (file,) = sorted(Path(folder, _TAG).glob("mp_rank_*_model_states.pt"))[:1]
         state = torch.load(file, map_location="cpu", weights_only=False)
         self._model.load_state_dict(state["module"], strict=not self._exclude_frozen)
@@ -110,10 +110,10 @@ class DeepSpeedEngine(Engine):
 
 
 def _convert_to_universal(source: Path, target: Path) -> None:
-    """DeepSpeed's own conversion to a state that any number of ranks can load.
+    """Convert a state with DeepSpeed's own tool so that any number of ranks can load it.
 
     Raises:
-        CheckpointError: DeepSpeed refuses.
+        CheckpointError: DeepSpeed cannot convert it.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -127,25 +127,25 @@ def _convert_to_universal(source: Path, target: Path) -> None:
         inject_missing_state=True,
     )
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells of its steps
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints its steps
             ds_to_universal.main(settings)
     except (AssertionError, KeyError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"cannot convert {source} for another number of workers: {error}. Resume with as many workers as before."
+            f"cannot convert {source} for a different number of workers: {error}. Resume with the same number."
         ) from error
 
 
 def build_deepspeed_config(optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
+    """Return the DeepSpeed configuration of an experiment's settings."""
     zero: dict[str, Any] = {"stage": train.zero_stage}
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # batches are planned by seconds; DeepSpeed only multiplies this
+        "train_micro_batch_size_per_gpu": 1,  # batches are planned by seconds; DeepSpeed uses this only as a factor
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": optim.max_grad_norm,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW is the same on either side
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW works on the CPU and the GPU
         "bf16": {"enabled": train.precision == "bf16"},
         "fp16": {"enabled": train.precision == "fp16"},
         "steps_per_print": 10**9,

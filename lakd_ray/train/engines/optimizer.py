@@ -1,4 +1,4 @@
-"""What an engine updates and how: parameter groups, the rate's schedule, the running average of the weights."""
+"""Parameter groups, learning rate schedule and weight averaging, which all engines share."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from lakd_ray.models import EmotionClassifier
 
 
 def build_param_groups(model: EmotionClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by rate and decay: the head may have a rate of its own, only matrices have weight decay."""
+    """Group trainable parameters by learning rate and weight decay: `head_lr` for the head, decay for matrices only."""
     encoder = {id(parameter) for parameter in model.backbone.encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -22,20 +22,20 @@ def build_param_groups(model: EmotionClassifier, optim: OptimConfig) -> list[dic
             decay = optim.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {"params": chosen, "lr": rate, "weight_decay": decay}
-        for (rate, decay), chosen in sorted(groups.items(), key=lambda entry: (entry[0][0], -entry[0][1]))
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in sorted(groups.items(), key=lambda entry: (entry[0][0], -entry[0][1]))
     ]
 
 
 def make_lr_lambda(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate at each step: linear warm-up, then constant, linear or cosine decay to zero."""
+    """Return the learning rate factor by step: linear warm-up, then constant, or linear or cosine decay to zero."""
     warmup = round(optim.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
             optim.lr_schedule
         ]
 
@@ -43,11 +43,11 @@ def make_lr_lambda(optim: OptimConfig, total_steps: int) -> Callable[[int], floa
 
 
 class ExponentialMovingAverage:
-    """An exponential running average of weights, in fp32 (Polyak and Juditsky 1992; the warm-up is TensorFlow's).
+    """Average weights exponentially over steps, in fp32 (Polyak and Juditsky 1992; the warm-up is TensorFlow's).
 
     Args:
-        weights: those that are averaged; they are read at every `update`.
-        decay: share of the old average in the new one, after the first steps: there it is (1 + n) / (10 + n).
+        weights: the weights to average, which `update` reads.
+        decay: weight of the old average in an update; in the first n updates it is at most (1 + n) / (10 + n).
     """
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
@@ -57,20 +57,20 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights as they are into the average."""
+        """Update the average with the current weights."""
         self._num_updates += 1
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         torch._foreach_lerp_(self._averages, [weight.detach().float() for weight in self._weights], 1 - decay)
 
     @contextmanager
     def average_parameters(self) -> Iterator[None]:
-        """The weights are the average until the block ends."""
-        kept = [weight.detach().clone() for weight in self._weights]
+        """Replace the weights with their average while the block runs."""
+        current = [weight.detach().clone() for weight in self._weights]
         try:
             self._copy_to_weights(self._averages)
             yield
         finally:
-            self._copy_to_weights(kept)
+            self._copy_to_weights(current)
 
     @torch.no_grad()
     def _copy_to_weights(self, values: Sequence[Tensor]) -> None:
@@ -78,11 +78,11 @@ class ExponentialMovingAverage:
             weight.copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """Return the state, which `load_state_dict` restores."""
         return {"steps": self._num_updates, "means": [mean.cpu() for mean in self._averages]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Restore the averages from the output of `state_dict`."""
         self._num_updates = state["steps"]
         for mean, value in zip(self._averages, state["means"], strict=True):
             mean.copy_(value)

@@ -1,4 +1,7 @@
-"""The engine with torch alone: for debugging, and to hold DeepSpeed against. Every rank has all of the optimizer."""
+"""The engine that uses torch alone, for debugging and as a reference for DeepSpeed.
+
+Every rank has the full model and optimizer state.
+"""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +19,7 @@ _STATE_FILE = "plain.pt"
 
 
 class TorchEngine(Engine):
-    """See `Engine`. Half precision is autocast, with weights in fp32."""
+    """Train with torch alone; half precision is autocast, with weights in fp32."""
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
         self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
@@ -31,25 +34,25 @@ class TorchEngine(Engine):
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU, or the CPU."""
+        """This rank's GPU, or the CPU without one."""
         return self._device or torch.device("cpu")
 
     @property
     def gradient_norm(self) -> float | None:
-        """Of the last step, before clipping."""
+        """Gradient norm of the last step before clipping."""
         return None if self._grad_norm is None else float(self._grad_norm)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
     def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
-        """The model's answer."""
+        """Run the model as `EmotionClassifier.forward` does."""
         with self._autocast():
             outputs: ClassifierOutput = self._model(inputs, lengths_B, languages_B)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
-        """See `Engine`."""
+        """Backpropagate a loss sum as described in `Engine.backward`."""
         self._scaler.scale(loss_sum / global_count).backward()  # type: ignore[no-untyped-call]  # untyped in torch
 
     def _step(self) -> None:
@@ -57,7 +60,7 @@ class TorchEngine(Engine):
             return
         self._scaler.unscale_(self._optimizer)
         for weight in self._trainable_parameters:
-            if weight.grad is None:  # a part that this rank's utterances had no use for
+            if weight.grad is None:  # unused by this rank's utterances
                 weight.grad = torch.zeros_like(weight)
             if self.world_size > 1:
                 dist.all_reduce(weight.grad)
@@ -76,7 +79,7 @@ class TorchEngine(Engine):
         }
 
     def _save(self, folder: Path) -> None:
-        if dist.get_rank() == 0:  # all ranks have the same
+        if dist.get_rank() == 0:  # all ranks have the same state
             torch.save(
                 {name: part.state_dict() for name, part in self._stateful_objects().items()}, folder / _STATE_FILE
             )
