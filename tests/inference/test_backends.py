@@ -147,7 +147,7 @@ def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
 
 @pytest.mark.slow
 def test_a_network_that_openvino_does_not_know_is_told(exported):
-    with pytest.raises(CheckpointError, match=r"cannot be run by OpenVINO: .*STFT.* take another backend"):
+    with pytest.raises(CheckpointError, match=r"OpenVINO cannot load .*STFT.* use the torch backend"):
         OpenVinoRuntime(exported("whisper")[1] / onnx_export.MODEL_FILE, 1)
 
 
@@ -259,7 +259,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monke
             file.write_bytes((folder / onnx_export.MODEL_FILE).read_bytes())
 
     monkeypatch.setattr(onnx_export, "_export_program", lambda model: Program())
-    with pytest.raises(CheckpointError, match=r"away from torch's .* it is not written"):
+    with pytest.raises(CheckpointError, match=r"logits differ from torch's .* not written"):
         onnx_export.export_onnx(tiny.model(seed=1, **LOUD).eval(), tmp_path / onnx_export.MODEL_FILE)
     assert not list(tmp_path.iterdir())
 
@@ -282,7 +282,7 @@ def test_a_foreign_graph_is_refused(exported, tmp_path):
     for runtime in RUNTIMES.values():
         with pytest.raises(CheckpointError, match="not made by this project"):
             runtime(tmp_path / "foreign.onnx")
-        with pytest.raises(CheckpointError, match="cannot be run by"):
+        with pytest.raises(CheckpointError, match="cannot load"):
             runtime(tmp_path / "broken.onnx")
 
 

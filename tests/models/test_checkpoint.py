@@ -123,7 +123,7 @@ def test_card_and_outputs_must_agree(place):
     card = json.loads(Path(place, METADATA_FILE).read_text())
     Path(place, METADATA_FILE).write_text(json.dumps(card | {"emotions": card["emotions"][:3]}))
     storage.write_checksummed_folder(Path(place), f"{place}-other")
-    with pytest.raises(CheckpointError, match="4 outputs for 3 emotions"):
+    with pytest.raises(CheckpointError, match=r"has 4 outputs, but lakd\.json lists 3 emotions"):
         load_checkpoint(f"{place}-other")
 
 

@@ -164,7 +164,7 @@ def test_training_reaches_every_weight_and_batch_mates_get_no_gradient():
 def test_another_family_is_refused():
     config = ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(
-        ConfigError, match="model_type 'audio-spectrogram-transformer': expected one of wav2vec2, hubert"
+        ConfigError, match="model_type 'audio-spectrogram-transformer' is not supported: expected one of wav2vec2, hubert"
     ):
         EmotionClassifier(ASTForAudioClassification(config))
 
