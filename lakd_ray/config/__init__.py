@@ -1,28 +1,21 @@
-"""The experiment file as typed, frozen configuration."""
+"""The experiment file as typed, frozen configuration.
 
-from lakd_ray.config.base import Section
-from lakd_ray.config.distill import DistillLossConfig, LabelLossConfig, Weighting
-from lakd_ray.config.experiment import (
-    AudioConfig,
-    Backend,
-    BatchConfig,
-    CanaryConfig,
-    ClusterConfig,
-    CorpusConfig,
-    DistillConfig,
-    Experiment,
-    Paradigm,
-    ServeConfig,
-    Setup,
-    SplitConfig,
-    Stage,
-    TrainConfig,
-)
+Each section of the file has a module: `experiment` is the root, `data` has corpora, audio and batches, `model` and
+`optim` the recipes of teachers and students, and the others are named after their section. `loader` reads files and
+overrides, `schema` writes the JSON schema. Other packages import from here only.
+"""
+
+from lakd_ray.config.base import LanguageCode, Name, Section
+from lakd_ray.config.cluster import ClusterConfig
+from lakd_ray.config.data import IMPORTER_NAMES, AudioConfig, BatchConfig, CorpusConfig, SplitConfig
+from lakd_ray.config.distill import DistillConfig, DistillLossConfig, Paradigm, Setup, Weighting
+from lakd_ray.config.experiment import Experiment, Stage
 from lakd_ray.config.external_teachers import ExternalTeacherConfig
 from lakd_ray.config.grid import GridConfig
 from lakd_ray.config.loader import (
     experiment_names,
     find_experiment,
+    json_schema,
     load_config,
     parse_overrides,
     resolve_location,
@@ -31,11 +24,15 @@ from lakd_ray.config.loader import (
     with_settings,
     with_variant,
 )
-from lakd_ray.config.model import LanguageAwareHeadConfig, ModelConfig, OptimConfig, Recipe
+from lakd_ray.config.model import LanguageAwareHeadConfig, ModelConfig
+from lakd_ray.config.optim import LabelLossConfig, OptimConfig, Recipe
+from lakd_ray.config.serve import Backend, CanaryConfig, ServeConfig
 from lakd_ray.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
+from lakd_ray.config.train import TrainConfig
 from lakd_ray.config.tune import Dimension, ReevaluationConfig, TuningConfig
 
 __all__ = [
+    "IMPORTER_NAMES",
     "AudioConfig",
     "Backend",
     "BatchConfig",
@@ -50,8 +47,10 @@ __all__ = [
     "GridConfig",
     "LabelLossConfig",
     "LanguageAwareHeadConfig",
+    "LanguageCode",
     "MlflowConfig",
     "ModelConfig",
+    "Name",
     "OptimConfig",
     "Paradigm",
     "Recipe",
@@ -68,6 +67,7 @@ __all__ = [
     "Weighting",
     "experiment_names",
     "find_experiment",
+    "json_schema",
     "load_config",
     "parse_overrides",
     "resolve_location",

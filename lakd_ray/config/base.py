@@ -1,9 +1,14 @@
-"""What every section of the experiment file is."""
+"""The base class of every configuration section, and the types of names that several sections share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
 
 class Section(BaseModel):
-    """A part of the experiment file."""
+    """A section of the configuration: frozen, without unknown keys, with a docstring for each field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,28 +1,24 @@
-"""The section that names a teacher that was trained elsewhere."""
-
-from typing import Annotated
+"""Define the configuration section `distill.external_teachers`: teachers that were not trained by the experiment."""
 
 from pydantic import Field
 
-from lakd_ray.config.base import Section
-from lakd_ray.config.grid import Name
-
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+from lakd_ray.config.base import LanguageCode, Name, Section
 
 
 class ExternalTeacherConfig(Section):
-    """A teacher that is brought along; it teaches the mtkd students beside the experiment's own."""
+    """An external teacher of the mtkd students, used beside the experiment's own teachers."""
 
     name: Name
-    """Short unique name."""
+    """Short unique name of the teacher."""
     checkpoint: str
-    """Absolute path or s3:// location of a checkpoint of this project, or a folder or hub name of transformers'."""
+    """Absolute path or s3:// location of a checkpoint of this project, or folder or hub name of a transformers one."""
     revision: str | None = None
-    """Hub revision to pin."""
+    """Revision of the hub repository to pin."""
     language: LanguageCode | None = None
-    """What it was trained to hear, for weighting `language`; null: several."""
+    """Language of its training data, for weighting `language`; null: several languages."""
     emotion_map: dict[str, str] = Field({})
-    """Its classes by their names here, where they differ: theirs -> ours. Several may become one, others none."""
+    """Map from the teacher's class names to the names used here, where they differ. Several of its classes may map to
+    one, and classes may be left out."""
     trained_on: tuple[str, ...] | None = None
     """Corpora of this experiment, or speakers (`corpus:speaker`), that it was trained or selected on; [] for none.
-    null: not known, and every table that it touches says so; a checkpoint of this project knows itself."""
+    null: unknown, and every affected table states so; a checkpoint of this project records its own."""

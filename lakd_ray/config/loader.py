@@ -1,12 +1,13 @@
-"""Reads and prints experiment files.
+"""Read experiment files, apply overrides and variants, and report errors that a person can act on.
 
-`load(path, overrides)` reads YAML, applies `dotted.key=value` overrides and validates. Unknown keys and impossible
-values are refused with what to change. Everything below Ray's border sees typed objects; at the border they become
-plain dictionaries (`dump`) and are rebuilt on the other side (`Experiment.model_validate`).
+`load_config(path, overrides)` reads YAML, applies `dotted.key=value` overrides and validates. Unknown keys, renamed
+keys and invalid values are refused with what to change. Above Ray's process boundary all code uses typed objects; at
+the boundary they become plain dictionaries (`to_dict`) and are rebuilt on the other side (`Experiment.model_validate`).
 """
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -14,10 +15,27 @@ from typing import Any, get_origin
 import yaml
 from pydantic import ValidationError
 
-from lakd_ray.config.base import Section
+from lakd_ray.config.dump import json_schema, to_dict, to_documented_yaml
 from lakd_ray.config.experiment import Experiment
-from lakd_ray.config.model import Recipe
+from lakd_ray.config.known_names import find_unknown_names
+from lakd_ray.config.optim import Recipe
+from lakd_ray.config.renamed import find_renamed, nest
+from lakd_ray.config.strict_yaml import parse_yaml
 from lakd_ray.errors import ConfigError
+
+__all__ = [
+    "experiment_names",
+    "find_experiment",
+    "json_schema",
+    "load_config",
+    "parse_overrides",
+    "resolve_location",
+    "to_dict",
+    "to_documented_yaml",
+    "with_settings",
+    "with_variant",
+]
+
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 """Folder of the experiments that are installed with the package."""
@@ -67,58 +85,63 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: there is no such experiment, the file is not YAML, or a key or value is invalid.
     """
     file = find_experiment(path)
+    tree = _read_tree(file)
+    for override in overrides:
+        _apply_override(tree, override)
+    config = _validate(tree, str(file))
+    for name in config.grid.variants:
+        with_variant(config, name)
+    if unknown := find_unknown_names(config):
+        raise ConfigError(_format_lines(str(file), unknown))
+    return _resolve_paths(config)
+
+
+def _read_tree(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} holds {type(tree).__name__}, expected a mapping of sections")
-    tree = _copy_tree(tree)
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        config = Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {_format_errors(error)}") from None
-    for name in config.grid.variants:
-        with_variant(config, name)
-    return _resolve_paths(config)
+    copy: dict[str, Any] = _copy_tree(tree)
+    return copy
 
 
 def with_settings(config: Experiment, settings: dict[str, Any], source: str) -> Experiment:
-    """The experiment with other values of some dotted keys.
+    """Return the experiment with other values of some dotted keys.
 
     Args:
-        where: what to call the place that they come from.
+        config: the experiment to start from; it stays as it is.
+        settings: values by dotted key, for instance {"student.optim.lr": 1e-4}.
+        source: name of the settings' origin, for error messages.
 
     Raises:
-        ConfigError: keys or values are refused.
+        ConfigError: a key or value is refused.
     """
     tree = to_dict(config)
+    if renamed := [line for key, value in settings.items() for line in find_renamed(nest(key, value))]:
+        raise ConfigError(_format_lines(source, renamed))
     for key, value in settings.items():
         _set_key(tree, key, value, f"{source}: {key}")
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {_format_errors(error)}") from None
+    return _validate(tree, source)
 
 
 def with_variant(config: Experiment, name: str) -> Experiment:
-    """The experiment with one of its grid's variants as its students' settings.
+    """Return the experiment with one of its grid's variants as its students' settings.
 
     Raises:
-        ConfigError: the variant's keys or values are refused.
+        ConfigError: a key or value of the variant is refused.
     """
-    alone = config.model_copy(update={"grid": config.grid.model_copy(update={"variants": {}})})
+    without_variants = config.model_copy(update={"grid": config.grid.model_copy(update={"variants": {}})})
     settings = {**config.grid.variants[name], "variant": name}
-    return with_settings(alone, settings, f"grid.variants.{name}")
+    return with_settings(without_variants, settings, f"grid.variants.{name}")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`dotted.key=value` pairs as nested mappings; values are YAML.
+    """Return `dotted.key=value` pairs as nested mappings; values are YAML.
 
     Raises:
-        ConfigError: one is not of that form.
+        ConfigError: an override does not have that form.
     """
     tree: dict[str, Any] = {}
     for override in overrides:
@@ -127,26 +150,27 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _resolve_paths(config: Experiment) -> Experiment:
-    """The experiment with its relative paths resolved here: workers run in other folders.
+    """Return the experiment with its relative paths resolved here: workers run in other folders.
 
     Raises:
         ConfigError: storage is relative although this runs as a Ray job.
     """
-    where = resolve_location(config.storage, f"storage {config.storage!r}", "--set storage=/path")
+    storage = resolve_location(config.storage, f"storage {config.storage!r}", "--set storage=/path")
     corpora = tuple(corpus.model_copy(update={"root": _absolute_path(corpus.root)}) for corpus in config.corpora)
     recipes = {name: _resolve_model_path(getattr(config, name)) for name in ("teacher", "student")}
-    return config.model_copy(update={"storage": where, "corpora": corpora, **recipes})
+    return config.model_copy(update={"storage": storage, "corpora": corpora, **recipes})
 
 
 def resolve_location(location: str, label: str, example: str) -> str:
-    """A location that other processes understand too: the path made absolute, a bucket's as it is.
+    """Return a location that other processes can use: a local path made absolute, a bucket unchanged.
 
     Args:
-        named: what an error calls the location.
-        example: how to give another one.
+        location: a path, or a URL such as s3://bucket/prefix.
+        label: name of the location in error messages.
+        example: the setting or option that changes the location, for error messages.
 
     Raises:
-        ConfigError: it is relative although this runs as a Ray job.
+        ConfigError: the location is relative although this runs as a Ray job.
     """
     resolved = _absolute_path(location)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and resolved.rstrip("/") != location.rstrip("/"):
@@ -158,51 +182,23 @@ def resolve_location(location: str, label: str, example: str) -> str:
 
 
 def _resolve_model_path(recipe: Recipe) -> Recipe:
-    """A recipe whose pretrained model, if it is a folder here, is named by its absolute path."""
-    place = recipe.model.pretrained
-    if place is None or not Path(place).expanduser().is_dir():
+    """Return a recipe with an absolute path of its pretrained model, if that is a local folder."""
+    pretrained = recipe.model.pretrained
+    if pretrained is None or not Path(pretrained).expanduser().is_dir():
         return recipe
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pretrained": _absolute_path(place)})})
+    model = recipe.model.model_copy(update={"pretrained": _absolute_path(pretrained)})
+    return recipe.model_copy(update={"model": model})
 
 
 def _absolute_path(location: str) -> str:
-    """An absolute path; buckets and paths below `{storage}` stay as they are."""
+    """Return an absolute path; URLs and paths below `{storage}` stay as they are."""
     if "://" in location or location.startswith("{storage}"):
         return location
     return str(Path(location).expanduser().absolute())
 
 
-def to_dict(config: Section) -> dict[str, Any]:
-    """The configuration as plain JSON types."""
-    return config.model_dump(mode="json")
-
-
-def to_documented_yaml(config: Experiment) -> str:
-    """The resolved configuration as YAML that can be loaded again, every field with its documentation."""
-    return "\n".join(_yaml_lines(config, "")) + "\n"
-
-
-def _yaml_lines(section: Section, indent: str) -> list[str]:
-    lines = []
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        note = "  # " + " ".join(field.description.split()) if field.description else ""
-        if isinstance(value, Section):
-            lines += [f"{indent}{name}:{note}", *_yaml_lines(value, indent + "  ")]
-        elif isinstance(value, tuple) and value and isinstance(value[0], Section):
-            lines.append(f"{indent}{name}:{note}")
-            for item in value:
-                first, *rest = _yaml_lines(item, indent + "    ")
-                lines += [f"{indent}  - {first.lstrip()}", *rest]
-        else:
-            plain = section.model_dump(mode="json", include={name})[name]
-            shown = yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True)
-            lines.append(f"{indent}{name}: {shown.removesuffix('...' + chr(10)).strip()}{note}")
-    return lines
-
-
 def _copy_tree(value: Any) -> Any:
-    """A copy without YAML's aliases, so that an override of `student` leaves the `teacher` it was copied from alone."""
+    """Copy a tree without YAML's aliases, so that an override of `student` does not change an aliased `teacher`."""
     if isinstance(value, dict):
         return {key: _copy_tree(item) for key, item in value.items()}
     return [_copy_tree(item) for item in value] if isinstance(value, list) else value
@@ -214,9 +210,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected dotted.key=value, for instance student.optim.epochs=5")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+        raise ConfigError(f"override {override!r}: cannot read the value as YAML: {error}") from None
     _set_key(tree, key, value, f"override {override!r}")
 
 
@@ -245,35 +241,52 @@ def _list_item(node: list[Any], index: str, source: str) -> Any:
     return node[int(index)]
 
 
-def _format_errors(error: ValidationError) -> str:
-    """Pydantic's findings as lines a person can act on."""
+def _validate(tree: dict[str, Any], source: str) -> Experiment:
+    if renamed := find_renamed(tree):
+        raise ConfigError(_format_lines(source, renamed))
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_format_lines(source, _error_lines(error))) from None
+
+
+def _format_lines(source: str, lines: Sequence[str]) -> str:
+    return "\n  ".join([f"{source}: invalid configuration:", *lines])
+
+
+def _error_lines(error: ValidationError) -> list[str]:
+    """Return pydantic's errors as lines that name keys as the file has them."""
     lines = []
     for finding in error.errors():
-        where = ".".join(str(part) for part in finding["loc"]) or "the experiment"
+        location = tuple(part for part in finding["loc"] if part != "[key]")
+        key = ".".join(str(part) for part in location) or "the experiment"
         if finding["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{where}`{_suggest_key(finding['loc'])}")
+            lines.append(f"unknown key `{key}`{_suggest_key(location)}")
         elif finding["type"] == "missing":
-            lines.append(f"missing key `{where}`")
+            lines.append(f"missing key `{key}`")
         else:
-            message = finding["msg"].removeprefix("Value error, ")
-            found = finding["input"]
-            shown = f" (found {found!r})" if isinstance(found, str | int | float | bool | None) else ""
-            lines.append(f"`{where}`: {message}{shown}")
-    return "\n  ".join(["refused:", *lines])
+            message, value = finding["msg"].removeprefix("Value error, "), finding["input"]
+            found = f" (found {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+            choices = re.findall(r"'([^']*)'", finding["msg"]) if finding["type"] == "literal_error" else []
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            lines.append(f"`{key}`: {message}{found}" + (f"; did you mean `{close[0]}`?" if close else ""))
+    return lines
 
 
 def _suggest_key(location: tuple[str | int, ...]) -> str:
-    """`; did you mean ...` for a misspelt key."""
+    """Return `; did you mean ...` for a misspelt key, or the keys of its section."""
     section: Any = Experiment
-    parts = [part for part in location[:-1] if isinstance(part, str)]
-    while parts:
-        section = section.model_fields[parts.pop(0)].annotation
-        while not hasattr(section, "model_fields"):  # tuple[Corpus, ...], Model | None, dict[str, Dimension]
+    names = [part for part in location[:-1] if isinstance(part, str)]
+    while names:
+        section = section.model_fields[names.pop(0)].annotation
+        while not hasattr(section, "model_fields"):  # tuple[CorpusConfig, ...], Model | None, dict[str, Dimension]
             inner = [item for item in getattr(section, "__args__", ()) if item is not Ellipsis]
             if not inner:
                 return ""
-            if get_origin(section) is dict and parts:
-                parts.pop(0)  # the key
+            if get_origin(section) is dict and names:
+                names.pop(0)  # the key
             section = inner[-1] if get_origin(section) is dict else inner[0]
     close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(section.model_fields)}"
+    if not close:
+        return f"; expected one of {', '.join(section.model_fields)}"
+    return f"; did you mean `{'.'.join(str(part) for part in (*location[:-1], close[0]))}`?"

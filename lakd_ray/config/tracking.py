@@ -1,4 +1,4 @@
-"""The section that says where training can be watched."""
+"""Define the configuration section `tracking`: the experiment trackers that receive the metrics of every epoch."""
 
 import re
 from typing import Literal
@@ -9,12 +9,12 @@ from lakd_ray.config.base import Section
 
 
 class MlflowConfig(Section):
-    """An MLflow server; needs `lakd-ray[mlflow]`."""
+    """An MLflow tracking server; needs `lakd-ray[mlflow]`."""
 
     uri: str
-    """Tracking server (https://...) or database (sqlite:////absolute/path.db); its password is in MLFLOW_TRACKING_*."""
+    """Tracking server (https://...) or database (sqlite:////absolute/path.db); credentials: MLFLOW_TRACKING_*."""
     experiment: str | None = None
-    """Experiment on that server; null: this one's name."""
+    """Name of the MLflow experiment; null: the name of this experiment."""
 
     @field_validator("uri")
     @classmethod
@@ -22,33 +22,33 @@ class MlflowConfig(Section):
         if "://" not in value or re.match(r"sqlite:/{0,3}(?!/)", value):
             raise ValueError(
                 "expected a server, https://host:5000, or a database by its absolute path, sqlite:////data/mlflow.db; "
-                "MLflow has given up plain folders"
+                "MLflow has dropped support for plain folders"
             )
         if re.search(r"://[^/]*:[^/]*@", value):
             raise ValueError(
                 "a password does not belong in an experiment file: set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD where the driver runs"
+                "MLFLOW_TRACKING_PASSWORD in the driver's environment"
             )
         return value
 
 
 class WandbConfig(Section):
-    """Weights & Biases; needs `lakd-ray[wandb]`."""
+    """A Weights & Biases project; needs `lakd-ray[wandb]`."""
 
     project: str = Field("lakd-ray", min_length=1)
-    """Project there."""
+    """Name of the Weights & Biases project."""
     entity: str | None = None
-    """User or team that it belongs to; null: the key's own."""
+    """User or team that owns the project; null: the default of the API key."""
     mode: Literal["offline", "online"] = "offline"
-    """offline: written to the storage, for `wandb sync`; online: sent at once, with the key in WANDB_API_KEY."""
+    """offline: write to the storage, for `wandb sync`; online: upload at once, with the key in WANDB_API_KEY."""
 
 
 class TrackingConfig(Section):
-    """Who is told of every epoch. None of them can stop or slow training."""
+    """The experiment trackers; a failing tracker neither stops nor slows training."""
 
     tensorboard: bool = True
-    """Event files in <storage>/<experiment>/tensorboard/<run>."""
+    """Write event files to <storage>/<experiment>/tensorboard/<run>."""
     mlflow: MlflowConfig | None = None
-    """MLflow: `uri` and `experiment`."""
+    """MLflow server with `uri` and `experiment`; null: none."""
     wandb: WandbConfig | None = None
-    """Weights & Biases: `project`, `entity` and `mode`."""
+    """Weights & Biases project with `project`, `entity` and `mode`; null: none."""

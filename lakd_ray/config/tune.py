@@ -1,4 +1,4 @@
-"""The section of the search: what is varied, how it is chosen, when trials are stopped, what counts."""
+"""Define the configuration section `tune`: the search space, the sampler, the scheduler and the objective."""
 
 from typing import Any, Literal, Self
 
@@ -11,43 +11,43 @@ _FIXED_KEYS = ("student.optim.epochs", "student.model.pretrained")
 
 
 class Dimension(Section):
-    """What one setting may be: a range, or some values."""
+    """The search range of one setting: an interval or a list of choices."""
 
     low: float | None = None
-    """Smallest value of a range."""
+    """Smallest value of the interval."""
     high: float | None = None
-    """Largest value of a range."""
+    """Largest value of the interval."""
     log: bool = False
-    """Draw on a log scale."""
+    """Sample on a logarithmic scale."""
     integer: bool = False
-    """Whole numbers alone."""
+    """Sample integers only."""
     choices: tuple[Any, ...] = ()
-    """Values, instead of a range."""
+    """List of values, in place of an interval."""
     conditions: dict[str, tuple[Any, ...]] = Field({})
-    """Only where these other settings of the search, named before this one, have one of these values."""
+    """Sample only if these settings of the search, listed before this one, have one of these values."""
 
     @model_validator(mode="after")
     def _validate_dimension(self) -> Self:
         if self.choices:
             if self.low is not None or self.high is not None or len(self.choices) < 2 or self.log or self.integer:
-                raise ValueError("give either `low` and `high`, or two or more `choices`")
+                raise ValueError("expected either `low` and `high`, or two or more `choices`")
             return self
         if self.low is None or self.high is None:
             raise ValueError("expected `low` and `high`, or `choices`")
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError(f"expected low < high, and low > 0 with log; found low={self.low}, high={self.high}")
         if self.integer and (self.low != int(self.low) or self.high != int(self.high)):
-            raise ValueError(f"expected whole numbers; found low={self.low}, high={self.high}")
+            raise ValueError(f"expected integers; found low={self.low}, high={self.high}")
         return self
 
 
 class ReevaluationConfig(Section):
-    """The best trials once more with other seeds, so that the winner is not the luckiest."""
+    """Repetition of the best trials with other seeds, so that the winner is not the luckiest trial."""
 
     top_k: int = Field(3, ge=1)
-    """How many."""
+    """Number of trials to repeat."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    """Seeds of students; teachers stay those of the experiment's own seed."""
+    """Seeds of the students; teachers stay those of the experiment's own seed."""
 
 
 def _default_space() -> dict[str, Dimension]:
@@ -59,59 +59,63 @@ def _default_space() -> dict[str, Dimension]:
 
 
 class TuningConfig(Section):
-    """The search for the student's settings. Sees dev, never test."""
+    """The hyperparameter search for the student; it uses dev, never test."""
 
     trials: int = Field(16, ge=1)
-    """Settings tried. Raise it, and the same command adds to a finished search."""
+    """Number of trials. A larger number makes the same command extend a finished search."""
     max_concurrent_trials: int = Field(2, ge=1)
-    """Trials at the same time."""
+    """Maximum number of trials that run at the same time."""
     workers_per_trial: int = Field(1, ge=1)
-    """Data-parallel workers of a trial. One is a process that is used again; more are a worker group for each trial."""
+    """Data-parallel workers of a trial. One: a process that is reused; more: a worker group for each trial."""
     gpus_per_trial: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that a trial reserves, where train.gpu is on; with several workers each has a whole one."""
+    """Fraction of a GPU that a trial reserves if train.gpu is on; with several workers each has a full one."""
     epochs: int | None = Field(None, ge=1)
-    """Epochs of a trial that is not stopped early; the student's own number if absent."""
+    """Epochs of a trial that is not stopped early; null: student.optim.epochs."""
     paradigm: Literal["ft", "kd", "mtkd"] = "mtkd"
-    """Whose multilingual student is searched for."""
+    """Paradigm of the multilingual student to tune."""
     space: dict[str, Dimension] = Field(default_factory=_default_space)
-    """What is varied: dotted keys of `student`, `distill.kd` and `distill.mtkd`."""
+    """Search space: dotted keys of `student`, `distill.kd` and `distill.mtkd`, with their ranges."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
-    """How settings are chosen; `grid` goes through all `choices`."""
+    """Sampler of settings; `grid` enumerates all `choices`."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """When trials are stopped: asha keeps the best at each rung, median stops what is below the others' median."""
+    """Early stopping of trials: asha continues the best at each rung, median stops those below the median."""
     grace_epochs: int = Field(2, ge=1)
     """Epochs before a trial can be stopped."""
     reduction_factor: int = Field(3, ge=2)
-    """asha keeps one in this many trials at each rung."""
+    """asha: factor by which the number of trials falls at each rung."""
     objective: Literal["mean", "worst"] = "mean"
-    """UR on dev that counts: the mean over languages, or the worst language's."""
+    """UR on dev to maximize: the mean over languages, or that of the worst language."""
     second_objective: Literal["size", "latency"] | None = None
-    """A second objective, for a front of students that nothing beats in both: the student's number of parameters, or
-    the time it takes for a clip of 5 s. Nothing is stopped early then."""
+    """Second objective, for a Pareto front: the student's number of parameters, or its latency on a clip of 5 s.
+    Early stopping is then off."""
     study_storage: str | None = None
-    """Where Optuna keeps the study: a database URL that all of a cluster reach; null: a SQLite file in the folder."""
+    """Database URL of the Optuna study, reachable from every node; null: a SQLite file in the stage's folder."""
     reevaluate: ReevaluationConfig | None = None
-    """Run the best trials again with other seeds before the winner is named."""
+    """Repetition of the best trials with other seeds before the winner is chosen; null: none."""
 
     @model_validator(mode="after")
     def _validate_search(self) -> Self:
         if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
             raise ValueError(
-                f"expected gpus_per_trial: 1 where workers_per_trial is {self.workers_per_trial}, for each worker "
-                f"takes a whole GPU; found {self.gpus_per_trial}"
+                f"expected tune.gpus_per_trial: 1 with tune.workers_per_trial: {self.workers_per_trial}, because each "
+                f"worker uses a full GPU; found {self.gpus_per_trial}"
             )
         if not self.space:
-            raise ValueError("`space` is empty: name a setting to vary")
+            raise ValueError("`tune.space` is empty: name a setting to vary")
+        names = list(self.space)
         for number, (key, dimension) in enumerate(self.space.items()):
             if not key.startswith(_SEARCHABLE_PREFIXES) or key in _FIXED_KEYS:
                 raise ValueError(
-                    f"`space` has {key}: expected keys below student, distill.kd or distill.mtkd, without "
+                    f"`tune.space` has {key}: expected keys below student, distill.kd or distill.mtkd, except "
                     + " and ".join(_FIXED_KEYS)
                 )
-            if unknown := [other for other in dimension.conditions if other not in list(self.space)[:number]]:
-                raise ValueError(f"`space.{key}.when` names {', '.join(unknown)}, expected settings named before it")
-        if self.sampler == "grid" and any(not each.choices or each.conditions for each in self.space.values()):
+            if unknown := [other for other in dimension.conditions if other not in names[:number]]:
+                raise ValueError(
+                    f"`tune.space.{key}.conditions` names {', '.join(unknown)}: expected settings listed before it"
+                )
+        if self.sampler == "grid" and any(not item.choices or item.conditions for item in self.space.values()):
             raise ValueError(
-                "sampler grid goes through `choices` alone, without `conditions`: list values, or take tpe"
+                "sampler grid enumerates `choices` without `conditions`: list choices for every setting, or set "
+                "tune.sampler: tpe"
             )
         return self

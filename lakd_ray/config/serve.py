@@ -1,0 +1,59 @@
+"""Define the configuration section `serve`: the HTTP endpoint, its replicas and its limits."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from lakd_ray.config.base import Section
+
+Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"]
+
+
+class CanaryConfig(Section):
+    """A second model that serves a part of the traffic."""
+
+    checkpoint: str
+    """Checkpoint folder with checksums: an absolute path that every node can read, or s3://bucket/prefix."""
+    traffic_fraction: float = Field(0.0, ge=0, le=1)
+    """Fraction of recordings that it serves; a request may choose by the header X-Model: stable or canary."""
+    replicas: int = Field(1, ge=1)
+    """Number of replicas of the canary."""
+
+
+class ServeConfig(Section):
+    """The HTTP endpoint for predictions: its address, replicas, backend and limits."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. For any other than the default, set `api_keys_file`, and put an HTTPS gateway in front."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    replicas: int = Field(1, ge=1)
+    """Number of replicas of the model."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Maximum number of replicas for autoscaling between `replicas` and it while requests queue; null: no
+    autoscaling."""
+    cpus: int = Field(1, ge=1)
+    """Logical CPUs of one replica; also its number of threads."""
+    backend: Backend = "torch"
+    """Inference backend: torch in fp32, bf16 or int8, or an exported graph in onnxruntime (`lakd-ray[onnx]`, fp32 or
+    int8) or OpenVINO (`lakd-ray[openvino]`, fp32 or bf16). int8 and graphs run on CPUs only; docs/how-to/export.md
+    compares their speed and accuracy."""
+    max_upload_mb: float = Field(25.0, gt=0)
+    """Maximum size of an upload in MB; larger ones are refused (413)."""
+    max_seconds: float = Field(120.0, gt=0)
+    """Maximum duration of a recording in seconds; longer ones are refused (413)."""
+    max_files: int = Field(32, ge=1)
+    """Maximum number of recordings in a batch; its total size may be four times `max_upload_mb`."""
+    max_streams: int = Field(8, ge=0)
+    """Maximum number of concurrent streams."""
+    max_stream_s: float = Field(600.0, gt=0)
+    """Maximum duration of a stream in seconds; its last result covers its last `max_seconds`."""
+    deadline_s: float = Field(60.0, gt=0)
+    """Maximum seconds from a request's arrival to its response (408), and between two messages of a stream."""
+    decoder_processes: int = Field(2, ge=1)
+    """Number of sandboxed processes that decode recordings."""
+    api_keys_file: str | None = None
+    """File with one API key a line, reloaded when it changes; keys may also be in LAKD_API_KEYS, separated by commas.
+    Without either, every client that can reach the endpoint may use it."""
+    canary: CanaryConfig | None = None
+    """A second model that serves a part of the traffic; null: none."""
