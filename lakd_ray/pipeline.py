@@ -6,8 +6,9 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_audio, encode_flac, sources, to_int16
-from lakd_ray.cluster import cluster_address
+from lakd_ray.cluster import cluster_address, experiment_session
 from lakd_ray.config import Experiment
+from lakd_ray.errors import ConfigError
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.inference import evaluate
@@ -126,3 +127,31 @@ STAGES: dict[str, Callable[[Experiment], object]] = {
     "report": run_report,
     "serve": smoke_test_endpoint,
 }
+
+
+def run_stage(config: Experiment, stage: str) -> None:
+    """Run one stage of an experiment in a Ray session, which is opened if this process has none.
+
+    Stages whose output is complete and valid are skipped.
+
+    Args:
+        stage: `prepare`, `teachers`, `distill`, `tune`, `evaluate`, `report` or `serve` (a smoke test of the endpoint).
+
+    Raises:
+        ConfigError: there is no such stage.
+        LakdError: the stage fails.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
+    with experiment_session(config):
+        STAGES[stage](config)
+
+
+def run_pipeline(config: Experiment) -> None:
+    """Run the stages that the experiment names in `stages`, in a Ray session, which is opened if there is none.
+
+    Raises:
+        LakdError: a stage fails.
+    """
+    with experiment_session(config):
+        run_stages(config)

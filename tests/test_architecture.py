@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("errors", "labels", "progress"),
+    ("errors", "grouping", "labels", "progress"),
     ("config", "metrics"),
     ("storage",),
     ("runs",),
@@ -53,9 +53,15 @@ MODULES = {name_of(file) for file in FILES}
 
 
 def imports(file: str) -> set[str]:
-    """Every module that a file imports, at its top or anywhere below; `from x import y` is x.y where that is one."""
+    """Every module that a file imports, at its top or anywhere below; `from x import y` is x.y where that is one.
+
+    The public API in `lakd_ray/__init__.py` imports its names lazily; its imports for type checkers do not count.
+    """
     found: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    if file == "__init__.py":
+        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

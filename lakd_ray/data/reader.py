@@ -24,6 +24,7 @@ from lakd_ray.audio import decode_flac, to_float
 from lakd_ray.data.batch_plan import ReadGroup
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.errors import DataError
+from lakd_ray.grouping import group_by_budget
 
 # Share of the object store that one execution of Ray Data may fill. Ray Data runs in a thread of the process that
 # trains, and while it waits for the reader to take what is ready it does not sleep: that thread takes most of a core,
@@ -140,17 +141,8 @@ def _chunk_read_groups(
     def size(batch: RowIndices) -> float:
         return per_sample * int(manifest.num_samples_N[batch].sum())
 
-    chunk: list[ReadGroup] = []
-    planned = 0.0
-    for window in read_groups:
-        for part in _split_read_group(window, size, budget):
-            more = sum(map(size, part.batches))
-            if chunk and planned + more > budget:
-                yield chunk
-                chunk, planned = [], 0.0
-            chunk.append(part)
-            planned += more
-    yield chunk
+    parts = chain.from_iterable(_split_read_group(window, size, budget) for window in read_groups)
+    return group_by_budget(parts, lambda part: sum(map(size, part.batches)), budget)
 
 
 def _split_read_group(
@@ -160,13 +152,8 @@ def _split_read_group(
     if sum(map(size_of_batch, read_group.batches)) <= budget:
         yield read_group
         return
-    part: list[RowIndices] = []
-    for batch in read_group.batches:
-        if part and sum(map(size_of_batch, part)) + size_of_batch(batch) > budget:
-            yield replace(read_group, batches=tuple(part))
-            part = []
-        part.append(batch)
-    yield replace(read_group, batches=tuple(part))
+    for batches in group_by_budget(read_group.batches, size_of_batch, budget):
+        yield replace(read_group, batches=tuple(batches))
 
 
 def _execution_budget(num_readers: int) -> float:

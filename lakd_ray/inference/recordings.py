@@ -4,13 +4,18 @@ These functions are pure and load neither torch nor Ray. `lakd_ray.inference.pre
 and the endpoint uses them around the calls of its replicas, so both return the same results.
 """
 
+import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import soundfile
 
-from lakd_ray.audio import SAMPLE_RATE, Recording, Wave, decode_recording
+from lakd_ray.audio import SAMPLE_RATE, Recording, Wave, decode_recording, sources
 from lakd_ray.errors import ClipError, ConfigError, DataError
 from lakd_ray.inference.results import EmotionResult, InputWarning, ModelInfo, Prediction, Segment
 
@@ -19,6 +24,8 @@ MIN_SECONDS = 0.1  # shorter recordings have less than a few frames of any encod
 MAX_SECONDS = 120.0  # default limit, as `serve.max_seconds`
 MAX_SEGMENTS = 500
 LANGUAGE_CODE = re.compile("[a-z]{2,3}")
+AudioSource = str | os.PathLike[str] | bytes | npt.NDArray[np.floating[Any]]
+"""A path or s3:// location, the bytes of an encoded file, or samples in [-1, 1], shape [T] or [T, channels]."""
 _SHORT_RECORDING_S = 1.0
 _CLIPPED_FRACTION = 0.005  # share of samples at full scale from which clipping is audible
 _SILENT_DB = -60.0
@@ -53,17 +60,54 @@ class PredictOptions:
             raise ConfigError(f"the {self.top_k} most probable emotions: expected 1 or more")
 
 
-def decode_and_validate(content: bytes, max_seconds: float) -> Recording:
+def read_recording(
+    source: AudioSource, *, sample_rate: int | None = None, max_seconds: float = MAX_SECONDS, name: str | None = None
+) -> Recording:
+    """Read and decode a recording, with the checks of the endpoint.
+
+    Args:
+        source: see `AudioSource`.
+        sample_rate: rate of an array in Hz; files have their own.
+        max_seconds: longer recordings are rejected.
+        name: names the recording in errors; the path of a file if None.
+
+    Raises:
+        ClipError: it cannot be read or decoded, or is too short or too long.
+        DataError: an array is not of floats, or has no sample rate.
+    """
+    if isinstance(source, str | os.PathLike):
+        location = os.fspath(source)
+        return decode_and_validate(sources.read_clip_source(location), max_seconds, name or location)
+    name = name or RECORDING_LABEL
+    if isinstance(source, bytes):
+        return decode_and_validate(source, max_seconds, name)
+    return decode_and_validate(_encode_wav(source, sample_rate, name), max_seconds, name)
+
+
+def _encode_wav(samples: npt.NDArray[np.floating[Any]], sample_rate: int | None, name: str) -> bytes:
+    """Return an array as the bytes of a WAV file, which then passes the checks of all files."""
+    if sample_rate is None:
+        raise DataError(f"{name} is an array without a sample rate: pass sample_rate, in Hz")
+    if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
+        raise DataError(
+            f"{name} is an array of {samples.dtype}, shape {list(samples.shape)}; expected floats in [-1, 1], shape [T] "
+            "or [T, channels]"
+        )
+    buffer: Any = io.BytesIO()
+    soundfile.write(buffer, samples, int(sample_rate), format="WAV", subtype="FLOAT")
+    return bytes(buffer.getvalue())
+
+
+def decode_and_validate(content: bytes, max_seconds: float, name: str = RECORDING_LABEL) -> Recording:
     """Decode an encoded recording and check its duration.
 
     Raises:
         ClipError: it cannot be decoded, or is too short or too long.
     """
-    recording = decode_recording(content, source_name=RECORDING_LABEL, max_seconds=max_seconds + 1)
-    return validate_duration(recording, max_seconds)
+    return validate_duration(decode_recording(content, source_name=name, max_seconds=max_seconds + 1), max_seconds, name)
 
 
-def validate_duration(recording: Recording, max_seconds: float) -> Recording:
+def validate_duration(recording: Recording, max_seconds: float, name: str = RECORDING_LABEL) -> Recording:
     """Return the recording unchanged if its duration is within the limits.
 
     Raises:
@@ -71,9 +115,9 @@ def validate_duration(recording: Recording, max_seconds: float) -> Recording:
     """
     seconds = len(recording.wave_T) / SAMPLE_RATE
     if seconds > max_seconds + 0.01:  # resampling may add a sample
-        raise ClipError(f"{RECORDING_LABEL} is longer than the limit of {max_seconds:g} s", "long")
+        raise ClipError(f"{name} is longer than the limit of {max_seconds:g} s", "long")
     if seconds < MIN_SECONDS:
-        raise ClipError(f"{RECORDING_LABEL} lasts {seconds:.3f} s, expected at least {MIN_SECONDS} s", "short")
+        raise ClipError(f"{name} lasts {seconds:.3f} s, expected at least {MIN_SECONDS} s", "short")
     return recording
 
 

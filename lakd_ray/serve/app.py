@@ -32,6 +32,7 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
@@ -148,18 +149,8 @@ class RemoteModel:
 
 
 def _split_by_duration(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
-    """What goes to a replica in one call."""
-    part: list[Wave] = []
-    seconds = 0.0
-    for wave_T in waves:
-        length = len(wave_T) / SAMPLE_RATE
-        if part and seconds + length > MAX_CALL_AUDIO_S:
-            yield part
-            part, seconds = [], 0.0
-        part.append(wave_T)
-        seconds += length
-    if part:
-        yield part
+    """Split waves into calls of at most `MAX_CALL_AUDIO_S`, so that a timeline is spread over replicas."""
+    return group_by_budget(waves, lambda wave_T: len(wave_T) / SAMPLE_RATE, MAX_CALL_AUDIO_S)
 
 
 def build(args: dict[str, Any]) -> Application:
