@@ -8,9 +8,9 @@ from lakd_ray import storage
 from lakd_ray.audio import decode_audio, encode_flac, sources, to_int16
 from lakd_ray.cluster import cluster_address, experiment_session
 from lakd_ray.config import Experiment
-from lakd_ray.errors import ConfigError
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
+from lakd_ray.errors import ConfigError
 from lakd_ray.inference import evaluate
 from lakd_ray.launch import driver as training
 from lakd_ray.launch.progress import format_duration

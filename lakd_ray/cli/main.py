@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage, text in _COMMAND_HELP.items():
         _add_stage_arguments(commands.add_parser(stage, help=text, description=text), stage)
     text = "emotions of a few recordings, as a table or JSON lines"
-    _add_predict_arguments(commands.add_parser("predict", help=text, description=f"{text}: docs/how-to/predict-in-bulk.md"))
+    _add_predict_arguments(
+        commands.add_parser("predict", help=text, description=f"{text}: docs/how-to/predict-in-bulk.md")
+    )
     _add_experiment_arguments(
         commands.add_parser("config", help="print the resolved configuration, every field explained")
     )

@@ -1,9 +1,10 @@
-"""A trained model that answers: the one path from waves to logits that evaluation, bulk inference and serving share.
+"""Inference with a trained model: one path from waves to logits, shared by evaluation, bulk inference and serving.
 
 Shape suffixes: B utterances, T samples, C classes, L languages.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -14,36 +15,52 @@ from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import ConfigError
+from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference import backends
 from lakd_ray.inference.backends import Backend, SharedFeatures, TorchBackend
-from lakd_ray.inference.recordings import PredictOptions, assemble_result, plan_waves
+from lakd_ray.inference.recordings import (
+    MAX_SECONDS,
+    AudioSource,
+    PredictOptions,
+    assemble_result,
+    plan_waves,
+    read_recording,
+    validate_segment_count,
+)
 from lakd_ray.inference.results import EmotionResult, ModelInfo, Prediction
 from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
 from lakd_ray.models.external_teacher import load_external_teacher
 from lakd_ray.runs import record
 
-# Waves of similar length are run together up to this many padded seconds, so that little is spent on padding. A CPU is
-# busy with a single one of a large network, and a batch leaves its caches.
+# Padded seconds of a forward pass; waves of similar length share one, to limit padding. A single wave keeps a CPU busy
+# with a large network, and larger batches do not fit into its caches.
 _MAX_BATCH_SECONDS = {"cuda": 60, "cpu": 10}
+
+_MAX_GROUP_SECONDS = 240.0  # seconds of audio decoded at a time by `Predictor.predict_many`
 
 LanguageHints = Sequence[str | None] | None
 ModelLogits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]
 
 
 class Predictor:
-    """A checkpoint in eval mode.
+    """A trained model in eval mode, in this process, without Ray.
+
+        predictor = Predictor.load("runs/demo/export")
+        print(predictor.predict("clip.wav").emotion)
 
     Args:
-        model: the network, answering in torch's fp32, or a backend that has one.
+        model: a network, which runs in torch with fp32, or a backend that holds one.
+        metadata: metadata of the checkpoint.
+        version: version of the weights, a short hash of the checkpoint; empty if the model is not from a checkpoint.
 
     Attributes:
-        backend: what computes.
+        backend: the inference backend.
         emotions: classes in the order of the logits.
-        languages: languages it was trained on.
-        hears: languages that it knows apart, if it is a language-aware student.
-        model_id: names the checkpoint in answers and tables.
-        version: which weights of it, a short hash of the checkpoint; empty if it was not read from one.
-        temperature: what logits are divided by before the softmax, so that probabilities are calibrated.
+        languages: languages the model was trained on.
+        identifiable_languages: languages that a language-aware student identifies; empty for other models.
+        model_id: name of the checkpoint in results and tables.
+        version: as the argument.
+        calibration_temperature: logits are divided by it before the softmax, which calibrates the probabilities.
     """
 
     def __init__(self, model: EmotionClassifier | Backend, metadata: CheckpointMetadata, *, version: str = "") -> None:
@@ -65,27 +82,98 @@ class Predictor:
         threads: int | None = None,
         backend: BackendName = "torch",
     ) -> "Predictor":
-        """Read a checkpoint folder.
+        """Load a checkpoint folder.
 
         Args:
-            location: path or s3:// location of a sealed checkpoint folder, or a teacher that was trained elsewhere.
-            emotions: for the latter, the classes that its own are to become.
-            threads: torch's CPU threads for this process and onnxruntime's for this model, as torch has them if None.
-            backend: what computes, see `lakd_ray.inference.backends`. Those of ONNX take the graph of an exported folder;
-                of another one they make it now, which takes up to minutes.
+            checkpoint: path or s3:// location of a checkpoint folder, or the configuration of an external teacher.
+            emotions: classes to which those of an external teacher are mapped.
+            threads: CPU threads of torch in this process and of the runtime of a graph; torch's setting if None.
+            backend: inference backend, see `lakd_ray.inference.backends`. ONNX backends use the graph in an exported
+                folder; from other folders they export it first, which takes up to minutes.
 
         Raises:
-            StorageError, CheckpointError: the folder cannot be trusted, or its network cannot be written as ONNX.
-            ConfigError: the backend cannot be had here.
+            StorageError, CheckpointError: the folder is missing or corrupted, or its network cannot be exported.
+            ConfigError: the backend is not available.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         backends.check_available(backend)
         if isinstance(checkpoint, ExternalTeacherConfig):
-            card = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
-            return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), card)
+            metadata = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
+            return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), metadata)
         version = record.folder_fingerprint(checkpoint)
         return cls(*backends.from_checkpoint(backend, checkpoint, threads), version=version)
+
+    def predict(
+        self,
+        source: AudioSource,
+        *,
+        sample_rate: int | None = None,
+        language: str | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ) -> EmotionResult:
+        """Return the emotion of a recording, as the endpoint does.
+
+        Args:
+            source: a path or s3:// location, the bytes of an encoded file (WAV, FLAC, OGG, MP3; others with ffmpeg), or
+                an array of floats in [-1, 1], shape [T] or [T, channels].
+            sample_rate: sample rate of an array, in Hz.
+            language: language of the recording (`en`, `de`), where it is known; None lets a language-aware student
+                identify it.
+            window_s: length of a timeline's segments, in seconds; no timeline if None.
+            hop_s: seconds from the start of a segment to the start of the next; `window_s` if None.
+            top_k: return only the K most probable emotions; all if None.
+            max_seconds: longer recordings are rejected.
+
+        Raises:
+            DataError: the recording cannot be read or decoded, is too short or too long, or has too many segments.
+            ConfigError: an option is out of range.
+        """
+        (result,) = self.predict_many(
+            [source],
+            sample_rate=sample_rate,
+            language=language,
+            window_s=window_s,
+            hop_s=hop_s,
+            top_k=top_k,
+            max_seconds=max_seconds,
+        )
+        return result
+
+    def predict_many(
+        self,
+        sources: Iterable[AudioSource],
+        *,
+        sample_rate: int | None = None,
+        language: str | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        max_seconds: float = MAX_SECONDS,
+    ) -> list[EmotionResult]:
+        """Return the emotions of recordings, in their order. Recordings of similar length share a forward pass.
+
+        Args:
+            sources: recordings, as in `predict`; the options are the same for all of them, and as in `predict`.
+
+        Raises:
+            DataError, ConfigError: as in `predict`, at the first recording that is not valid.
+        """
+        options = PredictOptions(language=language, window_s=window_s, hop_s=hop_s, top_k=top_k)
+
+        def read() -> Iterator[Recording]:
+            for source in sources:
+                recording = read_recording(source, sample_rate=sample_rate, max_seconds=max_seconds)
+                validate_segment_count(len(recording.wave_T), options)
+                yield recording
+
+        results: list[EmotionResult] = []
+        for group in group_by_budget(read(), lambda item: len(item.wave_T) / SAMPLE_RATE, _MAX_GROUP_SECONDS):
+            results += self.predict_recordings(group, [options] * len(group))
+        return results
 
     @property
     def info(self) -> ModelInfo:
@@ -111,14 +199,14 @@ class Predictor:
         Args:
             options: those of each recording.
         """
-        waves_of = [plan_waves(recording, each) for recording, each in zip(recordings, options, strict=True)]
-        waves = [wave_T for waves in waves_of for wave_T in waves]
-        languages = [each.language for waves, each in zip(waves_of, options, strict=True) for _ in waves]
-        predictions = iter(self.predict_waves(waves, languages) if waves else [])
+        pairs = list(zip(recordings, options, strict=True))
+        planned = [plan_waves(recording, option) for recording, option in pairs]
+        languages = [option.language for waves, option in zip(planned, options, strict=True) for _ in waves]
+        predictions = iter(self.predict_waves([wave_T for waves in planned for wave_T in waves], languages))
         info = self.info
         return [
-            assemble_result(info, recording, [next(predictions) for _ in waves], each)
-            for recording, waves, each in zip(recordings, waves_of, options, strict=True)
+            assemble_result(info, recording, list(islice(predictions, len(waves))), option)
+            for (recording, option), waves in zip(pairs, planned, strict=True)
         ]
 
     def predict_waves(self, waves: Sequence[Wave], languages: Sequence[str | None]) -> list[Prediction]:
@@ -141,30 +229,30 @@ class Predictor:
         ]
 
     def warmup(self) -> None:
-        """Answer silence of the lengths at which the first call is slow, so that nobody waits for it."""
-        for samples in self.backend.warmup_lengths:
-            self.predict_logits([np.zeros(samples, np.float32)])
+        """Run silence of the lengths whose first forward pass is slow, so that no request waits for it."""
+        for num_samples in self.backend.warmup_lengths:
+            self.predict_logits([np.zeros(num_samples, np.float32)])
 
     def logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
-        """Logits of 16 kHz mono waves, shape [B, C]; each independent of the others.
+        """Return the logits of 16 kHz mono waves, shape [B, C]; each row is independent of the other waves.
 
         Args:
-            languages: for a language-aware student, each wave's language; where it is None, what the student hears.
-                A language that it has not learned is unknown to it.
+            languages: for a language-aware student, the language of each wave; None lets the student identify it. A
+                language it was not trained on counts as unknown.
         """
         return self.predict_logits(waves, languages)[0]
 
     def probabilities(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
-        """Calibrated class probabilities of 16 kHz mono waves, shape [B, C]."""
+        """Return the calibrated class probabilities of 16 kHz mono waves, shape [B, C]."""
         return softmax(self.logits(waves, languages) / self.calibration_temperature)
 
     def predict_logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> ModelLogits:
-        """Logits as above, and a language-aware student's logits over its languages, shape [B, L]; else None."""
+        """Return `logits`, and a language-aware student's logits over its languages, shape [B, L]; None for others."""
         return predict_with_models(waves, {"": (self, languages)})[""]
 
     def logits_from_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
-        """Logits from what the first step of the network makes of waves, [F, H] each; shape [B, C]."""
-        inputs, frames_B = pad_batch([torch.from_numpy(each_FH) for each_FH in features])
+        """Return the logits for outputs of the network's frontend, [F, H] for each wave; shape [B, C]."""
+        inputs, frames_B = pad_batch([torch.from_numpy(features_FH) for features_FH in features])
         with torch.inference_mode():
             outputs = self.model(inputs.to(self.device), frames_B.to(self.device))
         return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
@@ -174,15 +262,15 @@ class Predictor:
         """The network.
 
         Raises:
-            ConfigError: the backend is not torch's and holds none.
+            ConfigError: the backend is not one of torch.
         """
         if not isinstance(self.backend, TorchBackend):
-            raise ConfigError("this needs the network itself, which an ONNX backend does not hold: take backend torch")
+            raise ConfigError("the network itself is needed, which an ONNX backend does not hold: use backend torch")
         return self.backend.model
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies; see `model`."""
+        """The device of the network; see `model`."""
         return next(self.model.parameters()).device
 
 
@@ -190,50 +278,51 @@ class Predictor:
 def predict_with_models(
     waves: Sequence[Wave], queries: Mapping[str, tuple[Predictor, LanguageHints]]
 ) -> dict[str, ModelLogits]:
-    """What several models say about the same waves, each with the languages that it is told.
+    """Return the logits of several models for the same waves, by the names in `queries`.
 
-    What the first steps of their networks have in common, because they were frozen, is computed once.
+    Frozen frontends that models have in common run once.
+
+    Args:
+        queries: a model and the language of each wave, see `Predictor.logits`.
     """
-    found = {
-        name: (
-            np.empty((len(waves), len(predictor.emotions)), dtype=np.float32),
-            np.empty((len(waves), len(predictor.identifiable_languages)), dtype=np.float32)
-            if predictor.identifiable_languages
-            else None,
-        )
-        for name, (predictor, _) in queries.items()
-    }
-    for chosen in _batches_by_length(waves):
-        wave_BT, lengths_B = pad_batch([torch.from_numpy(waves[index]) for index in chosen])
-        made: SharedFeatures = {}
-        for name, (predictor, codes) in queries.items():
-            told = [None if codes is None else codes[index] for index in chosen]
-            outputs = predictor.backend.forward(
-                wave_BT, lengths_B, encode_languages(predictor.identifiable_languages, told), made
-            )
-            logits_BC, languages_BL = found[name]
-            logits_BC[chosen] = outputs.logits_BC.float().cpu().numpy()
-            if languages_BL is not None and outputs.language_logits_BL is not None:
-                languages_BL[chosen] = outputs.language_logits_BL.float().cpu().numpy()
-    return found
+    outputs = {name: _empty_logits(predictor, len(waves)) for name, (predictor, _) in queries.items()}
+    for indices in _batches_by_length(waves):
+        wave_BT, lengths_B = pad_batch([torch.from_numpy(waves[index]) for index in indices])
+        shared_features: SharedFeatures = {}
+        for name, (predictor, languages) in queries.items():
+            hints = [None if languages is None else languages[index] for index in indices]
+            languages_B = encode_languages(predictor.identifiable_languages, hints)
+            output = predictor.backend.forward(wave_BT, lengths_B, languages_B, shared_features)
+            logits_BC, language_logits_BL = outputs[name]
+            logits_BC[indices] = output.logits_BC.float().cpu().numpy()
+            if language_logits_BL is not None and output.language_logits_BL is not None:
+                language_logits_BL[indices] = output.language_logits_BL.float().cpu().numpy()
+    return outputs
+
+
+def _empty_logits(predictor: Predictor, num_waves: int) -> ModelLogits:
+    logits_BC = np.empty((num_waves, len(predictor.emotions)), dtype=np.float32)
+    if not predictor.identifiable_languages:
+        return logits_BC, None
+    return logits_BC, np.empty((num_waves, len(predictor.identifiable_languages)), dtype=np.float32)
 
 
 def max_batch_seconds() -> int:
-    """How much audio is run together here, at most, padding included; a longer wave runs alone."""
+    """Return the largest batch of this device in seconds, padding included; a longer wave is a batch of its own."""
     return _MAX_BATCH_SECONDS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def _batches_by_length(waves: Sequence[Wave]) -> Iterator[list[int]]:
-    """Waves of similar length that are run together."""
-    samples = max_batch_seconds() * SAMPLE_RATE
+    """Yield the indices of waves of similar length, the longest first."""
+    budget = max_batch_seconds() * SAMPLE_RATE
     order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
     while order:
-        fits = max(1, samples // max(1, len(waves[order[0]])))
-        chosen, order = order[:fits], order[fits:]
-        yield chosen
+        size = max(1, budget // max(1, len(waves[order[0]])))
+        batch, order = order[:size], order[size:]
+        yield batch
 
 
 def softmax(logits_BC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities over the last axis."""
+    """Return the probabilities over the last axis."""
     shifted_BC = np.exp(logits_BC - logits_BC.max(axis=-1, keepdims=True))
     return np.asarray(shifted_BC / shifted_BC.sum(axis=-1, keepdims=True), dtype=np.float32)

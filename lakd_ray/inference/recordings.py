@@ -104,7 +104,9 @@ def decode_and_validate(content: bytes, max_seconds: float, name: str = RECORDIN
     Raises:
         ClipError: it cannot be decoded, or is too short or too long.
     """
-    return validate_duration(decode_recording(content, source_name=name, max_seconds=max_seconds + 1), max_seconds, name)
+    return validate_duration(
+        decode_recording(content, source_name=name, max_seconds=max_seconds + 1), max_seconds, name
+    )
 
 
 def validate_duration(recording: Recording, max_seconds: float, name: str = RECORDING_LABEL) -> Recording:

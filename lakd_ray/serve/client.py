@@ -1,7 +1,7 @@
 """HTTP client of the endpoint, which needs neither Ray nor torch.
 
     with Client("http://127.0.0.1:8000") as client:
-        result = client.predict(Path("clip.wav").read_bytes(), language="de")
+        result = client.predict("clip.wav", language="de")
 
 An endpoint's API key is an argument or the environment variable LAKD_API_KEY.
 """
@@ -66,30 +66,32 @@ class Client:
 
     def predict(
         self,
-        content: bytes,
+        source: str | os.PathLike[str] | bytes,
         language: str | None = None,
         *,
         window_s: float | None = None,
         hop_s: float | None = None,
         top_k: int | None = None,
     ) -> EmotionResult:
-        """Return the emotion of an encoded recording.
+        """Return the emotion of a recording.
 
         Args:
-            content: content of an audio file, such as WAV, FLAC, OGG or MP3; other formats if the endpoint has ffmpeg.
+            source: an audio file, as its path, its s3:// location or its bytes: WAV, FLAC, OGG or MP3; other formats if
+                the endpoint has ffmpeg.
             language: the recording's language (`en`, `de`), if known.
             window_s: length of the timeline's segments, in seconds; no timeline if None.
             hop_s: from the start of one segment to the start of the next, in seconds; `window_s` if None.
             top_k: return only the `top_k` most probable emotions; all if None.
 
         Raises:
-            DataError: the endpoint rejects the recording, the language or a different argument.
+            DataError: the file cannot be read, or the endpoint rejects the recording, the language or a different
+                argument.
             ResourceError: no response in time, an unexpected one, or a missing or invalid key.
         """
         request = self._http.build_request(
             "POST",
             "/v1/emotion",
-            content=content,
+            content=_read_source(source),
             params=_query_params(language, window_s, hop_s, top_k),
             headers={"Content-Type": "application/octet-stream"},
         )
@@ -177,6 +179,14 @@ class Client:
                 return response
             time.sleep(wait_s)
             backoff_s = min(2 * backoff_s, _BACKOFF_S[1])
+
+
+def _read_source(source: str | os.PathLike[str] | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    from lakd_ray.audio.sources import read_clip_source  # Arrow, which a client of bytes does not need
+
+    return read_clip_source(os.fspath(source))
 
 
 def _query_params(

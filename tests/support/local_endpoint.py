@@ -1,0 +1,47 @@
+"""The real HTTP API of a predictor in this process, without Ray."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from lakd_ray.audio import Wave
+from lakd_ray.config import ServeConfig
+from lakd_ray.inference.predictor import Predictor
+from lakd_ray.inference.results import ModelInfo, ModelPredictions
+from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.decoding import RequestDecoder
+
+
+class LocalModel:
+    """A model handle whose replica is a predictor in this process."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    async def info(self) -> ModelInfo:
+        return self._predictor.info
+
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
+        predictions = self._predictor.predict_waves(waves, [language] * len(waves))
+        return ModelPredictions(info=self._predictor.info, predictions=tuple(predictions))
+
+
+@contextmanager
+def local_endpoint(checkpoint: str, decoder: RequestDecoder) -> Iterator[str]:
+    """Serve a checkpoint on a free port and yield the URL."""
+    app = create_app(ModelRouter(LocalModel(Predictor.load(checkpoint))), ServeConfig(), decoder)
+    config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    with config.bind_socket() as socket:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
