@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lakd_ray import storage
 from lakd_ray.audio import decode_audio, encode_flac, sources, to_int16
 from lakd_ray.cluster import cluster_address, experiment_session
 from lakd_ray.config import Experiment
@@ -16,7 +15,7 @@ from lakd_ray.launch import driver as training
 from lakd_ray.launch.progress import format_duration
 from lakd_ray.launch.tracking import manager
 from lakd_ray.runs.graph import RunGraph, build_run_graph
-from lakd_ray.runs.state import RunState, find_best_checkpoint
+from lakd_ray.runs.state import find_best_checkpoint, select_best_run
 from lakd_ray.serve.client import Client
 
 
@@ -59,11 +58,8 @@ def run_report(config: Experiment) -> None:
     """The report stage; prints its headline table."""
     from lakd_ray import report as reports  # matplotlib takes seconds to load
 
-    location = reports.write_report(build_run_graph(config))
-    content = storage.read_json(storage.join(config.stage_folder("report"), "report.json"))
-    print(reports.format_summary(content["results"]))
-    for note in content["notes"]:
-        print(f"note: {note}")
+    location = reports.write_report(config, [build_run_graph(config)])
+    print(reports.format_summary(reports.read_report(config)))
     print(f"report: {location}")
 
 
@@ -73,9 +69,7 @@ def best_student_checkpoint(graph: RunGraph) -> str:
     Raises:
         StageError: no student is trained.
     """
-    scores = {run.id: RunState.read(run.folder(graph.config)).best_dev_score for run in graph.students}
-    best = max(graph.students, key=lambda run: scores[run.id])
-    return find_best_checkpoint(best, graph.config)
+    return find_best_checkpoint(select_best_run(graph.students, graph.config), graph.config)
 
 
 def smoke_test_endpoint(config: Experiment) -> None:

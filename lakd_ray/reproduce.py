@@ -261,13 +261,10 @@ class RunLog:
 
 
 def _write_report(config: Experiment, plan: GridPlan, run_log: RunLog) -> str:
-    from lakd_ray.report import format_summary, grid  # matplotlib takes seconds to load
+    from lakd_ray import report as reports  # matplotlib takes seconds to load
 
-    location = grid.write_grid_report(config, plan.cells, sorted(run_log.failed))
-    content = storage.read_json(storage.join(config.stage_folder("report"), "report.json"))
-    print(f"\n{format_summary(content['pooled'])}\n\n{grid.format_recalls(content['pooled'], config.emotions)}\n")
-    for note in content["notes"]:
-        print(f"note: {note}")
+    location = reports.write_report(config, plan.cells, sorted(run_log.failed))
+    print(f"\n{reports.format_summary(reports.read_report(config))}")
     print(f"report: {location}")
     if run_log.failed:
         raise TrainingError(

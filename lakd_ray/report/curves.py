@@ -1,4 +1,4 @@
-"""Training curves, from the metrics that runs leave beside their checkpoints."""
+"""Training curves, read from the metrics files of runs."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lakd_ray.runs.layout import METRICS_FILE
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's epochs. Values that were not written are NaN: they leave a gap in the line."""
+    """Metrics of a run by epoch. Missing values are NaN, which leaves a gap in the plotted line."""
 
     run_id: str
     epochs: list[int]
@@ -25,7 +25,7 @@ class Curve:
 
 
 def read_curves(runs: Sequence[Run], config: Experiment) -> list[Curve]:
-    """The curves of those runs that left any, each run once."""
+    """Return the curve of each distinct run that has a metrics file."""
     curves = []
     for run in {run.id: run for run in runs}.values():
         location = storage.join(run.folder(config), METRICS_FILE)
@@ -37,16 +37,16 @@ def read_curves(runs: Sequence[Run], config: Experiment) -> list[Curve]:
 
 
 def _parse_epochs(text: str) -> list[dict[str, Any]]:
-    """Entries by epoch. A run that went on after a failure may have written one twice: the later counts."""
-    found: dict[int, dict[str, Any]] = {}
+    """Return the entries by epoch; of two entries of one epoch, which a resumed run may write, the later counts."""
+    entries: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the last line of a run that was cut off
+        except ValueError:  # the last line of an interrupted run may be incomplete
             continue
         if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
-            found[entry["epoch"]] = entry
-    return [found[epoch] for epoch in sorted(found)]
+            entries[entry["epoch"]] = entry
+    return [entries[epoch] for epoch in sorted(entries)]
 
 
 def _build_curve(run_id: str, epochs: list[dict[str, Any]]) -> Curve:

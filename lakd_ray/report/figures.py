@@ -1,7 +1,7 @@
-"""The report's pictures, as PNG in data URIs so that the page asks nothing of the network.
+"""Figures of the report, as PNG images in data URIs, so that the page needs no network access.
 
-Each picture is small and whole, so that the page can lay them side by side or, on a phone, one below the other.
-Colours are from Okabe and Ito's palette, which colour-blind readers can tell apart.
+Each figure is small and complete by itself, so that the page can arrange them in a grid or, on a phone, in a column.
+Colors are from the palette of Okabe and Ito, which is safe for color-blind readers.
 """
 
 import base64
@@ -16,38 +16,37 @@ from matplotlib.figure import Figure
 
 from lakd_ray.labels import POOLED
 from lakd_ray.report.curves import Curve
-from lakd_ray.report.rows import ResultRow, TableRow, format_percent
+from lakd_ray.report.results import ResultRow, TableRow, format_percent
 
 _COLORS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
 _OTHER_COLOR = "#CC79A7"
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#222222", "#8a8a8a"
 _COLORMAP = "Blues"
-WIDTH_INCHES = 4.6  # inches; the page shows a picture 300 to 460 pixels wide
+WIDTH_INCHES = 4.6  # the page displays a figure 300 to 460 pixels wide
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """A PNG and what it says to those who cannot see it."""
+    """A PNG image with its alternative text."""
 
     data_uri: str
-    """Data URI."""
     alt: str
 
 
 def draw_recall_bars(table_rows: Sequence[TableRow], language: str, chance: float) -> EmbeddedImage:
-    """UR of every model in one language, with its interval, beside the line of guessing."""
+    """Draw the UR of every model in one language with its interval, and a line at chance level."""
     shown = [(line, line.cells[language]) for line in table_rows if language in line.cells]
     figure = Figure(figsize=(WIDTH_INCHES, 0.75 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    for place, (line, row) in enumerate(shown):
-        colour = _COLORS.get(row["paradigm"], _OTHER_COLOR)
+    for position, (line, row) in enumerate(shown):
+        color = _COLORS.get(row["paradigm"], _OTHER_COLOR)
         hatch = "////" if line.is_student and row["setup"] == "monolingual" else None
-        axes.barh(place, 100 * row["UR"], height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        axes.barh(position, 100 * row["UR"], height=0.7, color=color, hatch=hatch, edgecolor="white", linewidth=0)
         if row["UR_interval"] is not None:
             low, high = (100 * bound for bound in row["UR_interval"])
-            axes.plot([low, high], [place, place], color=INK, linewidth=1.4, marker="|", markersize=6)
-        axes.text(102, place, format_percent(row["UR"]), va="center", fontsize=9, color=INK)
+            axes.plot([low, high], [position, position], color=INK, linewidth=1.4, marker="|", markersize=6)
+        axes.text(102, position, format_percent(row["UR"]), va="center", fontsize=9, color=INK)
     axes.axvline(100 * chance, color=INK, linestyle=(0, (4, 3)), linewidth=1)
     axes.set_yticks(range(len(shown)), [_row_label(line) for line, _ in shown])
     axes.set_xlim(0, 100)
@@ -60,7 +59,7 @@ def draw_recall_bars(table_rows: Sequence[TableRow], language: str, chance: floa
 
 
 def draw_recall_heatmap(table_rows: Sequence[TableRow], language: str, emotions: Sequence[str]) -> EmbeddedImage:
-    """Recall of each emotion by every model in one language."""
+    """Draw the recall of each emotion for every model in one language."""
     shown = [(line, line.cells[language]) for line in table_rows if language in line.cells]
     shares = [[row["recall"][emotion] for emotion in emotions] for _, row in shown]
     values = np.array([[np.nan if share is None else share for share in row] for row in shares])
@@ -75,42 +74,42 @@ def draw_recall_heatmap(table_rows: Sequence[TableRow], language: str, emotions:
         + ", ".join(f"{emotion} {format_percent(row['recall'][emotion])}" for emotion in emotions)
         for line, row in shown
     )
-    return render_png(figure, f"Recall of each emotion in percent, {_language_label(language)}. {alt}.")
+    return render_png(figure, f"Recall by emotion in percent, {_language_label(language)}. {alt}.")
 
 
 def draw_confusion_matrix(row: ResultRow, emotions: Sequence[str]) -> EmbeddedImage:
-    """Truth by prediction: share of each truth as colour and number, count below it."""
+    """Draw a confusion matrix with the percentage of each true emotion as color and text, and the count below."""
     counts = np.array(row["confusion"])
-    truths = counts.sum(axis=1, keepdims=True)
-    shares = np.where(truths > 0, counts / np.maximum(truths, 1), np.nan)
-    words = [
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+    cell_texts = [
         [f"{format_percent(share)}\n({count})" if total else "-" for share, count in zip(share_C, count_C, strict=True)]
-        for share_C, count_C, total in zip(shares, counts, truths[:, 0], strict=True)
+        for share_C, count_C, total in zip(shares, counts, totals[:, 0], strict=True)
     ]
     side = max(3.1, 0.9 + 0.55 * len(emotions))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    _draw_heatmap(axes, shares, words, fontsize=9)
+    _draw_heatmap(axes, shares, cell_texts, fontsize=9)
     _set_emotion_ticks(axes, emotions, max_letters=24)
     axes.set_yticks(range(len(emotions)), emotions)
     axes.set_xlabel("predicted", fontsize=9, color=FAINT)
     axes.set_ylabel("true", fontsize=9, color=FAINT)
     draw_title(axes, f"{_language_label(row['language'])}, n = {row['n']}")
-    alt = f"Confusion matrix of {row['model']}, {_language_label(row['language'])}: rows are the truth"
+    alt = f"Confusion matrix of {row['model']}, {_language_label(row['language'])}: rows are true emotions"
     return render_png(
         figure, f"{alt}; {'; '.join(f'{e} {list(c)}' for e, c in zip(emotions, row['confusion'], strict=True))}."
     )
 
 
 def draw_training_curves(curve: Curve) -> EmbeddedImage:
-    """One run: UR on dev by language above, training loss below."""
+    """Draw UR on dev by language above the training loss of one run."""
     figure = Figure(figsize=(WIDTH_INCHES, 3.3), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
     single = len(curve.dev_recall) < 2
-    for place, (language, UR) in enumerate(curve.dev_recall.items()):
-        colour = LINE_COLORS[place % len(LINE_COLORS)]
+    for index, (language, UR) in enumerate(curve.dev_recall.items()):
+        color = LINE_COLORS[index % len(LINE_COLORS)]
         if not single:
-            upper.plot(curve.epochs, 100 * np.array(UR), color=colour, linewidth=1.2, marker=".", label=language)
+            upper.plot(curve.epochs, 100 * np.array(UR), color=color, linewidth=1.2, marker=".", label=language)
     upper.plot(curve.epochs, 100 * np.array(curve.dev_UR), color=INK, linewidth=2.2, marker=".", label="all")
     upper.set_ylim(0, 102)
     upper.set_ylabel("UR on dev, %", fontsize=9)
@@ -131,12 +130,12 @@ def draw_training_curves(curve: Curve) -> EmbeddedImage:
 def _draw_heatmap(
     axes: Axes, values: np.ndarray[Any, np.dtype[np.float64]], cell_texts: list[list[str]], fontsize: float
 ) -> None:
-    """A table of shares as colours, the numbers on them; grey where there is none."""
+    """Draw fractions as colors with their texts; cells without a value are gray."""
     axes.set_facecolor("#e6e6e6")
     axes.imshow(values, cmap=_COLORMAP, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.65 else INK
-        axes.text(column, row, cell_texts[row][column], ha="center", va="center", fontsize=fontsize, color=colour)
+        color = "white" if value > 0.65 else INK
+        axes.text(column, row, cell_texts[row][column], ha="center", va="center", fontsize=fontsize, color=color)
     axes.tick_params(length=0, labelsize=8.5)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -147,7 +146,7 @@ def _draw_heatmap(
 
 
 def style_axes(axes: Axes) -> None:
-    """Two faint axes and nothing around."""
+    """Hide the upper and right spine and draw the others in a faint color."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -156,12 +155,12 @@ def style_axes(axes: Axes) -> None:
 
 
 def draw_title(axes: Axes, text: str) -> None:
-    """A heading at the left."""
+    """Set a bold title at the left."""
     axes.set_title(text, fontsize=10, fontweight="bold", loc="left", color=INK)
 
 
 def _row_label(table_row: TableRow) -> str:
-    """Students by what they are, teachers by their own names."""
+    """Return the setting of a student, the run id of a teacher."""
     return table_row.name if table_row.is_student else table_row.model
 
 
@@ -170,13 +169,13 @@ def _language_label(language: str) -> str:
 
 
 def _set_emotion_ticks(axes: Axes, emotions: Sequence[str], max_letters: int = 40) -> None:
-    """Names side by side, slanted if they would run into each other: `room` letters fit."""
+    """Label the x axis with emotions, slanted if they have more than `max_letters` letters together."""
     slanted = max(map(len, emotions)) * len(emotions) > max_letters
     axes.set_xticks(range(len(emotions)), emotions, rotation=35 if slanted else 0, ha="right" if slanted else "center")
 
 
 def render_png(figure: Figure, alt: str) -> EmbeddedImage:
-    """The figure as a picture."""
+    """Render a figure as a PNG image."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return EmbeddedImage("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page."""
+"""Rendering of the report as one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from lakd_ray.config import Experiment, to_dict
-from lakd_ray.report import figures, language_conditions
+from lakd_ray.report import figures
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.figures import EmbeddedImage
-from lakd_ray.report.rows import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
+from lakd_ray.report.language_conditions import LanguageRow
+from lakd_ray.report.results import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
 from lakd_ray.runs import record
 
 TEMPLATE = "report.html.j2"
@@ -20,29 +21,30 @@ TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that the page says."""
+    """Everything that the page displays."""
 
     config: Experiment
     scope: str
-    """Which folds and seeds."""
+    """Folds and seeds that it covers."""
     findings: Sequence[str]
     warnings: Sequence[str]
-    """Cautions about the data themselves; they stand at the top."""
+    """Warnings about the data, displayed at the top."""
     notes: Sequence[str]
-    rows: Sequence[ResultRow]
+    results: Sequence[ResultRow]
     """As in report.json."""
     headline: Sequence[ResultRow]
-    """Teachers, and students with monolingual ones taken together."""
+    """Rows of the headline table and of the figures: monolingual students of a setting count as one model."""
     curves: Sequence[Curve]
     inputs: Mapping[str, str]
-    languages: Sequence[language_conditions.LanguageRow] = ()
-    """Language-aware students by what they are told of the language."""
-    dev: Sequence[Mapping[str, Any]] = ()
-    """Settings by what dev says of them, as in report.json."""
+    """Digest of each predictions file."""
+    language_conditions: Sequence[LanguageRow] = ()
+    """Language-aware students by language condition."""
+    model_selection: Sequence[Mapping[str, Any]] = ()
+    """UR on dev of each student setting, as in report.json."""
 
 
 def render_report(report: ReportContent) -> str:
-    """The page."""
+    """Render the page as HTML."""
     lines = build_table(report.headline)
     emotions, languages = report.config.emotions, list_columns(lines)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -54,6 +56,7 @@ def render_report(report: ReportContent) -> str:
         languages=languages,
         best=_best_student_UR(lines),
         title=format_title,
+        has_variants=any(row["difference"] is not None for row in report.model_selection),
         bars=[figures.draw_recall_bars(lines, language, 1 / len(emotions)) for language in languages],
         recalls=[figures.draw_recall_heatmap(lines, language, emotions) for language in languages],
         confusions=_draw_confusions(lines, languages, emotions),
@@ -64,12 +67,12 @@ def render_report(report: ReportContent) -> str:
 
 
 def _format_points(fraction: float | None) -> str:
-    """`+1.2`, or a dash."""
+    """Format a fraction as signed percentage points such as `+1.2`, or None as a dash."""
     return "-" if fraction is None else f"{100 * fraction:+.1f}"
 
 
 def _best_student_UR(table_rows: Sequence[TableRow]) -> dict[str, float]:
-    """The highest UR that a student reaches in each language."""
+    """Return the highest UR of a student in each language."""
     best: dict[str, float] = {}
     for line in table_rows:
         for language, row in line.cells.items():

@@ -1,4 +1,8 @@
-"""How much a language-aware student's answers hang on being told the language, and how well it hears it."""
+"""Results of language-aware students by language condition.
+
+A condition is what the student gets as the language: the true one (given), none, so that it identifies it (identified),
+the unknown code (unknown), or a wrong one (wrong).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,34 +19,41 @@ from lakd_ray.runs.layout import language_conditions_folder
 CONDITIONS = ("given", "identified", "unknown", "wrong")
 
 
-def score_language_conditions(graph: RunGraph) -> list[dict[str, Any]]:
-    """For every language-aware student, language and condition: {model, language, condition, n, UR, heard, ...}.
+def score_cells(cells: Sequence[RunGraph]) -> list[dict[str, Any]]:
+    """Return the rows of `score_language_conditions` for one cell, or their means over several cells.
 
-    `heard` is the share of utterances whose language was heard rightly; it does not depend on the condition.
-    `language_accuracy_new_corpora` is that share among the `n_new_corpora` utterances of corpora that the student was not trained on,
-    null if there are none: only there is it sure that it was the language, and not the corpus, that was heard.
-    `corpora` is the number of test corpora.
+    Over several cells a model is a paradigm, set-up and variant.
     """
-    found = []
-    for run in graph.students:
-        location = storage.join(language_conditions_folder(graph.config), f"{run.id}.parquet")
-        if run.recipe.model.language_aware is not None and storage.exists(location):
-            found += _score_model(run.id, storage.read_table(location), graph.config.emotions)
-    return found
-
-
-def average_over_cells(cells: Sequence[RunGraph]) -> list[dict[str, Any]]:
-    """The same of a whole grid: a paradigm, set-up and variant is one model, shares are means over its cells."""
+    if len(cells) == 1:
+        return score_language_conditions(cells[0])
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for cell in cells:
         names = {run.id: "-".join(filter(None, [run.paradigm, run.setup, run.variant])) for run in cell.students}
         for row in score_language_conditions(cell):
             groups.setdefault((names[row["model"]], row["language"], row["condition"]), []).append(row)
-    return [_average_rows(model, members) for (model, _, _), members in groups.items()]
+    return [_average_rows(model, rows) for (model, _, _), rows in groups.items()]
+
+
+def score_language_conditions(graph: RunGraph) -> list[dict[str, Any]]:
+    """Score every language-aware student in each language and condition.
+
+    Returns:
+        Rows `{model, language, condition, n, UR, language_accuracy, n_new_corpora, language_accuracy_new_corpora,
+        corpora}`. `language_accuracy` is the share of utterances whose language the student identifies correctly; it
+        does not depend on the condition. `language_accuracy_new_corpora` is that share among the `n_new_corpora`
+        utterances of corpora that the student was not trained on, null without any: only these show that the
+        student identifies the language and not the corpus. `corpora` is the number of test corpora.
+    """
+    rows = []
+    for run in graph.students:
+        location = storage.join(language_conditions_folder(graph.config), f"{run.id}.parquet")
+        if run.recipe.model.language_aware is not None and storage.exists(location):
+            rows += _score_model(run.id, storage.read_table(location), graph.config.emotions)
+    return rows
 
 
 def _average_rows(model: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    elsewhere = [
+    new_corpora = [
         row["language_accuracy_new_corpora"] for row in rows if row["language_accuracy_new_corpora"] is not None
     ]
     return rows[0] | {
@@ -51,36 +62,36 @@ def _average_rows(model: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "UR": mean(row["UR"] for row in rows),
         "language_accuracy": mean(row["language_accuracy"] for row in rows),
         "n_new_corpora": sum(row["n_new_corpora"] for row in rows),
-        "language_accuracy_new_corpora": mean(elsewhere) if elsewhere else None,
+        "language_accuracy_new_corpora": mean(new_corpora) if new_corpora else None,
     }
 
 
 def _score_model(model: str, table: Any, emotions: Sequence[str]) -> list[dict[str, Any]]:
     columns = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
     labels_N = np.array([emotions.index(name) for name in columns["emotion"]])
-    right_N, elsewhere_N = columns["predicted_language"] == columns["language"], ~columns["corpus_in_train"]
-    found = []
+    correct_N, new_corpus_N = columns["predicted_language"] == columns["language"], ~columns["corpus_in_train"]
+    rows = []
     for condition in (name for name in CONDITIONS if name in columns["condition"]):
         for language in (*np.unique(columns["language"]).tolist(), POOLED):
-            here_N = (columns["condition"] == condition) & ((columns["language"] == language) | (language == POOLED))
+            row_N = (columns["condition"] == condition) & ((columns["language"] == language) | (language == POOLED))
             scores = metrics.compute_scores(
-                columns["probabilities"][here_N].astype(np.float64), labels_N[here_N], emotions
+                columns["probabilities"][row_N].astype(np.float64), labels_N[row_N], emotions
             )
-            there_N = here_N & elsewhere_N
-            found.append(
+            new_N = row_N & new_corpus_N
+            rows.append(
                 {
                     "model": model,
                     "language": language,
                     "condition": condition,
                     "n": scores.n,
                     "UR": scores.UR,
-                    "language_accuracy": float(right_N[here_N].mean()),
-                    "n_new_corpora": int(there_N.sum()),
-                    "language_accuracy_new_corpora": float(right_N[there_N].mean()) if there_N.any() else None,
-                    "corpora": len(np.unique(columns["corpus"][here_N])),
+                    "language_accuracy": float(correct_N[row_N].mean()),
+                    "n_new_corpora": int(new_N.sum()),
+                    "language_accuracy_new_corpora": float(correct_N[new_N].mean()) if new_N.any() else None,
+                    "corpora": len(np.unique(columns["corpus"][row_N])),
                 }
             )
-    return found
+    return rows
 
 
 @dataclass(frozen=True)
@@ -90,67 +101,68 @@ class LanguageRow:
     model: str
     language: str
     UR: list[float | None]
-    """By `CONDITIONS`."""
+    """By condition, in the order of `CONDITIONS`."""
     language_accuracy: float
     language_accuracy_new_corpora: float | None
 
 
 def build_language_table(rows: Sequence[dict[str, Any]]) -> list[LanguageRow]:
-    """The rows side by side."""
-    cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    """Put the conditions of each student and language side by side."""
+    conditions: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        cells.setdefault((row["model"], row["language"]), {})[row["condition"]] = row
+        conditions.setdefault((row["model"], row["language"]), {})[row["condition"]] = row
     return [
         LanguageRow(
-            *place,
-            [ways[name]["UR"] if name in ways else None for name in CONDITIONS],
-            ways["given"]["language_accuracy"],
-            ways["given"]["language_accuracy_new_corpora"],
+            model,
+            language,
+            [by_condition[name]["UR"] if name in by_condition else None for name in CONDITIONS],
+            by_condition["given"]["language_accuracy"],
+            by_condition["given"]["language_accuracy_new_corpora"],
         )
-        for place, ways in cells.items()
+        for (model, language), by_condition in conditions.items()
     ]
 
 
 def summary_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows in words, and what they do not show."""
-    told = []
+    """Summarize the rows in one sentence per student, and a caveat on what they do not show."""
+    sentences = []
     for model in dict.fromkeys(row["model"] for row in rows):
         pooled = {row["condition"]: row for row in rows if row["model"] == model and row["language"] == POOLED}
-        shown = ", ".join(f"{100 * row['UR']:.1f} {_CONDITION_PHRASES[name]}" for name, row in pooled.items())
-        told.append(
-            f"{model}, UR over all its languages by what it is told of the language: {shown}. It hears the right "
-            f"language in {100 * pooled['given']['language_accuracy']:.1f} % of the utterances."
+        scores = ", ".join(f"{100 * row['UR']:.1f} {_CONDITION_PHRASES[name]}" for name, row in pooled.items())
+        sentences.append(
+            f"{model}, UR in % over all its languages by language condition: {scores}. It identifies the language "
+            f"correctly in {100 * pooled['given']['language_accuracy']:.1f} % of the utterances."
         )
-    if told:
-        told.append(_corpus_confound_caveat([row for row in rows if row["condition"] == "given"]))
-    return told
+    if sentences:
+        sentences.append(_corpus_confound_caveat([row for row in rows if row["condition"] == "given"]))
+    return sentences
 
 
 def _corpus_confound_caveat(given: Sequence[dict[str, Any]]) -> str:
-    """Whether it was the language that was heard."""
-    elsewhere = {
+    """State whether the accuracy of language identification can be due to the corpora."""
+    new_corpora = {
         row["model"]: f"{100 * row['language_accuracy_new_corpora']:.1f} % of {row['n_new_corpora']} ({row['model']})"
         for row in given
         if row["language"] == POOLED and row["language_accuracy_new_corpora"] is not None
     }
-    said = "Hearing the language can be hearing the corpus or its microphones"
-    if elsewhere:
-        shown = ", ".join(elsewhere.values())
-        return f"{said}. In corpora that the student was not trained on the right language is identified in {shown}."
+    caveat = "Language identification may rest on properties of the corpus, such as its microphones"
+    if new_corpora:
+        shares = ", ".join(new_corpora.values())
+        return f"{caveat}. In corpora that the student was not trained on, the language is identified in {shares}."
     if all(row["corpora"] == 1 for row in given if row["language"] != POOLED):
         return (
-            f"{said}: with one corpus for a language the two cannot be told apart here, and hearing is not measured "
-            "across corpora."
+            f"{caveat}: with one corpus per language the two cannot be distinguished, and identification across "
+            "corpora is not measured."
         )
     return (
-        f"{said}. It is not measured across corpora: the student was trained on every corpus of the test. One whose "
-        "utterances are all given to test (split scheme `given`) would show it."
+        f"{caveat}. Identification across corpora is not measured, because the student was trained on every test "
+        "corpus. To measure it, add a corpus with all utterances in test (split scheme `given`)."
     )
 
 
 _CONDITION_PHRASES = {
     "given": "with the language given",
-    "identified": "as it hears it",
-    "unknown": "with the language hidden",
-    "wrong": "with another one in its place",
+    "identified": "with the language identified by the student",
+    "unknown": "with the language unknown",
+    "wrong": "with a wrong language",
 }

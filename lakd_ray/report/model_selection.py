@@ -1,4 +1,7 @@
-"""Which settings dev prefers. Epochs and settings are chosen there; what test says of them chooses nothing."""
+"""Comparison of student settings on dev, and the student that dev selects.
+
+Epochs, settings and the served student are selected on dev; test scores select nothing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,54 +11,57 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import metrics
+from lakd_ray.labels import POOLED
 from lakd_ray.report import curves
-from lakd_ray.report.rows import format_title
+from lakd_ray.report.predictions import TEACHER
+from lakd_ray.report.results import ResultRow, format_percent, format_title
 from lakd_ray.runs.graph import RunGraph
+from lakd_ray.runs.state import RunState, select_best_run
 
 Cell = tuple[int, int]  # fold, seed
 
 
 @dataclass(frozen=True)
 class DevScores:
-    """A paradigm in a set-up with some settings: UR on dev of its best epoch, in each cell."""
+    """UR on dev of one student setting, at its best epoch, by cell."""
 
     paradigm: str
     setup: str
     variant: str | None
     UR: dict[Cell, float] = field(default_factory=dict)
-    """Monolingual students count as one: the mean over their languages."""
+    """By cell; the mean over languages for monolingual students."""
 
 
 def compute_dev_scores(cells: Sequence[RunGraph]) -> list[DevScores]:
-    """Every student setting of the grid; cells with a run that is not trained are left out of its scores."""
-    found: dict[tuple[str, str, str | None], DevScores] = {}
-    for graph in cells:
-        cell = graph.config
-        together: dict[tuple[str, str], list[float | None]] = {}
-        for run in graph.students:
-            told = curves.read_curves([run], cell)
-            best = float(np.nanmax(told[0].dev_UR)) if told else None
-            together.setdefault((run.paradigm, run.setup), []).append(best)
-        for (paradigm, setup), scores in together.items():
-            key = (paradigm, setup, cell.variant)
+    """Return the dev scores of every student setting, without the cells in which one of its runs is not trained."""
+    settings: dict[tuple[str, str, str | None], DevScores] = {}
+    for cell in cells:
+        by_setup: dict[tuple[str, str], list[float | None]] = {}
+        for run in cell.students:
+            run_curves = curves.read_curves([run], cell.config)
+            best = float(np.nanmax(run_curves[0].dev_UR)) if run_curves else None
+            by_setup.setdefault((run.paradigm, run.setup), []).append(best)
+        for (paradigm, setup), scores in by_setup.items():
+            key = (paradigm, setup, cell.config.variant)
             known = [score for score in scores if score is not None]
-            standing = found.setdefault(key, DevScores(*key))
+            setting = settings.setdefault(key, DevScores(*key))
             if len(known) == len(scores):
-                standing.UR[cell.fold, cell.seed] = mean(known)
-    return [standing for standing in found.values() if standing.UR]
+                setting.UR[cell.config.fold, cell.config.seed] = mean(known)
+    return [setting for setting in settings.values() if setting.UR]
 
 
 def compare_settings(dev_scores: Sequence[DevScores]) -> list[dict[str, Any]]:
-    """Plain JSON, the best of each paradigm and set-up first.
+    """Compare each setting with the base settings of its paradigm and set-up; the best of each comes first.
 
-    `{paradigm, setup, variant, cells, UR, difference, interval}`: `difference` is to the experiment's own settings, in
-    the cells that both have; `interval` its 95 % bootstrap over cells. Null for the own settings, and for those that
-    are trained as the own.
+    Returns:
+        Rows `{paradigm, setup, variant, cells, UR, difference, interval}` of plain JSON types: `difference` is the mean
+        over the cells that both have, `interval` its 95 % bootstrap over cells. Both are null for the base settings and
+        for variants that do not change the run.
     """
-    own = {(one.paradigm, one.setup): one for one in dev_scores if one.variant is None}
-    told = [_compare_with_base(one, own.get((one.paradigm, one.setup))) for one in dev_scores]
-    place = {pair: number for number, pair in enumerate(dict.fromkeys((one.paradigm, one.setup) for one in dev_scores))}
-    return sorted(told, key=lambda row: (place[row["paradigm"], row["setup"]], -row["UR"]))
+    base = {(scores.paradigm, scores.setup): scores for scores in dev_scores if scores.variant is None}
+    rows = [_compare_with_base(scores, base.get((scores.paradigm, scores.setup))) for scores in dev_scores]
+    order = list(dict.fromkeys((scores.paradigm, scores.setup) for scores in dev_scores))
+    return sorted(rows, key=lambda row: (order.index((row["paradigm"], row["setup"])), -row["UR"]))
 
 
 def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str, Any]:
@@ -77,27 +83,76 @@ def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str
     return row
 
 
+def describe_best_students(
+    graph: RunGraph,
+    results: Sequence[ResultRow],
+    pooled: Sequence[ResultRow],
+    dev_rows: Sequence[dict[str, Any]],
+) -> list[str]:
+    """Name the best student on test, the one that dev selects and `lakd serve` uses, and why they may differ.
+
+    Args:
+        graph: runs of the fold and seed to serve.
+        results: result rows of all runs.
+        pooled: result rows of all settings.
+        dev_rows: rows of `compare_settings`.
+    """
+    students = [row for row in pooled if row["language"] == POOLED and row["paradigm"] != TEACHER]
+    best = max(students, key=lambda row: row["UR"])
+    bounds = best["UR_interval"]
+    interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
+    best_title = format_title(best["paradigm"], best["setup"], best["variant"])
+    sentences = [
+        f"Best student on test: {best_title}, with UR {format_percent(best['UR'])} %{interval} "
+        f"and WR {format_percent(best['WR'])} % over all languages."
+    ]
+    selected = []
+    if any(row["cells"] > 1 for row in dev_rows):
+        top = max(dev_rows, key=lambda row: row["UR"])
+        selected.append(format_title(top["paradigm"], top["setup"], top["variant"]))
+        sentences.append(
+            f"Best student on dev: {selected[0]}, with a mean UR of {format_percent(top['UR'])} % over "
+            f"{top['cells']} cells."
+        )
+    run = select_best_run(graph.students, graph.config)
+    epochs = RunState.read(run.folder(graph.config)).metrics
+    if epochs:
+        selected.append(format_title(run.paradigm, run.setup, run.variant))
+        dev_UR = max(epoch["dev_UR"] for epoch in epochs)
+        test_UR = next((row["UR"] for row in results if row["model"] == run.id and row["language"] == POOLED), None)
+        sentences.append(
+            f"Selected on dev in fold {graph.config.fold} with seed {graph.config.seed}, and used by `lakd serve`: "
+            f"{selected[-1]} ({run.id}), with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on test."
+        )
+    if any(title != best_title for title in selected):
+        sentences.append(
+            "Dev and test disagree on the best student. Students are selected on dev, because the test score of a "
+            "student that is selected on test is optimistic."
+        )
+    return sentences
+
+
 def summary_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What dev would choose, where there is a choice."""
-    said = []
+    """Name the settings that dev selects, for each paradigm and set-up with more than one."""
+    sentences = []
     for paradigm, setup in dict.fromkeys((row["paradigm"], row["setup"]) for row in rows):
-        choice = [row for row in rows if (row["paradigm"], row["setup"]) == (paradigm, setup)]
-        if len(choice) > 1:
-            said.append(_describe_choice(choice))
-    return said
+        settings = [row for row in rows if (row["paradigm"], row["setup"]) == (paradigm, setup)]
+        if len(settings) > 1:
+            sentences.append(_describe_selection(settings))
+    return sentences
 
 
-def _describe_choice(rows: Sequence[dict[str, Any]]) -> str:
+def _describe_selection(rows: Sequence[dict[str, Any]]) -> str:
     best = rows[0]
     name = format_title(best["paradigm"], best["setup"])
     if best["variant"] is None:
-        return f"On dev, of {len(rows)} settings of {name} the experiment's own are the best."
-    sentence = f"On dev, of {len(rows)} settings of {name} {best['variant']} is the best"
+        return f"On dev, the base settings are the best of {len(rows)} settings of {name}."
+    sentence = f"On dev, {best['variant']} is the best of {len(rows)} settings of {name}"
     if best["difference"] is None:
         return f"{sentence}."
-    sentence += f": {100 * best['difference']:+.1f} points of UR against the experiment's own"
+    sentence += f": {100 * best['difference']:+.1f} points of UR compared with the base settings"
     if best["interval"] is None:
         return f"{sentence}; one cell gives no interval."
     low, high = (100 * bound for bound in best["interval"])
-    verdict = "" if low > 0 else ", which includes zero: dev does not decide between the two"
-    return f"{sentence}, 95 % interval over {best['cells']} cells {low:+.1f} to {high:+.1f}{verdict}."
+    verdict = "" if low > 0 else "; not significant, the interval includes zero"
+    return f"{sentence}, 95 % interval {low:+.1f} to {high:+.1f} over {best['cells']} cells{verdict}."

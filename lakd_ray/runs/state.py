@@ -151,6 +151,11 @@ def fingerprint_inputs(run: Run, config: Experiment, inputs: dict[str, str]) -> 
     }
 
 
+def select_best_run(runs: Sequence[Run], config: Experiment) -> Run:
+    """Return the run with the best score on dev; the endpoint serves the student that this selects."""
+    return max(runs, key=lambda run: RunState.read(run.folder(config)).best_dev_score)
+
+
 def find_best_checkpoint(run: Run, config: Experiment) -> str:
     """Where the finished run's checkpoint lies.
 

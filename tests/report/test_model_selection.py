@@ -1,4 +1,4 @@
-"""Which settings dev prefers, from the metrics that runs leave."""
+"""Comparison of settings on dev, from the metrics files of runs."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def cells(tmp_path: Path) -> list[Experiment]:
         }
     )  # fmt: skip
     settings = [config, *(with_variant(config, name) for name in VARIANTS)]
-    return [one.model_copy(update={"seed": seed}) for seed in (1, 2, 3) for one in settings]
+    return [setting.model_copy(update={"seed": seed}) for seed in (1, 2, 3) for setting in settings]
 
 
 def train(cell: Experiment, paradigm: str, epochs: list[float]) -> None:
@@ -38,53 +38,51 @@ def train(cell: Experiment, paradigm: str, epochs: list[float]) -> None:
             storage.write_bytes(storage.join(run.folder(cell), "metrics.jsonl"), "\n".join(lines).encode())
 
 
+def compare(cells: list[Experiment]) -> list[dict[str, Any]]:
+    return model_selection.compare_settings(
+        model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
+    )
+
+
 def test_the_best_epoch_counts_and_differences_are_paired(cells: list[Experiment]):
     for cell in cells:
-        base = 0.5 + 0.1 * cell.seed  # seeds differ by much more than settings
+        base = 0.5 + 0.1 * cell.seed  # seeds differ much more than settings
         gain = {None: 0.0, "uniform": 0.02, "half": -0.05}[cell.variant]
         train(cell, "mtkd", [0.3, base + gain, 0.4])
         train(cell, "ft", [base])
-    told = model_selection.compare_settings(
-        model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
-    )
-    mtkd = [row for row in told if row["paradigm"] == "mtkd"]
+    rows = compare(cells)
+    mtkd = [row for row in rows if row["paradigm"] == "mtkd"]
     assert [row["variant"] for row in mtkd] == ["uniform", None, "half"]
     assert [row["UR"] for row in mtkd] == pytest.approx([0.72, 0.70, 0.65])
     assert [row["cells"] for row in mtkd] == [3, 3, 3]
     assert mtkd[0]["difference"] == pytest.approx(0.02) and mtkd[0]["interval"] == pytest.approx([0.02, 0.02])
     assert mtkd[1]["difference"] is None
-    ft, chosen = model_selection.summary_sentences(told)
-    assert "own are the best" in ft
-    assert "3 settings of MTKD multilingual uniform is the best: +2.0 points" in chosen and "decide" not in chosen
+    ft_sentence, mtkd_sentence = model_selection.summary_sentences(rows)
+    assert "the base settings are the best" in ft_sentence
+    assert "uniform is the best of 3 settings of MTKD multilingual: +2.0 points" in mtkd_sentence
+    assert "significant" not in mtkd_sentence
 
 
-def test_runs_that_are_not_trained_leave_their_cell_out(cells: list[Experiment]):
+def test_cells_with_untrained_runs_are_left_out(cells: list[Experiment]):
     for cell in cells:
         if cell.seed == 1 or cell.variant is None:
             train(cell, "mtkd", [0.6 if cell.variant is None else 0.7])
-    told = {
-        row["variant"]: row
-        for row in model_selection.compare_settings(
-            model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
-        )
-    }
-    assert told["half"]["cells"] == 1 and told[None]["cells"] == 3
-    assert told["half"]["difference"] == pytest.approx(0.1) and told["half"]["interval"] is None
-    (said,) = model_selection.summary_sentences(list(told.values()))
-    assert "one cell gives no interval" in said
+    rows = {row["variant"]: row for row in compare(cells)}
+    assert rows["half"]["cells"] == 1 and rows[None]["cells"] == 3
+    assert rows["half"]["difference"] == pytest.approx(0.1) and rows["half"]["interval"] is None
+    (sentence,) = model_selection.summary_sentences(list(rows.values()))
+    assert "one cell gives no interval" in sentence
     assert model_selection.compute_dev_scores([]) == [] and model_selection.summary_sentences([]) == []
 
 
-def test_an_interval_that_includes_zero_is_said_to(cells: list[Experiment]):
+def test_an_interval_that_includes_zero_is_not_significant(cells: list[Experiment]):
     for cell in cells:
         train(cell, "mtkd", [0.6 if cell.variant is None else 0.6 + (0.1, -0.08, 0.0)[cell.seed - 1]])
-    (said,) = model_selection.summary_sentences(
-        model_selection.compare_settings(model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells]))
-    )
-    assert "includes zero" in said
+    (sentence,) = model_selection.summary_sentences(compare(cells))
+    assert sentence.endswith("not significant, the interval includes zero.")
 
 
-def test_mean_interval_against_the_normal_one():
+def test_mean_interval_agrees_with_the_normal_approximation():
     import numpy as np
 
     values = np.random.default_rng(0).normal(0.3, 0.1, 400)

@@ -1,6 +1,5 @@
-"""The report on predictions as evaluation would write them, drawn at random with a known strength."""
+"""Reports on synthetic predictions, drawn at random with a known strength of each model."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lakd_ray import report, storage
+from lakd_ray import metrics, report, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError, StageError
-from lakd_ray.report import curves, findings, predictions
-from lakd_ray.report.rows import build_result_rows
+from lakd_ray.report import caveats, curves
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
+from lakd_ray.runs.state import RunState, select_best_run
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
 RECIPE = {"model": {"config": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
@@ -40,12 +39,12 @@ def experiment(storage_folder: str, **changes: Any) -> Experiment:
 
 
 def small(storage_folder: str, **changes: Any) -> Experiment:
-    """One language, one student: few pictures to draw."""
+    """Return an experiment with one language and one student, which has few figures."""
     return experiment(storage_folder, **{"languages": ["en"], "distill": {"paradigms": ["mtkd"]}} | changes)
 
 
 def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speakers: int, utterances: int) -> pa.Table:
-    """`utterances` per speaker, language and emotion; the larger `strength`, the more are right."""
+    """Return predictions for `utterances` per speaker, language and emotion; `strength` raises the true logit."""
     rng = np.random.default_rng(hash_of(run.id))
     C = len(config.emotions)
     rows = []
@@ -79,7 +78,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
 
 
 def hash_of(text: str) -> int:
-    return sum(ord(letter) * 31**place for place, letter in enumerate(text)) % 2**32
+    return sum(ord(letter) * 31**index for index, letter in enumerate(text)) % 2**32
 
 
 def location(config: Experiment, run_id: str) -> str:
@@ -87,33 +86,34 @@ def location(config: Experiment, run_id: str) -> str:
 
 
 def evaluate(config: Experiment, strength: dict[str, float] = STRENGTH, speakers: int = 3, utterances: int = 2) -> None:
-    """Write the predictions of every run; monolingual students answer in their own language only."""
+    """Write the predictions of every run; those of monolingual students are in their own language only."""
     for run in build_run_graph(config).evaluated:
         paradigm = "teacher" if run.stage == "teachers" else run.paradigm
-        answers = table(run, paradigm, config, strength=strength[paradigm], speakers=speakers, utterances=utterances)
+        rows = table(run, paradigm, config, strength=strength[paradigm], speakers=speakers, utterances=utterances)
         if run.stage == "distill" and run.setup == "monolingual":
-            answers = answers.filter(pc.equal(answers["language"], run.languages[0]))
-        storage.write_table(location(config, run.id), answers)
+            rows = rows.filter(pc.equal(rows["language"], run.languages[0]))
+        storage.write_table(location(config, run.id), rows)
 
 
-def train(config: Experiment, epochs: int = 8) -> None:
-    """Write metrics.jsonl of every run."""
+def train(config: Experiment, epochs: int = 8, gains: dict[str, float] | None = None) -> None:
+    """Write the state and metrics of every run; `gains` raises the UR on dev of the runs of a paradigm."""
     rng = np.random.default_rng(0)
     for run in build_run_graph(config).evaluated:
-        lines = []
+        gain = (gains or {}).get(run.paradigm, 0.0)
+        entries = []
         for epoch in range(1, epochs + 1):
             recall = {language: 1 - 0.75 * np.exp(-epoch / 6) + rng.normal(0, 0.03) for language in run.languages}
-            entry = {"epoch": epoch, "loss": 1.4 * np.exp(-epoch / 5), "dev_recall": recall}
-            lines.append(json.dumps(entry | {"dev_UR": float(np.mean(list(recall.values())))}))
-        text = "\n".join(lines) + "\n"
-        storage.write_bytes(storage.join(run.folder(config), "metrics.jsonl"), text.encode())
+            dev_UR = float(np.mean(list(recall.values()))) + gain
+            loss = 1.4 * np.exp(-epoch / 5)
+            entries.append({"epoch": epoch, "loss": loss, "dev_recall": recall, "dev_UR": dev_UR, "dev_ce": loss})
+        RunState(metrics=tuple(entries)).write(run.folder(config))
 
 
-def made(config: Experiment) -> tuple[dict[str, Any], str]:
-    """report.json and report.html."""
-    page = report.write_report(build_run_graph(config))
+def write_report(config: Experiment, *cells: Experiment) -> tuple[dict[str, Any], str]:
+    """Return the content of report.json and report.html, by default of the experiment's single cell."""
+    page = report.write_report(config, [build_run_graph(cell) for cell in cells or [config]])
     assert page == storage.join(config.folder, "report", "report.html")
-    return storage.read_json(storage.join(config.folder, "report", "report.json")), storage.read_bytes(page).decode()
+    return report.read_report(config), storage.read_bytes(page).decode()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, dict[st
     config = experiment(str(tmp_path_factory.mktemp("plain")))
     evaluate(config)
     train(config)
-    return config, *made(config)
+    return config, *write_report(config)
 
 
 def numbers(tree: Any) -> Iterator[float]:
@@ -135,16 +135,18 @@ def numbers(tree: Any) -> Iterator[float]:
 
 
 def text_of(html: str) -> str:
-    """What a reader sees, in one line."""
+    """Return the visible text of a page in one line."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))
 
 
 def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) -> None:
     _, content, _ = plain
-    assert set(content) == {"experiment", "corpora", "notes", "results", "languages"}
+    tables = {"results", "pooled", "model_selection", "language_conditions"}
+    assert set(content) == {"experiment", "emotions", "corpora", "cells", "notes"} | tables
+    assert content["cells"] == [{"fold": 0, "seed": 42, "variant": None}]
     assert content["experiment"] == "fake"
     assert content["corpora"] == [{"name": "demo", "importer": "espeak", "synthetic": True}]
-    found = [(row["paradigm"], row["setup"], row["model"], row["language"]) for row in content["results"]]
+    keys = [(row["paradigm"], row["setup"], row["model"], row["language"]) for row in content["results"]]
     models = [
         ("teacher", "monolingual", "teacher-en-f0-s42"),
         ("teacher", "monolingual", "teacher-fi-f0-s42"),
@@ -153,10 +155,10 @@ def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) ->
         ("kd", "multilingual", "kd-multilingual-f0-s42"),
         ("mtkd", "multilingual", "mtkd-multilingual-f0-s42"),
     ]
-    assert found == [(*model, language) for model in models for language in ("en", "fi", "fr", "all")]
+    assert keys == [(*model, language) for model in models for language in ("en", "fi", "fr", "all")]
 
 
-def test_rows_have_exactly_the_agreed_keys_and_plain_values(plain: Any) -> None:
+def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> None:
     _, content, _ = plain
     for row in content["results"]:
         assert set(row) == {
@@ -176,19 +178,32 @@ def test_a_row_can_be_recomputed_from_the_file(plain: Any) -> None:
     rows = [row for row in rows if row["language"] == "fi"]
     recall = {}
     for emotion in config.emotions:
-        answers = [config.emotions[np.argmax(row["probabilities"])] for row in rows if row["emotion"] == emotion]
-        recall[emotion] = answers.count(emotion) / len(answers)
-    (found,) = [r for r in content["results"] if r["model"] == "kd-multilingual-f0-s42" and r["language"] == "fi"]
-    assert found["recall"] == pytest.approx(recall)
-    assert found["UR"] == pytest.approx(sum(recall.values()) / 4)
+        predicted = [config.emotions[np.argmax(row["probabilities"])] for row in rows if row["emotion"] == emotion]
+        recall[emotion] = predicted.count(emotion) / len(predicted)
+    (result,) = [r for r in content["results"] if r["model"] == "kd-multilingual-f0-s42" and r["language"] == "fi"]
+    assert result["recall"] == pytest.approx(recall)
+    assert result["UR"] == pytest.approx(sum(recall.values()) / 4)
 
 
-def test_page_has_a_table_of_what_students_are_told_of_the_language(tmp_path: Path, plain: Any) -> None:
+def test_intervals_of_one_cell_are_bootstraps_over_speakers(plain: Any) -> None:
+    config, content, _ = plain
+    rows = storage.read_table(location(config, "mtkd-multilingual-f0-s42")).to_pylist()
+    probabilities_NC = np.array([row["probabilities"] for row in rows], dtype=np.float64)
+    labels_N = np.array([config.emotions.index(row["emotion"]) for row in rows])
+    bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
+    assert bounds is not None
+    for table in ("results", "pooled"):
+        (result,) = [r for r in content[table] if r["paradigm"] == "mtkd" and r["language"] == "all"]
+        assert result["UR_interval"] == list(bounds)
+        assert (result["model"], result["fold"], result["seed"]) == ("mtkd-multilingual-f0-s42", 0, 42)
+
+
+def test_page_has_a_table_of_language_conditions(tmp_path: Path, plain: Any) -> None:
     recipe = {"model": RECIPE["model"] | {"language_aware": {}}}
     config = small(str(tmp_path), student=recipe)
     evaluate(config)
     (run,) = build_run_graph(config).students
-    told = [
+    rows = [
         {
             "utterance": f"u{number}", "corpus": "demo", "corpus_in_train": True, "language": "en", "model": run.id,
             "condition": condition, "predicted_language": "en", "emotion": config.emotions[number],
@@ -197,47 +212,51 @@ def test_page_has_a_table_of_what_students_are_told_of_the_language(tmp_path: Pa
         for condition in ("given", "identified", "unknown")
         for number in range(4)
     ]  # fmt: skip
-    place = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
-    storage.write_table(place, pa.Table.from_pylist(told, schema=LANGUAGE_CONDITIONS_SCHEMA))
-    content, page = made(config)
-    assert [row["UR"] for row in content["languages"] if row["language"] == "all"] == [1.0, 0.25, 0.25]
+    file = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
+    storage.write_table(file, pa.Table.from_pylist(rows, schema=LANGUAGE_CONDITIONS_SCHEMA))
+    content, page = write_report(config)
+    assert [row["UR"] for row in content["language_conditions"] if row["language"] == "all"] == [1.0, 0.25, 0.25]
     assert f"{run.id} en 100.0 25.0 25.0 - 100.0 -" in text_of(page)
-    assert "cannot be told apart here" in text_of(page)
-    assert "told of the language" not in text_of(plain[2])
+    assert "the two cannot be distinguished" in text_of(page)
+    assert "Language conditions" in text_of(page)
+    assert "Language conditions" not in text_of(plain[2])
 
 
-def test_page_asks_nothing_of_the_network(plain: Any) -> None:
+def test_page_needs_no_network_access(plain: Any) -> None:
     _, _, html = plain
     assert not re.findall(r"https?://|@import|<script|<link", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
     assert "url(" not in html and "default-src 'none'" in html
 
 
-def test_page_has_all_pictures_with_words_for_them(plain: Any) -> None:
+def test_page_has_all_figures_with_alternative_text(plain: Any) -> None:
     _, _, html = plain
     alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
     assert sum(alt.startswith("Unweighted recall") for alt in alts) == 4
-    assert sum(alt.startswith("Recall of each emotion") for alt in alts) == 4
+    assert sum(alt.startswith("Recall by emotion") for alt in alts) == 4
     assert sum(alt.startswith("Confusion matrix") for alt in alts) == 3 * 4  # students only
     assert sum(alt.startswith("Training of") for alt in alts) == 6
     assert html.count("<img") == len(alts) == 26
 
 
-@pytest.mark.parametrize(("importer", "synthetic", "told"), [("csv", True, 1), ("csv", None, 0), ("espeak", None, 1)])
-def test_whose_speech_no_person_spoke(plain: Any, importer: str, synthetic: bool | None, told: int) -> None:
+@pytest.mark.parametrize(
+    ("importer", "synthetic", "warnings"), [("csv", True, 1), ("csv", None, 0), ("espeak", None, 1)]
+)
+def test_synthetic_corpora_have_a_warning(plain: Any, importer: str, synthetic: bool | None, warnings: int) -> None:
     config, *_ = plain
     corpus = config.corpora[0].model_copy(update={"importer": importer, "synthetic": synthetic})
-    assert len(findings.synthetic_corpus_warnings(config.model_copy(update={"corpora": (corpus,)}))) == told
+    changed = config.model_copy(update={"corpora": (corpus,)})
+    assert len(caveats.synthetic_corpus_warnings(changed)) == warnings
 
 
-def test_page_says_what_a_reader_must_know(plain: Any) -> None:
+def test_page_has_all_caveats(plain: Any) -> None:
     _, content, html = plain
     text = text_of(html)
-    assert "Corpus demo is synthetic: a synthesiser spoke, no person did." in text
-    assert "say nothing about human emotion" in text
+    assert "Corpus demo is synthetic: its speech comes from a synthesizer" in text
+    assert "no evidence about human emotion" in text
     assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
-    assert "sentence is also said in train, by others: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
-    assert "FT multilingual is the run teacher-all-f0-s42" in text
+    assert "sentence is also in train, by other speakers: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
+    assert "FT multilingual is the teacher run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
     assert "lam: 0.07692307692307693" in text  # the experiment file
     assert f"lakd-ray {record.package_versions()['lakd-ray']}" in text
@@ -251,19 +270,59 @@ def test_headline_table_is_in_percent(plain: Any) -> None:
     assert f"MTKD multilingual mtkd-multilingual-f0-s42 {cells}" in text_of(html)
 
 
-def test_summary_is_an_aligned_table(plain: Any) -> None:
+def test_summary_is_an_aligned_table_with_a_line_per_run(plain: Any) -> None:
     _, content, _ = plain
-    lines = report.format_summary(content["results"]).splitlines()
-    assert len(lines) == 2 + 6
-    places = [lines[0].index(name) for name in ("model", "all", "en", "fi", "fr")]
-    assert all(line[place - 2 : place] == "  " and line[place] != " " for line in lines[1:] for place in places)
-    assert lines[-1].startswith("MTKD multilingual  ")
+    lines = report.format_summary(content).splitlines()
+    table, notes = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    assert len(table) == 2 + 6
+    starts = [table[0].index(name) for name in ("model", "all", "en", "fi", "fr")]
+    assert all(line[start - 2 : start] == "  " and line[start] != " " for line in table[1:] for start in starts)
+    assert re.match(r"MTKD multilingual +mtkd-multilingual-f0-s42 ", table[-1])
+    assert notes == [f"note: {note}" for note in content["notes"]]
 
 
-def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path) -> None:
+def test_grid_has_pooled_rows_and_a_table_of_recalls(tmp_path: Path) -> None:
+    config = small(str(tmp_path))
+    cells = [config.model_copy(update={"seed": seed}) for seed in (1, 2)]
+    for cell in cells:
+        evaluate(cell)
+    content, html = write_report(config, *cells)
+    assert [cell["seed"] for cell in content["cells"]] == [1, 2]
+    assert {row["seed"] for row in content["results"]} == {1, 2}
+    assert [(row["model"], row["seed"], row["language"]) for row in content["pooled"]] == [
+        ("teacher-monolingual", None, "en"),
+        ("teacher-monolingual", None, "all"),
+        ("mtkd-multilingual", None, "en"),
+        ("mtkd-multilingual", None, "all"),
+    ]
+    table, recalls, notes = report.format_summary(content).split("\n\n")
+    assert [line.split("  ")[0] for line in table.splitlines()[2:]] == ["Teacher monolingual", "MTKD multilingual"]
+    assert recalls.split()[:5] == ["recall", *config.emotions]
+    assert "Each test utterance counts once per seed (24)." in notes
+    assert "Fold 0, seeds 1 and 2." in text_of(html)
+    assert "Training of" not in html
+
+
+def test_runs_that_failed_are_listed_and_others_must_be_evaluated(tmp_path: Path) -> None:
+    config = experiment(str(tmp_path), languages=["en"])
+    evaluate(config)
+    storage.delete(location(config, "kd-multilingual-f0-s42"))
+    with pytest.raises(StageError, match="no predictions of kd-multilingual-f0-s42"):
+        write_report(config)
+    report.write_report(config, [build_run_graph(config)], failed_runs=["kd-multilingual-f0-s42"])
+    notes = report.read_report(config)["notes"]
+    assert "Runs that failed and are missing from the tables: kd-multilingual-f0-s42." in notes
+    for run in ("teacher-all-f0-s42", "mtkd-multilingual-f0-s42"):
+        storage.delete(location(config, run))
+    graph = build_run_graph(config)
+    with pytest.raises(StageError, match="no predictions of a student"):
+        report.write_report(config, [graph], failed_runs=[run.id for run in graph.students])
+
+
+def test_report_is_recorded_and_rebuilt_when_predictions_change(tmp_path: Path) -> None:
     config = small(str(tmp_path))
     evaluate(config)
-    report.write_report(build_run_graph(config))
+    write_report(config)
     folder = storage.join(config.folder, "report")
     before = record.read_record(folder)
     assert before is not None
@@ -271,32 +330,78 @@ def test_report_is_recorded_and_made_anew_when_predictions_change(tmp_path: Path
     assert before["fingerprint"]["stage"] == "report"
     assert set(before["fingerprint"]["inputs"]) == {"teacher-en-f0-s42", "mtkd-multilingual-f0-s42"}
     evaluate(config, STRENGTH | {"mtkd": 0.0})
-    report.write_report(build_run_graph(config))
+    write_report(config)
     after = record.read_record(folder)
     assert after is not None
-    changed = {
-        model
-        for model, digest in after["fingerprint"]["inputs"].items()
-        if digest != before["fingerprint"]["inputs"][model]
-    }
-    assert changed == {"mtkd-multilingual-f0-s42"}
+    old, new = before["fingerprint"]["inputs"], after["fingerprint"]["inputs"]
+    assert {model for model in new if new[model] != old[model]} == {"mtkd-multilingual-f0-s42"}
 
 
 @pytest.mark.parametrize(
     ("strength", "sentences"),
     [
-        ({"teacher": 0.0, "kd": 0.5, "mtkd": 4.0}, ("Best student: MTKD", "MTKD beats FT by", "MTKD beats KD by")),
-        ({"teacher": 4.0, "kd": 0.5, "mtkd": 0.5}, ("Best student: FT", "FT beats MTKD by", "do not decide")),
-        ({"teacher": 0.5, "kd": 4.0, "mtkd": 0.0}, ("Best student: KD", "KD beats MTKD by")),
+        (
+            {"teacher": 0.0, "kd": 0.5, "mtkd": 4.0},
+            ("test: MTKD", r"with FT multilingual: \+\d.* better\.", r"with KD multilingual: \+\d.* better\."),
+        ),
+        (
+            {"teacher": 4.0, "kd": 0.5, "mtkd": 0.5},
+            ("test: FT", r"with FT multilingual: -\d.* worse\.", r"with KD multilingual: .* not significant"),
+        ),
+        ({"teacher": 0.5, "kd": 4.0, "mtkd": 0.0}, ("test: KD", r"with KD multilingual: -\d.* worse\.")),
     ],
 )
 def test_findings_name_the_winner(strength: dict[str, float], sentences: tuple[str, ...], tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en", "fi"])
     evaluate(config, strength, speakers=5, utterances=4)
-    students = predictions.group_students(predictions.read_predictions(build_run_graph(config)))
-    rows = [row for one in students for row in build_result_rows(one, config.languages, config.emotions)]
-    said = " ".join([findings.describe_best_student(rows), *findings.compare_paradigms(students, config.emotions)])
-    assert all(sentence in said for sentence in sentences)
+    content, _ = write_report(config)
+    findings = "\n".join(content["notes"])
+    assert all(re.search(sentence, findings) for sentence in sentences), findings
+
+
+SELECTED = "Selected on dev in fold 0 with seed 42, and used by `lakd serve`: "
+
+
+def test_best_student_on_test_and_the_one_selected_on_dev_may_differ(tmp_path: Path) -> None:
+    config = experiment(str(tmp_path), languages=["en"])
+    evaluate(config, STRENGTH | {"kd": 4.0, "mtkd": 0.5})
+    train(config, epochs=2, gains={"mtkd": 0.2})
+    content, html = write_report(config)
+    (result,) = [row for row in content["results"] if row["paradigm"] == "mtkd" and row["language"] == "all"]
+    (dev,) = [row["UR"] for row in content["model_selection"] if row["paradigm"] == "mtkd"]
+    assert select_best_run(build_run_graph(config).students, config).id == "mtkd-multilingual-f0-s42"
+    findings = content["notes"][1:4]
+    assert findings[0].startswith("Best student on test: KD multilingual, with UR")
+    assert findings[1] == (
+        f"{SELECTED}MTKD multilingual (mtkd-multilingual-f0-s42), with UR {100 * dev:.1f} % on dev and "
+        f"{100 * result['UR']:.1f} % on test."
+    )
+    assert findings[2].startswith("Dev and test disagree on the best student. Students are selected on dev, because")
+    assert all(finding in text_of(html) for finding in findings)
+    assert all(f"note: {finding}\n" in report.format_summary(content) for finding in findings)
+
+
+def test_best_student_on_test_and_the_one_selected_on_dev_may_agree(tmp_path: Path) -> None:
+    config = experiment(str(tmp_path), languages=["en"])
+    evaluate(config, STRENGTH | {"kd": 4.0})
+    train(config, epochs=2, gains={"kd": 0.2})
+    findings = write_report(config)[0]["notes"][1:4]
+    assert findings[1].startswith(f"{SELECTED}KD multilingual (kd-multilingual-f0-s42), with UR")
+    assert "disagree" not in " ".join(findings)
+
+
+def test_grid_names_the_best_setting_on_dev_and_the_served_run(tmp_path: Path) -> None:
+    config = experiment(str(tmp_path), languages=["en"])
+    cells = [config.model_copy(update={"seed": seed}) for seed in (42, 43)]
+    for cell in cells:
+        evaluate(cell, STRENGTH | {"kd": 4.0})
+        train(cell, epochs=2, gains={"mtkd": 0.2} if cell.seed == 42 else {"ft": 0.4})
+    findings = write_report(config, *cells)[0]["notes"][1:5]
+    assert findings[0].startswith("Best student on test: KD multilingual")
+    assert findings[1].startswith("Best student on dev: FT multilingual, with a mean UR of")
+    assert findings[1].endswith(" over 2 cells.")
+    assert findings[2].startswith(f"{SELECTED}MTKD multilingual (mtkd-multilingual-f0-s42)")
+    assert "disagree" in findings[3]
 
 
 def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> None:
@@ -304,7 +409,7 @@ def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> No
         str(tmp_path), languages=["en", "fi"], distill={"setups": ["monolingual"], "paradigms": ["mtkd"]}
     )
     evaluate(config)
-    content, html = made(config)
+    content, html = write_report(config)
     assert [(row["model"], row["language"]) for row in content["results"] if row["paradigm"] == "mtkd"] == [
         *(("mtkd-en-f0-s42", "en"), ("mtkd-en-f0-s42", "all")),
         *(("mtkd-fi-f0-s42", "fi"), ("mtkd-fi-f0-s42", "all")),
@@ -314,36 +419,36 @@ def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> No
         if row["paradigm"] == "mtkd" and row["language"] == "all":
             right, total = right + np.trace(row["confusion"]), total + row["n"]
     # every emotion is equally frequent, so pooled UR is accuracy
-    assert f"Best student: MTKD monolingual, with UR {100 * right / total:.1f} %" in content["notes"][1]
+    assert f"Best student on test: MTKD monolingual, with UR {100 * right / total:.1f} %" in content["notes"][1]
     assert "MTKD monolingual mtkd-en-f0-s42, mtkd-fi-f0-s42" in text_of(html)
 
 
-def test_people_who_spoke_are_not_called_synthetic(tmp_path: Path) -> None:
+def test_human_speech_is_not_called_synthetic(tmp_path: Path) -> None:
     config = small(str(tmp_path), corpora=[{"name": "people", "root": "/data/<b>&amp;</b>"}])
     evaluate(config)
-    content, html = made(config)
-    assert "synthesiser" not in text_of(html)
+    content, html = write_report(config)
+    assert "synthesizer" not in text_of(html)
     assert content["corpora"][0]["synthetic"] is False
-    assert "/data/&lt;b&gt;&amp;amp;&lt;/b&gt;" in html  # and what they write is not taken for HTML
-    assert "Training of" not in html  # no run left any metrics
+    assert "/data/&lt;b&gt;&amp;amp;&lt;/b&gt;" in html  # escaped
+    assert "Training of" not in html  # no run has metrics
 
 
 def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config, speakers=1)
     for name in ("teacher-en-f0-s42", "teacher-all-f0-s42", "kd-multilingual-f0-s42", "mtkd-multilingual-f0-s42"):
-        answers = storage.read_table(location(config, name))
-        storage.write_table(location(config, name), answers.filter(pc.not_equal(answers["emotion"], "anger")))
-    content, html = made(config)
+        rows = storage.read_table(location(config, name))
+        storage.write_table(location(config, name), rows.filter(pc.not_equal(rows["emotion"], "anger")))
+    content, html = write_report(config)
     for row in content["results"]:
         assert row["UR_interval"] is None
         assert row["recall"]["anger"] is None
     assert "No test utterance in en has anger" in text_of(html)
-    assert "no interval can be given" in text_of(html)
+    assert "no interval, because it needs at least two speakers" in text_of(html)
     assert not re.search(r"\bnan\b", text_of(html), re.IGNORECASE)
 
 
-def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> None:
+def test_curves_of_a_resumed_run_have_each_epoch_once(tmp_path: Path) -> None:
     config = small(str(tmp_path))
     (run,) = build_run_graph(config).teachers
     lines = [
@@ -364,16 +469,16 @@ def test_curves_survive_a_run_that_was_cut_off_and_continued(tmp_path: Path) -> 
 def test_missing_predictions_name_the_stage_to_run(tmp_path: Path) -> None:
     config = experiment(str(tmp_path))
     with pytest.raises(StageError, match=r"no predictions of kd-multilingual-f0-s42, .*run the stage `evaluate`"):
-        report.write_report(build_run_graph(config))
+        write_report(config)
 
 
-def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) -> None:
+def test_models_evaluated_on_different_utterances_are_not_compared(tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config)
-    answers = storage.read_table(location(config, "mtkd-multilingual-f0-s42"))
-    storage.write_table(location(config, "mtkd-multilingual-f0-s42"), answers.slice(1))
+    file = location(config, "mtkd-multilingual-f0-s42")
+    storage.write_table(file, storage.read_table(file).slice(1))
     with pytest.raises(DataError, match="different test utterances in en"):
-        report.write_report(build_run_graph(config))
+        write_report(config)
 
 
 @pytest.mark.parametrize(
@@ -394,10 +499,10 @@ def test_models_judged_on_different_utterances_are_not_compared(tmp_path: Path) 
         ),
     ],
 )
-def test_damaged_predictions_are_refused(change: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_predictions_are_rejected(change: Any, message: str, tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config)
-    where = location(config, "kd-multilingual-f0-s42")
-    storage.write_table(where, change(storage.read_table(where)))
+    file = location(config, "kd-multilingual-f0-s42")
+    storage.write_table(file, change(storage.read_table(file)))
     with pytest.raises(DataError, match=message):
-        report.write_report(build_run_graph(config))
+        write_report(config)

@@ -1,0 +1,123 @@
+"""Caveats of the results, in sentences: what a reader must know before quoting a number."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lakd_ray.config import Experiment
+from lakd_ray.report.predictions import Predictions
+from lakd_ray.report.results import format_title
+from lakd_ray.runs.graph import RunGraph
+
+_MIN_SPEAKERS = 10
+_PUBLISHED_RESULTS = (
+    "Published by Bijoy et al. (Interspeech 2025) for their multi-teacher student: WR 72.9 % on English (IEMOCAP) and "
+    "UR 63.4 % on Finnish (FESC). Their division into dev and test and their seeds are different."
+)
+
+
+def synthetic_corpus_warnings(config: Experiment) -> list[str]:
+    """Return a warning for each corpus of synthetic speech; warnings are at the top of the report."""
+    return [
+        f"Corpus {corpus.name} is synthetic: its speech comes from a synthesizer, not from human speakers. Its numbers "
+        "show that the pipeline works; they are no evidence about human emotion."
+        for corpus in config.corpora
+        if corpus.is_synthetic
+    ]
+
+
+def list_caveats(graph: RunGraph, predictions: Sequence[Predictions], failed_runs: Sequence[str] = ()) -> list[str]:
+    """Return all caveats that apply, except the warnings about synthetic corpora."""
+    return [
+        *_undisclosed_teacher_caveat(predictions),
+        *_speaker_count_caveat(predictions),
+        *_shared_sentence_caveat(predictions),
+        *_missing_emotion_caveat(graph.config, predictions),
+        *_single_cell_caveat(predictions),
+        *_shared_run_caveat(graph),
+        *_published_results_note(graph.config),
+        *_failed_runs_note(failed_runs),
+    ]
+
+
+def _undisclosed_teacher_caveat(predictions: Sequence[Predictions]) -> list[str]:
+    names = sorted({model.unknown for model in predictions} - {""})
+    if not names:
+        return []
+    return [
+        f"* distilled from {', '.join(names)}, whose training data is not disclosed: it may include test speakers, "
+        "which would make the results of these students optimistic."
+    ]
+
+
+def _speaker_count_caveat(predictions: Sequence[Predictions]) -> list[str]:
+    """State the number of test speakers, on which the intervals depend."""
+    speakers: dict[str, set[str]] = {}
+    for model in predictions:
+        for language, speaker in zip(model.language_N.tolist(), model.speaker_N.tolist(), strict=True):
+            speakers.setdefault(language, set()).add(speaker)
+    counts = ", ".join(f"{language} {len(names)}" for language, names in sorted(speakers.items()))
+    few = any(len(names) < _MIN_SPEAKERS for names in speakers.values())
+    warning = (
+        f" With fewer than {_MIN_SPEAKERS} speakers they are too narrow, and with one speaker there is no interval; do "
+        "not rely on small differences."
+    )
+    return [f"Intervals are 95 % bootstraps over test speakers ({counts}).{warning if few else ''}"]
+
+
+def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:
+    """State how many test utterances have a sentence that is also in train."""
+    shared: dict[str, str] = {}
+    for model in predictions:
+        for language in np.unique(model.language_N).tolist():
+            in_train = model.sentence_in_train_N[model.language_N == language].tolist()
+            if any(in_train):
+                shared[language] = f"{language} {in_train.count(True)} of {len(in_train)}"
+    if not shared:
+        return []
+    return [
+        f"Test utterances whose sentence is also in train, by other speakers: {', '.join(shared.values())}. The "
+        "speakers are new to the models, the words are not."
+    ]
+
+
+def _missing_emotion_caveat(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
+    absent: dict[str, None] = {}  # a dict keeps the order and drops repetitions
+    for model in predictions:
+        for language in np.unique(model.language_N):
+            present = set(model.select_languages([str(language)]).labels_N.tolist())
+            missing = [emotion for index, emotion in enumerate(config.emotions) if index not in present]
+            if missing:
+                sentence = f"No test utterance in {language} has {', '.join(missing)}: UR is over the other emotions."
+                absent[sentence] = None
+    return list(absent)
+
+
+def _single_cell_caveat(predictions: Sequence[Predictions]) -> list[str]:
+    folds, seeds = ({getattr(model, name) for model in predictions} for name in ("fold", "seed"))
+    if len(folds) > 1 or len(seeds) > 1:
+        return []
+    return [
+        f"One fold ({folds.pop()}) and one seed ({seeds.pop()}): the intervals do not include the variation over folds "
+        "and seeds."
+    ]
+
+
+def _shared_run_caveat(graph: RunGraph) -> list[str]:
+    shared: dict[str, list[str]] = {}
+    for run in graph.students:
+        if run.stage == "teachers":
+            shared.setdefault(format_title(run.paradigm, run.setup), []).append(run.id)
+    return [
+        f"{name} is the teacher run {', '.join(runs)}: both have the same training settings, so it is trained once and "
+        "listed as a student."
+        for name, runs in shared.items()
+    ]
+
+
+def _published_results_note(config: Experiment) -> list[str]:
+    return [_PUBLISHED_RESULTS] if {"iemocap", "fesc"} & {corpus.importer for corpus in config.corpora} else []
+
+
+def _failed_runs_note(failed_runs: Sequence[str]) -> list[str]:
+    return [f"Runs that failed and are missing from the tables: {', '.join(failed_runs)}."] if failed_runs else []

@@ -1,0 +1,81 @@
+"""Paired comparisons between settings on the same test utterances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from lakd_ray import metrics
+from lakd_ray.report.aggregate import SeedAggregate, confusions_by_speaker, restrict_to_shared_utterances
+from lakd_ray.report.results import format_title
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """UR of one aggregate minus UR of a second one, over the seeds and utterances that both have."""
+
+    UR: float
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval, paired over seeds and speakers; None with fewer than two speakers."""
+    seeds: int
+    speakers: int
+
+
+def paired_difference(first: SeedAggregate, second: SeedAggregate, emotions: Sequence[str]) -> PairedDifference | None:
+    """Return the paired difference; None if the two have no seed or no utterance in common."""
+    seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
+    sides = restrict_to_shared_utterances(
+        [replace(pool, by_seed={seed: pool.by_seed[seed] for seed in seeds}) for pool in (first, second)]
+    )
+    if sides is None:
+        return None
+    UR = [
+        mean(metrics.compute_scores(model.probabilities_NC, model.labels_N, emotions).UR for model in models)
+        for models in (side.by_seed.values() for side in sides)
+    ]
+    confusions = confusions_by_speaker(sides)
+    first_draws, second_draws = map(metrics.bootstrap_over_seeds, confusions)
+    interval = None
+    if first_draws is not None and second_draws is not None:
+        interval = metrics.percentile_interval(first_draws[0] - second_draws[0])
+    return PairedDifference(UR[0] - UR[1], interval, len(seeds), confusions[0].shape[1])
+
+
+def compare_aggregates(
+    aggregates: Sequence[SeedAggregate], emotions: Sequence[str], reference_paradigm: str = "mtkd"
+) -> list[str]:
+    """Compare MTKD with the other paradigms, and every variant with the base settings; one sentence per pair."""
+    students = [pool for pool in aggregates if pool.is_student]
+    base_settings = [pool for pool in students if pool.variant is None] or students
+    base = {(pool.paradigm, pool.setup): pool for pool in base_settings}
+    pairs = [
+        (base[reference_paradigm, setup], pool)
+        for (paradigm, setup), pool in base.items()
+        if paradigm != reference_paradigm and (reference_paradigm, setup) in base
+    ]
+    pairs += [
+        (pool, base[pool.paradigm, pool.setup])
+        for pool in students
+        if pool not in base_settings and (pool.paradigm, pool.setup) in base
+    ]
+    sentences = [
+        _describe_difference(first, second, paired_difference(first, second, emotions)) for first, second in pairs
+    ]
+    if len(sentences) > 1:
+        sentences.append(
+            f"These {len(sentences)} comparisons have 95 % intervals without correction for their number: one in "
+            "twenty excludes zero by chance."
+        )
+    return sentences
+
+
+def _describe_difference(first: SeedAggregate, second: SeedAggregate, difference: PairedDifference | None) -> str:
+    names = " compared with ".join(format_title(pool.paradigm, pool.setup, pool.variant) for pool in (first, second))
+    if difference is None:
+        return f"{names}: no seed and utterance in common."
+    counts = f"{difference.seeds} seed{'s' * (difference.seeds > 1)} and {difference.speakers} speakers"
+    points = f"{100 * difference.UR:+.1f} points of UR"
+    if difference.interval is None:
+        return f"{names}: {points}; no interval, because it needs at least two speakers."
+    low, high = (100 * bound for bound in difference.interval)
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant, the interval includes zero"
+    return f"{names}: {points}, paired 95 % interval {low:+.1f} to {high:+.1f} over {counts}; {verdict}."

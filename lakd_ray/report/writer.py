@@ -1,0 +1,156 @@
+"""Assemble the report; all tables and sentences are computed once, for report.json, report.html and the terminal.
+
+report.json:
+
+    experiment, emotions, corpora   what was evaluated; `emotions` is the class order of the confusion matrices
+    cells                           {fold, seed, variant} of each grid cell
+    notes                           sentences of the page, warnings first
+    results                         one `ResultRow` per run, cell and language
+    pooled                          one `ResultRow` per setting and language, over all folds and seeds
+    model_selection                 UR on dev of each student setting, see `model_selection.compare_settings`
+    language_conditions             see `language_conditions.score_language_conditions`
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lakd_ray import storage
+from lakd_ray.config import Experiment
+from lakd_ray.report import caveats, comparisons, curves, html_report, language_conditions, model_selection
+from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_rows, single_model
+from lakd_ray.report.predictions import TEACHER, Predictions, read_grid_predictions
+from lakd_ray.report.results import ResultRow
+from lakd_ray.runs import record
+from lakd_ray.runs.graph import RunGraph, build_run_graph
+
+JSON_FILE, HTML_FILE = "report.json", "report.html"
+
+
+def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Sequence[str] = ()) -> str:
+    """Write report.json and report.html from the predictions of all cells. Existing files are replaced.
+
+    Args:
+        config: the experiment; names the report's folder.
+        cells: runs of each fold, seed and variant; a single one for the report of a fold.
+        failed_runs: ids of runs that failed: the report notes that they are missing.
+
+    Returns:
+        Location of report.html.
+
+    Raises:
+        StageError: predictions of a student that did not fail are missing, or all students failed.
+        DataError: a predictions file is invalid, or models of a cell were evaluated on different utterances.
+    """
+    served = cells[0] if len(cells) == 1 else build_run_graph(config)
+    predictions = read_grid_predictions(config, cells, failed_runs)
+    aggregates = aggregate_seeds(predictions)
+    tables = _build_tables(config, cells, predictions, aggregates)
+    content = html_report.ReportContent(
+        config=config,
+        scope=_describe_scope(cells),
+        findings=[
+            *model_selection.describe_best_students(
+                served, tables["results"], tables["pooled"], tables["model_selection"]
+            ),
+            *model_selection.summary_sentences(tables["model_selection"]),
+            *comparisons.compare_aggregates(aggregates, config.emotions),
+        ],
+        warnings=caveats.synthetic_corpus_warnings(config),
+        notes=[
+            *_utterance_count_note(cells, aggregates),
+            *language_conditions.summary_sentences(tables["language_conditions"]),
+            *caveats.list_caveats(served, predictions, failed_runs),
+        ],
+        results=tables["results"],
+        headline=_headline_rows(cells, tables),
+        curves=curves.read_curves(served.evaluated, config) if len(cells) == 1 else (),
+        inputs={_input_name(cells, file): file.digest for file in predictions},
+        language_conditions=language_conditions.build_language_table(tables["language_conditions"]),
+        model_selection=tables["model_selection"],
+    )
+    return _write_files(config, cells, content, tables)
+
+
+def read_report(config: Experiment) -> dict[str, Any]:
+    """Return the content of the experiment's report.json.
+
+    Raises:
+        StorageError: the file does not exist.
+    """
+    content: dict[str, Any] = storage.read_json(storage.join(config.stage_folder("report"), JSON_FILE))
+    return content
+
+
+def _build_tables(
+    config: Experiment,
+    cells: Sequence[RunGraph],
+    predictions: Sequence[Predictions],
+    aggregates: Sequence[SeedAggregate],
+) -> dict[str, list[Any]]:
+    """Return the tables of report.json by key."""
+    languages, emotions = config.languages, config.emotions
+    models = [single_model(model) for model in predictions]
+    return {
+        "results": [row for model in models for row in build_rows(model, languages, emotions)],
+        "pooled": [row for aggregate in aggregates for row in build_rows(aggregate, languages, emotions)],
+        "model_selection": model_selection.compare_settings(model_selection.compute_dev_scores(cells)),
+        "language_conditions": language_conditions.score_cells(cells),
+    }
+
+
+def _headline_rows(cells: Sequence[RunGraph], tables: dict[str, list[Any]]) -> list[ResultRow]:
+    """Return the pooled rows; in a single cell each teacher has its own rows instead."""
+    if len(cells) > 1:
+        return tables["pooled"]
+    teachers = [row for row in tables["results"] if row["paradigm"] == TEACHER]
+    return teachers + [row for row in tables["pooled"] if row["paradigm"] != TEACHER]
+
+
+def _write_files(
+    config: Experiment, cells: Sequence[RunGraph], content: html_report.ReportContent, tables: dict[str, list[Any]]
+) -> str:
+    folder = config.stage_folder("report")
+    fingerprint = {"stage": "report", "inputs": content.inputs}
+    html = html_report.render_report(content)
+    report = {
+        "experiment": config.name,
+        "emotions": config.emotions,
+        "corpora": [
+            {"name": corpus.name, "importer": corpus.importer, "synthetic": corpus.is_synthetic}
+            for corpus in config.corpora
+        ],
+        "cells": [
+            {"fold": cell.config.fold, "seed": cell.config.seed, "variant": cell.config.variant} for cell in cells
+        ],
+        "notes": [*content.warnings, *content.findings, *content.notes],
+    }
+    record.mark_started(folder, fingerprint)
+    storage.write_json(storage.join(folder, JSON_FILE), report | tables)
+    storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
+    record.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])
+    return storage.join(folder, HTML_FILE)
+
+
+def _describe_scope(cells: Sequence[RunGraph]) -> str:
+    folds, seeds = (sorted({getattr(cell.config, name) for cell in cells}) for name in ("fold", "seed"))
+    return f"{_format_numbers('Fold', folds)}, {_format_numbers('seed', seeds)}"
+
+
+def _format_numbers(name: str, numbers: Sequence[int]) -> str:
+    return f"{name}{'s' * (len(numbers) > 1)} {' and '.join(map(str, numbers))}"
+
+
+def _input_name(cells: Sequence[RunGraph], predictions: Predictions) -> str:
+    return predictions.model if len(cells) == 1 else f"{predictions.model} fold {predictions.fold}"
+
+
+def _utterance_count_note(cells: Sequence[RunGraph], aggregates: Sequence[SeedAggregate]) -> list[str]:
+    if len(cells) == 1:
+        return []
+    counts = {len(model.labels_N) for pool in aggregates if pool.is_student for model in pool.by_seed.values()}
+    least, most = min(counts), max(counts)
+    total = f"{most}" if least == most else f"{least} to {most}; runs are missing"
+    return [
+        f"Each test utterance counts once per seed ({total}). Scores are means over seeds; intervals are 95 % "
+        "bootstraps over speakers and seeds."
+    ]
