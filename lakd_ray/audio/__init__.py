@@ -1,9 +1,10 @@
-"""The audio door: bytes of a recording in, 16 kHz mono float32 out, and FLAC for the shards.
+"""Audio decoding: encoded recordings to 16 kHz mono float32, and FLAC for the shards.
 
-door     decode, read: any recording, with everything checked on the way in
-ffmpeg   containers that libsndfile does not read, through the program of that name
-samples  rates, 16-bit samples, FLAC
-apart    processes that may die over a recording
+decoding  `decode_audio` and `decode_recording`: validate and decode a recording in any supported format
+ffmpeg    convert containers that libsndfile does not read
+pcm       resample, convert between float and 16-bit samples, encode and decode FLAC
+sandbox   `SandboxPool`: decode untrusted recordings in worker processes with limits
+sources   list audio files, read the bytes of a recording from a file or a table row
 """
 
 from lakd_ray.audio.decoding import Recording, decode_audio, decode_recording

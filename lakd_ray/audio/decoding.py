@@ -1,8 +1,8 @@
-"""The door itself: bytes of a recording in, 16 kHz mono out, or one error that says what is wrong with it.
+"""Decode an encoded recording to 16 kHz mono, or raise one error that describes what is wrong with it.
 
-Headers are claims. Samples are read block by block, so memory follows what a file holds and not what it promises, and
-what it promised is compared with what came. Decoding needs libsndfile alone; torchaudio is loaded only when a recording
-has another rate than 16 kHz, and ffmpeg is run only for containers that libsndfile does not read.
+Headers are not trusted. Samples are read block by block, so memory use depends on the samples in the file and not on
+its header, and the decoded length is compared with the length in the header. Decoding needs only libsndfile; torchaudio
+is loaded when the sample rate is not 16 kHz, and ffmpeg runs only for containers that libsndfile does not read.
 """
 
 import io
@@ -18,27 +18,26 @@ from lakd_ray.audio import ffmpeg
 from lakd_ray.audio.pcm import SAMPLE_RATE, Wave, resample, to_float, to_int16
 from lakd_ray.errors import ClipError
 
-_SAMPLE_RATE_RANGE = (4_000, 768_000)  # below, seconds of header would become hours of audio
+_SAMPLE_RATE_RANGE = (4_000, 768_000)  # Hz; at lower rates a small file would become hours of audio
 _MAX_CHANNELS = 64
-_MAX_RESAMPLING_FILTER_SIZE = (
-    20_000_000  # values in the resampling filter: 70 thousand for 44.1 kHz, 256 million (4 GB) for 15,999 Hz
-)
+# Number of values in the resampling filter: 70 thousand for 44.1 kHz, 256 million (4 GB) for 15,999 Hz.
+_MAX_RESAMPLING_FILTER_SIZE = 20_000_000
 _BLOCK_SIZE = 1 << 13  # values decoded at a time
-_CLIPPING_THRESHOLD = 0.98  # the loudest that mu-law can say; 8-bit and A-law samples end a little above
-_TRUNCATION_TOLERANCE_S = 0.05  # so much may be missing from a file before it counts as truncated
-_PLACEHOLDER_SIZE = 0x7FFF_0000  # from here on, sizes in headers are place holders of programs that wrote to a pipe
+_CLIPPING_THRESHOLD = 0.98  # the largest mu-law value; the largest 8-bit and A-law values are slightly higher
+_TRUNCATION_TOLERANCE_S = 0.05  # a file that lacks more than this counts as truncated
+_PLACEHOLDER_SIZE = 0x7FFF_0000  # programs that write to a pipe leave sizes of this value or more in the header
 _TRUNCATED_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _DECODE_ERRORS = (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording, or the part of one that was asked for.
+    """A decoded recording, or the requested part of it.
 
     Attributes:
-        wave_T: 16 kHz mono in [-1, 1), shape [T], rounded to 16 bits.
-        cut: it was longer than `max_seconds`.
-        clipped: share of its samples, before mixing and resampling, that sit at full scale.
+        wave_T: 16 kHz mono samples in [-1, 1), shape [T], rounded to 16 bits.
+        is_cut: True if the recording was longer than `max_seconds`.
+        clipped_fraction: fraction of the samples at full scale, before mixing and resampling.
     """
 
     wave_T: Wave
@@ -54,21 +53,22 @@ def decode_audio(
     start: float | None = None,
     end: float | None = None,
 ) -> Wave:
-    """Decode a recording to 16 kHz mono; `read` tells more about it.
+    """Decode a recording to 16 kHz mono samples; `decode_recording` also returns quality information.
 
     Args:
-        content: an encoded file: WAV, FLAC, OGG, MP3 and what else libsndfile reads; M4A, WebM, WMA, AMR with ffmpeg.
-        where: names the recording in errors.
-        max_seconds: longer recordings are cut here, before they are decoded further.
-        start, end: the part of the recording, in seconds; only that part is kept in memory.
+        content: an encoded file: WAV, FLAC, OGG, MP3 or any other libsndfile format; M4A, WebM, WMA, AMR with ffmpeg.
+        source_name: name of the recording in error messages.
+        max_seconds: longer recordings are cut at this duration and not decoded further.
+        start: start of the requested part in seconds.
+        end: end of the requested part in seconds; only this part is held in memory.
 
     Returns:
-        Samples in [-1, 1), shape [T], rounded to 16 bits: what a model is asked about when it serves is then exactly
-        what it was trained and evaluated on.
+        Samples in [-1, 1), shape [T]. They are rounded to 16 bits, as in the shards, so that serving uses exactly the
+        same input as training and evaluation.
 
     Raises:
-        ClipError: it cannot be decoded, is empty or truncated, holds values that are not numbers, has an absurd
-            header, or ends before the part begins or ends.
+        ClipError: the recording cannot be decoded, is empty or truncated, contains non-finite values, has an invalid
+            header, or does not cover the requested part.
     """
     return decode_recording(content, source_name=source_name, max_seconds=max_seconds, start=start, end=end).wave_T
 
@@ -81,92 +81,96 @@ def decode_recording(
     start: float | None = None,
     end: float | None = None,
 ) -> Recording:
-    """Decode a recording and say what was met on the way. Arguments and errors are those of `decode`."""
+    """Decode a recording and report cutting and clipping; arguments and errors are those of `decode_audio`."""
     begin = start or 0.0
-    limit = None if end is None else end - begin
-    capped = max_seconds is not None and (limit is None or max_seconds < limit)
-    part = _TimeRange(begin, max_seconds if capped else limit, capped)
-    if found := ffmpeg.detect_container(content):
-        needed = None if part.duration is None else begin + part.duration + 1  # a little more shows whether it was cut
-        content = ffmpeg.convert_to_wav(content, found, source_name=source_name, max_seconds=needed)
+    duration = None if end is None else end - begin
+    truncate = max_seconds is not None and (duration is None or max_seconds < duration)
+    time_range = _TimeRange(begin, max_seconds if truncate else duration, truncate)
+    if container := ffmpeg.detect_container(content):
+        # One second more than requested shows whether the recording was cut.
+        max_converted = None if time_range.duration is None else begin + time_range.duration + 1
+        content = ffmpeg.convert_to_wav(content, container, source_name=source_name, max_seconds=max_converted)
     try:
         with _SequentialSoundFile(_ClampedBytesIO(content)) as file:
             _check_header(file, source_name)
             rate = int(file.samplerate)
-            raw = _read_range(file, part, _is_truncated(file, content), source_name)
+            raw = _read_range(file, time_range, _is_truncated(file, content), source_name)
     except _DECODE_ERRORS as error:
-        said = getattr(error, "error_string", error)  # without the name of the object that was read
-        raise ClipError(f"cannot decode {source_name}: {said}; expected WAV, FLAC, OGG or MP3") from None
+        reason = getattr(error, "error_string", error)  # str(error) would contain the repr of the BytesIO object
+        raise ClipError(f"cannot decode {source_name}: {reason}; expected WAV, FLAC, OGG or MP3") from None
     wave_T = raw.wave_T if rate == SAMPLE_RATE else resample(raw.wave_T, rate)
     if not np.isfinite(wave_T).all():
-        raise ClipError(f"{source_name} holds values that are not finite numbers", "not-finite")
+        raise ClipError(f"{source_name} contains values that are not finite numbers", "not-finite")
     return Recording(to_float(to_int16(wave_T)), raw.is_cut, raw.clipped_fraction)
 
 
 @dataclass(frozen=True)
 class _TimeRange:
-    """Where to begin, how much to read (None: all), and whether that is a limit rather than the part's own end."""
+    """The part of a recording to decode, in seconds."""
 
     start: float
     duration: float | None
+    """None: to the end of the recording."""
     truncate: bool
+    """True if `duration` is an upper limit; False if the recording must be at least that long."""
 
 
 def _check_header(file: Any, source_name: str) -> None:
-    """Refuse what a few bytes of header must not cost: hours of work, gigabytes of memory."""
+    """Reject headers whose sample rate or number of channels would cost hours of work or gigabytes of memory."""
     rate, channels = int(file.samplerate), int(file.channels)
-    common = math.gcd(rate, SAMPLE_RATE)
-    usual = (
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    is_supported = (
         _SAMPLE_RATE_RANGE[0] <= rate <= _SAMPLE_RATE_RANGE[1]
-        and (rate // common) * (SAMPLE_RATE // common) <= _MAX_RESAMPLING_FILTER_SIZE
+        and (rate // divisor) * (SAMPLE_RATE // divisor) <= _MAX_RESAMPLING_FILTER_SIZE
     )
-    if not usual:
+    if not is_supported:
         raise ClipError(
-            f"{source_name} has a sample rate of {rate} Hz, expected a usual one such as 16000 or 44100", "header"
+            f"{source_name} has a sample rate of {rate} Hz, expected a common rate such as 16000 or 44100", "header"
         )
     if channels > _MAX_CHANNELS:
         raise ClipError(f"{source_name} has {channels} channels, expected at most {_MAX_CHANNELS}", "header")
 
 
 def _read_range(file: Any, time_range: _TimeRange, is_truncated: bool, source_name: str) -> Recording:
-    """The part at its own rate, mixed to mono and not yet checked for values that are no numbers.
+    """Read a time range at the file's own rate, mixed to mono; values are not yet checked for being finite.
 
     Raises:
-        ClipError: nothing is there, less than the header promises, or less than the part needs.
+        ClipError: the file has no samples, fewer than its header states, or fewer than the range needs.
     """
     rate = int(file.samplerate)
-    begin = round(time_range.start * rate)
-    wanted = None if time_range.duration is None else round(time_range.duration * rate)
+    first_frame = round(time_range.start * rate)
+    num_frames = None if time_range.duration is None else round(time_range.duration * rate)
     blocks = _BlockReader(file)
-    blocks.skip_to(begin)
-    wave_T, clipped = blocks.read_mono(wanted)
-    if wanted is not None and len(wave_T) >= wanted:
-        return Recording(wave_T, time_range.truncate and blocks.has_more(), clipped)
-    slack, reached = _TRUNCATION_TOLERANCE_S * rate, begin + len(wave_T)
-    promised = int(file.frames) if 0 < file.frames < 2**40 else 0
+    blocks.skip_to(first_frame)
+    wave_T, clipped_fraction = blocks.read_mono(num_frames)
+    if num_frames is not None and len(wave_T) >= num_frames:
+        return Recording(wave_T, time_range.truncate and blocks.has_more(), clipped_fraction)
+    tolerance, end_frame = _TRUNCATION_TOLERANCE_S * rate, first_frame + len(wave_T)
+    header_frames = int(file.frames) if 0 < file.frames < 2**40 else 0
     if blocks.error is not None and not blocks.frames_read:
         raise blocks.error
-    if blocks.error is not None or is_truncated or promised - reached > slack:
-        of = f" of {promised / rate:.2f} s" if promised > reached else ""
+    if blocks.error is not None or is_truncated or header_frames - end_frame > tolerance:
+        expected = f" of {header_frames / rate:.2f} s" if header_frames > end_frame else ""
         raise ClipError(
-            f"{source_name} breaks off after {blocks.frames_read / rate:.2f} s{of}: truncated or damaged", "truncated"
+            f"{source_name} ends after {blocks.frames_read / rate:.2f} s{expected}: truncated or damaged", "truncated"
         )
     if not blocks.frames_read:
-        raise ClipError(f"{source_name} holds no samples", "empty")
-    if not len(wave_T) or (not time_range.truncate and wanted is not None and wanted - len(wave_T) > slack):
+        raise ClipError(f"{source_name} contains no samples", "empty")
+    if not len(wave_T) or (not time_range.truncate and num_frames is not None and num_frames - len(wave_T) > tolerance):
+        end = "" if time_range.duration is None else f" to {time_range.start + time_range.duration:g} s"
         raise ClipError(
-            f"{source_name} lasts {blocks.frames_read / rate:.2f} s, and the part of it from {time_range.start:g} s"
-            f"{'' if time_range.duration is None else f' to {time_range.start + time_range.duration:g} s'} is not there",
+            f"{source_name} lasts {blocks.frames_read / rate:.2f} s and does not contain the requested part from "
+            f"{time_range.start:g} s{end}",
             "outside",
         )
-    return Recording(wave_T, False, clipped)
+    return Recording(wave_T, False, clipped_fraction)
 
 
 class _ClampedBytesIO(io.BytesIO):
-    """Stays where it is when a damaged header sends libsndfile to a place before the beginning."""
+    """A BytesIO that ignores a seek to before its start, which a damaged header makes libsndfile request."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """The new position."""
+        """Move to the offset if it is valid and return the current position."""
         try:
             return super().seek(offset, whence)
         except (ValueError, OverflowError):
@@ -174,51 +178,58 @@ class _ClampedBytesIO(io.BytesIO):
 
 
 class _SequentialSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # untyped
-    """A file that is read from front to back: after every read, soundfile seeks to where a seekable file already is,
-    which loses half a frame of an MP3 each time and decodes a FLAC's frames again."""
+    """A SoundFile that is read sequentially.
+
+    After every read, soundfile seeks a seekable file to its current position. That loses half a frame of an MP3 each
+    time and decodes frames of a FLAC again, so this class reports that it is not seekable.
+    """
 
     def seekable(self) -> bool:
-        """No; `can_seek` tells the truth."""
+        """Return False, whatever the format; see `has_exact_seek`."""
         return False
 
     @property
     def has_exact_seek(self) -> bool:
-        """Whether `seek` goes exactly where it should."""
+        """Whether `seek` moves to exactly the requested frame."""
         return bool(super().seekable()) and self.format != "MP3"
 
 
 class _BlockReader:
-    """Reads a file piece by piece; an error on the way ends the file and is kept."""
+    """Reads a file block by block; a decoding error counts as the end of the file and is stored in `error`."""
 
     def __init__(self, file: _SequentialSoundFile):
         self._file = file
-        self.frames_read = 0  # decoded or skipped so far
+        self.frames_read = 0  # including skipped frames
         self.error: Exception | None = None
 
     def skip_to(self, frame: int) -> None:
-        """Go to a frame."""
+        """Seek to a frame, or decode up to it where seeking is not exact."""
         if 0 < frame <= self._file.frames and self._file.has_exact_seek:
             self.frames_read = int(self._file.seek(frame))
         while self.frames_read < frame and len(self._read_block(frame - self.frames_read)):
             pass
 
     def read_mono(self, num_frames: int | None) -> tuple[Wave, float]:
-        """So many frames, or all: the mean of their channels [T], and the share of values at full scale."""
-        parts: list[Wave] = []
-        have = loud = 0
-        while num_frames is None or have < num_frames:
-            block_TC = self._read_block(_BLOCK_SIZE if num_frames is None else num_frames - have)
+        """Read `num_frames` frames, or all if None.
+
+        Returns:
+            The mean over channels, shape [T], and the fraction of values at full scale.
+        """
+        blocks: list[Wave] = []
+        num_read = num_clipped = 0
+        while num_frames is None or num_read < num_frames:
+            block_TC = self._read_block(_BLOCK_SIZE if num_frames is None else num_frames - num_read)
             if not len(block_TC):
                 break
-            have += len(block_TC)
-            loud += int(np.count_nonzero(np.abs(block_TC) >= _CLIPPING_THRESHOLD))
-            with np.errstate(invalid="ignore", over="ignore"):  # what is no number is refused by `read`
-                parts.append(block_TC.mean(axis=1, dtype=np.float32))
-        wave_T = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return wave_T, loud / max(1, have * self._file.channels)
+            num_read += len(block_TC)
+            num_clipped += int(np.count_nonzero(np.abs(block_TC) >= _CLIPPING_THRESHOLD))
+            with np.errstate(invalid="ignore", over="ignore"):  # `decode_recording` rejects non-finite values
+                blocks.append(block_TC.mean(axis=1, dtype=np.float32))
+        wave_T = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        return wave_T, num_clipped / max(1, num_read * self._file.channels)
 
     def has_more(self) -> bool:
-        """Whether anything follows."""
+        """Return whether at least one more frame follows."""
         return len(self._read_block(1)) > 0
 
     def _read_block(self, max_frames: int) -> Wave:
@@ -233,22 +244,25 @@ class _BlockReader:
 
 
 def _is_truncated(file: Any, content: bytes) -> bool:
-    """Whether the file ends before its own structure does; libsndfile then reads what there is without a word."""
+    """Return whether the file is shorter than its chunk sizes or pages state; libsndfile reads it without an error."""
     if file.format == "OGG":
         return _is_ogg_truncated(content)
     sizes = _TRUNCATED_CHUNK.search(file.extra_info)
     if sizes is None:
         return False
-    promised, there = int(sizes[1]), int(sizes[2])
-    missing_s = file.frames * (promised - there) / max(1, there) / file.samplerate
-    return promised < _PLACEHOLDER_SIZE and missing_s > _TRUNCATION_TOLERANCE_S
+    stated, actual = int(sizes[1]), int(sizes[2])
+    missing_s = file.frames * (stated - actual) / max(1, actual) / file.samplerate
+    return stated < _PLACEHOLDER_SIZE and missing_s > _TRUNCATION_TOLERANCE_S
 
 
 def _is_ogg_truncated(content: bytes) -> bool:
-    """Whether the last page lacks some of its bytes. Its header: "OggS", 22 bytes, then the sizes of its segments."""
-    at = content.rfind(b"OggS")
-    header = content[at : at + 27]
-    if at < 0 or len(header) < 27:
+    """Return whether the last page is incomplete.
+
+    A page has a header of 27 bytes ("OggS", 22 bytes, the number of segments), the segment sizes, and the segments.
+    """
+    page = content.rfind(b"OggS")
+    header = content[page : page + 27]
+    if page < 0 or len(header) < 27:
         return True
-    sizes = content[at + 27 : at + 27 + header[26]]
-    return len(sizes) < header[26] or at + 27 + len(sizes) + sum(sizes) > len(content)
+    sizes = content[page + 27 : page + 27 + header[26]]
+    return len(sizes) < header[26] or page + 27 + len(sizes) + sum(sizes) > len(content)

@@ -1,7 +1,8 @@
-"""Containers that libsndfile does not read (M4A, WebM, WMA, AMR ...), through the `ffmpeg` program where there is one.
+"""Convert containers that libsndfile does not read (M4A, WebM, WMA, AMR ...) with the `ffmpeg` program, if installed.
 
-Recordings come from strangers, so ffmpeg is told what the container is, by its first bytes: it never guesses, and so
-never opens a playlist that names other files. It may read nothing but the file it is given, for a bounded time.
+Recordings are untrusted input. The container is detected from its first bytes and passed to ffmpeg, which therefore
+never probes the format and never opens a playlist that refers to other files. ffmpeg may read only the input file, and
+its run time, output size and allocations are limited.
 """
 
 import ctypes
@@ -16,13 +17,13 @@ from pathlib import Path
 from lakd_ray.errors import ClipError
 
 _TIMEOUT_S = 120.0
-_MAX_OUTPUT_BYTES = 1 << 30  # of what it writes
-_MAX_ALLOC = 256 << 20  # largest single allocation
+_MAX_OUTPUT_BYTES = 1 << 30
+_MAX_ALLOC = 256 << 20  # bytes in a single allocation
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _LOG_NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] |/\S*/lakd-ffmpeg-\w+/")  # addresses and temporary names
 
-# First bytes (offset, bytes) -> the name that ffmpeg gives the container, and the one that people know.
+# Offset and magic bytes of a container, ffmpeg's name of its demuxer, and its common name.
 _CONTAINERS = (
     (4, b"ftyp", "mov", "MP4 (M4A)"),
     (0, b"\x1aE\xdf\xa3", "matroska", "WebM or Matroska"),
@@ -36,7 +37,7 @@ _CONTAINERS = (
 
 
 def detect_container(content: bytes) -> tuple[str, str] | None:
-    """ffmpeg's name and people's name of a container that only ffmpeg reads; None for everything else."""
+    """Return the demuxer and the common name of a container that only ffmpeg reads; None for any other content."""
     for offset, magic, demuxer, name in _CONTAINERS:
         if content[offset : offset + len(magic)] == magic:
             return demuxer, name
@@ -44,22 +45,24 @@ def detect_container(content: bytes) -> tuple[str, str] | None:
 
 
 def convert_to_wav(content: bytes, container: tuple[str, str], *, source_name: str, max_seconds: float | None) -> bytes:
-    """The first sound track as 16-bit WAV, at its own rate and with its own channels.
+    """Convert the first audio track to 16-bit WAV at its own rate and with its own channels.
 
     Args:
-        found: what `container` said.
-        seconds: decode no more than the first of it. A part further on is cut from the result: where ffmpeg itself
-            goes to a time, it is a frame or two off in some containers.
+        content: the encoded recording.
+        container: demuxer and common name, as returned by `detect_container`.
+        source_name: name of the recording in error messages.
+        max_seconds: decode only this much from the start. Callers cut a later part from the result, because ffmpeg's
+            own seeking is off by a frame or two in some containers.
 
     Raises:
-        ClipError: ffmpeg is not installed (`needs-ffmpeg`), or cannot decode it (`undecodable`).
+        ClipError: ffmpeg is not installed (`needs-ffmpeg`), or cannot decode the recording (`undecodable`).
     """
     demuxer, name = container
     program = shutil.which("ffmpeg")
     if program is None:
         raise ClipError(
-            f"cannot decode {source_name}: {name} needs ffmpeg, which is not installed. Install it on every machine (Debian: "
-            "apt-get install ffmpeg), or convert the recording to WAV or FLAC",
+            f"cannot decode {source_name}: {name} needs ffmpeg, which is not installed. Install it on every machine "
+            "(Debian: apt-get install ffmpeg), or convert the recording to WAV or FLAC",
             "needs-ffmpeg",
         )
     with tempfile.TemporaryDirectory(prefix="lakd-ffmpeg-") as folder:  # not a pipe: MP4 may need seeking
@@ -72,7 +75,7 @@ def convert_to_wav(content: bytes, container: tuple[str, str], *, source_name: s
         _run_ffmpeg(command, source_name, name)
         if target.stat().st_size > _MAX_OUTPUT_BYTES - (1 << 20):
             raise ClipError(
-                f"cannot decode {source_name}: it is more than {_MAX_OUTPUT_BYTES >> 20} MB of samples", "header"
+                f"cannot decode {source_name}: it has more than {_MAX_OUTPUT_BYTES >> 20} MB of samples", "header"
             )
         return target.read_bytes()
 
@@ -80,7 +83,7 @@ def convert_to_wav(content: bytes, container: tuple[str, str], *, source_name: s
 def _run_ffmpeg(command: list[str], source_name: str, container_name: str) -> None:
     environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             check=False,
             env=environment,
@@ -90,16 +93,17 @@ def _run_ffmpeg(command: list[str], source_name: str, container_name: str) -> No
             preexec_fn=_set_parent_death_signal,
         )
     except subprocess.TimeoutExpired:
-        raise ClipError(f"cannot decode {source_name}: ffmpeg was not done with it after {_TIMEOUT_S:g} s") from None
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        said = _LOG_NOISE.sub("", lines[0])[:200]
-        raise ClipError(f"cannot decode {source_name} ({container_name}): ffmpeg says {said!r}")
+        raise ClipError(f"cannot decode {source_name}: ffmpeg did not finish within {_TIMEOUT_S:g} s") from None
+    if process.returncode != 0:
+        lines = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
+        reason = _LOG_NOISE.sub("", lines[0])[:200]
+        raise ClipError(f"cannot decode {source_name} ({container_name}): ffmpeg reports {reason!r}")
 
 
 def _set_parent_death_signal() -> None:
-    """In ffmpeg's process: a decoder that is killed, for it took too long or too much, takes its ffmpeg with it.
+    """Make the kernel kill ffmpeg when the process that started it is killed (for exceeding its time or memory).
 
-    One system call, of a library that is loaded already: safe between fork and exec, in processes with threads too.
+    Runs in the child. It is one system call of a library that is already loaded, so it is safe between fork and exec
+    even if the parent has threads.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Calls in processes that may die: for recordings of strangers, and for those of one's own that are suspected.
+"""Call functions in sandboxed worker processes, to decode untrusted or suspicious recordings.
 
-A recording that makes its decoder crash, hang or ask for gigabytes ends one of these processes, not the one that asked:
-the process is replaced, and the recording refused.
+A recording that makes the decoder crash, hang or allocate gigabytes ends a worker process and not the caller. The
+worker is replaced, and the recording is rejected.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ _PAGE_SIZE = resource.getpagesize()
 
 
 class SandboxPool:
-    """A few processes, kept warm. Close it, or use it as a context.
+    """A pool of warm worker processes; close it, or use it as a context manager.
 
     Args:
-        processes: how many.
-        memory_mb: what one may allocate beyond what it has when it is warm.
-        seconds: longest time for one call.
+        num_processes: number of worker processes.
+        memory_mb: memory that a worker may allocate beyond its size after warm-up.
+        timeout_s: time limit of one call in seconds.
     """
 
     def __init__(self, num_processes: int = 1, *, memory_mb: int = 4096, timeout_s: float = 180.0) -> None:
@@ -50,31 +50,31 @@ class SandboxPool:
         self.close()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
-        self._pool.stop()  # type: ignore[no-untyped-call] # pebble leaves it untyped
+        """End the worker processes, including running calls."""
+        self._pool.stop()  # type: ignore[no-untyped-call] # untyped in pebble
         self._pool.join(timeout=10)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A function of a module, called there; raises what it raises.
+        """Call a module-level function in a worker and return its result; its exceptions are raised here.
 
         Raises:
-            ClipError: it killed the process, was not done in time or needed too much memory.
+            ClipError: the call killed its worker, exceeded its time limit or its memory limit.
         """
         with self._translate_errors():
             return self._submit(function, args, kwargs).result()
 
     async def call_async(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The same, awaited; whoever stops waiting ends the call."""
+        """Call a function as `call` does, without blocking the event loop; cancellation ends the call."""
         with self._translate_errors():
             return await asyncio.wrap_future(self._submit(function, args, kwargs))
 
     async def warmup(self) -> None:
-        """Wait until a process has loaded what it needs."""
+        """Wait until a worker has loaded its libraries."""
         await self.call_async(_noop)
 
     def _submit(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Future[Any]":
-        found: Future[Any] = self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
-        return found
+        future: Future[Any] = self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
+        return future
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -83,25 +83,25 @@ class SandboxPool:
         except FutureTimeoutError:
             raise ClipError(f"the recording was not decoded within {self._timeout_s:g} s") from None
         except ProcessExpired:
-            raise ClipError("the recording cannot be decoded: its decoder broke down over it") from None
+            raise ClipError("the recording cannot be decoded: it crashed the decoder") from None
         except MemoryError:
             raise ClipError(f"the recording needs more than {self._memory_mb} MB to be decoded") from None
 
 
 def _init_worker(memory_mb: int) -> None:
-    """Load what is needed, then let no recording have more than its share, and outlive nobody."""
+    """Load the libraries, limit the memory of the worker, and make it exit with its parent."""
     import torch
-    import torchaudio.functional  # noqa: F401 -- loaded now, not while somebody waits
+    import torchaudio.functional  # noqa: F401 -- loaded here, so that the first call does not wait for it
 
     torch.set_num_threads(1)
-    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE_SIZE
-    most = virtual + memory_mb * _MEGABYTE
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    virtual_size = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE_SIZE
+    limit = virtual_size + memory_mb * _MEGABYTE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Whoever is killed cannot end its processes, and they would wait for it for ever."""
+    """Exit when the parent ends: a parent that is killed cannot end its workers, which would wait forever."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -1,7 +1,7 @@
-"""Where recordings lie: the files of a corpus, and the bytes that a clip's source stands for.
+"""List the files of a corpus and read the recording that a clip's source refers to.
 
 A source is the location of a file, or `<location>.parquet#row=17` (also `.arrow`): a recording embedded in a table, as
-Hugging Face `datasets` keep them, in column `audio` or in the one named by `&column=`.
+Hugging Face `datasets` stores it, in the column `audio` or in the one given by `&column=`.
 """
 
 import os
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from lakd_ray import storage
 from lakd_ray.errors import ClipError, DataError, StorageError
 
-# Endings of files that are recordings, whether or not they can be decoded here.
+# Suffixes of files that are recordings, including formats that are not supported.
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".w64", ".caf"),
     *(".rf64", ".sph", ".nist", ".voc", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".3gp"),
@@ -27,7 +27,7 @@ AUDIO_SUFFIXES = (
 
 DEFAULT_AUDIO_COLUMN = "audio"
 
-_SURROGATE_BASE = 0xDC00  # Python's surrogateescape: this plus the byte
+_SURROGATE_BASE = 0xDC00  # Python's surrogateescape represents an undecodable byte as this value plus the byte
 _SURROGATES = re.compile("[\udc80-\udcff]")
 _PERCENT_ESCAPE = re.compile("%([89A-F][0-9A-F])")
 
@@ -35,85 +35,85 @@ _ROW_SOURCE = re.compile(r"(?P<location>.+\.(?:parquet|arrow))#row=(?P<row>\d+)(
 
 
 def list_files(root: str) -> list[str]:
-    """All files below a folder but hidden ones, relative to it and sorted. macOS leaves `._x.wav` beside `x.wav`.
+    """List all files below a folder, relative to it and sorted, without hidden ones (macOS adds `._x.wav` to `x.wav`).
 
-    Bytes of a name that are not UTF-8, as archives unpacked in a wrong encoding leave them, appear as `%E8`: Parquet
-    and JSON could not hold them. `local_path` turns them back.
+    Bytes of a name that are not UTF-8, which result from unpacking an archive in a wrong encoding, are escaped as
+    `%E8`, because Parquet and JSON cannot store them. `local_path` reverses that.
     """
     try:
-        found = [info.location.removeprefix(f"{root.rstrip('/')}/") for info in storage.list_files(root)]
+        files = [info.location.removeprefix(f"{root.rstrip('/')}/") for info in storage.list_files(root)]
     except UnicodeDecodeError:
-        found = _walk_local_files(root)
-    names = (_SURROGATES.sub(lambda byte: f"%{ord(byte[0]) - _SURROGATE_BASE:02X}", file) for file in found)
+        files = _walk_local_files(root)
+    names = (_SURROGATES.sub(lambda byte: f"%{ord(byte[0]) - _SURROGATE_BASE:02X}", file) for file in files)
     return sorted(name for name in names if not name.rpartition("/")[2].startswith("."))
 
 
 def _walk_local_files(root: str) -> list[str]:
-    """Local files, whatever their names; Python spells bytes that are not UTF-8 as lone surrogates."""
+    """List local files; bytes of a name that are not UTF-8 become lone surrogates."""
     top = storage.resolve_filesystem(root)[1]
     below = (os.path.join(folder, name) for folder, _, names in os.walk(top, followlinks=True) for name in names)
     return [os.path.relpath(file, top) for file in below]
 
 
 def local_path(source: str) -> str:
-    """Where a local recording lies, for Python's own calls."""
+    """Return the path of a local recording for use with Python's own file functions."""
     path = storage.resolve_filesystem(source)[1]
-    spelt = _PERCENT_ESCAPE.sub(lambda byte: chr(_SURROGATE_BASE + int(byte[1], 16)), path)
-    return spelt if spelt != path and not Path(path).exists() and Path(spelt).exists() else path
+    unescaped = _PERCENT_ESCAPE.sub(lambda byte: chr(_SURROGATE_BASE + int(byte[1], 16)), path)
+    return unescaped if unescaped != path and not Path(path).exists() and Path(unescaped).exists() else path
 
 
 def has_audio_suffix(file: str) -> bool:
-    """Whether a file's name ends like a recording's."""
+    """Return whether the suffix of a file is that of a recording."""
     return file.lower().endswith(AUDIO_SUFFIXES)
 
 
 def make_row_source(location: str, row: int, column: str = DEFAULT_AUDIO_COLUMN) -> str:
-    """The source of a recording in a row of a Parquet or Arrow file."""
+    """Return the source of a recording in a row of a Parquet or Arrow file."""
     return f"{location}#row={row}" + (f"&column={column}" if column != DEFAULT_AUDIO_COLUMN else "")
 
 
 def get_source_file(source: str) -> str:
-    """The file that holds a source's recording."""
-    found = _ROW_SOURCE.fullmatch(source)
-    return found["location"] if found else source
+    """Return the location of the file that contains a source's recording."""
+    match = _ROW_SOURCE.fullmatch(source)
+    return match["location"] if match else source
 
 
 def read_order_key(source: str) -> tuple[str, int]:
-    """Sorts sources so that each group of rows of a table is read once."""
-    found = _ROW_SOURCE.fullmatch(source)
-    return (found["location"], int(found["row"])) if found else (source, 0)
+    """Return a sort key for sources; in its order each row group of a table is read once."""
+    match = _ROW_SOURCE.fullmatch(source)
+    return (match["location"], int(match["row"])) if match else (source, 0)
 
 
 def read_source(source: str) -> bytes:
-    """The encoded recording that a source stands for.
+    """Read the encoded recording of a source.
 
-    The group of rows that was read last is kept, one per thread: reading row after row takes each group once.
+    Each thread caches the row group that it read last, so reading rows in order reads each group once.
 
     Raises:
-        StorageError: the file is missing or refused.
-        DataError: the table is damaged, or has no such row, or no recording there.
+        StorageError: the file is missing or access is denied.
+        DataError: the table is damaged, or has no such row or no recording in it.
     """
-    found = _ROW_SOURCE.fullmatch(source)
-    if found is None:
+    match = _ROW_SOURCE.fullmatch(source)
+    if match is None:
         return storage.read_bytes(source) if storage.is_remote(source) else _read_local_file(source)
-    location, column = found["location"], found["column"] or DEFAULT_AUDIO_COLUMN
+    location, column = match["location"], match["column"] or DEFAULT_AUDIO_COLUMN
     try:
-        value = _column_cache.get_column(location, column).read_value(int(found["row"]))
+        value = _column_cache.get_column(location, column).read_value(int(match["row"]))
     except (pa.ArrowInvalid, KeyError) as error:
         raise DataError(f"cannot read {source}: {error}") from None
     except OSError as error:
-        raise StorageError(f"cannot read {source}: {error}; check that the file is there and whole") from error
+        raise StorageError(f"cannot read {source}: {error}; check that the file exists and is intact") from error
     except IndexError:
-        raise DataError(f"{location} has no row {found['row']}; read the corpus again") from None
+        raise DataError(f"{location} has no row {match['row']}; read the corpus again") from None
     return _extract_bytes(value, source, location)
 
 
 def read_clip_source(source: str) -> bytes:
-    """As `read`, where a file that cannot be read is a recording that cannot be used.
+    """Read the recording of a clip; a file that cannot be read is an error of the clip and not of the run.
 
     Raises:
         ClipError: the file is `missing` or `unreadable`.
-        DataError: as `read`.
+        DataError: as for `read_source`.
     """
     try:
         return read_source(source)
@@ -128,18 +128,16 @@ def _read_local_file(source: str) -> bytes:
 
 
 def _extract_bytes(value: Any, source: str, location: str) -> bytes:
-    """The bytes themselves, else those of the file that the row names."""
+    """Return the bytes embedded in the row, else those of the file that the row names."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
     if isinstance(value, bytes):
         content, path = value, None
     if isinstance(content, bytes):
         return content
     if not isinstance(path, str) or not path:
-        raise DataError(f"{source} holds no recording")
-    there = (
-        path if storage.is_remote(path) or Path(path).is_absolute() else storage.join(_parent_folder(location), path)
-    )
-    return storage.read_bytes(there)
+        raise DataError(f"{source} contains no recording")
+    is_absolute = storage.is_remote(path) or Path(path).is_absolute()
+    return storage.read_bytes(path if is_absolute else storage.join(_parent_folder(location), path))
 
 
 def _parent_folder(location: str) -> str:
@@ -147,21 +145,19 @@ def _parent_folder(location: str) -> str:
 
 
 class _AudioColumn:
-    """A column of a Parquet or Arrow file, of which one group of rows is held."""
+    """A column of a Parquet or Arrow file with its last row group cached."""
 
     def __init__(self, location: str, column: str) -> None:
         filesystem, path = storage.resolve_filesystem(location)
-        opened: Callable[[str], Any] = filesystem.open_input_file
+        open_file: Callable[[str], Any] = filesystem.open_input_file
         if location.endswith(".parquet"):
-            parquet = pq.ParquetFile(opened(path))
+            parquet = pq.ParquetFile(open_file(path))
             if column not in parquet.schema_arrow.names:
                 raise KeyError(f"no column {column}, found {', '.join(parquet.schema_arrow.names)}")
             sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
-            self._read_group: Callable[[int], Any] = lambda index: parquet.read_row_group(index, columns=[column])[
-                column
-            ]
-        else:  # a stream has no index of its batches; mapped into memory, going through it reads nothing
-            stream = pa.ipc.open_stream(opened(path) if storage.is_remote(location) else pa.memory_map(path))
+            self._read_group: Callable[[int], Any] = lambda index: parquet.read_row_group(index, [column])[column]
+        else:  # an Arrow stream has no index of its batches; iterating over a memory map reads only their headers
+            stream = pa.ipc.open_stream(open_file(path) if storage.is_remote(location) else pa.memory_map(path))
             batches = list(stream)
             sizes = [len(batch) for batch in batches]
             self._read_group = lambda index: batches[index].column(column)
@@ -170,7 +166,7 @@ class _AudioColumn:
         self._cached_values: Any = None
 
     def read_value(self, row: int) -> Any:
-        """A row's value as a Python object."""
+        """Return the value of a row as a Python object."""
         index = bisect_right(self._group_ends, row)
         if index == len(self._group_ends):
             raise IndexError(row)
@@ -180,7 +176,7 @@ class _AudioColumn:
 
 
 class _ThreadColumnCache(threading.local):
-    """The table that this thread read last."""
+    """The column that the current thread read last."""
 
     _key: tuple[str, str] | None = None
     _column: _AudioColumn
