@@ -1,7 +1,15 @@
-"""Corpora and the readers of their layouts.
+"""Read speech emotion corpora in their published layouts.
 
-`read(corpus, ...)` is the one way in: it calls the importer that the experiment names, renames emotions, and refuses
-what the rest of the project could not use. `IMPORTERS` says what can be read and how each corpus is obtained.
+`read_corpus` is the entry point: it calls the importer that the experiment names, maps emotions, and rejects corpora
+that later stages cannot use. `IMPORTERS` describes the supported layouts and how to obtain each corpus.
+
+To add a corpus, write a module with a function `iter_items(root, options)` that yields the types of
+`lakd_ray.corpora.items`, and add it to `lakd_ray.corpora.registry`. Helpers for importers:
+
+filename_parser  corpora whose labels are in the file names
+label_table      corpora with one table of labels beside the recordings
+manifest_rows    rows with named columns
+csv_manifest     CSV and JSONL files
 """
 
 import difflib
@@ -31,109 +39,110 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CorpusContents:
-    """What an importer finds."""
+    """The clips and problems that an importer yields for a corpus."""
 
     clips: list[Clip]
     invalid_items: list[InvalidItem]
     excluded: Counter[str]
-    """Recordings left out on purpose, by reason."""
+    """Number of recordings excluded on purpose, by reason."""
 
 
 def read_corpus(corpus: CorpusConfig, *, languages: Sequence[str], storage_root: str) -> CorpusContents:
-    """All usable clips of a corpus and all its problems, both sorted by id, in the experiment's names.
+    """Return all usable clips and all invalid items of a corpus, sorted by id, with the experiment's emotion names.
 
     Args:
-        corpus: where it lies, who reads it, what is renamed and kept.
+        corpus: configuration of the corpus: root, importer and its options, emotion map, languages.
         languages: languages of the experiment.
-        storage_root: what `{storage}` in the corpus's root stands for.
+        storage_root: replaces `{storage}` in the root of the corpus.
 
     Raises:
-        ConfigError: the importer or one of its options is not known.
-        DataError: the corpus as a whole cannot be read, or holds an emotion or language that nothing explains.
+        ConfigError: the importer or one of its options is unknown.
+        DataError: the corpus cannot be read, or contains an unknown emotion or language, or an id twice.
     """
-    everything = read_raw_corpus(corpus, storage_root=storage_root)
-    clips = _validate_labels(_filter_languages(_map_emotions(everything.clips, corpus), corpus), languages)
+    contents = read_raw_corpus(corpus, storage_root=storage_root)
+    clips = _validate_labels(_filter_languages(_map_emotions(contents.clips, corpus), corpus), languages)
     if not clips:
-        raise _no_clips_error(corpus, everything.invalid_items)
+        raise _no_clips_error(corpus, contents.invalid_items)
     _reject_duplicate_ids(corpus, clips)
     return CorpusContents(
         sorted(clips, key=lambda clip: clip.id),
-        sorted(everything.invalid_items, key=lambda problem: (problem.id, problem.source)),
-        everything.excluded,
+        sorted(contents.invalid_items, key=lambda item: (item.id, item.source)),
+        contents.excluded,
     )
 
 
 def read_raw_corpus(corpus: CorpusConfig, *, storage_root: str) -> CorpusContents:
-    """What the importer finds, as the corpus names it, before anything is renamed, refused or sorted.
+    """Return the contents of a corpus as its importer yields them: not mapped, filtered, validated or sorted.
 
     Raises:
-        ConfigError: the importer or one of its options is not known.
-        DataError: the corpus as a whole cannot be read, or has no clips.
+        ConfigError: the importer or one of its options is unknown.
+        DataError: the corpus cannot be read, or has no clips.
     """
-    layout = _resolve_importer_spec(corpus)
-    everything = CorpusContents([], [], Counter())
-    for item in layout.load_importer()(corpus.root.replace("{storage}", storage_root.rstrip("/")), corpus.options):
+    iter_items = _resolve_importer_spec(corpus).load_importer()
+    contents = CorpusContents([], [], Counter())
+    for item in iter_items(corpus.root.replace("{storage}", storage_root.rstrip("/")), corpus.options):
         if isinstance(item, Clip):
-            everything.clips.append(item)
+            contents.clips.append(item)
         elif isinstance(item, InvalidItem):
-            everything.invalid_items.append(item)
+            contents.invalid_items.append(item)
         else:
-            everything.excluded[item.reason] += 1
-    if not everything.clips:
-        raise _no_clips_error(corpus, everything.invalid_items)
-    return everything
+            contents.excluded[item.reason] += 1
+    if not contents.clips:
+        raise _no_clips_error(corpus, contents.invalid_items)
+    return contents
 
 
 def _no_clips_error(corpus: CorpusConfig, invalid_items: Sequence[InvalidItem]) -> DataError:
-    shown = "; ".join(f"{problem.source}: {problem.reason}" for problem in invalid_items[:3])
+    examples = "; ".join(f"{item.source}: {item.reason}" for item in invalid_items[:3])
     return DataError(
         f"corpus {corpus.name} ({corpus.importer}, {corpus.root}) has no clips, and {len(invalid_items)} problems"
-        f"{': ' + shown if shown else ''}. Expected {IMPORTERS[corpus.importer].layout}: check `root` and `options`."
+        f"{': ' + examples if examples else ''}. Expected {IMPORTERS[corpus.importer].layout}: check `root` and "
+        "`options`."
     )
 
 
 def get_importer_spec(importer: str) -> ImporterSpec:
-    """The layout that an importer reads.
+    """Return the specification of an importer.
 
     Raises:
-        ConfigError: there is no such importer.
+        ConfigError: there is no importer with this name.
     """
     if importer not in IMPORTERS:
         raise ConfigError(
-            f"no importer `{importer}`{_suggest_name(importer, IMPORTERS)} A corpus of another layout can be described in a "
-            "CSV manifest and read with `csv`."
+            f"no importer `{importer}`{_suggest_name(importer, IMPORTERS)} A corpus with a different layout can be "
+            "described in a CSV manifest and read with `csv`."
         )
     return IMPORTERS[importer]
 
 
 def _resolve_importer_spec(corpus: CorpusConfig) -> ImporterSpec:
-    layout = get_importer_spec(corpus.importer)
+    spec = get_importer_spec(corpus.importer)
     for option in corpus.options:
-        if option not in layout.options:
+        if option not in spec.options:
             raise ConfigError(
                 f"corpus {corpus.name}: importer `{corpus.importer}` has no option `{option}`"
-                f"{_suggest_name(option, layout.options)}"
+                f"{_suggest_name(option, spec.options)}"
             )
-    return layout
+    return spec
 
 
 def _suggest_name(name: str, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
     if not known:
-        return "; it has none."
-    return (
-        f"; did you mean `{close[0]}`? Known are {', '.join(known)}." if close else f"; known are {', '.join(known)}."
-    )
+        return "; it has no options."
+    similar = difflib.get_close_matches(name, known, n=1)
+    if similar:
+        return f"; did you mean `{similar[0]}`? Expected one of {', '.join(known)}."
+    return f"; expected one of {', '.join(known)}."
 
 
 def _map_emotions(clips: list[Clip], corpus: CorpusConfig) -> list[Clip]:
-    """Apply `emotions`. A name that never occurs is a slip that would leave its clips out unnoticed."""
-    occur = {clip.emotion for clip in clips}
-    unused = sorted(set(corpus.emotion_map) - occur)
+    """Apply `emotion_map`; a name that does not occur is an error, since a typing error would go unnoticed."""
+    emotions = {clip.emotion for clip in clips}
+    unused = sorted(set(corpus.emotion_map) - emotions)
     if clips and unused:
         raise DataError(
             f"corpus {corpus.name}: `emotion_map` renames {', '.join(unused)}, which never occurs; found "
-            f"{', '.join(sorted(occur))}. Correct the name or take it out."
+            f"{', '.join(sorted(emotions))}. Correct or remove the name."
         )
     if not corpus.emotion_map:
         return clips
@@ -141,33 +150,33 @@ def _map_emotions(clips: list[Clip], corpus: CorpusConfig) -> list[Clip]:
 
 
 def _filter_languages(clips: list[Clip], corpus: CorpusConfig) -> list[Clip]:
-    """Apply `languages`."""
+    """Apply the corpus's own setting `languages`."""
     if corpus.languages is None:
         return clips
-    occur = {clip.language for clip in clips}
-    absent = [language for language in corpus.languages if language not in occur]
+    languages = {clip.language for clip in clips}
+    absent = [language for language in corpus.languages if language not in languages]
     if clips and absent:
         raise DataError(
             f"corpus {corpus.name}: `languages` names {', '.join(absent)}, which never occurs; found "
-            f"{', '.join(sorted(occur))}. Take it out of `languages`."
+            f"{', '.join(sorted(languages))}. Remove it from `languages`."
         )
     return [clip for clip in clips if clip.language in corpus.languages]
 
 
 def _validate_labels(clips: list[Clip], languages: Sequence[str]) -> list[Clip]:
     for clip in clips:
-        where = f"{clip.id} ({clip.source})"
-        check_language(clip.language, languages, context=where)
-        check_emotion(clip.emotion, context=where)
+        context = f"{clip.id} ({clip.source})"
+        check_language(clip.language, languages, context=context)
+        check_emotion(clip.emotion, context=context)
     return clips
 
 
 def _reject_duplicate_ids(corpus: CorpusConfig, clips: list[Clip]) -> None:
     counts = Counter(clip.id for clip in clips)
-    repeated = sorted(name for name, count in counts.items() if count > 1)
-    if repeated:
-        sources = [clip.source for clip in clips if clip.id == repeated[0]]
+    duplicates = sorted(clip_id for clip_id, count in counts.items() if count > 1)
+    if duplicates:
+        sources = [clip.source for clip in clips if clip.id == duplicates[0]]
         raise DataError(
-            f"corpus {corpus.name} has {len(repeated)} ids more than once; {repeated[0]!r} stands for "
+            f"corpus {corpus.name} has {len(duplicates)} duplicate ids; {duplicates[0]!r} is the id of "
             f"{' and '.join(sources)}. Leave only one copy of each recording below {corpus.root}."
         )

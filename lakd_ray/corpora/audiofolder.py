@@ -1,4 +1,7 @@
-"""Recordings sorted into folders: `<language>/<speaker>/<emotion>/*`, the importer `audiofolder`."""
+"""Importer `audiofolder`: recordings sorted into folders `<language>/<speaker>/<emotion>/`.
+
+All labels come from the folder names; there is no sentence, session or split.
+"""
 
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -13,22 +16,22 @@ _EXPECTED_LAYOUT = "<language>/<speaker>/<emotion>/<recording>"
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder; it is named by its path.
+    """Yield every recording below a folder; its id is its relative path.
 
     Raises:
-        DataError: no recording lies three folders deep.
+        DataError: no recording is exactly three folders below `root`.
     """
     files = [file for file in sources.list_files(root) if sources.has_audio_suffix(file)]
     if not any(file.count("/") == 3 for file in files):
         example = f", for instance {files[0]}" if files else ""
         raise DataError(
-            f"{root}: found {len(files)} recordings{example}. Expected {_EXPECTED_LAYOUT}, for instance en/anna/anger/001.wav: "
-            "check the corpus's `root`."
+            f"{root}: found {len(files)} recordings{example}. Expected {_EXPECTED_LAYOUT}, for instance "
+            "en/anna/anger/001.wav: check the corpus's `root`."
         )
     for file in files:
         name, source = unicodedata.normalize("NFC", file), storage.join(root, file)
         if name.count("/") != 3:
-            yield InvalidItem(id=name, source=source, reason=f"lies in other folders than {_EXPECTED_LAYOUT}")
+            yield InvalidItem(id=name, source=source, reason=f"is not in the layout {_EXPECTED_LAYOUT}")
             continue
         language, speaker, emotion, _ = name.split("/")
         yield Clip(name, source, normalize_emotion(emotion), language.lower(), speaker)

@@ -1,4 +1,8 @@
-"""CaFE: Canadian French, twelve actors, six sentences."""
+"""CaFE: acted Canadian French, twelve actors, six sentences, six emotions in two intensities, and neutral.
+
+936 recordings named AA-E-I-S.wav; speaker and sentence come from the name, there is no session or split. License: CC
+BY-NC-SA 4.0. Source: https://zenodo.org/records/1478765.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -26,20 +30,20 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder; option `intensity` selects by intensity, neutral is always included.
 
     Raises:
-        ConfigError: `intensity` is not known.
-        DataError: no file name below `root` is one of CaFE's.
+        ConfigError: `intensity` is not both, weak or strong.
+        DataError: no file name below `root` has the format of CaFE.
     """
-    wanted = validate_choice("cafe", "intensity", options.get("intensity", "both"), tuple(INTENSITY_CODES))
+    intensity = validate_choice("cafe", "intensity", options.get("intensity", "both"), tuple(INTENSITY_CODES))
 
     def parse_labels(parts: FilenameMatch) -> ParsedName | Excluded | str:
-        neutral = parts["letter"] == "N"
-        if neutral and parts["intensity"] != "1":
-            return "is neutral with intensity 2; neutral has only 1"
-        if not neutral and parts["intensity"] not in INTENSITY_CODES[wanted]:
-            return Excluded(f"option intensity: {wanted}")
+        is_neutral = parts["letter"] == "N"
+        if is_neutral and parts["intensity"] != "1":
+            return "is neutral with intensity 2, expected intensity 1"
+        if not is_neutral and parts["intensity"] not in INTENSITY_CODES[intensity]:
+            return Excluded(f"option intensity: {intensity}")
         return ParsedName(EMOTION_BY_CODE[parts["letter"]], "fr", parts["actor"], parts["sentence"])
 
     return _PARSER.iter_items(root, parse_labels)

@@ -1,4 +1,8 @@
-"""EmoDB, the Berlin database: German, ten actors, ten texts."""
+"""EmoDB, the Berlin database of emotional speech: acted German, ten actors, ten texts, seven emotions.
+
+535 recordings named SSTTTEv.wav; speaker and sentence come from the name, there is no session or split. License: free
+for research, see the copy you download. Source: http://emodb.bilderbar.info/.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,10 +29,10 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of EmoDB's.
+        DataError: no file name below `root` has the format of EmoDB.
     """
     return _PARSER.iter_items(
         root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["letter"]], "de", parts["speaker"], parts["text"])

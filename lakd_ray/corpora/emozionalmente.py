@@ -1,4 +1,8 @@
-"""Emozionalmente: Italian, 431 crowd-sourced amateur actors, 18 sentences. Labels are in `metadata/samples.csv`."""
+"""Emozionalmente: acted Italian, 431 crowd-sourced amateur actors, 18 sentences, seven emotions.
+
+6,902 recordings in `audio/`, with labels in `metadata/samples.csv`; there is no session or split. License: see the copy
+you download. Source: https://zenodo.org/records/6569824.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,18 +26,22 @@ _LABEL_TABLE = LabelTable(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read the folder of `audio/` and `metadata/`, or one above it.
+    """Yield every row of `samples.csv` and every recording without a row.
+
+    Args:
+        root: the folder with `audio/` and `metadata/`, or a folder above it.
+        options: none.
 
     Raises:
-        DataError: there is no `samples.csv` below `root`, more than one, or one that lacks a column.
+        DataError: there is not exactly one `samples.csv` below `root`, or it lacks a column.
     """
     return _LABEL_TABLE.iter_items(root, _parse_labels)
 
 
 def _parse_labels(name: str, source: str, labels: LabelRow) -> Clip | str:
-    said = labels["emotion_expressed"].lower()
-    if said not in EMOTION_BY_CODE:
-        return f"has emotion {said!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
+    code = labels["emotion_expressed"].lower()
+    if code not in EMOTION_BY_CODE:
+        return f"has emotion {code!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
     if not labels["actor"]:
         return "has no actor"
-    return Clip(name, source, EMOTION_BY_CODE[said], "it", labels["actor"], sentence=labels.get("sentence") or None)
+    return Clip(name, source, EMOTION_BY_CODE[code], "it", labels["actor"], sentence=labels.get("sentence") or None)

@@ -1,7 +1,9 @@
-"""ESD: ten Mandarin and ten English speakers, 350 sentences of each language in five emotions.
+"""ESD: ten Mandarin and ten English speakers, 350 sentences per language in five emotions.
 
-The number in a file's name tells the emotion: 350 sentences of one, then the same of the next. Where a folder above the
-file has an emotion's name, it must agree.
+35,000 recordings named <speaker>_<number>.wav. The number encodes emotion and sentence: 350 sentences with the first
+emotion, then the same sentences with the next. If a folder above the file is named like an emotion, it must match.
+There is no session or split. License: for research, on request. Source:
+https://github.com/HLTSingapore/Emotional-Speech-Data.
 """
 
 import re
@@ -31,25 +33,25 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder; option `languages` selects languages.
 
     Raises:
-        ConfigError: `languages` is not a list of those that ESD has.
-        DataError: no file name below `root` is one of ESD's.
+        ConfigError: `languages` is not a list of languages of ESD.
+        DataError: no file name below `root` has the format of ESD.
     """
-    wanted = options.get("languages", LANGUAGES)
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not wanted or set(wanted) - set(LANGUAGES):
-        raise ConfigError(f"option `languages` of importer `esd` is {wanted!r}; expected a list of en, zh.")
+    languages = options.get("languages", LANGUAGES)
+    is_list = isinstance(languages, Sequence) and not isinstance(languages, str)
+    if not is_list or not languages or set(languages) - set(LANGUAGES):
+        raise ConfigError(f"option `languages` of importer `esd` is {languages!r}; expected a list of en, zh.")
 
     def parse_labels(parts: FilenameMatch) -> ParsedName | Excluded | str:
         language = "en" if int(parts["speaker"]) >= _FIRST_ENGLISH_SPEAKER else "zh"
-        if language not in wanted:
-            return Excluded(f"option languages: {', '.join(wanted)}")
+        if language not in languages:
+            return Excluded(f"option languages: {', '.join(languages)}")
         block, sentence = divmod(int(parts["number"]) - 1, _SENTENCES_PER_EMOTION)
         if not 0 <= block < len(EMOTION_BY_FOLDER):
-            return (
-                f"has number {parts['number']}, expected 000001 to {_SENTENCES_PER_EMOTION * len(EMOTION_BY_FOLDER):06}"
-            )
+            last = _SENTENCES_PER_EMOTION * len(EMOTION_BY_FOLDER)
+            return f"has number {parts['number']}, expected 000001 to {last:06}"
         emotion = list(EMOTION_BY_FOLDER.values())[block]
         folders = [EMOTION_BY_FOLDER[folder] for folder in parts.string.split("/")[:-1] if folder in EMOTION_BY_FOLDER]
         if any(folder != emotion for folder in folders):

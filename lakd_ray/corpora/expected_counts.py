@@ -1,7 +1,7 @@
-"""How many utterances corpora are known to have, so that a copy that lacks some is noticed.
+"""Published numbers of utterances of corpora, to detect incomplete copies.
 
-A key chooses clips by their fields, `session=Ses01 emotion=anger|sadness`; the empty key chooses all. People use parts
-of corpora for good reasons: a difference is worth a note and no error.
+A key selects clips by their fields, for instance `session=Ses01 emotion=anger|sadness`; the empty key selects all.
+Parts of corpora are often used on purpose, so a difference is reported as a note and not as an error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ def _counts_by_emotion(**counts: int) -> dict[str, int]:
     return {"": sum(counts.values()), **{f"emotion={emotion}": count for emotion, count in counts.items()}}
 
 
-# Anger, happiness with excitement, neutral, sadness: a scan may have merged the two.
+# Anger, happiness or excitement, neutral, sadness; counted together, because `merge_excited` merges the two.
 _IEMOCAP_SESSION_COUNTS = {
     "Ses01": (229, 278, 384, 194),
     "Ses02": (137, 327, 362, 197),
@@ -68,10 +68,10 @@ TESS: ExpectedCounts = _counts_by_emotion(
 
 
 def describe_mismatches(counts: ExpectedCounts, clips: Sequence[Clip]) -> Iterator[str]:
-    """A sentence for each number that differs."""
+    """Yield a sentence for each number of utterances that differs from the published one."""
     for key, expected in counts.items():
         conditions = [part.partition("=") for part in key.split()]
-        here = sum(all(getattr(clip, name) in values.split("|") for name, _, values in conditions) for clip in clips)
-        if here != expected:
-            which = ", ".join(f"{name} {values.replace('|', ' or ')}" for name, _, values in conditions)
-            yield f"{which or 'the corpus'} has {here} of the published {expected} utterances"
+        actual = sum(all(getattr(clip, name) in values.split("|") for name, _, values in conditions) for clip in clips)
+        if actual != expected:
+            selection = ", ".join(f"{name} {values.replace('|', ' or ')}" for name, _, values in conditions)
+            yield f"{selection or 'the corpus'} has {actual} of the published {expected} utterances"

@@ -1,8 +1,12 @@
-"""IEMOCAP: acted and improvised dialogs in English, ten speakers in five sessions.
+"""IEMOCAP: scripted and improvised dialogs in English, ten speakers in five sessions.
 
-Most papers use neutral, happiness with excitement, anger and sadness (5,531 utterances); without excitement it is
-4,490. Which of the two a result stands for is the option `merge_excited`. Utterances on which the annotators did not
-agree (`xxx`) carry no label and are left out.
+Utterances are in SessionN/sentences/wav, labels in SessionN/dialog/EmoEvaluation; speaker and session come from the
+name, the sentence from the transcriptions where they exist, there is no split. License: granted by its owner on
+request, no redistribution. Source: https://sail.usc.edu/iemocap/.
+
+Most papers use neutral, happiness with excitement, anger and sadness (5,531 utterances); without excitement there are
+4,490. Option `merge_excited` chooses between the two. Utterances on which the annotators did not agree (`xxx`) are
+excluded.
 """
 
 import re
@@ -28,39 +32,34 @@ EMOTION_BY_CODE = {
 }
 NO_AGREEMENT = "xxx"
 
-# The letter after the session tells whose motion was captured in the dialog; only the suffix tells who speaks.
+# The letter after the session is the speaker whose motion was captured in the dialog; the last letter is the speaker
+# of the utterance.
 _UTTERANCE_NAME = re.compile(r"Ses(?P<session>\d\d)[FM]_\w+_(?P<gender>[FM])[^_]*")
 _LABEL_LINE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>\S+)\t(?P<code>\w+)\t\[")
 _TRANSCRIPT_LINE = re.compile(r"^(?P<utterance>\w+) \[[\d.]+-[\d.]+\]:(?P<text>.+)$", re.MULTILINE)
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read the release folder, or any folder above it.
+    """Yield every utterance, every label without an utterance, and other recordings as invalid items.
+
+    Args:
+        root: the release folder, or any folder above it.
+        options: `merge_excited`, true to count excitement as happiness.
 
     Raises:
         ConfigError: `merge_excited` is neither true nor false.
-        DataError: there are no utterances or no labels below `root`.
+        DataError: there are no utterances or no labels below `root`, or an utterance occurs twice.
     """
     merge = options.get("merge_excited", False)
     if not isinstance(merge, bool):
         raise ConfigError(f"option `merge_excited` of importer `iemocap` is {merge!r}; expected true or false.")
     files = sources.list_files(root)
-    spoken = [(_file_stem(file), file) for file in files if sources.has_audio_suffix(file)]
-    utterances = {name: file for name, file in spoken if _UTTERANCE_NAME.fullmatch(name)}
-    label_files = [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
-    if not utterances or not label_files:
-        raise DataError(
-            f"{root} is not IEMOCAP: found {len(files)} files, among them {len(utterances)} utterances and "
-            f"{len(label_files)} label files. Expected SessionN/sentences/wav/<dialog>/<utterance>.wav and "
-            "SessionN/dialog/EmoEvaluation/<dialog>.txt: check the corpus's `root`."
-        )
-    if len(utterances) != sum(1 for name, _ in spoken if _UTTERANCE_NAME.fullmatch(name)):
-        twice = next(name for name, file in spoken if name in utterances and utterances[name] != file)
-        raise DataError(f"{root} holds the utterance {twice} more than once; leave one copy of the release there.")
-    for name, file in spoken:
-        if name not in utterances and "dialog" not in file.split("/"):  # there lie the dialogs as a whole
+    recordings = [(_file_stem(file), file) for file in files if sources.has_audio_suffix(file)]
+    utterances = _find_utterances(root, files, recordings)
+    for name, file in recordings:
+        if name not in utterances and "dialog" not in file.split("/"):  # "dialog" contains recordings of whole dialogs
             yield InvalidItem(id=name, source=storage.join(root, file), reason="is not named like an utterance")
-    labels = _read_labels(root, label_files)
+    labels = _read_labels(root, _find_label_files(files))
     texts = _read_transcripts(root, files)
     for name, file in utterances.items():
         source = storage.join(root, file)
@@ -76,24 +75,48 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         yield InvalidItem(id=name, source=storage.join(root, file), reason=reason, kind="missing")
 
 
+def _find_label_files(files: list[str]) -> list[str]:
+    return [file for file in files if file.endswith(".txt") and file.split("/")[-2:-1] == ["EmoEvaluation"]]
+
+
+def _find_utterances(root: str, files: list[str], recordings: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the utterances by name.
+
+    Raises:
+        DataError: there are no utterances or no label files, or an utterance occurs twice.
+    """
+    utterances = {name: file for name, file in recordings if _UTTERANCE_NAME.fullmatch(name)}
+    label_files = _find_label_files(files)
+    if not utterances or not label_files:
+        raise DataError(
+            f"{root} is not IEMOCAP: found {len(files)} files, among them {len(utterances)} utterances and "
+            f"{len(label_files)} label files. Expected SessionN/sentences/wav/<dialog>/<utterance>.wav and "
+            "SessionN/dialog/EmoEvaluation/<dialog>.txt: check the corpus's `root`."
+        )
+    if len(utterances) != sum(1 for name, _ in recordings if _UTTERANCE_NAME.fullmatch(name)):
+        duplicate = next(name for name, file in recordings if name in utterances and utterances[name] != file)
+        raise DataError(f"{root} contains the utterance {duplicate} more than once; leave one copy of the release in it.")
+    return utterances
+
+
 def _file_stem(file: str) -> str:
     return file.rpartition("/")[2].rpartition(".")[0]
 
 
 def _read_labels(root: str, files: list[str]) -> dict[str, tuple[str, str]]:
-    """Code of each utterance and its file; one that is labelled in two ways gets both codes, which is no code."""
+    """Return the code and the label file of each utterance; conflicting labels give an invalid code, `A and B`."""
     labels: dict[str, tuple[str, str]] = {}
     for file in files:
         text = storage.read_bytes(storage.join(root, file)).decode("utf-8", errors="replace")
         for match in _LABEL_LINE.finditer(text):
             name, code = match["utterance"], match["code"]
-            other, _ = labels.get(name, (code, file))
-            labels[name] = (code if other == code else f"{other} and {code}", file)
+            previous, _ = labels.get(name, (code, file))
+            labels[name] = (code if previous == code else f"{previous} and {code}", file)
     return labels
 
 
 def _read_transcripts(root: str, files: list[str]) -> dict[str, str]:
-    """What was said, where the release's transcriptions are there."""
+    """Return the texts by utterance, empty if the transcriptions of the release are missing."""
     texts: dict[str, str] = {}
     for file in files:
         if file.endswith(".txt") and file.split("/")[-2:-1] == ["transcriptions"]:
@@ -108,7 +131,7 @@ def _make_clip(name: str, source: str, code: str, sentence: str | None) -> Clip 
             id=name, source=source, reason=f"has label {code!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
         )
     parts = _UTTERANCE_NAME.fullmatch(name)
-    assert parts is not None, name  # only names that match come here
+    assert parts is not None, name  # `_find_utterances` selects names that match
     session = f"Ses{parts['session']}"
     return Clip(
         id=name,

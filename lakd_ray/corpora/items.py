@@ -1,4 +1,4 @@
-"""What an importer yields: a clip with its labels, a problem with a file or row, or what it leaves out on purpose."""
+"""Types that importers yield: labeled clips, invalid files or rows, and recordings excluded on purpose."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,51 +9,51 @@ from lakd_ray.labels import KNOWN_EMOTIONS
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording as its corpus describes it. Nothing is decoded yet."""
+    """One recording with the labels of its corpus; it is not decoded yet."""
 
     id: str
     """Unique within the corpus."""
     source: str
-    """Path or s3:// location of the recording; `#row=N` behind it is a row of a Parquet or Arrow file."""
+    """Path or s3:// location of the recording; the suffix `#row=N` refers to a row of a Parquet or Arrow file."""
     emotion: str
-    """The corpus's own name or code, already spelt as a canonical emotion where the importer knows it."""
+    """Canonical emotion where the importer knows it, else the corpus's own name or code."""
     language: str
     """ISO 639 code."""
     speaker: str
-    """As named in the corpus; unique within it."""
+    """Name of the speaker in the corpus; unique within it."""
     session: str | None = None
     sentence: str | None = None
-    """Identifies what was said, where the corpus tells."""
+    """Identifies the spoken text, where the corpus has it."""
     split: str | None = None
     """train, dev or test as given by the corpus."""
     start: float | None = None
-    """Seconds at which the clip begins in the recording; its beginning if absent."""
+    """Start of the clip in the recording in seconds; None: the start of the recording."""
     end: float | None = None
-    """Seconds at which the clip ends in the recording; its end if absent."""
+    """End of the clip in the recording in seconds; None: the end of the recording."""
 
 
 @dataclass(frozen=True)
 class InvalidItem:
-    """A file without a label, a label without a file, a row that cannot be understood."""
+    """A file without a label, a label without a file, or a row that cannot be parsed."""
 
     id: str
     source: str
     reason: str
     kind: str = "unlabeled"
-    """One of `lakd_ray.data.schema.QUARANTINE_KINDS`; `missing` where there is a label and no file."""
+    """One of `lakd_ray.data.schema.QUARANTINE_KINDS`; `missing` for a label without a file."""
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A recording that is in order and left out on purpose: it has no emotion, or an option does not want it."""
+    """A valid recording that is excluded on purpose: it has no emotion, or an option excludes it."""
 
     reason: str
-    """The same for all that are left out alike: they are counted by it."""
+    """Excluded recordings are counted by this text, so it does not name the recording."""
 
 
 Item = Clip | InvalidItem | Excluded
 
-# Reads a corpus folder or manifest. Raises DataError if the whole of it cannot be read.
+# Reads a corpus folder or manifest, given its root and options. Raises DataError if the corpus cannot be read.
 Importer = Callable[[str, Mapping[str, Any]], Iterator[Item]]
 
 _SPLIT_ALIASES = {"training": "train", "validation": "dev", "valid": "dev", "val": "dev", "development": "dev"}
@@ -61,11 +61,11 @@ _SPLIT_ALIASES |= {"testing": "test"}
 
 
 def normalize_emotion(name: str) -> str:
-    """A canonical emotion in lower case; any other name as it is."""
+    """Return a canonical emotion in lower case, and any other name unchanged."""
     return name.lower() if name.lower() in KNOWN_EMOTIONS else name
 
 
 def normalize_split(name: str) -> str:
-    """train, dev or test under its usual other names; any other name as it is."""
-    plain = name.strip().lower()
-    return _SPLIT_ALIASES.get(plain, plain)
+    """Return train, dev or test for their common aliases, and any other name in lower case."""
+    split = name.strip().lower()
+    return _SPLIT_ALIASES.get(split, split)

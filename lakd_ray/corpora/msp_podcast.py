@@ -1,8 +1,12 @@
-"""MSP-Podcast: spontaneous English from podcasts. Labels are in `labels_consensus.csv`.
+"""MSP-Podcast: spontaneous English from podcasts, nine emotion classes.
 
-Segments on which the annotators did not agree (`X`) and those of Test3, whose labels are not published, are left out.
-So are those whose speaker is not known (Test2 is made of them): they could be heard in training and in test. Option
-`unknown_speakers: true` keeps them, as one speaker of each podcast.
+Labels, speakers and splits are in `labels_consensus.csv`; the session is the podcast, there is no sentence. License:
+granted by its owner on request, no redistribution. Source:
+https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html.
+
+Segments without agreement of the annotators (`X`) and those of Test3, whose labels are not published, are excluded.
+Segments of unknown speakers (all of Test2) are excluded too, because these speakers could be in both training and test.
+Option `unknown_speakers: true` includes them, as one speaker per podcast.
 """
 
 import re
@@ -30,22 +34,28 @@ UNKNOWN_SPEAKER_IDS = ("", "unknown")
 _SEGMENT_NAME = re.compile(r"MSP-PODCAST_(?P<podcast>\d+)_\w+")
 _LABEL_TABLE = LabelTable(
     "MSP-Podcast",
-    ("labels_consensus.csv", "labels_concensus.csv"),  # older releases spell it so
+    ("labels_consensus.csv", "labels_concensus.csv"),  # the second is the spelling of older releases
     file_column="FileName",
     required_columns=("EmoClass", "SpkrID", "Split_Set"),
 )
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read the folder of `Audios/` and `Labels/`, or one above it.
+    """Yield every row of `labels_consensus.csv` and every recording without a row.
+
+    Args:
+        root: the folder with `Audios/` and `Labels/`, or a folder above it.
+        options: `unknown_speakers`.
 
     Raises:
         ConfigError: `unknown_speakers` is neither true nor false.
-        DataError: there is no `labels_consensus.csv` below `root`, more than one, or one that lacks a column.
+        DataError: there is not exactly one `labels_consensus.csv` below `root`, or it lacks a column.
     """
-    keep = options.get("unknown_speakers", False)
-    if not isinstance(keep, bool):
-        raise ConfigError(f"option `unknown_speakers` of importer `msp_podcast` is {keep!r}; expected true or false.")
+    include_unknown = options.get("unknown_speakers", False)
+    if not isinstance(include_unknown, bool):
+        raise ConfigError(
+            f"option `unknown_speakers` of importer `msp_podcast` is {include_unknown!r}; expected true or false."
+        )
 
     def parse_labels(name: str, source: str, labels: LabelRow) -> Clip | Excluded | str:
         code, speaker, part = labels["EmoClass"], labels["SpkrID"], labels["Split_Set"]
@@ -53,14 +63,14 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         if code == NO_AGREEMENT:
             return Excluded(f"the annotators did not agree ({NO_AGREEMENT})")
         if not code and part == "Test3":
-            return Excluded("Test3, whose labels are not published")
+            return Excluded("the labels of Test3 are not published")
         if code not in EMOTION_BY_CODE:
             return f"has EmoClass {code!r}, expected one of {', '.join(EMOTION_BY_CODE)}"
         if speaker.lower() in UNKNOWN_SPEAKER_IDS:
-            if not keep:
-                return Excluded("the speaker is not known (option unknown_speakers)")
+            if not include_unknown:
+                return Excluded("the speaker is unknown (option unknown_speakers)")
             if podcast is None:
-                return "has neither a known speaker nor a name that tells the podcast"
+                return "has neither a known speaker nor a file name with the number of its podcast"
             speaker = f"Unknown-{podcast['podcast']}"
         return Clip(
             id=name,

@@ -1,4 +1,8 @@
-"""nEMO: Polish, nine actors, ninety sentences."""
+"""nEMO: acted Polish, nine actors, ninety sentences, six emotions.
+
+4,481 recordings named <speaker>_<emotion>_<sentence>.wav; speaker and sentence come from the name, there is no session
+or split. License: CC BY-NC-SA 4.0. Source: https://huggingface.co/datasets/amu-cai/nEMO.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,10 +21,10 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of nEMO's.
+        DataError: no file name below `root` has the format of nEMO.
     """
     return _PARSER.iter_items(
         root, lambda parts: ParsedName(parts["emotion"], "pl", parts["speaker"], parts["sentence"])

@@ -1,4 +1,8 @@
-"""Oréau: French, 32 speakers, 79 utterances, letters as in CaFE."""
+"""Oréau: acted French, 32 speakers, 79 utterances, seven emotions with the letters of CaFE.
+
+Recordings are named SSUUUEx.wav; speaker and sentence come from the name, there is no session or split. License: see
+the copy you download. Source: https://zenodo.org/records/4405783.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,10 +20,10 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of Oréau's.
+        DataError: no file name below `root` has the format of Oréau.
     """
     return _PARSER.iter_items(
         root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["letter"]], "fr", parts["speaker"], parts["text"])

@@ -1,4 +1,8 @@
-"""RAVDESS: North American English, 24 actors, two sentences, spoken and sung."""
+"""RAVDESS: acted North American English, 24 actors, two sentences, spoken and sung, eight emotions.
+
+1,440 spoken recordings named MM-CC-EE-II-SS-RR-AA.wav; speaker and sentence come from the name, there is no session or
+split. License: CC BY-NC-SA 4.0. Source: https://zenodo.org/records/1188976.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -30,19 +34,19 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder; song only on request.
+    """Yield every recording below a folder; option `channel` selects speech (the default), song or both.
 
     Raises:
-        ConfigError: `channel` is not known.
-        DataError: no file name below `root` is one of RAVDESS's.
+        ConfigError: `channel` is not speech, song or both.
+        DataError: no file name below `root` has the format of RAVDESS.
     """
-    wanted = validate_choice("ravdess", "channel", options.get("channel", "speech"), tuple(CHANNEL_CODES))
+    channel = validate_choice("ravdess", "channel", options.get("channel", "speech"), tuple(CHANNEL_CODES))
 
     def parse_labels(parts: FilenameMatch) -> ParsedName | Excluded:
         if parts["modality"] != "03":
-            return Excluded("video; its sound is among the recordings")
-        if parts["channel"] not in CHANNEL_CODES[wanted]:
-            return Excluded(f"option channel: {wanted}")
+            return Excluded("video; its audio is a separate recording")
+        if parts["channel"] not in CHANNEL_CODES[channel]:
+            return Excluded(f"option channel: {channel}")
         return ParsedName(EMOTION_BY_CODE[parts["code"]], "en", parts["actor"], parts["sentence"])
 
     return _PARSER.iter_items(root, parse_labels)

@@ -1,6 +1,9 @@
-"""SAVEE: British English, four male actors. The release has a folder for each (`DC/a01.wav`), copies have `DC_a01.wav`.
+"""SAVEE: acted British English, four male actors, seven emotions.
 
-The numbers in the names do not tell the sentence: three of each emotion's are common to all under numbers of their own.
+480 recordings. The release has a folder per actor (`DC/a01.wav`), copies have `DC_a01.wav`. The speaker comes from the
+name. There is no sentence: the numbers in the names do not identify it, since the three sentences that all emotions
+share have a different number in each. There is no session or split. License: free for research, on registration.
+Source: http://kahlan.eps.surrey.ac.uk/savee/.
 """
 
 import re
@@ -28,9 +31,9 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of SAVEE's.
+        DataError: no file name below `root` has the format of SAVEE.
     """
     return _PARSER.iter_items(root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["code"]], "en", parts["speaker"]))

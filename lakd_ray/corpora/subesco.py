@@ -1,4 +1,8 @@
-"""SUBESCO: Bangla, twenty actors, ten sentences, five takes of each."""
+"""SUBESCO: acted Bangla, twenty actors, ten sentences, seven emotions, five takes of each.
+
+7,000 recordings with names such as F_02_MONIKA_S_1_NEUTRAL_5.wav; speaker and sentence come from the name, there is no
+session or split. License: CC BY 4.0. Source: https://zenodo.org/records/4526477.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,10 +29,10 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of SUBESCO's.
+        DataError: no file name below `root` has the format of SUBESCO.
     """
     return _PARSER.iter_items(
         root,

@@ -1,4 +1,8 @@
-"""TESS: Toronto English, an older and a younger actress, 200 words in one carrier phrase."""
+"""TESS: acted Toronto English, an older and a younger actress, 200 words in one carrier phrase, seven emotions.
+
+2,800 recordings with names such as OAF_back_angry.wav; speaker and word (as the sentence) come from the name, there is
+no session or split. License: CC BY-NC-ND 4.0. Source: https://doi.org/10.5683/SP2/E8H2MF.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -27,10 +31,10 @@ _PARSER = FilenameParser(
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read every recording below a folder.
+    """Yield every recording below a folder.
 
     Raises:
-        DataError: no file name below `root` is one of TESS's.
+        DataError: no file name below `root` has the format of TESS.
     """
     return _PARSER.iter_items(
         root, lambda parts: ParsedName(EMOTION_BY_CODE[parts["name"]], "en", f"{parts['speaker']}F", parts["word"])

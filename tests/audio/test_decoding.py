@@ -1,4 +1,4 @@
-"""The audio door: formats, rates, and what is refused."""
+"""Tests of decoding: formats, sample rates, time ranges, and recordings that are rejected."""
 
 import io
 import os
@@ -53,12 +53,12 @@ def test_formats_and_rates(format, rate):
     assert np.sqrt(np.square(middle_T).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
 
 
-def test_resampling_does_not_fold_what_16_khz_cannot_hold():
+def test_resampling_does_not_alias():
     wave_T = resample(sine(1.0, 48_000, pitch=11_000).astype(np.float32), 48_000)
-    assert np.abs(wave_T[1_000:-1_000]).max() < 0.005  # would be heard at 5 kHz
+    assert np.abs(wave_T[1_000:-1_000]).max() < 0.005  # an alias would be at 5 kHz
 
 
-def test_every_16_bit_sample_comes_back_exactly():
+def test_16_bit_samples_are_preserved_exactly():
     samples_T = np.arange(-32768, 32768).astype(np.int16)
     for format in ("WAV", "FLAC"):
         wave_T = decode_audio(encode(samples_T, format=format), source_name="a clip")
@@ -74,7 +74,7 @@ def test_finer_samples_are_rounded_to_16_bits():
     np.testing.assert_allclose(wave_T, sine() + 1e-6, rtol=0, atol=0.6 / 32768)
 
 
-def test_too_loud_is_clipped_not_wrapped():
+def test_samples_beyond_full_scale_are_clipped():
     wave_T = decode_audio(encode(np.array([2.0, -2.0, 1.0, 0.0]), subtype="FLOAT"), source_name="a clip")
     np.testing.assert_array_equal(wave_T, [32767 / 32768, -1, 32767 / 32768, 0])
 
@@ -90,85 +90,82 @@ def test_channels_are_averaged(channels):
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 @pytest.mark.parametrize("format", FORMATS)
-def test_cut_at_the_limit(format, rate):
+def test_recordings_are_cut_at_the_limit(format, rate):
     content = encode(sine(2.0, rate), rate, format)
-    cut_T, whole_T = (
-        decode_audio(content, source_name="a clip", max_seconds=0.75),
-        decode_audio(content, source_name="a clip"),
-    )
+    cut_T = decode_audio(content, source_name="a clip", max_seconds=0.75)
+    full_T = decode_audio(content, source_name="a clip")
     assert len(cut_T) == pytest.approx(12_000, abs=1)
-    np.testing.assert_allclose(cut_T[:11_900], whole_T[:11_900], atol=2 / 32768)
-    longer_T = decode_audio(content, source_name="a clip", max_seconds=10.0)
-    np.testing.assert_array_equal(longer_T, whole_T)
+    np.testing.assert_allclose(cut_T[:11_900], full_T[:11_900], atol=2 / 32768)
+    np.testing.assert_array_equal(decode_audio(content, source_name="a clip", max_seconds=10.0), full_T)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("channel", [0, 1])
-def test_values_that_are_not_numbers_are_refused(value, channel):
+def test_non_finite_values_are_rejected(value, channel):
     samples_TC = np.zeros((100, 2), dtype=np.float32)
     samples_TC[50, channel] = value
-    with pytest.raises(DataError, match="clip 7 holds values that are not finite"):
+    with pytest.raises(DataError, match="clip 7 contains values that are not finite"):
         decode_audio(encode(samples_TC, subtype="FLOAT"), source_name="clip 7")
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG"])
-def test_no_samples(format):
+def test_recordings_without_samples_are_rejected(format):
     with pytest.raises(DataError, match="clip 7"):
         decode_audio(encode(np.zeros(0), format=format), source_name="clip 7")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"RIFF", b"ID3", b"fLaC", b"OggS", b"not audio" * 100, bytes(5_000)])
-def test_garbage(content):
+def test_content_that_is_not_audio_is_rejected(content):
     with pytest.raises(DataError, match=r"cannot decode clip 7: .*; expected WAV, FLAC, OGG or MP3"):
         decode_audio(content, source_name="clip 7")
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_truncated_recordings_are_refused_or_are_the_beginning(format):
+def test_truncated_recordings_are_rejected_or_decoded_to_their_beginning(format):
     content = encode(sine(), format=format)
-    whole_T = decode_audio(content, source_name="a clip")
-    for share in (0.01, 0.3, 0.6, 0.95):
+    full_T = decode_audio(content, source_name="a clip")
+    for fraction in (0.01, 0.3, 0.6, 0.95):
         try:
-            part_T = decode_audio(content[: int(share * len(content))], source_name="a clip")
+            part_T = decode_audio(content[: int(fraction * len(content))], source_name="a clip")
         except DataError:
             continue
-        assert len(part_T) <= len(whole_T)
-        sound = np.flatnonzero(part_T)[-1] + 1  # decoders may fill what is missing with silence
-        kept = max(0, min(sound, len(part_T)) - 2_000)
-        np.testing.assert_allclose(part_T[:kept], whole_T[:kept], atol=0.02)
+        assert len(part_T) <= len(full_T)
+        length = np.flatnonzero(part_T)[-1] + 1  # decoders may replace the missing part by silence
+        compared = max(0, min(length, len(part_T)) - 2_000)
+        np.testing.assert_allclose(part_T[:compared], full_T[:compared], atol=0.02)
 
 
-def test_damaged_recordings_raise_data_error_alone():
+def test_damaged_recordings_raise_only_data_errors():
     random = np.random.default_rng(3)
     for format in FORMATS:
         content = encode(sine(0.2), format=format)
         for _ in range(40):
-            spoilt = bytearray(content)
-            for place in random.integers(0, min(len(content), 300), 3):
-                spoilt[place] = random.integers(256)
+            damaged = bytearray(content)
+            for index in random.integers(0, min(len(content), 300), 3):
+                damaged[index] = random.integers(256)
             try:
-                wave_T = decode_audio(bytes(spoilt), source_name="a clip", max_seconds=20.0)
+                wave_T = decode_audio(bytes(damaged), source_name="a clip", max_seconds=20.0)
             except DataError:
                 continue
             assert np.isfinite(wave_T).all() and len(wave_T) <= 20 * SAMPLE_RATE + 1
 
 
 @pytest.mark.parametrize("rate", [15_999, 47_999, 192_001, 2_000_000_011])
-def test_odd_rates_are_refused(rate):
-    with pytest.raises(DataError, match=rf"clip 7 has a sample rate of {rate} Hz, expected a usual one"):
+def test_uncommon_rates_are_rejected(rate):
+    with pytest.raises(DataError, match=rf"clip 7 has a sample rate of {rate} Hz, expected a common rate"):
         decode_audio(encode(np.zeros(100), rate), source_name="clip 7")
 
 
 @pytest.mark.parametrize("rate", [11_025, 12_000, 24_000, 32_000, 37_800, 88_200, 96_000, 192_000])
-def test_rates_in_use_are_accepted(rate):
+def test_common_rates_are_accepted(rate):
     wave_T = decode_audio(encode(sine(0.5, rate), rate), source_name="a clip")
     assert len(wave_T) == pytest.approx(8_000, abs=1)
     assert pitch_of(wave_T) == pytest.approx(440, abs=3)
 
 
-def test_a_header_that_promises_hours_costs_nothing():
+def test_header_that_states_hours_allocates_no_memory():
     content = bytearray(encode(sine(0.1), format="FLAC"))
-    (packed,) = struct.unpack(">Q", content[18:26])  # rate, channels, bits, then 36 bits: the number of samples
+    (packed,) = struct.unpack(">Q", content[18:26])  # rate, channels, bits, then the number of samples in 36 bits
     assert packed & (2**36 - 1) == 1_600
     content[18:26] = struct.pack(">Q", packed | (2**36 - 1))
     try:
@@ -179,7 +176,7 @@ def test_a_header_that_promises_hours_costs_nothing():
 
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"])
-def test_wav_of_every_kind(subtype):
+def test_wav_subtypes(subtype):
     wave_T = decode_audio(encode(sine(), subtype=subtype), source_name="a clip")
     np.testing.assert_allclose(wave_T, sine(), atol=0.02)
 
@@ -188,19 +185,17 @@ def test_wav_of_every_kind(subtype):
 @pytest.mark.parametrize(
     ("format", "subtype"), [*((name, None) for name in FORMATS), ("OGG", "OPUS"), ("WAV", "GSM610")]
 )
-def test_a_part_is_that_of_the_whole(format, subtype, rate):
+def test_part_equals_that_of_the_complete_recording(format, subtype, rate):
     rate = 48_000 if subtype == "OPUS" and rate == 44_100 else rate
     random = np.random.default_rng(0)
     content = encode(0.2 * random.standard_normal(3 * rate), rate, format, subtype)
-    part_T, whole_T = (
-        decode_audio(content, source_name="a clip", start=1.25, end=2.0),
-        decode_audio(content, source_name="a clip"),
-    )
+    part_T = decode_audio(content, source_name="a clip", start=1.25, end=2.0)
+    full_T = decode_audio(content, source_name="a clip")
     assert len(part_T) == 12_000
-    np.testing.assert_allclose(part_T[50:-50], whole_T[20_050:31_950], atol=2 / 32768)
+    np.testing.assert_allclose(part_T[50:-50], full_T[20_050:31_950], atol=2 / 32768)
 
 
-def test_a_part_is_cut_at_the_limit_too():
+def test_parts_are_cut_at_the_limit():
     content = encode(sine(3.0))
     part = decode_recording(content, source_name="a clip", start=1.0, end=3.0, max_seconds=0.5)
     assert (len(part.wave_T), part.is_cut) == (8_000, True)
@@ -209,24 +204,25 @@ def test_a_part_is_cut_at_the_limit_too():
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 1.5), (1.0, 2.0), (5.0, 6.0), (1e9, 2e9)])
-def test_a_part_that_is_not_there(start, end):
+def test_part_beyond_the_end_is_rejected(start, end):
     for format in FORMATS:
-        with pytest.raises(ClipError, match=r"clip 7 lasts 1\.00 s, and the part") as caught:
+        message = r"clip 7 lasts 1\.00 s and does not contain the requested part from"
+        with pytest.raises(ClipError, match=message) as caught:
             decode_audio(encode(sine(1.0), format=format), source_name="clip 7", start=start, end=end)
         assert caught.value.kind == "outside"
 
 
 @pytest.mark.parametrize("format", ["WAV", "AIFF", "AU", "FLAC", "MP3"])
-def test_less_audio_than_promised(format):
+def test_fewer_samples_than_the_header_states(format):
     content = encode(sine(2.0), format=format)
     half = content[: len(content) // 2]
-    with pytest.raises(ClipError, match=r"clip 7 breaks off after .* truncated or damaged") as caught:
+    with pytest.raises(ClipError, match=r"clip 7 ends after .* truncated or damaged") as caught:
         decode_audio(half, source_name="clip 7")
     assert caught.value.kind == "truncated"
-    assert len(decode_audio(half, source_name="clip 7", end=0.5)) == 8_000  # the part that is asked for is there
+    assert len(decode_audio(half, source_name="clip 7", end=0.5)) == 8_000  # the requested part is complete
 
 
-def test_an_opus_file_without_its_last_page():
+def test_opus_file_without_its_last_page_is_truncated():
     content = encode(sine(2.0), format="OGG", subtype="OPUS")
     with pytest.raises(ClipError) as caught:
         decode_audio(content[: int(0.9 * len(content))], source_name="clip 7")
@@ -234,47 +230,48 @@ def test_an_opus_file_without_its_last_page():
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF])
-def test_sizes_of_streams_are_no_promise(size):
+def test_placeholder_sizes_of_streams_are_ignored(size):
     content = bytearray(encode(sine()))
-    place = content.index(b"data") + 4
-    content[place : place + 4] = struct.pack("<I", size)
+    offset = content.index(b"data") + 4
+    content[offset : offset + 4] = struct.pack("<I", size)
     np.testing.assert_allclose(decode_audio(bytes(content), source_name="a clip"), sine(), atol=1e-4)
 
 
-def test_too_many_channels():
+def test_too_many_channels_are_rejected():
     with pytest.raises(ClipError, match="200 channels") as caught:
         decode_audio(encode(np.zeros((10, 200))), source_name="clip 7")
     assert caught.value.kind == "header"
 
 
 def test_clipping_is_measured_before_mixing():
-    loud = np.clip(3 * sine(), -1, 1)
-    assert decode_recording(encode(loud), source_name="a clip").clipped_fraction == pytest.approx(
-        np.mean(np.abs(loud) >= 0.98), abs=1e-3
-    )
-    assert decode_recording(encode(np.stack([loud, 0 * loud], axis=1)), source_name="a clip").clipped_fraction > 0.2
-    assert decode_recording(encode(sine()), source_name="a clip").clipped_fraction == 0
+    def clipped_fraction(samples: np.ndarray) -> float:
+        return decode_recording(encode(samples), source_name="a clip").clipped_fraction
+
+    loud_T = np.clip(3 * sine(), -1, 1)
+    assert clipped_fraction(loud_T) == pytest.approx(np.mean(np.abs(loud_T) >= 0.98), abs=1e-3)
+    assert clipped_fraction(np.stack([loud_T, 0 * loud_T], axis=1)) > 0.2
+    assert clipped_fraction(sine()) == 0
 
 
 @pytest.fixture
 def ffmpeg(tmp_path, monkeypatch) -> str:
-    """A real ffmpeg, first on the path."""
+    """Put a real ffmpeg first on the PATH and return its location."""
     program = imageio_ffmpeg.get_ffmpeg_exe()
     (tmp_path / "ffmpeg").symlink_to(program)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     return program
 
 
-def in_container(program: str, folder: Path, ending: str) -> bytes:
+def encode_container(program: str, folder: Path, suffix: str) -> bytes:
     (folder / "in.wav").write_bytes(encode(sine(2.0, 44_100), 44_100))
-    command = [program, "-nostdin", "-loglevel", "error", "-y", "-i", folder / "in.wav", folder / f"out.{ending}"]
+    command = [program, "-nostdin", "-loglevel", "error", "-y", "-i", folder / "in.wav", folder / f"out.{suffix}"]
     subprocess.run(command, check=True, timeout=60)
-    return (folder / f"out.{ending}").read_bytes()
+    return (folder / f"out.{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("ending", ["m4a", "webm", "wma", "aac"])
-def test_other_containers_by_ffmpeg(ffmpeg, tmp_path, ending):
-    content = in_container(ffmpeg, tmp_path, ending)
+@pytest.mark.parametrize("suffix", ["m4a", "webm", "wma", "aac"])
+def test_containers_decoded_by_ffmpeg(ffmpeg, tmp_path, suffix):
+    content = encode_container(ffmpeg, tmp_path, suffix)
     wave_T = decode_audio(content, source_name="a clip")
     assert len(wave_T) / SAMPLE_RATE == pytest.approx(2.0, abs=0.1)
     assert pitch_of(wave_T) == pytest.approx(440, abs=2)
@@ -284,14 +281,14 @@ def test_other_containers_by_ffmpeg(ffmpeg, tmp_path, ending):
     assert (len(cut.wave_T), cut.is_cut) == (16_000, True)
 
 
-def test_what_ffmpeg_cannot_decode(ffmpeg, tmp_path):
-    content = in_container(ffmpeg, tmp_path, "m4a")
-    with pytest.raises(ClipError, match=r"clip 7 \(MP4 \(M4A\)\): ffmpeg says '[^/]*'") as caught:
+def test_content_that_ffmpeg_cannot_decode_is_rejected(ffmpeg, tmp_path):
+    content = encode_container(ffmpeg, tmp_path, "m4a")
+    with pytest.raises(ClipError, match=r"clip 7 \(MP4 \(M4A\)\): ffmpeg reports '[^/]*'") as caught:
         decode_audio(content[: len(content) // 2], source_name="clip 7")
     assert caught.value.kind == "undecodable"
 
 
-def test_ffmpeg_is_not_installed(tmp_path, monkeypatch):
+def test_error_where_ffmpeg_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClipError, match=r"MP4 \(M4A\) needs ffmpeg, which is not installed") as caught:
         decode_audio(b"\0\0\0\x20ftypM4A " + bytes(100), source_name="clip 7")
@@ -304,7 +301,7 @@ def test_ffmpeg_that_hangs_is_ended(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr("lakd_ray.audio.ffmpeg._TIMEOUT_S", 0.2)
-    with pytest.raises(ClipError, match=r"not done with it after 0\.2 s"):
+    with pytest.raises(ClipError, match=r"did not finish within 0\.2 s"):
         decode_audio(b"#!AMR\n" + bytes(100), source_name="clip 7")
 
 

@@ -209,7 +209,7 @@ def test_recordings_are_read_a_group_of_rows_at_a_time(tmp_path: Path, monkeypat
     monkeypatch.setattr(
         pq.ParquetFile,
         "read_row_group",
-        lambda self, index, **rest: groups.append(index) or plain(self, index, **rest),
+        lambda self, index, *rest: groups.append(index) or plain(self, index, *rest),
     )
     sources = [recordings.make_row_source(f"{tmp_path}/x.parquet", row) for row in range(6)]
     for source in sorted(sources, key=recordings.read_order_key):
@@ -223,7 +223,7 @@ def test_recordings_that_a_row_names_or_lacks(tmp_path: Path) -> None:
     write_parquet(pa.table({"audio": pa.array(values, AUDIO)}), tmp_path / "x.parquet")
     source = f"{tmp_path}/x.parquet#row="
     assert recordings.read_source(source + "0") == wav(7)
-    with pytest.raises(DataError, match="holds no recording"):
+    with pytest.raises(DataError, match="contains no recording"):
         recordings.read_source(source + "1")
     with pytest.raises(StorageError, match=r"b\.wav"):
         recordings.read_source(source + "2")
@@ -231,7 +231,7 @@ def test_recordings_that_a_row_names_or_lacks(tmp_path: Path) -> None:
         recordings.read_source(source + "3")
     with pytest.raises(DataError, match="no column speech"):
         recordings.read_source(source + "0&column=speech")
-    with pytest.raises(StorageError, match="check that the file is there"):
+    with pytest.raises(StorageError, match="check that the file exists"):
         recordings.read_source(f"{tmp_path}/absent.parquet#row=0")
     assert recordings.get_source_file(source + "0") == f"{tmp_path}/x.parquet"
     assert recordings.get_source_file(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"

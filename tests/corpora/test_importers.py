@@ -246,7 +246,7 @@ def test_read_substitutes_storage(folder: Path) -> None:
 def test_read_refuses_an_unknown_importer() -> None:
     with pytest.raises(ConfigError, match="no importer `iemocpa`; did you mean `iemocap`"):
         read("iemocpa", "x")
-    with pytest.raises(ConfigError, match=r"known are csv, audiofolder, huggingface, iemocap, fesc, cafe, .*espeak"):
+    with pytest.raises(ConfigError, match=r"expected one of csv, audiofolder, huggingface, iemocap, fesc, cafe, .*espeak"):
         read("zzz", "x")
 
 
@@ -506,7 +506,7 @@ def test_cafe_problems_and_refusals(cafe: Path) -> None:
     _, problems = read("cafe", cafe)
     assert [problem.id for problem in problems] == ["01-N-2-1", "13-C-1-1", "bruit"]
     touch(cafe / "copy/01-C-1-1.wav")
-    with pytest.raises(DataError, match=r"1 ids more than once; '01-C-1-1' stands for .*copy"):
+    with pytest.raises(DataError, match=r"1 duplicate ids; '01-C-1-1' is the id of .*copy"):
         read("cafe", cafe)
     with pytest.raises(ConfigError, match="'loud'; expected both, weak, strong"):
         read("cafe", cafe, options={"intensity": "loud"})

@@ -79,9 +79,9 @@ def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[st
     [
         (["csv", "nowhere"], "no such folder"),
         (["cvs", "nowhere"], "did you mean `csv`"),
-        (["CSV", "nowhere"], "no importer `CSV`; known are csv"),
+        (["CSV", "nowhere"], "no importer `CSV`; expected one of csv"),
         (["cafe", "nowhere", "--set", "loud=1"], "has no option `loud`"),
-        (["tess", "nowhere", "--set", "loud=1"], "has no option `loud`; it has none"),
+        (["tess", "nowhere", "--set", "loud=1"], "has no option `loud`; it has no options"),
         (["csv", "nowhere", "--set", "language"], "expected dotted.key=value"),
         (["espeak", "nowhere"], "no such folder"),
     ],
@@ -217,7 +217,7 @@ def test_scan_in_a_bucket(s3: str, tmp_path: Path) -> None:
 
 
 def test_scan_refuses_unknown_importers() -> None:
-    with pytest.raises(ConfigError, match="known are csv"):
+    with pytest.raises(ConfigError, match="expected one of csv"):
         scan_corpus("zzz", "x", {})
     with pytest.raises(DataError, match="is not TESS"):
         scan_corpus("tess", "x", {})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from ray import cloudpickle
-from support.fuzzing import spoilt
+from support.fuzzing import corrupted_recordings
 from test_prepare_stream import experiment, write_corpus, write_manifest
 
 from lakd_ray import storage
@@ -160,7 +160,7 @@ def test_a_recording_that_kills_its_decoder(tmp_path, monkeypatch, capsys):
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert table(config, "quarantine").keys() == {"c/en2-sadness.flac"}
-    assert "its decoder broke down over it" in table(config, "quarantine")["c/en2-sadness.flac"]["reason"]
+    assert "it crashed the decoder" in table(config, "quarantine")["c/en2-sadness.flac"]["reason"]
     assert "tasks died while decoding" in capsys.readouterr().err
     assert len(table(config, "manifest")) == 31
 
@@ -169,7 +169,7 @@ def test_a_recording_that_kills_its_decoder(tmp_path, monkeypatch, capsys):
 def test_a_corpus_of_spoilt_recordings(tmp_path):
     rows = []
     (tmp_path / "corpus").mkdir()
-    for name, content in spoilt(1000, seed=11):
+    for name, content in corrupted_recordings(1000, seed=11):
         (tmp_path / "corpus" / name).write_bytes(content)
         rows.append((name, "anger", "en", "one"))
     write_manifest(tmp_path / "corpus", rows)

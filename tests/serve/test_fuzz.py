@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-from support.fuzzing import spoilt
+from support.fuzzing import corrupted_recordings
 
 pytestmark = [
     pytest.mark.ray,
@@ -37,7 +37,7 @@ SECONDS = 5.0
 def requests(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
     """Path, content type and body."""
     chance = random.Random(seed)
-    for _, content in spoilt(count, seed=seed):
+    for _, content in corrupted_recordings(count, seed=seed):
         kind = chance.choice(KINDS) if chance.random() < 0.3 else "audio/wav"
         path = chance.choice(PATHS) + chance.choice(QUERIES)
         if chance.random() < 0.15:

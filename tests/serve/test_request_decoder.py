@@ -1,4 +1,4 @@
-"""Decoding processes: what they survive."""
+"""Tests of `RequestDecoder`: decoding of untrusted requests in worker processes."""
 
 import asyncio
 import signal
@@ -6,49 +6,49 @@ import signal
 import numpy as np
 import pytest
 
-from lakd_ray.audio import decode_recording
+from lakd_ray.audio import Recording, decode_recording
 from lakd_ray.serve import decoding
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
 
 
-def ask(decoders: RequestDecoder, content: bytes = b"", max_seconds: float = 10.0):
+def decode(decoders: RequestDecoder, content: bytes = b"", max_seconds: float = 10.0) -> Recording:
     return asyncio.run(decoders.decode(content, max_seconds))
 
 
-def test_a_recording_is_what_the_door_makes_of_it(decoders, recording):
+def test_result_equals_that_of_decode_recording(decoders, recording):
     content = recording(1.0, rate=44_100, channels=2)
-    found, expected = ask(decoders, content), decode_recording(content, source_name="here")
-    assert np.array_equal(found.wave_T, expected.wave_T)
-    assert (found.is_cut, found.clipped_fraction) == (expected.is_cut, expected.clipped_fraction)
+    actual, expected = decode(decoders, content), decode_recording(content, source_name="a clip")
+    assert np.array_equal(actual.wave_T, expected.wave_T)
+    assert (actual.is_cut, actual.clipped_fraction) == (expected.is_cut, expected.clipped_fraction)
 
 
-def killed(content: bytes, **limits: object) -> None:
+def crash(content: bytes, **limits: object) -> None:
     signal.raise_signal(signal.SIGSEGV)
 
 
-def test_what_breaks_a_process_is_refused(decoders, recording, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(RequestError, match="broke down") as refused:
-        patch.setattr(decoding, "decode_recording", killed)
-        ask(decoders)
+def test_recording_that_crashes_the_decoder_is_rejected(decoders, recording, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RequestError, match="crashed the decoder") as refused:
+        patch.setattr(decoding, "decode_recording", crash)
+        decode(decoders)
     assert refused.value.status == 422
-    assert len(ask(decoders, recording(1.0)).wave_T) == 16_000
+    assert len(decode(decoders, recording(1.0)).wave_T) == 16_000
 
 
 @pytest.mark.parametrize(
-    ("seconds", "status", "words"), [(0.05, 422, "expected at least"), (11.0, 413, "longer than the limit")]
+    ("seconds", "status", "message"), [(0.05, 422, "expected at least"), (11.0, 413, "longer than the limit")]
 )
-def test_what_is_too_short_or_too_long_is_refused(decoders, recording, seconds, status, words):
-    with pytest.raises(RequestError, match=words) as refused:
-        ask(decoders, recording(seconds))
+def test_too_short_and_too_long_recordings_are_rejected(decoders, recording, seconds, status, message):
+    with pytest.raises(RequestError, match=message) as refused:
+        decode(decoders, recording(seconds))
     assert refused.value.status == status
 
 
-def test_many_at_once(decoders, recording):
+def test_concurrent_requests(decoders, recording):
     contents = [recording(0.2 + 0.1 * n) for n in range(12)]
 
-    async def all_of_them() -> list[int]:
-        found = await asyncio.gather(*[decoders.decode(content, 10.0) for content in contents])
-        return [len(one.wave_T) for one in found]
+    async def decode_all() -> list[int]:
+        recordings = await asyncio.gather(*[decoders.decode(content, 10.0) for content in contents])
+        return [len(decoded.wave_T) for decoded in recordings]
 
-    assert asyncio.run(all_of_them()) == [3_200 + 1_600 * n for n in range(12)]
+    assert asyncio.run(decode_all()) == [3_200 + 1_600 * n for n in range(12)]

@@ -1,4 +1,4 @@
-"""Recordings in every format, and what can go wrong with their bytes."""
+"""Generate recordings in all formats and corrupt their bytes, for fuzz tests."""
 
 import io
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 
 RATE = 16_000
-# ending, libsndfile's format and subtype
+# File suffix, libsndfile's format and subtype.
 FORMATS = (
     ("wav", "WAV", "PCM_16"),
     ("wav", "WAV", "PCM_U8"),
@@ -25,8 +25,8 @@ FORMATS = (
 )
 
 
-def sound(format: str, subtype: str, *, seconds: float = 0.3, rate: int = RATE, seed: int = 0) -> bytes:
-    """A noisy tone."""
+def encode_tone(format: str, subtype: str, *, seconds: float = 0.3, rate: int = RATE, seed: int = 0) -> bytes:
+    """Encode a noisy tone of 220 Hz in a format."""
     random = np.random.default_rng(seed)
     time_T = np.arange(round(seconds * rate)) / rate
     wave_T = 0.3 * np.sin(2 * np.pi * 220 * time_T) + 0.05 * random.standard_normal(len(time_T))
@@ -36,66 +36,68 @@ def sound(format: str, subtype: str, *, seconds: float = 0.3, rate: int = RATE, 
 
 
 def flip(content: bytes, random: np.random.Generator) -> bytes:
-    """Bits changed anywhere."""
-    spoilt = bytearray(content)
-    for place in random.integers(0, len(content), random.integers(1, 30)):
-        spoilt[place] ^= 1 << int(random.integers(8))
-    return bytes(spoilt)
+    """Flip up to 29 bits at random positions."""
+    corrupted = bytearray(content)
+    for index in random.integers(0, len(content), random.integers(1, 30)):
+        corrupted[index] ^= 1 << int(random.integers(8))
+    return bytes(corrupted)
 
 
-def lie(content: bytes, random: np.random.Generator) -> bytes:
-    """Numbers in the header replaced by extreme ones."""
-    spoilt = bytearray(content)
+def exaggerate(content: bytes, random: np.random.Generator) -> bytes:
+    """Replace numbers in the header by extreme values."""
+    corrupted = bytearray(content)
     for _ in range(random.integers(1, 4)):
-        place, size = int(random.integers(4, min(120, len(content) - 8))), int(random.choice([1, 2, 4, 8]))
-        spoilt[place : place + size] = [b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, random.bytes(8)][
-            random.integers(4)
-        ][:size]
-    return bytes(spoilt)
+        start, size = int(random.integers(4, min(120, len(content) - 8))), int(random.choice([1, 2, 4, 8]))
+        values = [b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, random.bytes(8)]
+        corrupted[start : start + size] = values[random.integers(4)][:size]
+    return bytes(corrupted)
 
 
 def truncate(content: bytes, random: np.random.Generator) -> bytes:
-    """The beginning alone."""
+    """Return only the beginning of the recording."""
     return content[: int(random.integers(0, len(content)))]
 
 
 def blank(content: bytes, random: np.random.Generator) -> bytes:
-    """A stretch of zero bytes."""
+    """Replace a range by zero bytes."""
     start, length = int(random.integers(0, len(content))), int(random.integers(1, len(content)))
     return (content[:start] + bytes(length) + content[start + length :])[: len(content)]
 
 
 def insert(content: bytes, random: np.random.Generator) -> bytes:
-    """Bytes that do not belong there, up to a header of a megabyte."""
-    place, length = int(random.integers(0, min(200, len(content)))), int(random.choice([1, 7, 300, 1_000_000]))
-    return content[:place] + random.bytes(length) + content[place:]
+    """Insert random bytes near the start, up to one megabyte."""
+    start, length = int(random.integers(0, min(200, len(content)))), int(random.choice([1, 7, 300, 1_000_000]))
+    return content[:start] + random.bytes(length) + content[start:]
 
 
 def join(content: bytes, random: np.random.Generator) -> bytes:
-    """Two recordings of different formats in one file."""
+    """Append a recording of a different format to a part of this one."""
     _, format, subtype = FORMATS[random.integers(len(FORMATS))]
-    return content[: int(random.integers(1, len(content)))] + sound(format, subtype)
+    return content[: int(random.integers(1, len(content)))] + encode_tone(format, subtype)
 
 
 def swap(content: bytes, random: np.random.Generator) -> bytes:
-    """The beginning of another format before these samples."""
+    """Replace the header by that of a different format."""
     _, format, subtype = FORMATS[random.integers(len(FORMATS))]
-    head = int(random.integers(4, 100))
-    return sound(format, subtype, seconds=0.1)[:head] + content[head:]
+    size = int(random.integers(4, 100))
+    return encode_tone(format, subtype, seconds=0.1)[:size] + content[size:]
 
 
-MUTATIONS = (flip, lie, truncate, blank, insert, join, swap)
+MUTATIONS = (flip, exaggerate, truncate, blank, insert, join, swap)
 
 
-def spoilt(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """So many recordings, names with endings that need not be true, each spoilt in one way or two."""
+def corrupted_recordings(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yield names and contents of `count` recordings, each corrupted by one or two mutations.
+
+    One name in five has a suffix that does not match the format.
+    """
     random = np.random.default_rng(seed)
-    whole = [sound(format, subtype, seed=number) for number, (_, format, subtype) in enumerate(FORMATS)]
+    intact = [encode_tone(format, subtype, seed=number) for number, (_, format, subtype) in enumerate(FORMATS)]
     for number in range(count):
-        which = number % len(FORMATS)
-        content = whole[which]
+        index = number % len(FORMATS)
+        content = intact[index]
         kinds = random.choice(len(MUTATIONS), 1 + number % 2, replace=False)
         for kind in kinds:
             content = MUTATIONS[kind](content, random) if len(content) > 200 else content
-        ending = FORMATS[which if number % 5 else (which + 3) % len(FORMATS)][0]
-        yield f"{number:04d}-{'-'.join(MUTATIONS[kind].__name__ for kind in kinds)}.{ending}", content
+        suffix = FORMATS[index if number % 5 else (index + 3) % len(FORMATS)][0]
+        yield f"{number:04d}-{'-'.join(MUTATIONS[kind].__name__ for kind in kinds)}.{suffix}", content
