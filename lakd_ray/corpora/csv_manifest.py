@@ -1,7 +1,8 @@
-"""Any corpus, described by a CSV or JSONL manifest: the importer `csv`.
+"""Importer `csv`: any corpus that is described by a CSV or JSONL manifest.
 
-Recordings named by a relative path lie below the manifest's folder. Local ones are looked for here; in a bucket that
-would take a request each, so there the audio door finds what is missing.
+Required columns are path, emotion, language and speaker; optional ones sentence, session, split, id, start and end.
+Relative paths start at the manifest's folder. Local recordings are checked for existence; in a bucket each check would
+be a request, so missing recordings are detected when they are decoded.
 """
 
 import csv
@@ -18,53 +19,55 @@ from lakd_ray.errors import DataError
 
 MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl")
 
-# A row with its line number, or why the line is none.
+# Line number, and the cells of the row or the reason why the line is invalid.
 ManifestLine = tuple[int, RowCells | str]
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read a manifest, or the `manifest.csv` or `manifest.jsonl` of a folder.
+    """Yield every row of a manifest, or of the `manifest.csv` or `manifest.jsonl` of a folder.
 
     Raises:
-        ConfigError: an option has the wrong form.
-        DataError: there is no manifest, or it cannot be used, see `clips`.
+        ConfigError: an option has an invalid type.
+        DataError: there is no manifest, or it cannot be read, see `iter_clips`.
     """
     yield from iter_clips(_find_manifest(root), ColumnMap.from_options("csv", options))
 
 
 def iter_clips(location: str, columns: ColumnMap) -> Iterator[Clip | InvalidItem]:
-    """The rows of one CSV or JSONL file; recordings are looked for below its folder.
+    """Yield the rows of one CSV or JSONL file as clips; relative paths start at its folder.
 
     Raises:
-        DataError: it cannot be read, lacks a column, is empty or repeats an id.
+        DataError: the file cannot be read, lacks a column, has no rows, or has an id twice.
     """
-    content, found = read_lines(location)
-    columns.check_available(location, found)
-    if not content:
-        raise DataError(f"{location} has columns {', '.join(found)} but no rows; expected one row per recording.")
+    lines, column_names = read_lines(location)
+    columns.check_available(location, column_names)
+    if not lines:
+        raise DataError(
+            f"{location} has columns {', '.join(column_names)} but no rows; expected one row per recording."
+        )
     folder = location[: location.rfind("/") + 1] or "."
-    seen: dict[str, int] = {}
-    for number, cells in content:
-        where, name = f"{location} line {number}", f"line-{number}"
+    line_by_id: dict[str, int] = {}
+    for number, cells in lines:
+        line_location, fallback_id = f"{location} line {number}", f"line-{number}"
         if isinstance(cells, str):
-            yield InvalidItem(id=name, source=where, reason=cells)
+            yield InvalidItem(id=fallback_id, source=line_location, reason=cells)
             continue
-        item = manifest_rows.make_clip(columns, manifest_rows.ManifestRow(cells, name, where, folder))
+        item = manifest_rows.make_clip(columns, manifest_rows.ManifestRow(cells, fallback_id, line_location, folder))
         if isinstance(item, Clip):
-            if item.id in seen:
+            if item.id in line_by_id:
                 raise DataError(
-                    f"{location}: id {item.id!r} is in line {seen[item.id]} and again in line {number}; expected every "
-                    "id once. Delete one row, or tell them apart in a column `id` (without it the path is the id)."
+                    f"{location}: id {item.id!r} is in line {line_by_id[item.id]} and again in line {number}; expected "
+                    "unique ids. Delete one row, or add a column `id` (without it the path is the id)."
                 )
-            seen[item.id] = number
+            line_by_id[item.id] = number
         yield item
 
 
 def read_lines(location: str) -> tuple[list[ManifestLine], list[str]]:
-    """The rows of a CSV or JSONL file and the names of its columns.
+    """Return the rows of a CSV or JSONL file and the names of its columns.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     text = _read_text(location)
     return _parse_jsonl(text) if location.endswith(".jsonl") else _parse_csv(text, location)
@@ -75,14 +78,13 @@ def _find_manifest(root: str) -> str:
         if not storage.exists(root):
             raise DataError(f"there is no manifest {root}; check the corpus's `root`.")
         return root
-    found = [name for name in MANIFEST_NAMES if storage.exists(storage.join(root, name))]
-    if len(found) != 1:
-        what = "both" if found else "neither" if storage.exists(root) else "no such folder, so neither"
-        raise DataError(
-            f"{root} holds {what} {' nor '.join(MANIFEST_NAMES) if not found else ' and '.join(MANIFEST_NAMES)}; expected one of "
-            "them. Name the manifest itself as the corpus's `root`."
-        )
-    return storage.join(root, found[0])
+    manifests = [name for name in MANIFEST_NAMES if storage.exists(storage.join(root, name))]
+    if len(manifests) != 1:
+        if not storage.exists(root):
+            raise DataError(f"there is no such folder: {root}; check the corpus's `root`.")
+        found = f"both {' and '.join(MANIFEST_NAMES)}" if manifests else f"neither {' nor '.join(MANIFEST_NAMES)}"
+        raise DataError(f"{root} contains {found}; expected one. Set the corpus's `root` to the manifest file.")
+    return storage.join(root, manifests[0])
 
 
 def _read_text(location: str) -> str:
@@ -97,14 +99,15 @@ def _read_text(location: str) -> str:
         ) from None
     if not text.strip():
         raise DataError(
-            f"{location} is empty; expected a row of column names ({', '.join(REQUIRED_COLUMNS)}) and rows."
+            f"{location} is empty; expected a row of column names ({', '.join(REQUIRED_COLUMNS)}) and one row per "
+            "recording."
         )
     return text
 
 
 def _parse_csv(text: str, location: str) -> tuple[list[ManifestLine], list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # strict: an open quote would swallow what follows
-    found: list[ManifestLine] = []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)  # else an open quote includes the rest of the file
+    lines: list[ManifestLine] = []
     header: list[str] = []
     try:
         for cells in reader:
@@ -113,18 +116,18 @@ def _parse_csv(text: str, location: str) -> tuple[list[ManifestLine], list[str]]
             if not header:
                 header = [cell.strip() for cell in cells]
             elif len(cells) != len(header):
-                found.append((reader.line_num, f"has {len(cells)} cells, expected {len(header)}"))
+                lines.append((reader.line_num, f"has {len(cells)} cells, expected {len(header)}"))
             else:
-                found.append((reader.line_num, dict(zip(header, cells, strict=True))))
+                lines.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise DataError(f"{location} is damaged in line {reader.line_num}: {error}. Correct its quotes.") from None
     if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{location} has more than one column {', '.join(repeated)}; expected each name once.")
-    return found, header
+        raise DataError(f"{location} has more than one column {', '.join(repeated)}; expected unique column names.")
+    return lines, header
 
 
 def _parse_jsonl(text: str) -> tuple[list[ManifestLine], list[str]]:
-    found: list[ManifestLine] = []
+    lines: list[ManifestLine] = []
     columns: dict[str, None] = {}
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() also splits at U+2028, valid inside JSON
         if not line.strip():
@@ -132,11 +135,11 @@ def _parse_jsonl(text: str) -> tuple[list[ManifestLine], list[str]]:
         try:
             value = json.loads(line)
         except ValueError as error:
-            found.append((number, f"is not JSON: {error}"))
+            lines.append((number, f"is not JSON: {error}"))
             continue
         if isinstance(value, dict):
-            found.append((number, value))
+            lines.append((number, value))
             columns.update(dict.fromkeys(value))
         else:
-            found.append((number, f"is {type(value).__name__}, expected an object"))
-    return found, list(columns)
+            lines.append((number, f"is {type(value).__name__}, expected an object"))
+    return lines, list(columns)

@@ -1,12 +1,13 @@
-"""FESC: the Finnish Emotional Speech Corpus, nine speakers, by the split files of the paper's reference code.
+"""FESC: the Finnish Emotional Speech Corpus, nine speakers, read from the split files of the paper's reference code.
 
-Each speaker has a folder whose `test.json` holds that speaker's utterances, and whose `train.json` and `dev.json` hold
-the others'. All utterances with their speakers are therefore the union of the nine `test.json`; the other two files
-are read only to check that. Paths in them come from the machine that wrote them, so a recording that is not there is
-looked for below `audio`.
+Each speaker has a folder whose `test.json` contains the utterances of this speaker, and whose `train.json` and
+`dev.json` contain those of the others. The nine `test.json` together therefore list all utterances with their speakers;
+the other two files are read only to check that. Paths in these files are from the machine that wrote them, so a
+recording that does not exist at its path is searched below `audio`. There is no sentence, session or split. License:
+granted by its owners on request.
 
-Two public readers of the corpus disagree on what the label codes mean, and both leave out code 5. The meaning must be
-given, as option `labels`; nothing is guessed.
+Two public readers of the corpus disagree on the meaning of the label codes, and both exclude code 5. The option
+`labels` is therefore required.
 """
 
 import unicodedata
@@ -31,20 +32,24 @@ _PUBLISHED_LABEL_MAPS = (
 
 @dataclass(frozen=True)
 class _SplitEntry:
-    """One utterance as a split file has it."""
+    """The path and the label code of one utterance in a split file."""
 
     path: str
     code: str
 
 
-_SplitFile = dict[str, _SplitEntry | str]  # by id; a text says what is wrong with the entry
+_SplitFile = dict[str, _SplitEntry | str]  # entries by id; a string is the reason why an entry is invalid
 
 
 def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
-    """Read the folder of the speakers' folders.
+    """Yield every utterance of the split files, and every recording that they do not name as excluded.
+
+    Args:
+        root: the folder that contains the folders of the speakers.
+        options: `labels` (required) maps label codes to emotions; `audio` is the folder of the recordings.
 
     Raises:
-        ConfigError: `labels` is missing or names no emotions.
+        ConfigError: `labels` is missing or names an unknown emotion.
         DataError: there are no split files, or they contradict each other.
     """
     labels = _parse_label_map(options.get("labels"))
@@ -63,35 +68,34 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         )
     speakers = _map_utterances_to_speakers(root, tests)
     yield from _check_train_and_dev(root, tests, speakers)
-    find = _RecordingFinder(audio)
+    find_recording = _RecordingFinder(audio)
     for speaker, split in tests.items():
-        where = storage.join(root, speaker, "test.json")
+        location = storage.join(root, speaker, "test.json")
         for name, entry in split.items():
             if isinstance(entry, str):
-                yield InvalidItem(id=name, source=where, reason=entry)
+                yield InvalidItem(id=name, source=location, reason=entry)
                 continue
-            source = find(entry.path, name)
+            source = find_recording(entry.path, name)
             if entry.code in labels:
                 if source is None:
                     reason = f"there is no file {entry.path}, nor exactly one of that name below {audio}"
-                    yield InvalidItem(id=name, source=where, reason=reason, kind="missing")
+                    yield InvalidItem(id=name, source=location, reason=reason, kind="missing")
                 else:
                     yield Clip(id=name, source=source, emotion=labels[entry.code], language="fi", speaker=speaker)
             elif entry.code == EXCLUDED_CODE:
-                yield Excluded(f"label {EXCLUDED_CODE}, which both public readers leave out")
+                yield Excluded(f"label {EXCLUDED_CODE}, which both public readers exclude")
             else:
-                yield InvalidItem(
-                    id=name, source=where, reason=f"has label {entry.code!r}, which `labels` does not name"
-                )
-    yield from (Excluded("no split file names it") for _ in find.list_unmatched())
+                reason = f"has label {entry.code!r}, which is not in the option `labels`"
+                yield InvalidItem(id=name, source=location, reason=reason)
+    yield from (Excluded("not in any split file") for _ in find_recording.list_unmatched())
 
 
 def _parse_label_map(option: Any) -> dict[str, str]:
     if not isinstance(option, Mapping) or not option:
         raise ConfigError(
-            f"importer `fesc` needs the option `labels`, code: emotion; found {option!r}. Public readers of the corpus "
-            f"disagree: one has {_PUBLISHED_LABEL_MAPS[0]}, the other {_PUBLISHED_LABEL_MAPS[1]}. Find out which holds for your copy (listen "
-            "to some, or ask who gave it to you) and name it."
+            f"importer `fesc` requires the option `labels`, code: emotion; found {option!r}. Public readers of the "
+            f"corpus disagree: one has {_PUBLISHED_LABEL_MAPS[0]}, the other {_PUBLISHED_LABEL_MAPS[1]}. To find out "
+            "which is right, listen to some recordings of each code, or contact the owners of the corpus."
         )
     wrong = [str(emotion) for emotion in option.values() if str(emotion) not in KNOWN_EMOTIONS]
     if wrong:
@@ -105,27 +109,31 @@ def _parse_label_map(option: Any) -> dict[str, str]:
 def _read_split_file(location: str) -> _SplitFile:
     content = storage.read_json(location)
     if not isinstance(content, dict):
-        raise DataError(f"{location} holds {type(content).__name__}; expected {{id: {{file_path, label}}}}.")
+        raise DataError(f"{location} contains a {type(content).__name__}; expected {{id: {{file_path, label}}}}.")
     split: _SplitFile = {}
     for name, entry in content.items():
         path, code = (entry.get("file_path"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-        given = isinstance(path, str) and path and isinstance(code, str | int)
+        is_valid = isinstance(path, str) and path and isinstance(code, str | int)
         split[unicodedata.normalize("NFC", name)] = (
-            _SplitEntry(str(path), str(code).strip()) if given else f"is {entry!r}, expected file_path and label"
+            _SplitEntry(str(path), str(code).strip()) if is_valid else f"is {entry!r}, expected file_path and label"
         )
     return split
 
 
 def _map_utterances_to_speakers(root: str, tests: Mapping[str, _SplitFile]) -> dict[str, str]:
-    """Who says each utterance."""
+    """Return the speaker of each utterance.
+
+    Raises:
+        DataError: an utterance is in the test.json of two speakers.
+    """
     speakers: dict[str, str] = {}
     for speaker, split in tests.items():
         for name in split:
             other = speakers.setdefault(name, speaker)
             if other != speaker:
                 raise DataError(
-                    f"{root}: utterance {name!r} is in the test.json of {other} and of {speaker}; expected each in one "
-                    "only, that of its speaker. Take the split files from their source again."
+                    f"{root}: utterance {name!r} is in the test.json of {other} and of {speaker}; expected only that "
+                    "of its speaker. Restore the original split files."
                 )
     return speakers
 
@@ -133,7 +141,7 @@ def _map_utterances_to_speakers(root: str, tests: Mapping[str, _SplitFile]) -> d
 def _check_train_and_dev(
     root: str, tests: Mapping[str, _SplitFile], speakers: Mapping[str, str]
 ) -> Iterator[InvalidItem]:
-    """Compare every train.json and dev.json with what the test.json say."""
+    """Check every train.json and dev.json against the test.json files; yield utterances of unknown speakers."""
     unknown: dict[str, str] = {}
     for held_out in tests:
         for part in ("train", "dev"):
@@ -142,18 +150,18 @@ def _check_train_and_dev(
                 speaker = speakers.get(name)
                 if speaker == held_out:
                     raise DataError(
-                        f"{location} holds {name!r}, which is also in {held_out}'s test.json; a held-out speaker is in "
-                        "neither. Take the split files from their source again."
+                        f"{location} contains {name!r}, which is also in {held_out}'s test.json; expected no utterance "
+                        "of the held-out speaker. Restore the original split files."
                     )
                 if speaker is None:
                     unknown.setdefault(name, location)
                 elif _has_label_conflict(entry, tests[speaker][name]):
                     raise DataError(
-                        f"{location} labels {name!r} otherwise than {speaker}'s test.json does. Take the split files "
-                        "from their source again."
+                        f"{location} and {speaker}'s test.json have different labels for {name!r}; expected the same. "
+                        "Restore the original split files."
                     )
     for name, location in unknown.items():
-        yield InvalidItem(id=name, source=location, reason="is in no test.json, so its speaker is not known")
+        yield InvalidItem(id=name, source=location, reason="is not in any test.json, so its speaker is unknown")
 
 
 def _has_label_conflict(first: _SplitEntry | str, second: _SplitEntry | str) -> bool:
@@ -161,7 +169,7 @@ def _has_label_conflict(first: _SplitEntry | str, second: _SplitEntry | str) -> 
 
 
 class _RecordingFinder:
-    """Finds recordings by the paths that another machine wrote."""
+    """Finds recordings by paths that were written on a different machine."""
 
     def __init__(self, audio_root: str) -> None:
         self._utterance_by_file: dict[str, str] = {}
@@ -170,31 +178,31 @@ class _RecordingFinder:
             self._files_by_name[_split_path(file)[-1]].append(storage.join(audio_root, file))
 
     def __call__(self, path: str, utterance: str) -> str | None:
-        """The path itself if it is there, else the one file whose path ends most like it.
+        """Return the path if it exists, else the only file with the longest common end of its path, else None.
 
         Raises:
-            DataError: the same file was found for two utterances, so one of them would carry the other's label.
+            DataError: the same file was found for two utterances, so one of them would have a wrong label.
         """
         source = self._find(path)
         if source is not None and self._utterance_by_file.setdefault(source, utterance) != utterance:
             raise DataError(
-                f"{source} was found for {self._utterance_by_file[source]!r} and for {utterance!r} ({path}): the paths in the "
-                "split files do not tell the recordings apart. Lay the recordings out as those paths end, or point the "
-                "option `audio` at a folder where they are."
+                f"{source} was found for {self._utterance_by_file[source]!r} and for {utterance!r} ({path}): the paths "
+                "in the split files are ambiguous. Store the recordings in folders as in those paths, or set the "
+                "option `audio` to a folder that has such folders."
             )
         return source
 
     def list_unmatched(self) -> list[str]:
-        """Recordings that were not asked for."""
+        """Return the recordings that no call has returned."""
         files = (file for same in self._files_by_name.values() for file in same)
         return [file for file in files if sources.has_audio_suffix(file) and file not in self._utterance_by_file]
 
     def _find(self, path: str) -> str | None:
         if Path(path).is_absolute() and Path(path).is_file():
             return path
-        wanted = _split_path(path)
+        parts = _split_path(path)
         scores = {
-            file: _common_suffix_length(_split_path(file), wanted) for file in self._files_by_name.get(wanted[-1], ())
+            file: _common_suffix_length(_split_path(file), parts) for file in self._files_by_name.get(parts[-1], ())
         }
         best = [file for file, score in scores.items() if score == max(scores.values())]
         return best[0] if len(best) == 1 else None

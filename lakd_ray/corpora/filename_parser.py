@@ -1,4 +1,7 @@
-"""Corpora whose file names tell everything. Folder names are not read: they reach users in many encodings."""
+"""Read corpora whose file names contain all labels.
+
+Folder names are ignored where possible, since archives are often unpacked with a wrong encoding.
+"""
 
 import re
 import unicodedata
@@ -15,7 +18,7 @@ FilenameMatch = re.Match[str]
 
 @dataclass(frozen=True)
 class ParsedName:
-    """What a file's name tells."""
+    """The labels that a file name contains."""
 
     emotion: str
     language: str
@@ -26,60 +29,60 @@ class ParsedName:
 
 @dataclass(frozen=True)
 class FilenameParser:
-    """How a corpus names its recordings."""
+    """The naming scheme of a corpus and the reader for it."""
 
     corpus_name: str
-    """Its name, for people."""
+    """Name of the corpus in error messages."""
     pattern: re.Pattern[str]
-    """Matches the end of a recording's path, without the ending."""
+    """Matches the end of a recording's path without its suffix."""
     expected_format: str
-    """The pattern for people, with an example."""
+    """Description of the pattern with an example, for error messages."""
 
     def iter_items(
         self, root: str, parse_labels: Callable[[FilenameMatch], ParsedName | Excluded | str]
     ) -> Iterator[Item]:
-        """Read every recording below a folder.
+        """Yield an item for every recording below a folder.
 
         Args:
             root: the folder.
-            parse_labels: what the parts of a name tell; a text says why it cannot be so.
+            parse_labels: converts the match of a name to labels; a string is the reason why the name is invalid.
 
         Raises:
-            DataError: no file below `root` is named like one of the corpus's.
+            DataError: the name of no file below `root` matches the pattern.
         """
         files = sources.list_files(root)
-        found = {file: self._match(file) for file in files if sources.has_audio_suffix(file)}
-        if not any(found.values()):
+        matches = {file: self._match(file) for file in files if sources.has_audio_suffix(file)}
+        if not any(matches.values()):
             example = f", for instance {files[0]}" if files else ""
             raise DataError(
                 f"{root} is not {self.corpus_name}: found {len(files)} files{example}. Expected recordings named "
                 f"{self.expected_format}: check the corpus's `root`."
             )
-        for file, parts in found.items():
+        for file, match in matches.items():
             source = storage.join(root, file)
-            if parts is None:
+            if match is None:
                 name = file.rpartition("/")[2].rpartition(".")[0]
                 yield InvalidItem(id=name, source=source, reason=f"is not named {self.expected_format}")
                 continue
-            name = parts[0].replace("/", "_")
-            said = parse_labels(parts)
-            if isinstance(said, ParsedName):
-                yield Clip(id=name, source=source, **vars(said))
+            name = match[0].replace("/", "_")
+            labels = parse_labels(match)
+            if isinstance(labels, ParsedName):
+                yield Clip(id=name, source=source, **vars(labels))
             else:
-                yield InvalidItem(id=name, source=source, reason=said) if isinstance(said, str) else said
+                yield InvalidItem(id=name, source=source, reason=labels) if isinstance(labels, str) else labels
 
     def _match(self, file: str) -> FilenameMatch | None:
-        """The parts of the name; the pattern may reach into folders, but not begin within a name."""
+        """Match the pattern against the end of a path; it may span folders but must start at the start of a name."""
         path = unicodedata.normalize("NFC", file).rpartition(".")[0]
         starts = [match.end() for match in re.finditer("/", path)] + [0]
         return next((match for start in sorted(starts) if (match := self.pattern.fullmatch(path, start))), None)
 
 
 def validate_choice(importer: str, option: str, value: object, allowed: tuple[str, ...]) -> str:
-    """An option's value if it is one of those that are known.
+    """Return the value of an option if it is one of the allowed values.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the value is not allowed.
     """
     if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"option `{option}` of importer `{importer}` is {value!r}; expected {', '.join(allowed)}.")

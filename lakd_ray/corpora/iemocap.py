@@ -95,7 +95,9 @@ def _find_utterances(root: str, files: list[str], recordings: list[tuple[str, st
         )
     if len(utterances) != sum(1 for name, _ in recordings if _UTTERANCE_NAME.fullmatch(name)):
         duplicate = next(name for name, file in recordings if name in utterances and utterances[name] != file)
-        raise DataError(f"{root} contains the utterance {duplicate} more than once; leave one copy of the release in it.")
+        raise DataError(
+            f"{root} contains the utterance {duplicate} more than once; leave one copy of the release in it."
+        )
     return utterances
 
 

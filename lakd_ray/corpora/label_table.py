@@ -1,4 +1,4 @@
-"""Corpora whose labels are in one table beside the recordings, which it names by file."""
+"""Read corpora with one table of labels, in which each row names the file of a recording."""
 
 import unicodedata
 from collections import defaultdict
@@ -16,70 +16,72 @@ LabelRow = dict[str, str]
 
 @dataclass(frozen=True)
 class LabelTable:
-    """How a corpus keeps its labels."""
+    """The label table of a corpus and the reader for it."""
 
     corpus_name: str
-    """Its name, for people."""
+    """Name of the corpus in error messages."""
     table_names: tuple[str, ...]
-    """File names of its table."""
+    """Possible file names of the table."""
     file_column: str
-    """Column of the recordings' file names."""
+    """Column with the file names of the recordings."""
     required_columns: tuple[str, ...]
-    """Other columns that must be there."""
+    """Other columns that the table must have."""
 
     def iter_items(
         self, root: str, parse_labels: Callable[[str, str, LabelRow], Clip | Excluded | str]
     ) -> Iterator[Item]:
-        """Read every row, and every recording that no row names.
+        """Yield an item for every row of the table and for every recording without a row.
 
         Args:
-            root: the corpus's folder, or one above it.
-            parse_labels: what a recording's name, its source and its row tell; a text says why it cannot be so.
+            root: the corpus's folder, or a folder above it.
+            parse_labels: converts the name of a recording, its source and its row to a clip; a string is the reason
+                why the row is invalid.
 
         Raises:
-            DataError: there is not one table below `root`, or it lacks a column or names a file twice.
+            DataError: there is not exactly one table below `root`, it lacks a column, or it names a file twice.
         """
         files = sources.list_files(root)
         location = self._find_table(root, files)
-        by_name: dict[str, list[str]] = defaultdict(list)
+        files_by_name: dict[str, list[str]] = defaultdict(list)
         for file in files:
             if sources.has_audio_suffix(file):
-                by_name[_basename(file)].append(file)
+                files_by_name[_basename(file)].append(file)
         for name, labels in self._read_rows(location).items():
-            found = by_name.pop(_basename(name), [])
-            plain = _basename(name).rpartition(".")[0] or name
+            matches = files_by_name.pop(_basename(name), [])
+            clip_id = _basename(name).rpartition(".")[0] or name
             if isinstance(labels, str):
-                yield InvalidItem(id=plain, source=location, reason=labels)
-            elif len(found) != 1:
-                places = f"{len(found)} recordings have its name: {', '.join(found)}" if found else "has no recording"
-                reason, kind = f"has a label in {location}; {places}", "unlabeled" if found else "missing"
-                yield InvalidItem(id=plain, source=storage.join(root, name), reason=reason, kind=kind)
+                yield InvalidItem(id=clip_id, source=location, reason=labels)
+            elif len(matches) != 1:
+                problem = f"has {len(matches)} recordings: {', '.join(matches)}" if matches else "has no recording"
+                reason, kind = f"has a label in {location}; {problem}", "unlabeled" if matches else "missing"
+                yield InvalidItem(id=clip_id, source=storage.join(root, name), reason=reason, kind=kind)
             else:
-                source = storage.join(root, found[0])
-                item = parse_labels(plain, source, labels)
-                yield InvalidItem(id=plain, source=source, reason=item) if isinstance(item, str) else item
-        for name, unnamed in by_name.items():
-            for file in unnamed:
+                source = storage.join(root, matches[0])
+                item = parse_labels(clip_id, source, labels)
+                yield InvalidItem(id=clip_id, source=source, reason=item) if isinstance(item, str) else item
+        for name, unlabeled in files_by_name.items():
+            for file in unlabeled:
                 reason = f"has no label in {location}"
                 yield InvalidItem(id=name.rpartition(".")[0], source=storage.join(root, file), reason=reason)
 
     def _find_table(self, root: str, files: list[str]) -> str:
         tables = [file for file in files if _basename(file) in self.table_names]
         if len(tables) != 1:
-            what = f"{len(tables)} tables {', '.join(tables)}" if tables else f"{len(files)} files"
+            found = f"{len(tables)} tables {', '.join(tables)}" if tables else f"{len(files)} files"
+            columns = ", ".join((self.file_column, *self.required_columns))
             raise DataError(
-                f"{root} is not {self.corpus_name}: found {what}. Expected one {self.table_names[0]} with columns {self.file_column}, "
-                f"{', '.join(self.required_columns)}, and the recordings below the same folder: check the corpus's `root`."
+                f"{root} is not {self.corpus_name}: found {found}. Expected one {self.table_names[0]} with columns "
+                f"{columns}, and the recordings below the same folder: check the corpus's `root`."
             )
         return storage.join(root, tables[0])
 
     def _read_rows(self, location: str) -> dict[str, LabelRow | str]:
-        """Labels by file name; a text says what is wrong with the row."""
+        """Return the rows by file name; a string is the reason why a row is invalid."""
         lines, columns = csv_manifest.read_lines(location)
         if missing := [name for name in (self.file_column, *self.required_columns) if name not in columns]:
             raise DataError(
-                f"{location} lacks column {', '.join(missing)}; found {', '.join(columns)}. Take it from {self.corpus_name} "
-                "again as it came."
+                f"{location} lacks column {', '.join(missing)}; found {', '.join(columns)}. Restore the original table "
+                f"of {self.corpus_name}."
             )
         rows: dict[str, LabelRow | str] = {}
         for number, cells in lines:

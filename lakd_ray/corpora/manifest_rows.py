@@ -1,4 +1,4 @@
-"""Rows with named columns become clips: what manifests and tables have in common."""
+"""Convert rows with named columns to clips, for the importers `csv` and `huggingface`."""
 
 import math
 import unicodedata
@@ -20,14 +20,14 @@ RowCells = dict[str, Any]
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """The columns of a manifest or table."""
+    """The mapping of our column names to those of a manifest or table."""
 
     source_columns: Mapping[str, str]
-    """Theirs by ours."""
+    """Column names of the table by our names."""
     explicit_columns: frozenset[str]
-    """Ours that the options name: their columns must be there."""
+    """Our names that the option `columns` maps; these columns must exist."""
     default_language: str | None
-    """Of rows that name none."""
+    """Language of rows without a language."""
 
     @classmethod
     def from_options(
@@ -38,25 +38,25 @@ class ColumnMap:
         allowed: tuple[str, ...] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS),
         opt_in: tuple[str, ...] = (),
     ) -> "ColumnMap":
-        """From the options `columns` and `language`.
+        """Create the mapping from the options `columns` and `language`.
 
         Args:
-            importer: its name, for errors.
-            options: all its options.
-            known: our columns.
-            on_request: those of them that are read only where `columns` names them.
+            importer: name of the importer, for error messages.
+            options: all options of the importer.
+            allowed: our column names.
+            opt_in: those of `allowed` that are read only if `columns` maps them.
 
         Raises:
-            ConfigError: they have the wrong form, or `columns` names none of ours.
+            ConfigError: an option has an invalid type, or `columns` maps a name that is not in `allowed`.
         """
         columns, language = options.get("columns", {}), options.get("language")
         if not isinstance(columns, Mapping) or not all(isinstance(theirs, str) for theirs in columns.values()):
             raise ConfigError(
                 f"option `columns` of importer `{importer}` is {columns!r}; expected a mapping, ours: theirs."
             )
-        if strange := [str(ours) for ours in columns if ours not in allowed]:
+        if unknown := [str(ours) for ours in columns if ours not in allowed]:
             raise ConfigError(
-                f"option `columns` of importer `{importer}` names {', '.join(strange)}; it maps ours: theirs, and ours "
+                f"option `columns` of importer `{importer}` names {', '.join(unknown)}; it maps ours: theirs, and ours "
                 f"are {', '.join(allowed)}."
             )
         if language is not None and not isinstance(language, str):
@@ -67,49 +67,49 @@ class ColumnMap:
         return cls(names, frozenset(columns), language)
 
     def check_available(self, location: str, available: list[str]) -> None:
-        """Refuse a table that lacks a column.
+        """Check that a table has all required columns.
 
         Raises:
-            DataError: it does.
+            DataError: a column is missing.
         """
-        wanted = {*REQUIRED_COLUMNS, *self.explicit_columns} & set(self.source_columns)
+        required = {*REQUIRED_COLUMNS, *self.explicit_columns} & set(self.source_columns)
         if self.default_language is not None and "language" not in self.explicit_columns:
-            wanted.discard("language")
+            required.discard("language")
         if missing := [
-            theirs for ours, theirs in self.source_columns.items() if ours in wanted and theirs not in available
+            theirs for ours, theirs in self.source_columns.items() if ours in required and theirs not in available
         ]:
-            hint = " Its cells are separated by something else than commas." if len(available) == 1 else ""
+            hint = " Separate its cells by commas." if len(available) == 1 else ""
             raise DataError(
-                f"{location} lacks column {', '.join(missing)}; found {', '.join(available) or 'no columns'}.{hint} Rename "
-                "its columns, map them with the option `columns: {ours: theirs}`, or give one language for all with "
-                "the option `language`."
+                f"{location} lacks column {', '.join(missing)}; found {', '.join(available) or 'no columns'}.{hint} "
+                "Rename its columns, map them with the option `columns: {ours: theirs}`, or set the language of all "
+                "rows with the option `language`."
             )
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One row and where it is."""
+    """One row of a manifest or table with its location."""
 
     cells: RowCells
     fallback_id: str
-    """Stands for it where it has neither id nor path."""
+    """Id of a row that has neither an id nor a path."""
     location: str
-    """For people."""
+    """Location of the row in error messages."""
     base_folder: str
-    """Where its relative path starts."""
+    """Folder at which relative paths start."""
     path: str | None = None
-    """Of a recording that is known to be there, instead of a column `path`."""
+    """Path of a recording that is known to exist; replaces the column `path`."""
 
 
 def make_clip(columns: ColumnMap, row: ManifestRow) -> Clip | InvalidItem:
-    """A row as a clip, or why it is none."""
+    """Convert a row to a clip, or to an invalid item that contains the reason."""
     try:
         values = _parse_texts(columns, row)
         start, end = _parse_time_range(columns, row.cells)
     except ValueError as error:
         return InvalidItem(id=row.fallback_id, source=row.location, reason=str(error))
     path = row.path or values.get("path")
-    name = values.get("id") or (
+    clip_id = values.get("id") or (
         unicodedata.normalize("NFC", path) + _format_range_suffix(start, end) if path else row.fallback_id
     )
     if missing := [
@@ -117,14 +117,14 @@ def make_clip(columns: ColumnMap, row: ManifestRow) -> Clip | InvalidItem:
         for ours in REQUIRED_COLUMNS
         if ours in columns.source_columns and ours not in values
     ]:
-        return InvalidItem(id=name, source=row.location, reason=f"no value for {', '.join(missing)}")
-    assert path is not None  # it is required, or the row has one
+        return InvalidItem(id=clip_id, source=row.location, reason=f"no value for {', '.join(missing)}")
+    assert path is not None  # either `path` is a required column or `row.path` is set
     source = storage.join(row.base_folder, path) if row.path else _find_recording(path, row.base_folder)
     if source is None:
         reason = f"there is no file {path}, named in {row.location}"
-        return InvalidItem(id=name, source=_resolve_path(row.base_folder, path), reason=reason, kind="missing")
+        return InvalidItem(id=clip_id, source=_resolve_path(row.base_folder, path), reason=reason, kind="missing")
     return Clip(
-        id=name,
+        id=clip_id,
         source=source,
         emotion=normalize_emotion(values["emotion"]),
         language=values["language"].lower(),
@@ -138,7 +138,11 @@ def make_clip(columns: ColumnMap, row: ManifestRow) -> Clip | InvalidItem:
 
 
 def _parse_texts(columns: ColumnMap, row: ManifestRow) -> dict[str, str]:
-    """The values that are given, by our names; a ValueError says which is no text."""
+    """Return the non-empty values by our names.
+
+    Raises:
+        ValueError: a value is not text.
+    """
     values: dict[str, str] = {}
     for ours, theirs in columns.source_columns.items():
         value = row.cells.get(theirs)
@@ -146,21 +150,25 @@ def _parse_texts(columns: ColumnMap, row: ManifestRow) -> dict[str, str]:
             continue
         if not isinstance(value, str | int | None) or isinstance(value, bool):
             raise ValueError(f"{theirs} is {value!r}, expected text")
-        if value is not None and (plain := str(value).strip()):
-            values[ours] = plain if ours == "path" else unicodedata.normalize("NFC", plain)
+        if value is not None and (text := str(value).strip()):
+            values[ours] = text if ours == "path" else unicodedata.normalize("NFC", text)
     if columns.default_language is not None:
         values.setdefault("language", columns.default_language)
     return values
 
 
 def _parse_time_range(columns: ColumnMap, cells: RowCells) -> tuple[float | None, float | None]:
-    """Start and end in seconds; a ValueError says what is wrong with them."""
+    """Return start and end in seconds, None where absent.
+
+    Raises:
+        ValueError: a value is not a number, or the range is empty or starts before 0.
+    """
     start, end = (
         _parse_seconds(name, cells.get(name))
         for name in (columns.source_columns.get(ours, "") for ours in TIME_COLUMNS)
     )
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-        raise ValueError(f"is from {start} to {end} s, expected 0 <= start < end")
+        raise ValueError(f"start is {start} s and end is {end} s, expected 0 <= start < end")
     return start, end
 
 
@@ -177,7 +185,7 @@ def _parse_seconds(name: str, value: Any) -> float | None:
 
 
 def _format_range_suffix(start: float | None, end: float | None) -> str:
-    """Tells the parts of one recording apart."""
+    """Return a suffix of the id that distinguishes the parts of one recording."""
     if start is None and end is None:
         return ""
     return "#" + "-".join("" if value is None else f"{value:.6f}".rstrip("0").rstrip(".") for value in (start, end))
@@ -188,9 +196,9 @@ def _resolve_path(folder: str, path: str) -> str:
 
 
 def _find_recording(path: str, folder: str) -> str | None:
-    """The recording's location; a local one may be spelt in another Unicode form on the disk than in the manifest."""
-    for spelt in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
-        location = _resolve_path(folder, spelt)
+    """Return the location of a recording; the Unicode form of a local path may differ from that in the manifest."""
+    for candidate in (path, unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
+        location = _resolve_path(folder, candidate)
         if storage.is_remote(location) or Path(storage.resolve_filesystem(location)[1]).is_file():
             return location
     return None

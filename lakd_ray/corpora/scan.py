@@ -1,7 +1,7 @@
-"""What a corpus holds, told without writing anything: `lakd scan`.
+"""Report the contents of a corpus without writing anything: `lakd scan`.
 
-Every recording's header is opened, but nothing is decoded: what a header promises and the file does not hold is found
-when the corpus is prepared.
+The header of every recording is read, but recordings are not decoded: truncated ones are detected when the corpus is
+prepared.
 """
 
 import io
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from tqdm import tqdm
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, decode_audio, sources
@@ -22,18 +21,17 @@ from lakd_ray.config import CorpusConfig
 from lakd_ray.corpora import Clip, expected_counts, get_importer_spec, read_raw_corpus
 from lakd_ray.errors import DataError, LakdError
 from lakd_ray.labels import KNOWN_EMOTIONS
+from lakd_ray.progress import progress_bar
 
 _THREADS = 16  # opening a file waits for the disk or the network
-_MIN_BYTES_PER_SECOND = (
-    25  # bytes for a second of audio; even silence takes more in any codec, and less means that the header lies
-)
-_IMPORTER_OVERRIDES = {"espeak": "csv"}  # it makes its corpus when it is read, and scanning makes nothing
-_MAX_LISTED = 20  # problems and speakers shown to people; JSON has all
+_MIN_BYTES_PER_SECOND = 25  # even silence takes more in any codec; at a lower rate the header must be wrong
+_IMPORTER_OVERRIDES = {"espeak": "csv"}  # reading with `espeak` would synthesize the corpus, and a scan writes nothing
+_MAX_LISTED = 20  # problems and speakers in the text report; the JSON report has all
 
 
 @dataclass(frozen=True)
 class ScanReport:
-    """What a corpus holds. Rows are the clips that can be used; problems are all others."""
+    """The contents of a corpus: `rows` counts the usable clips, `problems` lists all other items."""
 
     rows: int
     hours: float
@@ -43,43 +41,43 @@ class ScanReport:
     by_session: dict[str, int]
     by_split: dict[str, int]
     problems: list[dict[str, str]]
-    """`path` and `reason` of each."""
+    """`path` and `reason` of each problem."""
     notes: list[str]
-    """What is worth knowing and no problem."""
+    """Remarks that are not problems, such as differences from the published numbers."""
 
 
 def scan_corpus(importer: str, root: str, options: Mapping[str, Any]) -> ScanReport:
-    """Read a corpus and open every clip's header; shows progress on stderr.
+    """Read a corpus and the header of every clip, with a progress bar on stderr.
 
     Raises:
-        ConfigError: the importer or an option is not known.
-        DataError: the corpus as a whole cannot be read, or has no clips.
+        ConfigError: the importer or an option is unknown.
+        DataError: the corpus cannot be read, or has no clips.
     """
-    layout = get_importer_spec(importer)
+    spec = get_importer_spec(importer)
     corpus = CorpusConfig(name="scan", importer=importer, root=root, options=dict(options))
     if importer in _IMPORTER_OVERRIDES:
         corpus = CorpusConfig(name="scan", importer=_IMPORTER_OVERRIDES[importer], root=root)
-    everything = read_raw_corpus(corpus, storage_root="{storage}")
-    problems = [(problem.source, problem.reason) for problem in everything.invalid_items]
-    first: dict[str, str] = {}
+    contents = read_raw_corpus(corpus, storage_root="{storage}")
+    problems = [(item.source, item.reason) for item in contents.invalid_items]
+    source_by_id: dict[str, str] = {}
     clips: list[Clip] = []
-    total = 0.0
-    for clip, seconds in _iter_durations(everything.clips):
-        if isinstance(seconds, str):
-            problems.append((clip.source, seconds))
-        elif clip.id in first:
-            problems.append((clip.source, f"has the id {clip.id}, as {first[clip.id]} has"))
+    total_s = 0.0
+    for clip, duration in _iter_durations(contents.clips):
+        if isinstance(duration, str):
+            problems.append((clip.source, duration))
+        elif clip.id in source_by_id:
+            problems.append((clip.source, f"has the same id {clip.id} as {source_by_id[clip.id]}"))
         else:
-            first[clip.id] = clip.source
+            source_by_id[clip.id] = clip.source
             clips.append(clip)
-            total += seconds
-    notes = [f"{count} recordings left out: {reason}" for reason, count in sorted(everything.excluded.items())]
-    if not set(layout.subset_options) & set(options):
-        notes += expected_counts.describe_mismatches(layout.expected_counts, clips)
+            total_s += duration
+    notes = [f"{count} recordings excluded: {reason}" for reason, count in sorted(contents.excluded.items())]
+    if not set(spec.subset_options) & set(options):
+        notes += expected_counts.describe_mismatches(spec.expected_counts, clips)
     notes += _iter_emotion_notes(clip.emotion for clip in clips)
     return ScanReport(
         rows=len(clips),
-        hours=round(total / 3600, 4),
+        hours=round(total_s / 3600, 4),
         by_language=_count_values(clip.language for clip in clips),
         by_emotion=_count_values(clip.emotion for clip in clips),
         by_speaker=_count_values(clip.speaker for clip in clips),
@@ -91,17 +89,17 @@ def scan_corpus(importer: str, root: str, options: Mapping[str, Any]) -> ScanRep
 
 
 def format_report(report: ScanReport) -> str:
-    """A scan for people."""
+    """Format a report as human-readable text."""
     lines = [f"{report.rows} rows, {report.hours:.2f} h, {len(report.problems)} problems"]
     for name in ("language", "emotion", "speaker", "session", "split"):
         counts: dict[str, int] = getattr(report, f"by_{name}")
-        each = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:_MAX_LISTED])
+        listed = ", ".join(f"{value} {count}" for value, count in list(counts.items())[:_MAX_LISTED])
         more = f", and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
-        lines += [f"{name:<9} {each}{more}"] if counts else []
+        lines += [f"{name:<9} {listed}{more}"] if counts else []
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"problem: {problem['path']}: {problem['reason']}" for problem in report.problems[:_MAX_LISTED]]
     if len(report.problems) > _MAX_LISTED:
-        lines.append(f"and {len(report.problems) - _MAX_LISTED} more problems; --json has all")
+        lines.append(f"and {len(report.problems) - _MAX_LISTED} more problems; --json lists all")
     return "\n".join(lines)
 
 
@@ -110,42 +108,41 @@ def _count_values(values: Iterable[str | None]) -> dict[str, int]:
 
 
 def _iter_emotion_notes(emotions: Iterable[str]) -> Iterator[str]:
-    """Names that an experiment will refuse."""
+    """Yield a note for each emotion name that an experiment rejects."""
     for name, count in sorted(Counter(emotions).items()):
         if name not in KNOWN_EMOTIONS:
-            yield f"emotion {name!r} ({count} rows) is not one of ours: rename it with `emotions: {{{name}: ...}}`"
+            yield f"emotion {name!r} ({count} rows) is unknown: map it with `emotion_map: {{{name}: ...}}`"
 
 
 def _iter_durations(clips: list[Clip]) -> Iterator[tuple[Clip, float | str]]:
-    """Every clip with its seconds, or with why it cannot be used."""
+    """Yield every clip with its duration in seconds, or with the reason why it cannot be used."""
     clips = sorted(clips, key=lambda clip: sources.read_order_key(clip.source))
     files = [list(group) for _, group in groupby(clips, key=lambda clip: sources.get_source_file(clip.source))]
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(clips), desc="scan", unit="clip", mininterval=1) as bar,
-    ):
-        for told in pool.map(_measure_file, files):
-            bar.update(len(told))
-            yield from told
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(len(clips), "scan", "clip") as bar:
+        for durations in pool.map(_measure_file, files):
+            bar.update(len(durations))
+            yield from durations
 
 
 def _measure_file(clips: list[Clip]) -> list[tuple[Clip, float | str]]:
-    """The clips in one file, by one thread: rows of a table are read in groups."""
+    """Measure the clips in one file; one thread does it, because it caches row groups of a table."""
     return [(clip, _clip_duration(clip)) for clip in clips]
 
 
 def _clip_duration(clip: Clip) -> float | str:
     try:
-        whole = _recording_duration(clip.source)
+        recording_s = _recording_duration(clip.source)
     except LakdError as error:
         return str(error)
-    if (clip.start or 0.0) >= whole:
-        return f"begins at {clip.start} s of a recording of {whole:.3f} s" if whole else "holds no samples"
-    return min(clip.end or whole, whole) - (clip.start or 0.0)
+    if (clip.start or 0.0) >= recording_s:
+        return (
+            f"starts at {clip.start} s of a recording of {recording_s:.3f} s" if recording_s else "contains no samples"
+        )
+    return min(clip.end or recording_s, recording_s) - (clip.start or 0.0)
 
 
 def _recording_duration(source: str) -> float:
-    """Seconds of a recording by its header; what has none that libsndfile reads goes through the audio door."""
+    """Return the duration in seconds from the header; recordings that libsndfile cannot open are decoded instead."""
     try:
         stream, size = _open_stream(source)
         with soundfile.SoundFile(stream) as file:
@@ -153,12 +150,12 @@ def _recording_duration(source: str) -> float:
     except (soundfile.SoundFileError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError):
         return len(decode_audio(sources.read_source(source), source_name=source)) / SAMPLE_RATE
     if seconds * _MIN_BYTES_PER_SECOND > size:
-        raise DataError(f"claims to last {seconds:.0f} s in {size} bytes")
+        raise DataError(f"has a header that states {seconds:.0f} s in a file of {size} bytes")
     return seconds
 
 
 def _open_stream(source: str) -> tuple[Any, int]:
-    """What soundfile opens, and its size in bytes."""
+    """Return a path or stream that soundfile can open, and its size in bytes."""
     if sources.get_source_file(source) != source:
         content = sources.read_source(source)
         return io.BytesIO(content), len(content)

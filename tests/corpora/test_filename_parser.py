@@ -1,4 +1,4 @@
-"""Corpora whose files tell everything by their names, and those with one table of labels, from their descriptions."""
+"""Tests of importers that read labels from file names, folder names, or one table of labels."""
 
 import shutil
 from collections import Counter
@@ -14,9 +14,10 @@ from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError
 
 
-def read(importer: str, root: Path, **rest: Any) -> tuple[dict[str, Clip], list[InvalidItem], Counter[str]]:
-    found = corpora.read_raw_corpus(CorpusConfig(name="c", importer=importer, root=str(root), **rest), storage_root="")
-    return {clip.id: clip for clip in found.clips}, found.invalid_items, found.excluded
+def read(importer: str, root: Path, **settings: Any) -> tuple[dict[str, Clip], list[InvalidItem], Counter[str]]:
+    corpus = CorpusConfig(name="c", importer=importer, root=str(root), **settings)
+    contents = corpora.read_raw_corpus(corpus, storage_root="")
+    return {clip.id: clip for clip in contents.clips}, contents.invalid_items, contents.excluded
 
 
 def touch(*paths: Path) -> None:
@@ -25,8 +26,8 @@ def touch(*paths: Path) -> None:
         path.touch()
 
 
-# importer, a path, and what it must be read as: id, emotion, language, speaker, sentence
-NAMED = [
+# Importer, path of a recording, and its expected id, emotion, language, speaker and sentence.
+EXAMPLES = [
     ("emodb", "wav/03a01Wa.wav", ("03a01Wa", "anger", "de", "03", "a01")),
     ("emodb", "wav/16b10Lb.wav", ("16b10Lb", "boredom", "de", "16", "b10")),
     ("ravdess", "Actor_12/03-01-03-02-01-02-12.wav", ("03-01-03-02-01-02-12", "happiness", "en", "12", "01")),
@@ -47,20 +48,20 @@ NAMED = [
 ]
 
 
-@pytest.mark.parametrize(("importer", "path", "expected"), NAMED, ids=[f"{row[0]}-{row[2][0]}" for row in NAMED])
-def test_names_tell_everything(tmp_path: Path, importer: str, path: str, expected: tuple[Any, ...]) -> None:
-    odd, hidden = tmp_path / "Émile/odd take.wav", tmp_path / f"{path.rpartition('/')[0]}/._{Path(path).name}"
-    touch(tmp_path / path, odd, hidden, tmp_path / "Readme.txt")
+@pytest.mark.parametrize(("importer", "path", "expected"), EXAMPLES, ids=[f"{row[0]}-{row[2][0]}" for row in EXAMPLES])
+def test_labels_of_file_names(tmp_path: Path, importer: str, path: str, expected: tuple[Any, ...]) -> None:
+    invalid, hidden = tmp_path / "Émile/odd take.wav", tmp_path / f"{path.rpartition('/')[0]}/._{Path(path).name}"
+    touch(tmp_path / path, invalid, hidden, tmp_path / "Readme.txt")
     clips, problems, _ = read(importer, tmp_path)
     (clip,) = clips.values()
     assert (clip.id, clip.emotion, clip.language, clip.speaker, clip.sentence) == expected
     assert clip.source == f"{tmp_path}/{path}"
-    assert [(problem.id, problem.source) for problem in problems] == [("odd take", str(odd))]
+    assert [(problem.id, problem.source) for problem in problems] == [("odd take", str(invalid))]
     assert problems[0].reason.startswith("is not named ")
 
 
-@pytest.mark.parametrize("importer", sorted({row[0] for row in NAMED}))
-def test_another_corpus_is_refused(tmp_path: Path, importer: str) -> None:
+@pytest.mark.parametrize("importer", sorted({row[0] for row in EXAMPLES}))
+def test_different_corpus_is_rejected(tmp_path: Path, importer: str) -> None:
     touch(tmp_path / "hello.wav")
     with pytest.raises(
         DataError, match=r"is not \w.*: found 1 files, for instance hello\.wav.*check the corpus's `root`"
@@ -68,13 +69,13 @@ def test_another_corpus_is_refused(tmp_path: Path, importer: str) -> None:
         read(importer, tmp_path)
 
 
-def test_names_converted_to_another_format_are_read(tmp_path: Path) -> None:
+def test_recordings_converted_to_a_different_format_are_read(tmp_path: Path) -> None:
     touch(tmp_path / "03a01Wa.FLAC", tmp_path / "03a01Na.m4a")
     assert sorted(read("emodb", tmp_path)[0]) == ["03a01Na", "03a01Wa"]
 
 
-def test_folder_names_may_be_in_any_bytes(tmp_path: Path) -> None:
-    folder = bytes(tmp_path) + b"/Col\xe8re"  # Latin-1, as an old archive leaves it on a disk that expects UTF-8
+def test_folder_names_need_not_be_utf_8(tmp_path: Path) -> None:
+    folder = bytes(tmp_path) + b"/Col\xe8re"  # Latin-1, as in an old archive unpacked on a UTF-8 system
     Path(folder.decode("utf-8", "surrogateescape")).mkdir()
     with open(folder + b"/01-C-1-1.wav", "wb") as file:
         file.write(b"some audio")
@@ -85,15 +86,15 @@ def test_folder_names_may_be_in_any_bytes(tmp_path: Path) -> None:
     assert sources.read_source(source) == b"some audio"
 
 
-def test_what_options_do_not_want_is_counted(tmp_path: Path) -> None:
+def test_recordings_excluded_by_options_are_counted(tmp_path: Path) -> None:
     touch(
         tmp_path / "03-01-01-01-01-01-01.wav",
         tmp_path / "03-02-01-01-01-01-01.wav",
         tmp_path / "01-01-01-01-01-01-01.mp4",
     )
-    clips, problems, left_out = read("ravdess", tmp_path)
+    clips, problems, excluded = read("ravdess", tmp_path)
     assert (list(clips), problems) == (["03-01-01-01-01-01-01"], [])
-    assert left_out == {"option channel: speech": 1, "video; its sound is among the recordings": 1}
+    assert excluded == {"option channel: speech": 1, "video; its audio is a separate recording": 1}
     assert len(read("ravdess", tmp_path, options={"channel": "both"})[0]) == 2
     with pytest.raises(ConfigError, match="'loud'; expected speech, song, both"):
         read("ravdess", tmp_path, options={"channel": "loud"})
@@ -102,9 +103,9 @@ def test_what_options_do_not_want_is_counted(tmp_path: Path) -> None:
 def test_esd_languages_and_contradictions(tmp_path: Path) -> None:
     touch(tmp_path / "0001/Sad/0001_001051.wav", tmp_path / "0012/Sad/0012_001051.wav")
     touch(tmp_path / "0012/Sad/0012_000001.wav", tmp_path / "0012/0012_001751.wav")
-    clips, problems, left_out = read("esd", tmp_path, options={"languages": ["en"]})
+    clips, problems, excluded = read("esd", tmp_path, options={"languages": ["en"]})
     assert list(clips) == ["0012_001051"]
-    assert left_out == {"option languages: en": 1}
+    assert excluded == {"option languages: en": 1}
     assert sorted(problem.reason for problem in problems) == [
         "has number 001751, expected 000001 to 001750",
         "is neutral by its number and sadness by its folder",
@@ -114,7 +115,7 @@ def test_esd_languages_and_contradictions(tmp_path: Path) -> None:
             read("esd", tmp_path, options={"languages": languages})
 
 
-def test_subesco_names_an_unknown_emotion(tmp_path: Path) -> None:
+def test_subesco_unknown_emotion_is_a_problem(tmp_path: Path) -> None:
     touch(tmp_path / "F_02_MONIKA_S_1_ANGRY_5.wav", tmp_path / "F_02_MONIKA_S_1_BORED_5.wav")
     _, problems, _ = read("subesco", tmp_path)
     assert [problem.reason.split(",")[0] for problem in problems] == ["has emotion BORED"]
@@ -159,7 +160,7 @@ def test_emozionalmente(tmp_path: Path) -> None:
     }
 
 
-def test_a_table_of_labels_must_be_whole(tmp_path: Path) -> None:
+def test_label_table_must_be_complete(tmp_path: Path) -> None:
     touch(tmp_path / "a.wav")
     with pytest.raises(DataError, match=r"is not Emozionalmente: found 1 files\. Expected one samples\.csv"):
         read("emozionalmente", tmp_path)
@@ -182,7 +183,7 @@ def podcast(tmp_path: Path) -> Path:
         ("0003_0003", "Q", "13", "Test1"),
         ("0004_0001", "", "", "Test3"),
     ]
-    lines = [f"MSP-PODCAST_{name}.wav,{code},4.1,3.0,5.0,{who},Male,{part}\n" for name, code, who, part in rows]
+    lines = [f"MSP-PODCAST_{name}.wav,{code},4.1,3.0,5.0,{speaker},Male,{part}\n" for name, code, speaker, part in rows]
     (tmp_path / "Labels").mkdir()
     (tmp_path / "Labels/labels_consensus.csv").write_text(
         "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n" + "".join(lines)
@@ -192,18 +193,18 @@ def podcast(tmp_path: Path) -> Path:
 
 
 def test_msp_podcast(podcast: Path) -> None:
-    clips, problems, left_out = read("msp_podcast", podcast)
-    told = {name[-9:]: (clip.emotion, clip.speaker, clip.session, clip.split) for name, clip in clips.items()}
-    assert told == {
+    clips, problems, excluded = read("msp_podcast", podcast)
+    labels = {name[-9:]: (clip.emotion, clip.speaker, clip.session, clip.split) for name, clip in clips.items()}
+    assert labels == {
         "0001_0001": ("anger", "12", "0001", "train"),
         "0001_0002": ("neutral", "12", "0001", "dev"),
         "0003_0002": ("contempt", "13", "0003", "test"),
     }
     assert [problem.reason.split(",")[0] for problem in problems] == ["has EmoClass 'Q'"]
-    assert sorted(left_out.values()) == [1, 1, 1]
+    assert sorted(excluded.values()) == [1, 1, 1]
 
 
-def test_msp_podcast_keeps_unknown_speakers_on_request(podcast: Path) -> None:
+def test_msp_podcast_option_unknown_speakers(podcast: Path) -> None:
     clips, _, _ = read("msp_podcast", podcast, options={"unknown_speakers": True})
     assert clips["MSP-PODCAST_0002_0001"].speaker == "Unknown-0002"
     with pytest.raises(ConfigError, match="'yes'; expected true or false"):

@@ -1,4 +1,4 @@
-"""Folders as `datasets` 5.2 writes them, written here with pyarrow, and recordings embedded in tables."""
+"""Tests of datasets in the layouts of `datasets` 5.2, written with pyarrow, and of recordings embedded in tables."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from lakd_ray import corpora
-from lakd_ray.audio import sources as recordings
+from lakd_ray.audio import sources
 from lakd_ray.config import CorpusConfig
 from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
@@ -47,7 +47,7 @@ def wav(samples: int) -> bytes:
 
 
 def table(count: int, first: int = 0) -> pa.Table:
-    """Row n holds n + 1 samples."""
+    """Return a table in which row n has a recording of n + 1 samples."""
     rows = [
         {
             "audio": {"bytes": wav(n + 1), "path": f"{n}.wav"},
@@ -73,7 +73,7 @@ def write_parquet(content: pa.Table, file: Path) -> None:
 
 
 def save(folder: Path, *parts: pa.Table, **state: Any) -> None:
-    """What `Dataset.save_to_disk` leaves."""
+    """Write the files of `Dataset.save_to_disk`."""
     names = [f"data-{number:05}-of-{len(parts):05}.arrow" for number in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
         write_arrow(part, folder / name)
@@ -84,19 +84,19 @@ def save(folder: Path, *parts: pa.Table, **state: Any) -> None:
 
 def read(root: Path, **options: Any) -> tuple[list[Clip], list[InvalidItem]]:
     corpus = CorpusConfig(name="c", importer="huggingface", root=str(root), options={"columns": COLUMNS, **options})
-    found = corpora.read_raw_corpus(corpus, storage_root="")
-    return found.clips, found.invalid_items
+    contents = corpora.read_raw_corpus(corpus, storage_root="")
+    return contents.clips, contents.invalid_items
 
 
 def lengths(clips: list[Clip]) -> list[int]:
-    return [soundfile.info(io.BytesIO(recordings.read_source(clip.source))).frames for clip in clips]
+    return [soundfile.info(io.BytesIO(sources.read_source(clip.source))).frames for clip in clips]
 
 
 def test_save_to_disk_of_a_dictionary(tmp_path: Path) -> None:
     save(tmp_path / "train", table(3), table(2, first=3))
     save(tmp_path / "validation", table(1, first=5))
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
-    write_arrow(table(1), tmp_path / "train/cache-0123.arrow")  # not part of the data set
+    write_arrow(table(1), tmp_path / "train/cache-0123.arrow")  # not part of the dataset
     clips, problems = read(tmp_path)
     assert problems == []
     assert clips[4] == Clip(
@@ -117,7 +117,7 @@ def test_save_to_disk_of_one_split(tmp_path: Path) -> None:
     save(tmp_path / "mine", table(2), _split="test")
     assert [clip.split for clip in read(tmp_path)[0]] == ["test", "test"]
     save(tmp_path / "mine", table(2), _indices_data_files=[{"filename": "indices.arrow"}])
-    with pytest.raises(DataError, match="Load the data set and save it again"):
+    with pytest.raises(DataError, match="Load the dataset and save it again"):
         read(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_save_to_disk_of_one_split(tmp_path: Path) -> None:
         ("everything.parquet", None),
     ],
 )
-def test_parquet_files_tell_their_split(tmp_path: Path, file: str, split: str | None) -> None:
+def test_parquet_splits_are_read_from_file_names(tmp_path: Path, file: str, split: str | None) -> None:
     write_parquet(table(5), tmp_path / file)
     clips, problems = read(tmp_path)
     assert problems == []
@@ -147,10 +147,10 @@ def test_parquet_shards_that_are_missing_and_rows_without_labels(tmp_path: Path)
     clips, problems = read(tmp_path)
     assert len(clips) == 1
     assert sorted((problem.id, problem.reason) for problem in problems) == [
-        ("train-00000-of-00003.parquet", "is missing; there are 1 of 3"),
+        ("train-00000-of-00003.parquet", "is missing; found 1 of 3 shards"),
         ("train-00001-of-00003.parquet#row=1", "no value for label"),
         ("train-00001-of-00003.parquet#row=2", "no value for label"),
-        ("train-00002-of-00003.parquet", "is missing; there are 1 of 3"),
+        ("train-00002-of-00003.parquet", "is missing; found 1 of 3 shards"),
     ]
 
 
@@ -159,7 +159,7 @@ def test_parquet_columns_and_language_by_option(tmp_path: Path) -> None:
     write_parquet(plain, tmp_path / "x.parquet")
     clips, _ = read(tmp_path, columns={"id": "id"}, language="fi", audio="speech")
     assert [(clip.id, clip.emotion, clip.language, clip.split) for clip in clips] == [
-        ("t0", "0", "fi", "en"),  # numbers that nothing explains stay; the option `emotions` can name them
+        ("t0", "0", "fi", "en"),  # class numbers without names are unchanged; `emotion_map` can map them
         ("t1", "1", "fi", "en"),
     ]
     assert clips[1].source.endswith("x.parquet#row=1&column=speech")
@@ -175,7 +175,7 @@ def test_parquet_columns_and_language_by_option(tmp_path: Path) -> None:
         read(tmp_path, audio=3)
 
 
-def test_damaged_tables_and_other_folders(tmp_path: Path) -> None:
+def test_damaged_tables_and_different_folders_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found 0 files, but neither \*\.parquet"):
         read(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing else")
@@ -202,36 +202,36 @@ def test_audiofolder_with_metadata(tmp_path: Path) -> None:
     assert [problem.source for problem in problems] == [f"{tmp_path}/valid/3.wav", f"{tmp_path}/train/stray.wav"]
 
 
-def test_recordings_are_read_a_group_of_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(table(6), tmp_path / "x.parquet")
     groups: list[int] = []
-    plain = pq.ParquetFile.read_row_group
+    read_row_group = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
         pq.ParquetFile,
         "read_row_group",
-        lambda self, index, *rest: groups.append(index) or plain(self, index, *rest),
+        lambda self, index, *rest: groups.append(index) or read_row_group(self, index, *rest),
     )
-    sources = [recordings.make_row_source(f"{tmp_path}/x.parquet", row) for row in range(6)]
-    for source in sorted(sources, key=recordings.read_order_key):
-        recordings.read_source(source)
+    row_sources = [sources.make_row_source(f"{tmp_path}/x.parquet", row) for row in range(6)]
+    for source in sorted(row_sources, key=sources.read_order_key):
+        sources.read_source(source)
     assert groups == [0, 1, 2]
 
 
-def test_recordings_that_a_row_names_or_lacks(tmp_path: Path) -> None:
+def test_rows_with_a_path_and_rows_without_a_recording(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(7))
     values = [{"bytes": None, "path": "a.wav"}, {"bytes": None, "path": None}, {"bytes": None, "path": "b.wav"}]
     write_parquet(pa.table({"audio": pa.array(values, AUDIO)}), tmp_path / "x.parquet")
     source = f"{tmp_path}/x.parquet#row="
-    assert recordings.read_source(source + "0") == wav(7)
+    assert sources.read_source(source + "0") == wav(7)
     with pytest.raises(DataError, match="contains no recording"):
-        recordings.read_source(source + "1")
+        sources.read_source(source + "1")
     with pytest.raises(StorageError, match=r"b\.wav"):
-        recordings.read_source(source + "2")
+        sources.read_source(source + "2")
     with pytest.raises(DataError, match="has no row 3"):
-        recordings.read_source(source + "3")
+        sources.read_source(source + "3")
     with pytest.raises(DataError, match="no column speech"):
-        recordings.read_source(source + "0&column=speech")
+        sources.read_source(source + "0&column=speech")
     with pytest.raises(StorageError, match="check that the file exists"):
-        recordings.read_source(f"{tmp_path}/absent.parquet#row=0")
-    assert recordings.get_source_file(source + "0") == f"{tmp_path}/x.parquet"
-    assert recordings.get_source_file(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"
+        sources.read_source(f"{tmp_path}/absent.parquet#row=0")
+    assert sources.get_source_file(source + "0") == f"{tmp_path}/x.parquet"
+    assert sources.get_source_file(f"{tmp_path}/a#row=1.wav") == f"{tmp_path}/a#row=1.wav"

@@ -1,4 +1,4 @@
-"""Importers against layouts built from the corpora's published descriptions."""
+"""Tests of importers with layouts built from the published descriptions of the corpora."""
 
 import json
 import unicodedata
@@ -15,15 +15,11 @@ from lakd_ray.config import CorpusConfig
 from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import ConfigError, DataError, StorageError
 
-Read = tuple[list[Clip], list[InvalidItem]]
 
-
-def read(
-    importer: str, root: Path | str, experiment_languages: tuple[str, ...] = ("en", "fi", "fr"), **rest: Any
-) -> Read:
-    corpus = CorpusConfig(name="c", importer=importer, root=str(root), **rest)
-    found = corpora.read_corpus(corpus, languages=experiment_languages, storage_root="unused")
-    return found.clips, found.invalid_items
+def read(importer: str, root: Path | str, **settings: Any) -> tuple[list[Clip], list[InvalidItem]]:
+    corpus = CorpusConfig(name="c", importer=importer, root=str(root), **settings)
+    contents = corpora.read_corpus(corpus, languages=("en", "fi", "fr"), storage_root="unused")
+    return contents.clips, contents.invalid_items
 
 
 def touch(path: Path) -> Path:
@@ -50,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_csv_reads_every_column(folder: Path) -> None:
-    outside = touch(folder.parent / "elsewhere" / "d.wav")
+    outside = touch(folder.parent / "outside" / "d.wav")
     (folder / "manifest.csv").write_text(
         HEADER
         + "wav/b.wav,Anger,EN,s1,hello,one,train,B\n"
@@ -67,14 +63,14 @@ def test_csv_reads_every_column(folder: Path) -> None:
     assert all(soundfile.info(clip.source).samplerate == 16_000 for clip in clips if clip.id == "B")
 
 
-def test_csv_names_rows_by_path_and_takes_excels_byte_order_mark(folder: Path) -> None:
+def test_csv_id_is_the_path_and_a_byte_order_mark_is_accepted(folder: Path) -> None:
     text = "path,emotion,language,speaker\r\nwav/a.wav,anger,en,s1\r\n"
     (folder / "odd name.csv").write_text(text, encoding="utf-8-sig", newline="")
     clips, _ = read("csv", folder / "odd name.csv")
     assert [clip.id for clip in clips] == ["wav/a.wav"]
 
 
-def test_csv_columns_are_renamed_and_language_given(folder: Path) -> None:
+def test_csv_columns_are_mapped_and_language_is_set_by_options(folder: Path) -> None:
     (folder / "manifest.csv").write_text("file,label,who\nwav/a.wav,anger,7\n")
     columns = {"path": "file", "emotion": "label", "speaker": "who"}
     clips, _ = read("csv", folder, options={"columns": columns, "language": "fr"})
@@ -99,7 +95,7 @@ def test_jsonl_reads_text_and_numbers(folder: Path) -> None:
     assert "not JSON" in reasons["5"]
 
 
-def test_csv_rows_that_cannot_be_used_are_problems(folder: Path) -> None:
+def test_csv_invalid_rows_are_problems(folder: Path) -> None:
     (folder / "manifest.csv").write_text(
         "path,emotion,language,speaker\nwav/a.wav,anger,en,s\nwav/b.wav,,en,s\nwav/c.wav,anger,en\nwav/z.wav,anger,en,s\n"
     )
@@ -127,15 +123,15 @@ def test_csv_rows_may_be_parts_of_recordings(folder: Path) -> None:
         ("wav/a.wav#1.25-", 1.25, None),
     ]
     assert {problem.id: problem.reason for problem in problems} == {
-        "line-6": "is from 2.0 to 1.0 s, expected 0 <= start < end",
-        "line-7": "is from -1.0 to 1.0 s, expected 0 <= start < end",
+        "line-6": "start is 2.0 s and end is 1.0 s, expected 0 <= start < end",
+        "line-7": "start is -1.0 s and end is 1.0 s, expected 0 <= start < end",
         "line-8": "start is 'soon', expected seconds",
         "line-9": "end is 'nan', expected seconds",
-        "line-10": "is from None to 0.0 s, expected 0 <= start < end",
+        "line-10": "start is None s and end is 0.0 s, expected 0 <= start < end",
     }
 
 
-def test_jsonl_parts_are_numbers_and_repeated_ones_refused(folder: Path) -> None:
+def test_jsonl_parts_are_numbers_and_duplicates_are_rejected(folder: Path) -> None:
     row = {"path": "wav/a.wav", "emotion": "anger", "language": "en", "speaker": "s", "start": 1.5, "end": 2}
     (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     assert [(clip.start, clip.end) for clip in read("csv", folder)[0]] == [(1.5, 2.0)]
@@ -158,12 +154,12 @@ def test_csv_finds_accented_files_in_either_unicode_form(folder: Path, on_disk: 
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "is empty; expected a row of column names"),
         (b"path,emotion,language,speaker\n", "but no rows"),
         (b"path,emotion,speaker\nwav/a.wav,anger,s\n", "lacks column language; found path, emotion, speaker"),
-        (b"path;emotion;language;speaker\na;b;c;d\n", "separated by something else"),
+        (b"path;emotion;language;speaker\na;b;c;d\n", "Separate its cells by commas"),
         (b"path,path,emotion,language,speaker\na,a,b,c,d\n", "more than one column path"),
         (
             "path,emotion,language,speaker\nwav/é.wav,anger,fr,s\n".encode("latin-1"),
@@ -180,9 +176,9 @@ def test_csv_finds_accented_files_in_either_unicode_form(folder: Path, on_disk: 
         (b"path,emotion,language,speaker\nwav/z.wav,anger,en,s\n", "has no clips, and 1 problems: .*there is no file"),
     ],
 )
-def test_csv_that_cannot_be_read_says_what_was_found(folder: Path, content: bytes, says: str) -> None:
+def test_unreadable_csv_raises_an_error_with_what_was_found(folder: Path, content: bytes, message: str) -> None:
     (folder / "manifest.csv").write_bytes(content)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         read("csv", folder)
 
 
@@ -200,7 +196,7 @@ def test_csv_without_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"columns": ["path"]}, "expected a mapping"),
         ({"columns": {"file": "path"}}, "names file; it maps ours: theirs"),
@@ -208,22 +204,22 @@ def test_csv_without_a_manifest(folder: Path) -> None:
         ({"colums": {}}, "has no option `colums`; did you mean `columns`"),
     ],
 )
-def test_csv_options_are_checked(folder: Path, options: dict[str, Any], says: str) -> None:
+def test_csv_options_are_validated(folder: Path, options: dict[str, Any], message: str) -> None:
     (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         read("csv", folder, options=options)
 
 
-def test_csv_column_named_in_the_options_must_be_there(folder: Path) -> None:
+def test_csv_column_named_in_the_options_must_exist(folder: Path) -> None:
     (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
     with pytest.raises(DataError, match="lacks column text"):
         read("csv", folder, options={"columns": {"sentence": "text"}})
 
 
-# --- read
+# --- read_corpus
 
 
-def test_read_renames_emotions_and_keeps_languages(folder: Path) -> None:
+def test_read_corpus_maps_emotions_and_filters_languages(folder: Path) -> None:
     (folder / "manifest.csv").write_text(
         "path,emotion,language,speaker\nwav/a.wav,rage,en,s\nwav/b.wav,anger,de,s\nwav/c.wav,joy,fi,s\n"
     )
@@ -236,25 +232,27 @@ def test_read_renames_emotions_and_keeps_languages(folder: Path) -> None:
         read("csv", folder, languages=("fr", "en"))
 
 
-def test_read_substitutes_storage(folder: Path) -> None:
+def test_read_corpus_substitutes_storage(folder: Path) -> None:
     (folder / "manifest.csv").write_text("path,emotion,language,speaker\nwav/a.wav,anger,en,s\n")
     corpus = CorpusConfig(name="c", root="{storage}/" + folder.name)
     clips = corpora.read_corpus(corpus, languages=("en",), storage_root=f"{folder.parent}/").clips
     assert clips[0].source == f"{folder}/wav/a.wav"
 
 
-def test_read_refuses_an_unknown_importer() -> None:
+def test_read_corpus_rejects_an_unknown_importer() -> None:
     with pytest.raises(ConfigError, match="no importer `iemocpa`; did you mean `iemocap`"):
         read("iemocpa", "x")
-    with pytest.raises(ConfigError, match=r"expected one of csv, audiofolder, huggingface, iemocap, fesc, cafe, .*espeak"):
+    with pytest.raises(
+        ConfigError, match=r"expected one of csv, audiofolder, huggingface, iemocap, fesc, cafe, .*espeak"
+    ):
         read("zzz", "x")
 
 
 def test_every_importer_is_described_and_can_be_loaded() -> None:
-    for name, layout in corpora.IMPORTERS.items():
-        assert callable(layout.load_importer()), name
-        assert layout.layout and layout.license and layout.availability
-        assert "\n" not in layout.layout
+    for name, spec in corpora.IMPORTERS.items():
+        assert callable(spec.load_importer()), name
+        assert spec.layout and spec.license and spec.availability
+        assert "\n" not in spec.layout
 
 
 # --- IEMOCAP
@@ -289,11 +287,11 @@ def iemocap(tmp_path: Path) -> Path:
     return root
 
 
-def test_iemocap_takes_the_speaker_from_the_utterances_suffix(iemocap: Path) -> None:
+def test_iemocap_speaker_is_the_suffix_of_the_utterance(iemocap: Path) -> None:
     clips, problems = read("iemocap", iemocap)
     assert problems == []
-    found = {clip.id[-4:]: (clip.emotion, clip.speaker, clip.session, clip.language) for clip in clips}
-    assert found == {
+    labels = {clip.id[-4:]: (clip.emotion, clip.speaker, clip.session, clip.language) for clip in clips}
+    assert labels == {
         "F000": ("neutral", "Ses01F", "Ses01", "en"),
         "F001": ("anger", "Ses01F", "Ses01", "en"),
         "M000": ("excitement", "Ses01M", "Ses01", "en"),
@@ -302,21 +300,21 @@ def test_iemocap_takes_the_speaker_from_the_utterances_suffix(iemocap: Path) -> 
     assert all(Path(clip.source).is_file() for clip in clips)
 
 
-def test_iemocap_merges_excited_on_request(iemocap: Path) -> None:
+def test_iemocap_option_merge_excited(iemocap: Path) -> None:
     clips, _ = read("iemocap", iemocap.parent, options={"merge_excited": True})
     assert Counter(clip.emotion for clip in clips) == {"happiness": 2, "neutral": 1, "anger": 1}
     with pytest.raises(ConfigError, match="'yes'; expected true or false"):
         read("iemocap", iemocap, options={"merge_excited": "yes"})
 
 
-def test_iemocap_tells_what_was_said_where_it_is_transcribed(iemocap: Path) -> None:
+def test_iemocap_sentences_are_read_from_transcriptions(iemocap: Path) -> None:
     file = iemocap / "Session1/dialog/transcriptions/Ses01F_impro01.txt"
     file.write_text("Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nF: (laughs)\n")
     sentences = {clip.id[-4:]: clip.sentence for clip in read("iemocap", iemocap)[0]}
     assert sentences == {"F000": "Excuse me.", "F001": None, "M000": None, "M002": None}
 
 
-def test_iemocap_names_recordings_that_are_no_utterances(iemocap: Path) -> None:
+def test_iemocap_recordings_that_are_not_utterances_are_problems(iemocap: Path) -> None:
     touch(iemocap / "Session1/sentences/wav/Ses01F_impro01/take 2.wav")
     _, problems = read("iemocap", iemocap)
     assert [(problem.id, problem.reason) for problem in problems] == [("take 2", "is not named like an utterance")]
@@ -338,7 +336,7 @@ def test_iemocap_problems(iemocap: Path) -> None:
     ]
 
 
-def test_iemocap_refuses_another_folder_and_a_second_copy(iemocap: Path, tmp_path: Path) -> None:
+def test_iemocap_rejects_a_different_folder_and_a_second_copy(iemocap: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is not IEMOCAP: found 0 files.*check the corpus's `root`"):
         read("iemocap", tmp_path / "nowhere")
     touch(tmp_path / "copy/Ses01F_impro01_F000.wav")
@@ -353,9 +351,9 @@ PAPER_CODES = {1: "anger", 2: "happiness", 3: "neutral", 4: "sadness"}
 
 @pytest.fixture
 def fesc(tmp_path: Path) -> Path:
-    """Three speakers with codes 1 to 5; paths as another machine wrote them."""
+    """Three speakers with codes 1 to 5; the paths in the split files are from a different machine."""
     root = tmp_path / "fesc"
-    said = {
+    splits = {
         speaker: {
             f"{speaker}_{code}": {"file_path": f"/cluster/work/{speaker}/{code}.wav", "label": str(code)}
             for code in range(1, 6)
@@ -364,8 +362,8 @@ def fesc(tmp_path: Path) -> Path:
     }
     for speaker, others in (("TIRE", ("TIPE", "JARA")), ("TIPE", ("JARA", "TIRE")), ("JARA", ("TIRE", "TIPE"))):
         parts = {"test": speaker, "train": others[0], "dev": others[1]}
-        for part, who in parts.items():
-            touch(root / speaker / f"{part}.json").write_text(json.dumps(said[who]))
+        for part, part_speaker in parts.items():
+            touch(root / speaker / f"{part}.json").write_text(json.dumps(splits[part_speaker]))
         for code in range(1, 6):
             touch(tmp_path / "wav" / speaker / f"{code}.wav")
     return root
@@ -383,23 +381,22 @@ def test_fesc_is_the_union_of_the_held_out_speakers(fesc: Path) -> None:
     assert clip == Clip("JARA_2", f"{fesc.parent}/wav/JARA/2.wav", "happiness", "fi", "JARA")
 
 
-def test_fesc_takes_paths_that_are_there(fesc: Path) -> None:
+def test_fesc_uses_paths_that_exist(fesc: Path) -> None:
     real = touch(fesc.parent / "real.wav")
     edit(fesc / "TIRE/test.json", TIRE_1={"file_path": str(real), "label": "1"})
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
     assert by_id(read("fesc", fesc, options=options)[0])["TIRE_1"].source == str(real)
 
 
-def test_fesc_counts_what_it_leaves_out(fesc: Path) -> None:
-    touch(fesc.parent / "wav/TIRE/unheard.wav")
+def test_fesc_counts_excluded_recordings(fesc: Path) -> None:
+    touch(fesc.parent / "wav/TIRE/unlisted.wav")
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
-    found = corpora.read_raw_corpus(
-        CorpusConfig(name="c", importer="fesc", root=str(fesc), options=options), storage_root=""
-    )
-    assert found.excluded == {"label 5, which both public readers leave out": 3, "no split file names it": 1}
+    corpus = CorpusConfig(name="c", importer="fesc", root=str(fesc), options=options)
+    excluded = corpora.read_raw_corpus(corpus, storage_root="").excluded
+    assert excluded == {"label 5, which both public readers exclude": 3, "not in any split file": 1}
 
 
-def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:
+def test_fesc_requires_the_meaning_of_the_codes(fesc: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read("fesc", fesc)
     assert "{1: anger, 2: happiness, 3: neutral, 4: sadness}" in str(caught.value)
@@ -411,7 +408,7 @@ def test_fesc_does_not_guess_what_the_codes_mean(fesc: Path) -> None:
 def test_fesc_problems(fesc: Path) -> None:
     edit(fesc / "TIRE/test.json", odd="x", TIRE_9={"file_path": "/cluster/work/TIRE/9.wav", "label": "1"})
     edit(fesc / "TIPE/test.json", seven={"file_path": "a.wav", "label": 7})
-    edit(fesc / "JARA/train.json", stranger={"file_path": "a.wav", "label": 1})
+    edit(fesc / "JARA/train.json", unknown={"file_path": "a.wav", "label": 1})
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
     clips, problems = read("fesc", fesc, options=options)
     assert len(clips) == 12
@@ -419,41 +416,41 @@ def test_fesc_problems(fesc: Path) -> None:
         "odd": "is 'x'",
         "TIRE_9": "there is no file /cluster/work/TIRE/9.wav",
         "seven": "has label '7'",
-        "stranger": "is in no test.json",
+        "unknown": "is not in any test.json",
     }
 
 
-def test_fesc_refuses_contradictions(fesc: Path) -> None:
+def test_fesc_rejects_contradictions(fesc: Path) -> None:
     options = {"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")}
 
-    def refused(says: str) -> None:
-        with pytest.raises(DataError, match=says):
+    def assert_rejected(message: str) -> None:
+        with pytest.raises(DataError, match=message):
             read("fesc", fesc, options=options)
 
     before = (fesc / "TIRE/train.json").read_text()
     edit(fesc / "TIRE/train.json", TIRE_1={"file_path": "x", "label": "1"})
-    refused("holds 'TIRE_1', which is also in TIRE's test.json")
+    assert_rejected("contains 'TIRE_1', which is also in TIRE's test.json")
     edit(fesc / "TIRE/train.json", TIPE_1={"file_path": "x", "label": "2"})
     (fesc / "TIRE/train.json").write_text(before)
     edit(fesc / "TIRE/train.json", TIPE_1={"file_path": "x", "label": "2"})
-    refused("labels 'TIPE_1' otherwise than TIPE's test.json")
+    assert_rejected("train.json and TIPE's test.json have different labels for 'TIPE_1'")
     (fesc / "TIRE/train.json").write_text(before)
     edit(fesc / "TIRE/test.json", TIPE_1={"file_path": "x", "label": "1"})
-    refused("'TIPE_1' is in the test.json of TIPE and of TIRE")
+    assert_rejected("'TIPE_1' is in the test.json of TIPE and of TIRE")
 
 
-def test_fesc_never_gives_one_recording_two_labels(fesc: Path) -> None:
+def test_fesc_rejects_a_recording_with_two_labels(fesc: Path) -> None:
     (fesc.parent / "wav/TIRE/1.wav").unlink()
     (fesc.parent / "wav/TIPE/1.wav").unlink()
     with pytest.raises(DataError, match=r"JARA/1\.wav was found for '.*' and for"):
         read("fesc", fesc, options={"labels": PAPER_CODES, "audio": str(fesc.parent / "wav")})
 
 
-def test_fesc_refuses_another_folder_and_damaged_files(fesc: Path) -> None:
+def test_fesc_rejects_a_different_folder_and_damaged_files(fesc: Path) -> None:
     with pytest.raises(DataError, match="is not FESC"):
         read("fesc", fesc.parent / "wav", options={"labels": PAPER_CODES})
     (fesc / "TIRE/test.json").write_text("[]")
-    with pytest.raises(DataError, match="holds list"):
+    with pytest.raises(DataError, match="contains a list"):
         read("fesc", fesc, options={"labels": PAPER_CODES})
     (fesc / "TIRE/test.json").write_text("{")
     with pytest.raises(StorageError, match="not valid JSON"):
@@ -465,13 +462,13 @@ def test_fesc_refuses_another_folder_and_damaged_files(fesc: Path) -> None:
 
 @pytest.fixture
 def cafe(tmp_path: Path) -> Path:
-    """The whole corpus: 12 actors, 6 sentences, 6 emotions in two intensities, and neutral."""
+    """The complete corpus: 12 actors, 6 sentences, 6 emotions in two intensities, and neutral."""
     folders = {"C": "Colère", "D": "Dégoût", "J": "Joie", "N": "Neutre", "P": "Peur", "S": "Surprise", "T": "Tristesse"}
     for letter, folder in folders.items():
         for intensity in (1,) if letter == "N" else (1, 2):
             for actor in range(1, 13):
                 for sentence in range(1, 7):
-                    form: Any = "NFD" if actor % 2 else "NFC"  # one archive unpacked on two systems
+                    form: Any = "NFD" if actor % 2 else "NFC"  # as an archive that was unpacked on two systems
                     touch(
                         tmp_path
                         / unicodedata.normalize(form, folder)
@@ -480,7 +477,7 @@ def cafe(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_cafe_reads_file_names_only(cafe: Path) -> None:
+def test_cafe_labels_are_read_from_file_names(cafe: Path) -> None:
     touch(cafe / "._01-C-1-1.wav")
     touch(cafe / "Readme.pdf")
     clips, problems = read("cafe", cafe)
@@ -493,14 +490,14 @@ def test_cafe_reads_file_names_only(cafe: Path) -> None:
     assert Path(clip.source).is_file()
 
 
-@pytest.mark.parametrize(("intensity", "clips"), [("strong", 504), ("weak", 504), ("both", 936)])
-def test_cafe_intensity_keeps_neutral(cafe: Path, intensity: str, clips: int) -> None:
-    found, _ = read("cafe", cafe, options={"intensity": intensity})
-    assert len(found) == clips
-    assert Counter(clip.emotion for clip in found)["neutral"] == 72
+@pytest.mark.parametrize(("intensity", "count"), [("strong", 504), ("weak", 504), ("both", 936)])
+def test_cafe_option_intensity_includes_neutral(cafe: Path, intensity: str, count: int) -> None:
+    clips, _ = read("cafe", cafe, options={"intensity": intensity})
+    assert len(clips) == count
+    assert Counter(clip.emotion for clip in clips)["neutral"] == 72
 
 
-def test_cafe_problems_and_refusals(cafe: Path) -> None:
+def test_cafe_problems_and_errors(cafe: Path) -> None:
     for name in ("13-C-1-1", "01-N-2-1", "bruit"):
         touch(cafe / f"{name}.wav")
     _, problems = read("cafe", cafe)
@@ -519,20 +516,20 @@ def test_cafe_problems_and_refusals(cafe: Path) -> None:
 SMALL = {"languages": ["fi"], "speakers": 2, "sentences": 1, "takes": 1, "seed": 1}
 
 
-def test_espeak_makes_its_corpus_once(tmp_path: Path) -> None:
+def test_espeak_synthesizes_its_corpus_once(tmp_path: Path) -> None:
     pytest.importorskip("espeakng_loader", reason="the demo corpus needs lakd-ray[demo]")
     clips, problems = read("espeak", tmp_path / "demo", options=SMALL)
     assert problems == []
     assert {clip.language for clip in clips} == {"fi"}
     assert len({clip.speaker for clip in clips}) == 2
     assert all(clip.session and clip.sentence for clip in clips)
-    made = (tmp_path / "demo/manifest.csv").stat().st_mtime_ns
+    written = (tmp_path / "demo/manifest.csv").stat().st_mtime_ns
     assert read("espeak", tmp_path / "demo", options=SMALL)[0] == clips
-    assert (tmp_path / "demo/manifest.csv").stat().st_mtime_ns == made
+    assert (tmp_path / "demo/manifest.csv").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize(
-    ("root", "options", "says"),
+    ("root", "options", "message"),
     [
         ("s3://bucket/demo", {}, "in a local folder, and `root` is s3://bucket/demo"),
         ("demo", {"speakers": "12"}, "`speakers` of importer `espeak` is '12'"),
@@ -540,6 +537,6 @@ def test_espeak_makes_its_corpus_once(tmp_path: Path) -> None:
         ("demo", {"voices": 3}, "has no option `voices`"),
     ],
 )
-def test_espeak_options_are_checked(root: str, options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_espeak_options_are_validated(root: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read("espeak", root, options=options)

@@ -1,4 +1,4 @@
-"""What `lakd scan` tells."""
+"""Tests of `lakd scan`: counts, problems and notes of a corpus."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from lakd_ray.corpora import IMPORTERS
 from lakd_ray.corpora.scan import format_report, scan_corpus
 from lakd_ray.errors import ConfigError, DataError
 
-# The published numbers of each session: anger, happiness, excitement, neutral, sadness.
+# The published numbers of utterances per session: anger, happiness, excitement, neutral, sadness.
 IEMOCAP = {
     1: (229, 135, 143, 384, 194),
     2: (137, 117, 210, 362, 197),
@@ -34,7 +34,7 @@ def write(file: Path, seconds: float = 0.1) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Recordings of 1, 2 and 3 seconds, one that is no audio, one that is empty, and one that is missing."""
+    """Recordings of 1, 2 and 3 seconds, one that is not audio, one without samples, and one that is missing."""
     for seconds in (1, 2, 3):
         write(tmp_path / f"{seconds}.wav", seconds)
     (tmp_path / "bad.wav").write_bytes(b"RIFF, but nothing that follows it")
@@ -48,34 +48,34 @@ def folder(tmp_path: Path) -> Path:
 
 def test_scan_counts_rows_and_hours_and_names_problems(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    told = scan_corpus("csv", str(folder), {})
-    assert (told.rows, told.hours) == (3, round(6 / 3600, 4))
-    assert (told.by_language, told.by_emotion) == ({"en": 2, "fi": 1}, {"anger": 2, "joy": 1})
-    assert (told.by_speaker, told.by_session, told.by_split) == ({"a": 1, "b": 2}, {"s1": 2}, {})
-    reasons = {Path(problem["path"]).name: problem["reason"] for problem in told.problems}
+    report = scan_corpus("csv", str(folder), {})
+    assert (report.rows, report.hours) == (3, round(6 / 3600, 4))
+    assert (report.by_language, report.by_emotion) == ({"en": 2, "fi": 1}, {"anger": 2, "joy": 1})
+    assert (report.by_speaker, report.by_session, report.by_split) == ({"a": 1, "b": 2}, {"s1": 2}, {})
+    reasons = {Path(problem["path"]).name: problem["reason"] for problem in report.problems}
     assert sorted(reasons) == ["absent.wav", "bad.wav", "empty.wav"]
     assert "cannot decode" in reasons["bad.wav"]
     assert "no samples" in reasons["empty.wav"]
     assert "there is no file absent.wav" in reasons["absent.wav"]
-    assert told.notes == ["emotion 'joy' (1 rows) is not one of ours: rename it with `emotions: {joy: ...}`"]
+    assert report.notes == ["emotion 'joy' (1 rows) is unknown: map it with `emotion_map: {joy: ...}`"]
     assert sorted(folder.rglob("*")) == before
-    assert format_report(told).startswith("3 rows, 0.00 h, 3 problems\nlanguage  en 2, fi 1\n")
+    assert format_report(report).startswith("3 rows, 0.00 h, 3 problems\nlanguage  en 2, fi 1\n")
 
 
 def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan", "csv", str(folder), "--json"]) == 0
-    told = capsys.readouterr()
-    content = json.loads(told.out)
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
     assert {"rows", "hours", "by_language", "by_emotion", "by_speaker", "problems"} <= set(content)
     assert all(set(problem) == {"path", "reason"} for problem in content["problems"])
-    assert "6/6" not in told.out  # progress goes to stderr
-    assert "scan:" in told.err
+    assert "6/6" not in captured.out  # progress goes to stderr
+    assert "scan:" in captured.err
     assert main(["scan", "csv", str(folder / "manifest.csv"), "--set", "columns.emotion=speaker", "language=de"]) == 0
     assert "emotion   a 1, b 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["csv", "nowhere"], "no such folder"),
         (["cvs", "nowhere"], "did you mean `csv`"),
@@ -86,15 +86,19 @@ def test_scan_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[st
         (["espeak", "nowhere"], "no such folder"),
     ],
 )
-def test_scan_of_what_cannot_be_read(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_scan_errors(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["scan", *arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("error: ")
-    assert says in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,12 +107,12 @@ def test_scan_of_parts_of_recordings(folder: Path) -> None:
         "path,emotion,language,speaker,start,end\n3.wav,anger,en,a,,1\n3.wav,anger,en,a,1,2.5\n3.wav,anger,en,a,2.5,\n"
         "3.wav,anger,en,a,2,9\n3.wav,anger,en,a,3,4\n1.wav,anger,en,a,,\n"
     )
-    told = scan_corpus("csv", str(folder), {})
-    assert (told.rows, told.hours) == (5, round((1 + 1.5 + 0.5 + 1 + 1) / 3600, 4))
-    assert [problem["reason"] for problem in told.problems] == ["begins at 3.0 s of a recording of 3.000 s"]
+    report = scan_corpus("csv", str(folder), {})
+    assert (report.rows, report.hours) == (5, round((1 + 1.5 + 0.5 + 1 + 1) / 3600, 4))
+    assert [problem["reason"] for problem in report.problems] == ["starts at 3.0 s of a recording of 3.000 s"]
 
 
-def test_a_header_that_promises_too_much_is_a_problem(folder: Path) -> None:
+def test_header_that_states_an_impossible_duration_is_a_problem(folder: Path) -> None:
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 16_000)
     soundfile.write(folder / "2.flac", noise, 16_000)
     content = bytearray((folder / "2.flac").read_bytes())
@@ -117,22 +121,22 @@ def test_a_header_that_promises_too_much_is_a_problem(folder: Path) -> None:
     content = bytearray((folder / "1.wav").read_bytes())
     content[24:28] = (0).to_bytes(4, "little")  # a sampling rate of 0
     (folder / "3.wav").write_bytes(content)
-    told = scan_corpus("csv", str(folder), {})
-    assert told.rows == 1
-    reasons = {Path(problem["path"]).name: problem["reason"] for problem in told.problems}
+    report = scan_corpus("csv", str(folder), {})
+    assert report.rows == 1
+    reasons = {Path(problem["path"]).name: problem["reason"] for problem in report.problems}
     assert "3.wav" in reasons
-    assert reasons["2.wav"].startswith("claims to last 4294967 s in ")
+    assert reasons["2.wav"].startswith("has a header that states 4294967 s in a file of ")
 
 
-def test_copies_are_problems(tmp_path: Path) -> None:
+def test_duplicate_recordings_are_problems(tmp_path: Path) -> None:
     for copy in ("wav", "copy/wav"):
         write(tmp_path / copy / "03a01Wa.wav")
-    told = scan_corpus("emodb", str(tmp_path), {})
-    assert told.rows == 1
-    assert told.problems[0]["reason"].startswith("has the id 03a01Wa, as ")
+    report = scan_corpus("emodb", str(tmp_path), {})
+    assert report.rows == 1
+    assert report.problems[0]["reason"].startswith("has the same id 03a01Wa as ")
 
 
-def test_scan_notes_what_a_copy_lacks(tmp_path: Path) -> None:
+def test_scan_notes_missing_utterances(tmp_path: Path) -> None:
     for actor in ("01", "02"):
         write(tmp_path / f"{actor}-C-1-1.wav")
     write(tmp_path / "01-C-2-1.wav")
@@ -140,12 +144,12 @@ def test_scan_notes_what_a_copy_lacks(tmp_path: Path) -> None:
     assert "the corpus has 3 of the published 936 utterances" in notes
     assert "emotion sadness has 0 of the published 144 utterances" in notes
     assert scan_corpus("cafe", str(tmp_path), {"intensity": "weak"}).notes == [
-        "1 recordings left out: option intensity: weak"
+        "1 recordings excluded: option intensity: weak"
     ]
 
 
 def test_published_numbers_add_up() -> None:
-    totals = {name: layout.expected_counts[""] for name, layout in IMPORTERS.items() if "" in layout.expected_counts}
+    totals = {name: spec.expected_counts[""] for name, spec in IMPORTERS.items() if "" in spec.expected_counts}
     assert totals == {
         "cafe": 936,
         "cremad": 7442,
@@ -163,7 +167,7 @@ def test_published_numbers_add_up() -> None:
 
 @pytest.fixture(scope="module")
 def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All labels of IEMOCAP's five sessions, with recordings that are one file."""
+    """All labels of the five sessions of IEMOCAP; the recordings are hard links to one file."""
     root = tmp_path_factory.mktemp("iemocap")
     tiny = write(root / "tiny.dat.wav")
     for session, counts in IEMOCAP.items():
@@ -185,25 +189,25 @@ def iemocap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_the_whole_of_iemocap(iemocap: Path, merged: bool) -> None:
-    told = scan_corpus("iemocap", str(iemocap), {"merge_excited": merged})
-    assert told.problems == []
-    assert told.notes == ["5 recordings left out: the annotators did not agree (xxx)"]
-    assert told.by_session == {"Ses01": 1085, "Ses02": 1023, "Ses03": 1151, "Ses04": 1031, "Ses05": 1241}
-    emotions = Counter(told.by_emotion)
+def test_complete_iemocap(iemocap: Path, merged: bool) -> None:
+    report = scan_corpus("iemocap", str(iemocap), {"merge_excited": merged})
+    assert report.problems == []
+    assert report.notes == ["5 recordings excluded: the annotators did not agree (xxx)"]
+    assert report.by_session == {"Ses01": 1085, "Ses02": 1023, "Ses03": 1151, "Ses04": 1031, "Ses05": 1241}
+    emotions = Counter(report.by_emotion)
     assert sum(emotions[name] for name in ("anger", "happiness", "neutral", "sadness")) == (5531 if merged else 4490)
-    assert len(told.by_speaker) == 10
+    assert len(report.by_speaker) == 10
 
 
-def test_a_part_of_iemocap_is_noted(iemocap: Path) -> None:
+def test_missing_utterances_of_iemocap_are_noted(iemocap: Path) -> None:
     for file in sorted((iemocap / "Session2/sentences/wav/Ses02F_impro01").iterdir())[:3]:
         file.unlink()
-    told = scan_corpus("iemocap", str(iemocap), {})
+    report = scan_corpus("iemocap", str(iemocap), {})
     assert (
         "session Ses02, emotion anger or happiness or excitement or neutral or sadness has 1020 of the published 1023 "
-        in (" ".join(told.notes))
+        in (" ".join(report.notes))
     )
-    assert [problem["reason"] for problem in told.problems] == ["has a label in EmoEvaluation but no recording"] * 3
+    assert [problem["reason"] for problem in report.problems] == ["has a label in EmoEvaluation but no recording"] * 3
 
 
 def test_scan_in_a_bucket(s3: str, tmp_path: Path) -> None:
@@ -211,12 +215,12 @@ def test_scan_in_a_bucket(s3: str, tmp_path: Path) -> None:
         content = write(tmp_path / f"{name}.wav", seconds).read_bytes()
         storage.write_bytes(f"{s3}/scan/Colère/{name}.wav", content)
     storage.write_bytes(f"{s3}/scan/Colère/03-C-1-1.wav", b"no audio")
-    told = scan_corpus("cafe", f"{s3}/scan", {})
-    assert (told.rows, told.hours) == (2, round(2 / 3600, 4))
-    assert [problem["path"] for problem in told.problems] == [f"{s3}/scan/Colère/03-C-1-1.wav"]
+    report = scan_corpus("cafe", f"{s3}/scan", {})
+    assert (report.rows, report.hours) == (2, round(2 / 3600, 4))
+    assert [problem["path"] for problem in report.problems] == [f"{s3}/scan/Colère/03-C-1-1.wav"]
 
 
-def test_scan_refuses_unknown_importers() -> None:
+def test_scan_rejects_unknown_importers() -> None:
     with pytest.raises(ConfigError, match="expected one of csv"):
         scan_corpus("zzz", "x", {})
     with pytest.raises(DataError, match="is not TESS"):
