@@ -1,4 +1,4 @@
-"""Audio decoding: encoded recordings to 16 kHz mono float32, and FLAC for the shards.
+"""Decode recordings to 16 kHz mono float32, and encode and decode the FLAC of shards.
 
 decoding  `decode_audio` and `decode_recording`: validate and decode a recording in any supported format
 ffmpeg    convert containers that libsndfile does not read

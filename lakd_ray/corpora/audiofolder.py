@@ -1,4 +1,4 @@
-"""Importer `audiofolder`: recordings sorted into folders `<language>/<speaker>/<emotion>/`.
+"""Read recordings that are sorted into folders `<language>/<speaker>/<emotion>/` (importer `audiofolder`).
 
 All labels come from the folder names; there is no sentence, session or split.
 """

@@ -1,4 +1,4 @@
-"""CaFE: acted Canadian French, twelve actors, six sentences, six emotions in two intensities, and neutral.
+"""Read CaFE, acted Canadian French: twelve actors, six sentences, six emotions in two intensities, and neutral.
 
 936 recordings named AA-E-I-S.wav; speaker and sentence come from the name, there is no session or split. License: CC
 BY-NC-SA 4.0. Source: https://zenodo.org/records/1478765.

@@ -1,4 +1,4 @@
-"""CREMA-D: acted American English, 91 actors, twelve sentences, six emotions in up to three levels.
+"""Read CREMA-D, acted American English: 91 actors, twelve sentences, six emotions in up to three levels.
 
 7,442 recordings named <actor>_<sentence>_<emotion>_<level>.wav; speaker and sentence come from the name, there is no
 session or split. License: ODbL 1.0. Source: https://github.com/CheyneyComputerScience/CREMA-D.

@@ -1,4 +1,4 @@
-"""Importer `csv`: any corpus that is described by a CSV or JSONL manifest.
+"""Read any corpus that is described by a CSV or JSONL manifest (importer `csv`).
 
 Required columns are path, emotion, language and speaker; optional ones sentence, session, split, id, start and end.
 Relative paths start at the manifest's folder. Local recordings are checked for existence; in a bucket each check would

@@ -1,4 +1,4 @@
-"""EmoDB, the Berlin database of emotional speech: acted German, ten actors, ten texts, seven emotions.
+"""Read EmoDB, the Berlin database of acted German: ten actors, ten texts, seven emotions.
 
 535 recordings named SSTTTEv.wav; speaker and sentence come from the name, there is no session or split. License: free
 for research, see the copy you download. Source: http://emodb.bilderbar.info/.

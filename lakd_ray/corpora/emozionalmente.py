@@ -1,4 +1,4 @@
-"""Emozionalmente: acted Italian, 431 crowd-sourced amateur actors, 18 sentences, seven emotions.
+"""Read Emozionalmente, acted Italian speech: 431 crowd-sourced amateur actors, 18 sentences, seven emotions.
 
 6,902 recordings in `audio/`, with labels in `metadata/samples.csv`; there is no session or split. License: see the copy
 you download. Source: https://zenodo.org/records/6569824.

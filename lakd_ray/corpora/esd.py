@@ -1,8 +1,8 @@
-"""ESD: ten Mandarin and ten English speakers, 350 sentences per language in five emotions.
+"""Read ESD, the Emotional Speech Dataset: ten Mandarin and ten English speakers, five emotions.
 
-35,000 recordings named <speaker>_<number>.wav. The number encodes emotion and sentence: 350 sentences with the first
-emotion, then the same sentences with the next. If a folder above the file is named like an emotion, it must match.
-There is no session or split. License: for research, on request. Source:
+35,000 recordings named <speaker>_<number>.wav. The number encodes emotion and sentence: the 350 sentences of a
+language with the first emotion, then the same sentences with the next. If a folder above the file is named like an
+emotion, it must match. There is no session or split. License: for research, on request. Source:
 https://github.com/HLTSingapore/Emotional-Speech-Data.
 """
 

@@ -1,4 +1,4 @@
-"""FESC: the Finnish Emotional Speech Corpus, nine speakers, read from the split files of the paper's reference code.
+"""Read FESC, the Finnish Emotional Speech Corpus, nine speakers, from the split files of the paper's reference code.
 
 Each speaker has a folder whose `test.json` contains the utterances of this speaker, and whose `train.json` and
 `dev.json` contain those of the others. The nine `test.json` together therefore list all utterances with their speakers;

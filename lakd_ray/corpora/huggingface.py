@@ -1,4 +1,4 @@
-"""Importer `huggingface`: datasets in the layouts of Hugging Face `datasets`, read without that library.
+"""Read datasets in the layouts of Hugging Face `datasets`, without that library (importer `huggingface`).
 
 There are three layouts: AudioFolder (recordings, and `metadata.csv` or `.jsonl` with a column `file_name`), Parquet
 exports, and the output of `save_to_disk` (Arrow streams beside a `state.json`). In tables the recordings are a column

@@ -1,4 +1,4 @@
-"""IEMOCAP: scripted and improvised dialogs in English, ten speakers in five sessions.
+"""Read IEMOCAP, scripted and improvised dialogs in English, ten speakers in five sessions.
 
 Utterances are in SessionN/sentences/wav, labels in SessionN/dialog/EmoEvaluation; speaker and session come from the
 name, the sentence from the transcriptions where they exist, there is no split. License: granted by its owner on
@@ -57,7 +57,7 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
     recordings = [(_file_stem(file), file) for file in files if sources.has_audio_suffix(file)]
     utterances = _find_utterances(root, files, recordings)
     for name, file in recordings:
-        if name not in utterances and "dialog" not in file.split("/"):  # "dialog" contains recordings of whole dialogs
+        if name not in utterances and "dialog" not in file.split("/"):  # "dialog" has recordings of complete dialogs
             yield InvalidItem(id=name, source=storage.join(root, file), reason="is not named like an utterance")
     labels = _read_labels(root, _find_label_files(files))
     texts = _read_transcripts(root, files)

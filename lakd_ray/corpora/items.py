@@ -1,4 +1,4 @@
-"""Types that importers yield: labeled clips, invalid files or rows, and recordings excluded on purpose."""
+"""Define the types that importers yield: labeled clips, invalid files or rows, and recordings excluded on purpose."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

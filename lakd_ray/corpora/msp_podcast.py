@@ -1,4 +1,4 @@
-"""MSP-Podcast: spontaneous English from podcasts, nine emotion classes.
+"""Read MSP-Podcast, spontaneous English from podcasts, nine emotion classes.
 
 Labels, speakers and splits are in `labels_consensus.csv`; the session is the podcast, there is no sentence. License:
 granted by its owner on request, no redistribution. Source:

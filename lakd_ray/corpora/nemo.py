@@ -1,4 +1,4 @@
-"""nEMO: acted Polish, nine actors, ninety sentences, six emotions.
+"""Read nEMO, acted Polish speech: nine actors, ninety sentences, six emotions.
 
 4,481 recordings named <speaker>_<emotion>_<sentence>.wav; speaker and sentence come from the name, there is no session
 or split. License: CC BY-NC-SA 4.0. Source: https://huggingface.co/datasets/amu-cai/nEMO.

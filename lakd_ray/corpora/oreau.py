@@ -1,4 +1,4 @@
-"""Oréau: acted French, 32 speakers, 79 utterances, seven emotions with the letters of CaFE.
+"""Read Oréau, acted French speech: 32 speakers, 79 utterances, seven emotions with the letters of CaFE.
 
 Recordings are named SSUUUEx.wav; speaker and sentence come from the name, there is no session or split. License: see
 the copy you download. Source: https://zenodo.org/records/4405783.

@@ -1,4 +1,4 @@
-"""RAVDESS: acted North American English, 24 actors, two sentences, spoken and sung, eight emotions.
+"""Read RAVDESS, acted North American English: 24 actors, two sentences, spoken and sung, eight emotions.
 
 1,440 spoken recordings named MM-CC-EE-II-SS-RR-AA.wav; speaker and sentence come from the name, there is no session or
 split. License: CC BY-NC-SA 4.0. Source: https://zenodo.org/records/1188976.

@@ -1,4 +1,4 @@
-"""The registry of corpora: the layout, license, origin and importer of each.
+"""Register the corpora that can be read, with layout, license, origin and importer of each.
 
 To add a corpus:
 

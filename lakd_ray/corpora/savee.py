@@ -1,4 +1,4 @@
-"""SAVEE: acted British English, four male actors, seven emotions.
+"""Read SAVEE, acted British English: four male actors, seven emotions.
 
 480 recordings. The release has a folder per actor (`DC/a01.wav`), copies have `DC_a01.wav`. The speaker comes from the
 name. There is no sentence: the numbers in the names do not identify it, since the three sentences that all emotions

@@ -1,4 +1,4 @@
-"""ShEMO: Persian from radio plays, 87 speakers, six emotions.
+"""Read ShEMO, Persian from radio plays: 87 speakers, six emotions.
 
 3,000 recordings with names such as F01A01.wav; the speaker comes from the name, there is no sentence, session or split.
 License: see the copy you download. Source: https://github.com/mansourehk/ShEMO.

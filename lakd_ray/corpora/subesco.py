@@ -1,4 +1,4 @@
-"""SUBESCO: acted Bangla, twenty actors, ten sentences, seven emotions, five takes of each.
+"""Read SUBESCO, acted Bangla speech: twenty actors, ten sentences, seven emotions, five takes of each.
 
 7,000 recordings with names such as F_02_MONIKA_S_1_NEUTRAL_5.wav; speaker and sentence come from the name, there is no
 session or split. License: CC BY 4.0. Source: https://zenodo.org/records/4526477.

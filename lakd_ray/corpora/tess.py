@@ -1,4 +1,4 @@
-"""TESS: acted Toronto English, an older and a younger actress, 200 words in one carrier phrase, seven emotions.
+"""Read TESS, acted Toronto English: an older and a younger actress, 200 words in one carrier phrase, seven emotions.
 
 2,800 recordings with names such as OAF_back_angry.wav; speaker and word (as the sentence) come from the name, there is
 no session or split. License: CC BY-NC-ND 4.0. Source: https://doi.org/10.5683/SP2/E8H2MF.

@@ -155,8 +155,8 @@ def test_parquet_shards_that_are_missing_and_rows_without_labels(tmp_path: Path)
 
 
 def test_parquet_columns_and_language_by_option(tmp_path: Path) -> None:
-    plain = table(2).replace_schema_metadata(None).rename_columns(["speech", "emotion", "speaker", "split", "id"])
-    write_parquet(plain, tmp_path / "x.parquet")
+    unnamed = table(2).replace_schema_metadata(None).rename_columns(["speech", "emotion", "speaker", "split", "id"])
+    write_parquet(unnamed, tmp_path / "x.parquet")
     clips, _ = read(tmp_path, columns={"id": "id"}, language="fi", audio="speech")
     assert [(clip.id, clip.emotion, clip.language, clip.split) for clip in clips] == [
         ("t0", "0", "fi", "en"),  # class numbers without names are unchanged; `emotion_map` can map them

@@ -1,4 +1,4 @@
-"""Importer `espeak`: the synthetic demo corpus, synthesized on first use.
+"""Read the synthetic demo corpus, and synthesize it on first use (importer `espeak`).
 
 The corpus is a local folder with `manifest.csv`, which has a speaker, a session and a sentence per row and no split.
 License: synthesized locally, without restrictions.

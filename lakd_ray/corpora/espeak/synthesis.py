@@ -1,4 +1,4 @@
-"""Synthesize the demo corpus: espeak-ng voices, with emotions expressed by the rules of `prosody`.
+"""Synthesize the demo corpus with espeak-ng voices and the emotion rules of `prosody`.
 
 Emotions are rules here (pitch, range, rate, spectral tilt, clipping, breath, loudness), so results on this corpus do
 not predict results on human emotion.

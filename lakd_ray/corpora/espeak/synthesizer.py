@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes, from the optional dependency `espeakng-loader`."""
+"""Call espeak-ng through ctypes, from the optional dependency `espeakng-loader`."""
 
 import ctypes
 import importlib
@@ -13,7 +13,7 @@ _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER of espeak-ng's s
 
 
 class EspeakSynthesizer:
-    """espeak-ng in this process; its output depends on earlier calls, so use a fresh process for each sequence."""
+    """Runs espeak-ng in this process; its output depends on earlier calls, so each sequence needs a fresh process."""
 
     def __init__(self) -> None:
         loader = importlib.import_module("espeakng_loader")
