@@ -1,29 +1,30 @@
-"""The exceptions a user can meet. Each message says what was found, what was expected and what to do.
+"""Define the exceptions for users: each message has what was found, what was expected and what to do.
 
 LakdError
 ├── ConfigError        the experiment file or an override
 ├── DataError          a corpus, a clip, a manifest
 │   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.data.schema.QUARANTINE_KINDS)
-│   ├── SplitError     train, dev and test cannot be made, or share something they must not
-│   └── DataLeakageError   a model has seen what it is about to be judged on
-├── StorageError       a path or bucket that is missing, refused, full or half written
-├── CheckpointError    a checkpoint that cannot be trusted
-├── StageError         a stage's output was made by another configuration, or an input stage is missing
-├── ResourceError      the cluster cannot give what was asked for
+│   ├── SplitError     train, dev and test cannot be created, or overlap
+│   └── DataLeakageError   a model was trained on data of its evaluation
+├── StorageError       a path or bucket that is missing, refused or full
+│   └── CorruptedError     a folder that is unfinished, truncated or changed
+├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
+├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
+├── ResourceError      the cluster does not have the requested resources
 └── TrainingError      a training run that failed or diverged
 """
 
 
 class LakdError(Exception):
-    """Base of all errors that are meant for people; the command line prints them without a traceback."""
+    """Base class of all errors for users; the command line prints them without a traceback."""
 
 
 class ConfigError(LakdError):
-    """The experiment file or an override is wrong."""
+    """The experiment file or an override is invalid."""
 
 
 class DataError(LakdError):
-    """A corpus, a clip or a manifest is not what it should be."""
+    """A corpus, a clip or a manifest is invalid."""
 
 
 class ClipError(DataError):
@@ -35,31 +36,31 @@ class ClipError(DataError):
 
 
 class SplitError(DataError):
-    """Train, dev and test cannot be made from this manifest, or share what they must not."""
+    """Train, dev and test cannot be created from a manifest, or they share speakers or audio."""
 
 
 class DataLeakageError(DataError):
-    """A model has seen speakers or audio that it is about to be judged on."""
+    """A model was trained on speakers or audio of its evaluation."""
 
 
 class StorageError(LakdError):
-    """A path or bucket is missing, refused, full or half written."""
+    """A path or bucket is missing, refused or full."""
 
 
 class CorruptedError(StorageError):
-    """A folder that is not whole: unfinished, cut short or changed."""
+    """A folder is unfinished, truncated or changed, compared with its checksums."""
 
 
 class CheckpointError(LakdError):
-    """A checkpoint is missing, damaged or not the kind that was asked for."""
+    """A checkpoint is missing, damaged or not of the requested kind."""
 
 
 class StageError(LakdError):
-    """A stage's output was made by another configuration, or a stage it needs has not run."""
+    """A stage's output belongs to a different configuration, or a required stage has not run."""
 
 
 class ResourceError(LakdError):
-    """The cluster cannot give the resources that the configuration asks for."""
+    """The cluster does not have the resources that the configuration requests."""
 
 
 class TrainingError(LakdError):

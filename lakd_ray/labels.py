@@ -1,4 +1,4 @@
-"""Emotions, languages and splits by their canonical names."""
+"""Canonical names of emotions and splits, and checks of labels."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from lakd_ray.errors import DataError
 # The four classes of the paper, in the order that every array with a class axis uses.
 PAPER_EMOTIONS: tuple[str, ...] = ("anger", "happiness", "neutral", "sadness")
 
-# Emotions that a manifest may hold. An experiment keeps the subset it names.
+# Emotions that a manifest may contain. An experiment uses the subset that it names.
 KNOWN_EMOTIONS: frozenset[str] = frozenset(
     [*PAPER_EMOTIONS, "disgust", "fear", "surprise", "calm", "boredom", "contempt"]
 )
@@ -22,13 +22,17 @@ POOLED = "all"
 def check_emotion(name: str, *, context: str) -> str:
     """Return `name` if it is a canonical emotion.
 
+    Args:
+        name: the name of an emotion.
+        context: the row or file of the name, for the error message.
+
     Raises:
-        DataError: it is not; `where` says which row or file it came from.
+        DataError: the name is not canonical.
     """
     if name not in KNOWN_EMOTIONS:
         raise DataError(
             f"unknown emotion {name!r} in {context}: expected one of {', '.join(sorted(KNOWN_EMOTIONS))}. "
-            "Rename it in the manifest, or map it with the corpus option `emotions: {theirs: ours}`."
+            "Rename it in the manifest, or map it with `emotion_map: {theirs: ours}` of the corpus."
         )
     return name
 
@@ -36,12 +40,17 @@ def check_emotion(name: str, *, context: str) -> str:
 def check_language(code: str, allowed: Sequence[str], *, context: str) -> str:
     """Return `code` if the experiment lists it among its languages.
 
+    Args:
+        code: the code of a language.
+        allowed: the languages of the experiment.
+        context: the row or file of the code, for the error message.
+
     Raises:
-        DataError: it does not; `where` says which row or file it came from.
+        DataError: the language is not one of the experiment.
     """
     if code not in allowed:
         raise DataError(
             f"unknown language {code!r} in {context}: the experiment has {', '.join(allowed)}. "
-            "Add it to `languages`, or leave its rows out with the corpus option `languages`."
+            "Add it to `languages`, or exclude its rows with `languages` of the corpus."
         )
     return code

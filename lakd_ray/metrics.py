@@ -1,7 +1,11 @@
-"""What is measured: recalls, F1, calibration, and how sure one can be of them.
+"""Compute recalls, F1, calibration and their bootstrap intervals.
 
-Everything but calibration is a function of the confusion matrix, so one formula serves a single score and a thousand
-bootstrap draws alike.
+UR and WR are the paper's names: UR (unweighted recall) is UAR (unweighted average recall) or balanced accuracy in other
+work, and WR (weighted recall) is WA (weighted accuracy), that is, accuracy.
+
+
+All metrics except calibration are functions of the confusion matrix, so one formula serves a single score and a
+thousand bootstrap draws.
 
 Shapes: N utterances, C classes, S speakers, D bootstrap draws, M bins.
 """
@@ -18,26 +22,26 @@ from lakd_ray.errors import DataError
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-TEMPERATURE_BOUNDS = (0.25, 10.0)  # between which a calibration is looked for
-NUM_BINS = 15  # of the calibration error, as in Guo et al. 2017
+TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the fitted calibration temperature
+NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
 BOOTSTRAP_DRAWS = 1000
 CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on one set of utterances. Shares lie in [0, 1]."""
+    """The scores of one model on one set of utterances; shares are in [0, 1]."""
 
     UR: float
-    """Unweighted recall: mean recall over the classes present in the labels."""
+    """Unweighted recall (UAR): mean recall over the classes present in the labels."""
     WR: float
-    """Weighted recall, which is accuracy: the share of utterances that are right."""
+    """Weighted recall (WA, accuracy): the share of correct utterances."""
     macro_f1: float
     """Mean F1 over the classes present in the labels."""
     ece: float
     """Expected calibration error of the top probability, 15 equal-width bins."""
     n: int
-    """Utterances."""
+    """Number of utterances."""
     recall: dict[str, float | None]
     """Recall of each emotion; None where no utterance has it."""
     confusion: list[list[int]]
@@ -45,7 +49,7 @@ class Scores:
 
 
 def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: Sequence[str]) -> Scores:
-    """Judge predictions; the predicted class is the first one with the highest probability.
+    """Score predictions; the predicted class is the first one with the highest probability.
 
     Args:
         probabilities_NC: one distribution over the classes per utterance.
@@ -53,7 +57,7 @@ def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: S
         emotions: names of the classes, in the order of the class axis.
 
     Raises:
-        DataError: there is nothing to score, or these are not probabilities and labels of the same C classes.
+        DataError: there are no utterances, or the arrays are not probabilities and labels of the same C classes.
     """
     _validate(probabilities_NC, labels_N, len(emotions))
     confusion_CC = confusion_matrix(probabilities_NC, labels_N)
@@ -84,11 +88,11 @@ def bootstrap_interval(
     draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of UR, clustered by speaker (Efron and Tibshirani 1993, ch. 13).
+    """Return the 95 % percentile bootstrap interval of UR, clustered by speaker (Efron and Tibshirani 1993, ch. 13).
 
     Utterances of a speaker are not independent, so speakers are drawn with replacement, each with all of its
-    utterances. With fewer than about ten speakers such an interval is still too narrow; with fewer than two there is
-    nothing to draw and the answer is None.
+    utterances. With fewer than about ten speakers such an interval is still too narrow; with fewer than two the result
+    is None.
     """
     UR_D = bootstrap_UR(probabilities_NC, labels_N, speakers, draws=draws, seed=seed)
     return None if UR_D is None else percentile_interval(UR_D)
@@ -102,9 +106,9 @@ def bootstrap_UR(
     draws: int = BOOTSTRAP_DRAWS,
     seed: int = 0,
 ) -> FloatArray | None:
-    """UR_D over draws of speakers; None with fewer than two speakers.
+    """Return UR_D over draws of speakers, or None with fewer than two speakers.
 
-    The draws depend on the set of speakers and the seed alone: two models judged on the same speakers are resampled
+    The draws depend on the set of speakers and the seed alone: two models evaluated on the same speakers are resampled
     together, so the difference of their UR_D is a paired bootstrap.
     """
     _validate(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
@@ -121,14 +125,17 @@ def bootstrap_UR(
 def bootstrap_over_seeds(
     confusion_ASCC: IntArray, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> tuple[FloatArray, FloatArray] | None:
-    """UR_D and WR_D, means over training seeds, over draws of speakers and of seeds; None with fewer than two speakers.
+    """Return UR_D and WR_D, means over training seeds, over draws of speakers and of seeds.
 
-    Both are drawn with replacement, so an interval says how results vary over people and over the luck of training.
+    Both are drawn with replacement, so an interval covers the variation over speakers and over training runs.
     The draws depend on the numbers of seeds and speakers alone: two models that were trained with the same seeds and
-    judged on the same speakers are resampled together, and the difference of their UR_D is a paired bootstrap.
+    evaluated on the same speakers are resampled together, and the difference of their UR_D is a paired bootstrap.
 
     Args:
-        confusion_ASCC: confusion matrices of A seeds and S speakers, see `confusions`.
+        confusion_ASCC: confusion matrices of A seeds and S speakers, see `speaker_confusions`.
+
+    Returns:
+        UR_D and WR_D, or None with fewer than two speakers.
     """
     A, S = confusion_ASCC.shape[:2]
     if S < 2:
@@ -137,14 +144,14 @@ def bootstrap_over_seeds(
     times_DS, times_DA = _draw_counts(random, S, draws), _draw_counts(random, A, draws)
     drawn_DACC = np.einsum("ds,ascp->dacp", times_DS, confusion_ASCC)
     WR_DA = drawn_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / drawn_DACC.sum(axis=(-2, -1))
-    UR_D, WR_D = ((times_DA * each).sum(axis=1) / A for each in (unweighted_recall(drawn_DACC), WR_DA))
+    UR_D, WR_D = ((times_DA * metric_DA).sum(axis=1) / A for metric_DA in (unweighted_recall(drawn_DACC), WR_DA))
     return UR_D, WR_D
 
 
 def bootstrap_mean_interval(
     values_A: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
 ) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean of a few numbers; None of a single one. Too narrow for few."""
+    """Return the 95 % percentile bootstrap interval of a mean, which is too narrow for few values; None for one."""
     A = len(values_A)
     if A < 2:
         return None
@@ -155,37 +162,37 @@ def bootstrap_mean_interval(
 def speaker_confusions(
     probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str], speaker_names: Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """A confusion matrix for each of the named speakers, shape [S, C, C]."""
+    """Return a confusion matrix for each of the named speakers, shape [S, C, C]."""
     C = probabilities_NC.shape[1]
-    place = {name: number for number, name in enumerate(speaker_names)}
-    speaker_N = np.array([place[speaker] for speaker in speakers], dtype=np.int64)
+    index = {name: number for number, name in enumerate(speaker_names)}
+    speaker_N = np.array([index[speaker] for speaker in speakers], dtype=np.int64)
     confusion_SCC = np.zeros((len(speaker_names), C, C), dtype=np.int64)
     np.add.at(confusion_SCC, (speaker_N, labels_N, probabilities_NC.argmax(axis=1)), 1)
     return confusion_SCC
 
 
 def _draw_counts(random: np.random.Generator, count: int, draws: int) -> npt.NDArray[np.int64]:
-    """Drawing with replacement is drawing how often each comes, shape [draws, count]."""
+    """Return how often each item occurs in each draw with replacement, shape [draws, count]."""
     return random.multinomial(count, np.full(count, 1 / count), size=draws)
 
 
 def percentile_interval(values_D: FloatArray) -> tuple[float, float]:
-    """The bounds that hold the middle 95 % of the draws."""
+    """Return the bounds of the middle 95 % of the draws."""
     low, high = np.quantile(values_D, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 
 def confusion_matrix(probabilities_NC: FloatArray, labels_N: IntArray) -> npt.NDArray[np.int64]:
-    """confusion_CC: utterances by truth (rows) and most probable class (columns)."""
+    """Return the confusion matrix [C, C]: numbers of utterances by truth (rows) and most probable class (columns)."""
     C = probabilities_NC.shape[1]
     cells_N = labels_N * C + probabilities_NC.argmax(axis=1)
     return np.bincount(cells_N, minlength=C * C).reshape(C, C)
 
 
 def unweighted_recall(confusion_XCC: IntArray) -> FloatArray:
-    """Mean recall over the classes that have a truth, of one confusion matrix or a stack: (..., C, C) -> (...).
+    """Return the mean recall over classes with a truth, of one confusion matrix or a stack: (..., C, C) -> (...).
 
-    A class without a truth has no recall; it is left out of the mean, not counted as zero.
+    A class without a truth has no recall; it is excluded from the mean, not counted as zero.
     """
     truths_XC = confusion_XCC.sum(axis=-1)
     hits_XC = np.diagonal(confusion_XCC, axis1=-2, axis2=-1)
@@ -195,7 +202,9 @@ def unweighted_recall(confusion_XCC: IntArray) -> FloatArray:
 
 
 def expected_calibration_error(probabilities_NC: FloatArray, labels_N: IntArray) -> float:
-    """ECE = sum_m n_m / N * |accuracy_m - confidence_m|, bins (0, 1/15], ..., (14/15, 1] of the top probability.
+    """Return the expected calibration error of the top probability.
+
+    ECE = sum_m n_m / N * |accuracy_m - confidence_m|, bins (0, 1/15], ..., (14/15, 1] of the top probability.
 
     Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, eq. 5.
     """
@@ -208,19 +217,20 @@ def expected_calibration_error(probabilities_NC: FloatArray, labels_N: IntArray)
 
 
 def fit_temperature(logits_NC: FloatArray, labels_N: IntArray) -> float:
-    """The T for which softmax(logits / T) gives the labels the highest likelihood (Guo et al. 2017, section 4.2).
+    """Return the T that maximizes the likelihood of the labels by softmax(logits / T) (Guo et al. 2017, section 4.2).
 
-    Kept within `TEMPERATURES`: what gets every utterance of a small dev set right would have no bound at all.
+    T is limited to `TEMPERATURE_BOUNDS`: it has no bound for a model that is correct on every utterance of a small dev
+    set.
 
     Args:
-        logits_NC: of N utterances that the model was not trained on.
-        labels_N: their classes.
+        logits_NC: logits of N utterances that the model was not trained on.
+        labels_N: the classes of the utterances.
     """
     logits_NC = np.asarray(logits_NC, dtype=np.float64)
     truths_N = logits_NC[np.arange(len(labels_N)), labels_N]
 
     def slope(inverse: float) -> float:
-        """Derivative of the mean negative log-likelihood in 1/T, in which it is convex."""
+        """Return the derivative of the mean negative log-likelihood with respect to 1/T, in which it is convex."""
         weights_NC = np.exp(inverse * (logits_NC - logits_NC.max(axis=1, keepdims=True)))
         means_N = (weights_NC * logits_NC).sum(axis=1) / weights_NC.sum(axis=1)
         return float((means_N - truths_N).mean())

@@ -1,4 +1,4 @@
-"""What all tests share: a Ray cluster, an S3 server."""
+"""Fixtures that all tests share: a Ray cluster and an S3 server."""
 
 import gc
 import logging
@@ -13,12 +13,12 @@ from support.s3_server import BUCKET, running_s3
 
 pytest_plugins = ["support.prediction_fixtures"]
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray reads it when imported, by any of the tests
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read when a test first imports Ray
 
 
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One small Ray cluster for all tests in this process."""
+    """Start one small Ray cluster for all tests in this process."""
     import ray
     import ray.data
 
@@ -32,7 +32,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 warnings.simplefilter("ignore", DeprecationWarning)
-                ray.data.DataContext.get_current()  # warns about its own defaults when it is first made
+                ray.data.DataContext.get_current()  # warns about its own defaults when first created
                 ray.init(
                     address="local",
                     num_cpus=4,
@@ -53,6 +53,6 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`s3://bucket/prefix` on a real S3 server of this machine, with the AWS_* environment that reaches it."""
+    """Return `s3://bucket/prefix` on a real local S3 server, and set the AWS_* environment for it."""
     with running_s3(tmp_path_factory.mktemp("s3")):
         yield f"s3://{BUCKET}/tests"

@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand and against scikit-learn."""
+"""Metrics compared with values computed by hand and with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -11,19 +11,19 @@ ABC = ("anger", "happiness", "neutral")
 
 
 def certain(predicted: list[int], classes: int = 3) -> np.ndarray:
-    """Probability 1 on the predicted class."""
+    """Return probability 1 for the predicted class."""
     return np.eye(classes)[predicted]
 
 
 def test_scores_of_a_small_case_by_hand() -> None:
-    # anger: 2 of 3 right; happiness: 1 of 2; neutral: 1 of 1
+    # anger: 2 of 3 correct; happiness: 1 of 2; neutral: 1 of 1
     scores = metrics.compute_scores(certain([0, 0, 1, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2]), ABC)
     assert scores.recall == pytest.approx({"anger": 2 / 3, "happiness": 1 / 2, "neutral": 1.0})
     assert pytest.approx((2 / 3 + 1 / 2 + 1) / 3) == scores.UR
     assert pytest.approx(4 / 6) == scores.WR
     # F1 = 2 hits / (truths + predictions)
     assert scores.macro_f1 == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
-    assert scores.ece == pytest.approx(1 - 4 / 6)  # always sure, right four times in six
+    assert scores.ece == pytest.approx(1 - 4 / 6)  # confidence 1, correct four times in six
     assert scores.n == 6
     assert scores.confusion == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
 
@@ -41,7 +41,7 @@ def test_constant_prediction_has_the_unweighted_recall_of_chance() -> None:
     assert pytest.approx(0.9) == scores.WR
 
 
-def test_a_class_that_no_label_has_is_left_out() -> None:
+def test_a_class_without_labels_is_excluded() -> None:
     scores = metrics.compute_scores(certain([0, 1, 2, 1]), np.array([0, 0, 1, 1]), ABC)
     assert scores.recall == {"anger": 0.5, "happiness": 0.5, "neutral": None}
     assert scores.UR == 0.5
@@ -62,15 +62,15 @@ def test_agrees_with_scikit_learn() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # two bins are in use: 0.55 (bin of 8/15..9/15), right once in two; 0.9 and 0.92 (13/15..14/15), both right
+    # two bins are in use: 0.55 (bin of 8/15..9/15), correct once in two; 0.9 and 0.92 (13/15..14/15), both correct
     probabilities_NC = np.array([[0.55, 0.45], [0.55, 0.45], [0.1, 0.9], [0.08, 0.92]])
     labels_N = np.array([0, 1, 1, 1])
     expected = 2 / 4 * abs(0.5 - 0.55) + 2 / 4 * abs(1 - 0.91)
     assert metrics.compute_scores(probabilities_NC, labels_N, ("a", "b")).ece == pytest.approx(expected)
 
 
-def test_calibration_error_is_by_bin_not_on_the_whole() -> None:
-    # over- and under-confidence of equal size would cancel without bins: 0.6 always right, 0.9 right 6 times in 10
+def test_calibration_error_is_computed_by_bin() -> None:
+    # over- and under-confidence of equal size would cancel without bins: 0.6 always correct, 0.9 correct 6 times in 10
     top_N = np.array([0.6] * 10 + [0.9] * 10)
     probabilities_NC = np.stack([top_N, 1 - top_N], axis=1)
     labels_N = np.array([0] * 10 + [0] * 6 + [1] * 4)
@@ -84,7 +84,7 @@ def test_probabilities_on_the_edges_have_a_bin(top: float) -> None:
 
 
 def talkers(hits: list[float], utterances: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Speakers of whom the given shares of each of two classes are right."""
+    """Return predictions, labels and speakers; each speaker has the given share of correct predictions by class."""
     predicted: list[int] = []
     labels: list[int] = []
     speakers: list[str] = []
@@ -98,7 +98,7 @@ def talkers(hits: list[float], utterances: int = 40) -> tuple[np.ndarray, np.nda
     return certain(predicted, 2), np.array(labels), speakers
 
 
-def test_interval_covers_the_estimate_and_is_the_same_every_time() -> None:
+def test_interval_covers_the_estimate_and_is_deterministic() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.5, 0.6, 0.7, 0.8, 0.9])
     bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, speakers, seed=3)
     assert bounds is not None
@@ -113,7 +113,7 @@ def test_interval_does_not_depend_on_the_order_of_utterances() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.3, 0.6, 0.9])
     order = np.random.default_rng(0).permutation(len(labels_N))
     shuffled = metrics.bootstrap_interval(
-        probabilities_NC[order], labels_N[order], [speakers[place] for place in order]
+        probabilities_NC[order], labels_N[order], [speakers[index] for index in order]
     )
     assert shuffled == metrics.bootstrap_interval(probabilities_NC, labels_N, speakers)
 
@@ -126,7 +126,7 @@ def test_interval_is_wider_when_speakers_differ_than_if_utterances_were_independ
     assert clustered[1] - clustered[0] > 1.5 * (single[1] - single[0])
 
 
-def test_interval_has_no_width_when_all_speakers_are_alike() -> None:
+def test_interval_has_no_width_with_identical_speakers() -> None:
     assert metrics.bootstrap_interval(*talkers([0.75, 0.75, 0.75])) == pytest.approx((0.75, 0.75))
 
 
@@ -139,7 +139,7 @@ def test_interval_of_two_speakers_by_hand() -> None:
     assert metrics.bootstrap_interval(*talkers([0.5, 1.0])) == pytest.approx((0.5, 1.0))
 
 
-def test_interval_agrees_with_a_bootstrap_written_out() -> None:
+def test_interval_agrees_with_a_plain_bootstrap() -> None:
     rng = np.random.default_rng(5)
     labels_N = rng.integers(3, size=300)
     probabilities_NC = rng.dirichlet(np.ones(3), size=300) * 0.6 + 0.4 * np.eye(3)[labels_N]
@@ -166,7 +166,7 @@ def test_one_speaker_has_no_interval() -> None:
 
 def test_models_on_the_same_speakers_are_resampled_together() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.2, 0.5, 0.9])
-    wrong_NC = 1 - probabilities_NC  # the second model is right where the first is wrong
+    wrong_NC = 1 - probabilities_NC  # the second model is correct where the first is wrong
     first_D = metrics.bootstrap_UR(probabilities_NC, labels_N, speakers)
     second_D = metrics.bootstrap_UR(wrong_NC, labels_N, speakers)
     assert first_D is not None and second_D is not None
@@ -184,7 +184,7 @@ def test_models_on_the_same_speakers_are_resampled_together() -> None:
         (certain([0]), [3], "labels from 3 to 3"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(probabilities: np.ndarray, labels: list[int], message: str) -> None:
+def test_invalid_input_is_refused(probabilities: np.ndarray, labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         metrics.compute_scores(probabilities, np.array(labels, dtype=int), ABC)
 
@@ -204,9 +204,9 @@ def test_the_calibration_temperature_has_the_highest_likelihood():
         return float((scaled_NC[np.arange(400), labels_N] - np.log(np.exp(scaled_NC).sum(axis=1))).mean())
 
     for scale in (0.5, 1.0, 3.0, 8.0):
-        found = metrics.fit_temperature(scale * logits_NC, labels_N)
-        assert found == pytest.approx(scale, rel=0.25)
-        assert all(likelihood(found, scale) >= likelihood(found * near, scale) for near in (0.97, 1.03))
+        fitted = metrics.fit_temperature(scale * logits_NC, labels_N)
+        assert fitted == pytest.approx(scale, rel=0.25)
+        assert all(likelihood(fitted, scale) >= likelihood(fitted * near, scale) for near in (0.97, 1.03))
 
 
 def test_a_calibration_temperature_has_bounds():

@@ -1,8 +1,9 @@
-"""Files on a disk or in a bucket, by one set of calls.
+"""Read and write files on a disk or in a bucket with one set of functions.
 
-A location is a plain path or `s3://bucket/prefix`. Nothing half written is ever taken for whole: single files are
-written to a temporary name and moved (an S3 upload is atomic by itself), and folders carry a seal, written last, with
-the size and hash of every file (`write_checksummed_folder`, `open_checksummed_folder`). docs/how-to/storage.md has credentials and retries.
+A location is a plain path or `s3://bucket/prefix`. Writes are atomic: a single file is written to a temporary name and
+moved (an S3 upload is atomic by itself), and a folder without a valid checksum file is rejected. The checksum file,
+SEAL.json, is written last and has the size and SHA-256 of every other file (`write_checksummed_folder`,
+`open_checksummed_folder`). docs/how-to/storage.md has credentials and retries.
 """
 
 from lakd_ray.storage.checksummed import (

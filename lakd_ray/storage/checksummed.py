@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: filled by one or several writers, sealed last, verified before they are read."""
+"""Folders that are complete or rejected: the checksum file is written last and verified before each use."""
 
 import hashlib
 import shutil
@@ -16,53 +16,62 @@ CHECKSUMS_FILE = "SEAL.json"
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a local file."""
+    """Return the SHA-256 of a local file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-Checksums = dict[str, dict[str, Any]]  # file name -> {"bytes", "sha256"}
+Checksums = dict[str, dict[str, Any]]  # file name -> {"bytes": size, "sha256": hexadecimal digest}
 
 
 def remove_checksums(location: str) -> None:
-    """Withdraw a folder's seal before its files are replaced."""
+    """Delete a folder's checksum file, before its files are replaced."""
     delete(join(location, CHECKSUMS_FILE))
 
 
 def upload_folder(source: Path, location: str) -> Checksums:
-    """Copy a local folder's files to a location; several writers may fill one folder. Returns its part of the seal."""
-    part: Checksums = {}
+    """Copy the files of a local folder to a location, which several writers may fill.
+
+    Returns:
+        The checksums of the copied files, for `write_checksums`.
+    """
+    checksums: Checksums = {}
     for file in sorted(file for file in source.rglob("*") if file.is_file() and file.name != CHECKSUMS_FILE):
         name = str(file.relative_to(source))
         with atomic_writer(join(location, name)) as stream, file.open("rb") as content:
             shutil.copyfileobj(content, stream, 1 << 20)
-        part[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-    return part
+        checksums[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    return checksums
 
 
 def write_checksums(location: str, parts: Iterable[Checksums]) -> None:
-    """Declare a folder whole: written last, and what readers ask for first."""
-    whole = {name: entry for part in parts for name, entry in part.items()}
-    write_json(join(location, CHECKSUMS_FILE), whole)
+    """Write the checksum file of a folder, after which readers accept it.
+
+    Args:
+        location: the folder, which has all its files.
+        parts: the checksums that each writer of the folder returned.
+    """
+    checksums = {name: entry for part in parts for name, entry in part.items()}
+    write_json(join(location, CHECKSUMS_FILE), checksums)
 
 
 def write_checksummed_folder(source: Path, location: str) -> None:
-    """Copy a local folder to a location and seal it: readers see it whole or not at all."""
+    """Copy a local folder to a location; readers see the complete folder or none."""
     remove_checksums(location)
     write_checksums(location, [upload_folder(source, location)])
 
 
 @contextmanager
 def open_checksummed_folder(location: str) -> Iterator[Path]:
-    """A sealed folder as a local, verified one; a bucket's content is copied to a temporary folder.
+    """Verify a folder and yield it as a local path; a folder in a bucket is copied to a temporary one.
 
     Raises:
-        CorruptedError: there is no seal, or a file is missing, cut short or changed.
+        CorruptedError: the checksum file or another file is missing, or a file is truncated or changed.
     """
     if not exists(join(location, CHECKSUMS_FILE)):
         raise CorruptedError(
-            f"{location} is not a complete folder: its {CHECKSUMS_FILE} is missing, so it was never finished or is not one of "
-            "this project's. Run the stage that makes it again."
+            f"{location} is not a complete folder: {CHECKSUMS_FILE} is missing, so it was never finished or does not "
+            "belong to this project. Run the stage that writes it again."
         )
     expected: Checksums = read_json(join(location, CHECKSUMS_FILE))
     if not is_remote(location):
@@ -83,10 +92,10 @@ def _verify_checksums(folder: Path, files: Checksums) -> None:
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
-            raise CorruptedError(f"{folder} is damaged: {name} is missing. Run the stage that makes it again.")
+            raise CorruptedError(f"{folder} is damaged: {name} is missing. Run the stage that writes it again.")
         size = file.stat().st_size
         if size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
             raise CorruptedError(
                 f"{file} is damaged: found {size} bytes, expected {expected['bytes']} with SHA-256 "
-                f"{expected['sha256'][:12]}. Run the stage that makes it again."
+                f"{expected['sha256'][:12]}. Run the stage that writes it again."
             )

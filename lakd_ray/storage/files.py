@@ -1,4 +1,4 @@
-"""Single files: look, list, read, write, delete."""
+"""Find, list, read, write and delete single files."""
 
 import io
 import json
@@ -29,34 +29,34 @@ from lakd_ray.storage.filesystems import (
 
 @dataclass(frozen=True, order=True)
 class FileInfo:
-    """A file as a listing shows it."""
+    """A file with the properties that a listing has."""
 
     location: str
     size: int
-    """Bytes."""
+    """Size in bytes."""
     version: str
-    """Another one when the content is another: the time of change in nanoseconds on a disk, the ETag in a bucket."""
+    """Changes with the content: the modification time in nanoseconds on a disk, the ETag in a bucket."""
     modified: float
-    """Seconds since 1970."""
+    """Modification time in seconds since 1970."""
 
     @property
     def name(self) -> str:
-        """The last part of the location."""
+        """The last part of the location, without folders."""
         return self.location.rpartition("/")[2]
 
 
 def exists(location: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder exists."""
     filesystem, path = resolve_filesystem(location)
-    with translate_errors("look at", location):
+    with translate_errors("access", location):
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def list_files(folder: str) -> Iterator[FileInfo]:
-    """All files below a folder, sorted by location, from one listing; none if there is no such folder.
+    """Yield all files below a folder from one listing, sorted by location; nothing if the folder does not exist.
 
     Raises:
-        StorageError: the folder or the bucket cannot be read, or there is no such bucket.
+        StorageError: the folder or the bucket cannot be read, or the bucket does not exist.
     """
     yield from sorted(_list_bucket(folder) if is_remote(folder) else _list_local(folder))
 
@@ -64,64 +64,65 @@ def list_files(folder: str) -> Iterator[FileInfo]:
 def _list_local(folder: str) -> Iterator[FileInfo]:
     filesystem, path = resolve_filesystem(folder)
     with translate_errors("list", folder):
-        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    for info in found:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    for info in infos:
         if info.type == pafs.FileType.File:
             location = join(folder, info.path[len(path) :])
             yield FileInfo(location, info.size, str(info.mtime_ns), info.mtime_ns / 1e9)
 
 
 def _list_bucket(folder: str) -> Iterator[FileInfo]:
-    from botocore.exceptions import BotoCoreError, NoCredentialsError  # as s3fs: only listings need it
+    from botocore.exceptions import (
+        BotoCoreError,
+        NoCredentialsError,
+    )  # slow to import, and only listings need it, as s3fs
 
     filesystem, path = resolve_s3fs(folder)
     below = path.strip("/") + "/"
     with translate_errors("list", folder):
         try:
-            found = filesystem.find(below, detail=True)
+            objects = filesystem.find(below, detail=True)
         except NoCredentialsError as error:
             raise PermissionError(str(error)) from error
         except BotoCoreError as error:
             raise OSError(str(error)) from error
-    for key, info in found.items():
-        if key.startswith(below) and not key.endswith("/"):  # those are markers of folders, which pyarrow leaves
+    for key, info in objects.items():
+        if key.startswith(below) and not key.endswith("/"):  # pyarrow writes markers of folders
             changed = info["LastModified"]
             version = info.get("ETag", "").strip('"') or changed.isoformat()
             yield FileInfo(join(folder, key[len(below) :]), info["size"], version, changed.timestamp())
 
 
 def list_folders(location: str) -> list[str]:
-    """Names of the folders directly below one; empty if there is none."""
+    """Return the sorted names of the folders directly below a folder; empty if it does not exist."""
     filesystem, path = resolve_filesystem(location)
     with translate_errors("list", location):
-        found = filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
 
 def read_bytes(location: str) -> bytes:
-    """The content of a file."""
+    """Return the content of a file."""
     filesystem, path = resolve_filesystem(location)
     with translate_errors("read", location), filesystem.open_input_file(path) as stream:
         return bytes(stream.read())
 
 
 def write_bytes(location: str, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write the content atomically to a file: readers see the complete file or the previous state."""
     with atomic_writer(location) as stream:
         stream.write(content)
 
 
 @contextmanager
 def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
-    """A stream whose content appears at `location` when the block ends without an error.
+    """Yield a stream whose content appears at `location` when the block ends without an error.
 
     Raises:
-        StorageError: from the stream's own calls and at the block's end; the block's own errors pass as they are.
+        StorageError: the stream's own calls or the end of the block fail; other errors of the block pass unchanged.
     """
     filesystem, path = resolve_filesystem(location)
-    if is_remote(
-        location
-    ):  # closing a stream into a bucket publishes what was written so far: only whole files are sent
+    if is_remote(location):  # closing a stream into a bucket publishes its content so far: upload complete files only
         temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
     else:
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")
@@ -141,7 +142,7 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
 
 
 class _AtomicOutput(io.RawIOBase):
-    """A temporary file whose failures name the location that it is to become."""
+    """A temporary file whose errors name the final location."""
 
     def __init__(self, file: BinaryIO, temporary: Path, location: str) -> None:
         self._file, self._temporary, self._location, self._written = file, temporary, location, 0
@@ -162,7 +163,7 @@ class _AtomicOutput(io.RawIOBase):
         super().close()
 
     def discard(self) -> None:
-        """Close, whatever the state, and leave nothing."""
+        """Close the stream in any state and delete the temporary file, if it still exists."""
         with suppress(OSError):
             self._file.close()
         super().close()
@@ -174,44 +175,48 @@ class _AtomicOutput(io.RawIOBase):
             try:
                 yield
             except OSError as error:
-                here = self._temporary.stat().st_size
-                if full := disk_full_message(error, self._temporary.parent, here, self._written + size):
+                size_on_disk = self._temporary.stat().st_size
+                if full := disk_full_message(error, self._temporary.parent, size_on_disk, self._written + size):
                     raise StorageError(f"cannot write {self._location}: {full}") from error
                 raise
 
 
 def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Send a whole file. Closing the stream reports refused parts, and a refused part withholds the rest."""
+    """Upload a complete file. Closing the stream raises the errors of refused parts, and then nothing is published."""
     with source.open("rb") as content, filesystem.open_output_stream(path) as stream:
         copy_stream(content, stream, 1 << 20)
     if filesystem.get_file_info(path).size != source.stat().st_size:
         filesystem.delete_file(path)
-        raise OSError(f"{path} arrived with another size than was sent")
+        raise OSError(f"{path} has a different size after the upload")
 
 
 def read_json(location: str) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        StorageError: it is missing or not JSON.
+        StorageError: the file is missing or not JSON.
     """
     content = read_bytes(location)
     try:
         return json.loads(content)
     except ValueError as error:
-        raise StorageError(f"{location} is not valid JSON ({error}): it is damaged, delete it and run again") from None
+        raise StorageError(f"{location} is not valid JSON ({error}): it is damaged. Delete it and run again") from None
 
 
 def write_json(location: str, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically, with sorted keys."""
     write_bytes(location, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file as a table.
+    """Return a Parquet file as a table.
+
+    Args:
+        location: the file.
+        columns: names of the columns to read; None: all.
 
     Raises:
-        StorageError: it is missing, damaged or cannot be read.
+        StorageError: the file is missing, corrupted or cannot be read.
     """
     filesystem, path = resolve_filesystem(location)
     with _translate_parquet_errors(location):
@@ -219,10 +224,15 @@ def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_row_groups(location: str, row_groups: Sequence[int], columns: list[str]) -> list[pa.Table]:
-    """Some row groups of a Parquet file, of which nothing else is read.
+    """Read some row groups of a Parquet file, and only their bytes.
+
+    Args:
+        location: the file.
+        row_groups: indices of the row groups, in the order of the result.
+        columns: names of the columns to read.
 
     Raises:
-        StorageError: it is missing, damaged or cannot be read.
+        StorageError: the file is missing, corrupted or cannot be read.
     """
     filesystem, path = resolve_filesystem(location)
     with _translate_parquet_errors(location), pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
@@ -236,18 +246,18 @@ def _translate_parquet_errors(location: str) -> Iterator[None]:
             yield
         except pa.ArrowInvalid as error:
             raise StorageError(
-                f"{location} is damaged: {error}. Delete it and run the stage that makes it again."
+                f"{location} is damaged: {error}. Delete it and run the stage that writes it again."
             ) from error
 
 
 def write_table(location: str, table: pa.Table, *, row_group_size: int | None = None) -> None:
-    """Write a Parquet file, whole or not at all."""
+    """Write a Parquet file atomically, compressed by zstd."""
     with atomic_writer(location) as stream:
         pq.write_table(table, stream, row_group_size=row_group_size, compression="zstd")
 
 
 def delete(location: str) -> None:
-    """Remove a file or a folder with all it holds; nothing happens if there is none."""
+    """Delete a file, or a folder with its content; do nothing if it does not exist."""
     filesystem, path = resolve_filesystem(location)
     with translate_errors("delete", location):
         kind = filesystem.get_file_info(path).type

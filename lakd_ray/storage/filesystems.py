@@ -1,7 +1,7 @@
-"""Where files lie, how a bucket is reached, and what to tell when it is not.
+"""Resolve locations to filesystems, and turn their errors into messages that name the cause.
 
-S3 is reached by pyarrow, which moves the bytes, and by s3fs, which lists: a listing by pyarrow has no versions. Both
-get the same credentials (the AWS_* environment or a profile), endpoint and retries.
+S3 has two clients: pyarrow transfers the bytes, and s3fs lists, because a listing by pyarrow has no versions. Both have
+the same credentials (the AWS_* environment or a profile), endpoint and retries.
 """
 
 import errno
@@ -19,9 +19,9 @@ import pyarrow.fs as pafs
 
 from lakd_ray.errors import StorageError
 
-# AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in all. It sits in the
-# clients and not around our calls, so that it covers single parts of an upload and single ranges of a shard, and knows
-# which errors pass: a refused key is not tried again.
+# AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in total. The clients retry
+# instead of the functions of this package, because they retry single parts of an upload and single ranges of a shard,
+# and distinguish transient errors from permanent ones such as a refused key.
 MAX_ATTEMPTS = 8
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 5, 60
 _short_timeout_s: ContextVar[int | None] = ContextVar("short_timeout", default=None)
@@ -40,20 +40,20 @@ _UNREACHABLE_PATTERNS = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "Could not con
 
 
 def is_remote(location: str) -> bool:
-    """Whether the location is in a bucket."""
+    """Return whether the location is in a bucket."""
     return "://" in location
 
 
 def join(location: str, *parts: str) -> str:
-    """A location below another."""
+    """Append parts to a location, with single slashes between them."""
     return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def resolve_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a location and the path in it.
+    """Return the pyarrow filesystem of a location and the path in it.
 
     Raises:
-        StorageError: the scheme is not known.
+        StorageError: the scheme is not s3, or the bucket is missing.
     """
     if not is_remote(location):
         return _local_filesystem(), os.path.abspath(os.path.expanduser(location))
@@ -62,17 +62,20 @@ def resolve_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
 
 
 def resolve_s3fs(location: str) -> tuple[Any, str]:
-    """The s3fs filesystem of a location in a bucket and the path in it.
+    """Return the s3fs filesystem of a location in a bucket and the path in it.
 
     Raises:
-        StorageError: the scheme is not known.
+        StorageError: the scheme is not s3, or the bucket is missing.
     """
     return _s3fs_filesystem(_s3_settings()), _bucket_path(location)
 
 
 @contextmanager
 def short_timeouts(seconds: int) -> Iterator[None]:
-    """In this thread, ask a bucket's server only once, and give it so many seconds: for looking whether it answers."""
+    """Disable retries in this context and limit each S3 request to the given seconds.
+
+    For checks whether a server responds at all.
+    """
     token = _short_timeout_s.set(seconds)
     try:
         yield
@@ -91,7 +94,7 @@ S3Settings = tuple[tuple[str, str], ...]
 
 
 def _s3_settings() -> S3Settings:
-    """What the environment says about S3: a client is made anew when it changes."""
+    """Return the S3 settings of the environment, the cache key of clients: a change creates a new client."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return (
         *((name, os.environ[name]) for name in names),
@@ -105,7 +108,7 @@ def _max_attempts() -> int:
 
 
 def _timeouts() -> tuple[int, int]:
-    """Seconds for a connection, and for an answer."""
+    """Return the timeouts in seconds of a connection and of a response."""
     short_timeout = _short_timeout_s.get()
     return (
         (_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S)
@@ -145,7 +148,7 @@ def _s3_filesystem(_: S3Settings) -> pafs.FileSystem:
 
 @lru_cache(maxsize=4)
 def _s3fs_filesystem(_: S3Settings) -> Any:
-    import s3fs  # takes a second, and only listings need it
+    import s3fs  # takes a second to import, and only listings need it
 
     endpoint = _endpoint()
     connect_s, request_s = _timeouts()
@@ -161,48 +164,53 @@ def _s3fs_filesystem(_: S3Settings) -> Any:
         use_listings_cache=False,
         skip_instance_cache=True,
     )
-    filesystem.retries = 1  # those of its own come on top of the client's
+    filesystem.retries = 1  # its own retries would multiply those of the client
     return filesystem
 
 
 @contextmanager
 def translate_errors(action: str, location: str) -> Iterator[None]:
-    """Turn the filesystem's errors into one that says what to check."""
+    """Turn a filesystem's errors into a StorageError that names what to check.
+
+    Args:
+        action: a verb for the message, for instance `read`.
+        location: the file or folder.
+    """
     try:
         yield
     except OSError as error:
-        told = s3_error_message if is_remote(location) else local_error_message
-        raise StorageError(f"cannot {action} {location}: {told(error, location)}") from error
+        message = s3_error_message(error, location) if is_remote(location) else local_error_message(error, location)
+        raise StorageError(f"cannot {action} {location}: {message}") from error
 
 
 def local_error_message(error: OSError, location: str) -> str:
-    """What went wrong on a disk, and what to check."""
+    """Return the cause of an error on a disk, and what to check."""
     if isinstance(error, FileNotFoundError):
         return f"it does not exist ({error})"
     return f"{error}; check the path and its permissions"
 
 
 def s3_error_message(error: OSError, location: str) -> str:
-    """What went wrong with a bucket, and what to check."""
+    """Return the cause of an error of a bucket, and what to check."""
     bucket = _bucket_path(location).partition("/")[0]
     if isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in str(error):
         if _bucket_exists(bucket) is False:
-            return f"the bucket {bucket} does not exist: correct the name, or make it first"
+            return f"the bucket {bucket} does not exist: correct the name, or create it first"
         return f"it does not exist ({error})"
     if isinstance(error, PermissionError) or any(word in str(error) for word in _ACCESS_DENIED_PATTERNS):
         return (
             f"the server refuses the credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
             f"AWS_SESSION_TOKEN if yours has one) or AWS_PROFILE, and check that they may use the bucket {bucket}"
         )
-    where = _endpoint() or "Amazon S3"
+    server = _endpoint() or "Amazon S3"
     if any(word in str(error) for word in _UNREACHABLE_PATTERNS):
-        tried = "1 attempt" if _max_attempts() == 1 else f"{_max_attempts()} attempts"
-        return f"no answer from {where} in {tried} ({error}); check AWS_ENDPOINT_URL and the server"
-    return f"{error}; check the bucket's name, the AWS_* credentials and AWS_ENDPOINT_URL (now {where})"
+        attempts = "1 attempt" if _max_attempts() == 1 else f"{_max_attempts()} attempts"
+        return f"no response from {server} in {attempts} ({error}); check AWS_ENDPOINT_URL and the server"
+    return f"{error}; check the bucket's name, the AWS_* credentials and AWS_ENDPOINT_URL (now {server})"
 
 
 def _bucket_exists(bucket: str) -> bool | None:
-    """None if that cannot be told."""
+    """Return whether a bucket exists, or None if the server does not respond."""
     try:
         return bool(_s3_filesystem(_s3_settings()).get_file_info(bucket).type != pafs.FileType.NotFound)
     except OSError:
@@ -210,35 +218,36 @@ def _bucket_exists(bucket: str) -> bool | None:
 
 
 def disk_full_message(error: OSError, folder: Path, written_bytes: int, needed_bytes: int) -> str | None:
-    """What to tell when a disk has no room for a file; None for other errors.
+    """Return the message for a disk without space for a file; None for other errors.
 
     Args:
-        folder: where the file is written.
-        written: what it already takes there.
-        needed: bytes that it has at least.
+        error: the error of the write.
+        folder: the folder of the file.
+        written_bytes: bytes of the file that are already on the disk.
+        needed_bytes: minimum size of the complete file in bytes.
     """
     if error.errno not in _DISK_FULL_ERRNOS:
         return None
     free = format_bytes(free_bytes(folder) + written_bytes)
-    needs = format_bytes(needed_bytes)
-    return f"{error.strerror}: the file needs at least {needs}, and {free} are free in {folder}; make room there"
+    needed = format_bytes(needed_bytes)
+    return f"{error.strerror}: the file needs at least {needed}, and {free} are free in {folder}; free some space"
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Free bytes of the disk on which a local folder lies or will lie."""
+    """Return the free bytes of the disk of a local folder, which need not exist yet."""
     return shutil.disk_usage(nearest_existing_parent(folder)).free
 
 
 def nearest_existing_parent(folder: str | Path) -> Path:
-    """The folder itself, or the last one on the way to it that is there."""
-    place = Path(os.path.expanduser(folder)).absolute()
-    while not place.exists():
-        place = place.parent
-    return place
+    """Return the folder itself if it exists, or its nearest parent that does."""
+    path = Path(os.path.expanduser(folder)).absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes for people, for instance `3.2 GB`."""
+    """Return a number of bytes in human-readable form, for instance `3.2 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -335,7 +335,7 @@ def test_a_bucket(content, s3):
 def test_a_bucket_that_does_not_answer(content, silent_bucket):
     config = experiment(content, storage=silent_bucket, corpora=[{"name": "c", "root": silent_bucket + "/corpus"}])
     started = time.monotonic()
-    with pytest.raises(StorageError, match=r"no answer from http://127.0.0.1:\d+ in 1 attempt") as caught:
+    with pytest.raises(StorageError, match=r"no response from http://127.0.0.1:\d+ in 1 attempt") as caught:
         raise_on_failure(
             run_checks(storage_checks.experiment_checks(config, ["prepare"], quick=True)), storage_checks.STORAGE_CHECKS
         )

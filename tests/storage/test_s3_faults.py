@@ -1,4 +1,4 @@
-"""Servers that are away, that die half-way, and that refuse: real processes, real sockets."""
+"""Faults of S3 servers that are down, die during a request, or refuse it: real processes, real sockets."""
 
 import os
 import shutil
@@ -44,14 +44,14 @@ def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mortal(tmp_path: Path) -> Iterator[S3Server]:
+def killable_server(tmp_path: Path) -> Iterator[S3Server]:
     """A server that a test may kill."""
     with running_s3(tmp_path) as server:
         yield server
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_nobody_there(s3, monkeypatch):
+def test_server_that_is_down(s3, monkeypatch):
     with closing(socket.socket()) as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -59,14 +59,14 @@ def test_nobody_there(s3, monkeypatch):
         started = time.monotonic()
         for call in (storage.read_bytes, listed, CALLS[-1]):
             with pytest.raises(
-                StorageError, match=rf"{s3}/a: no answer from {endpoint} in 2 attempts.*AWS_ENDPOINT_URL"
+                StorageError, match=rf"{s3}/a: no response from {endpoint} in 2 attempts.*AWS_ENDPOINT_URL"
             ):
                 call(f"{s3}/a")
         assert time.monotonic() - started < 60
 
 
-def test_refused_key_is_not_tried_again(s3, monkeypatch):
-    """With all attempts one call would take more than half a minute."""
+def test_refused_key_is_not_retried(s3, monkeypatch):
+    """With all retries one call would take more than half a minute."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     started = time.monotonic()
     for call in CALLS:
@@ -121,7 +121,7 @@ def test_listing_shows_size_and_version(s3):
 
 
 def write_shards(count: int = 4) -> dict[str, list[pa.Table]]:
-    """Location -> its row groups; one is larger than a part of an upload."""
+    """Write shards and return the row groups by location; one row group is larger than a part of an upload."""
     random = np.random.default_rng(0)
     shards = {}
     for number in range(count):
@@ -132,23 +132,23 @@ def write_shards(count: int = 4) -> dict[str, list[pa.Table]]:
 
 
 @pytest.mark.timeout(200)
-def test_reads_outlive_a_restart(mortal):
+def test_reads_survive_a_restart(killable_server):
     shards = write_shards()
-    found: dict[str, list[pa.Table]] = {}
-    restarted = threading.Thread(target=mortal.start)
+    read: dict[str, list[pa.Table]] = {}
+    restarted = threading.Thread(target=killable_server.start)
     for location in shards:
-        if len(found) == 1:
-            mortal.kill()
-            restarted = threading.Timer(1.0, mortal.start)  # the next read meets a server that is not there
+        if len(read) == 1:
+            killable_server.kill()
+            restarted = threading.Timer(1.0, killable_server.start)  # the next read starts while the server is down
             restarted.start()
-        found[location] = storage.read_row_groups(location, [0, 1, 2, 3], ["audio"])
+        read[location] = storage.read_row_groups(location, [0, 1, 2, 3], ["audio"])
     restarted.join()
-    assert found == shards
+    assert read == shards
 
 
 @contextmanager
 def cutting_proxy(endpoint: str, after: int) -> Iterator[str]:
-    """Forwards to an endpoint, but its first answer of more than so many bytes breaks off there."""
+    """Forward to an endpoint, and close the first response that is larger than `after` bytes at that size."""
     target = urlparse(endpoint)
     cuts = [after]
 
@@ -161,9 +161,9 @@ def cutting_proxy(endpoint: str, after: int) -> Iterator[str]:
                     limits.clear()
                     break
                 sink.sendall(content)
-        for each in (source, sink):
+        for connection in (source, sink):
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def serve() -> None:
         with suppress(OSError):
@@ -181,12 +181,12 @@ def cutting_proxy(endpoint: str, after: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         listening.shutdown(socket.SHUT_RDWR)
         accepting.join(10)
-        for each in opened:
-            each.close()
-    assert not cuts, "nothing was cut"
+        for connection in opened:
+            connection.close()
+    assert not cuts, "no response was truncated"
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(s3, monkeypatch):
+def test_a_truncated_response_is_requested_again(s3, monkeypatch):
     content = os.urandom(4_000_000)
     storage.write_bytes(f"{s3}/cut", content)
     with cutting_proxy(os.environ["AWS_ENDPOINT_URL"], after=1_000_000) as endpoint:
@@ -195,16 +195,18 @@ def test_an_answer_that_breaks_off_is_asked_for_again(s3, monkeypatch):
 
 
 @pytest.fixture
-def dies_while_sent(mortal: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float | None], None]]:
-    """Kills the server in the middle of the next upload, and starts it again after some seconds or never."""
+def kill_during_upload(
+    killable_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[float | None], None]]:
+    """Kill the server in the middle of the next upload, and start it again after some seconds or never."""
     threads: list[threading.Thread] = []
 
     def arm(seconds: float | None) -> None:
         def copy(source, sink, length):
             sink.write(source.read(12 << 20))
-            mortal.kill()
+            killable_server.kill()
             if seconds is not None:
-                threads.append(threading.Timer(seconds, mortal.start))
+                threads.append(threading.Timer(seconds, killable_server.start))
                 threads[0].start()
             shutil.copyfileobj(source, sink, length)
 
@@ -217,23 +219,23 @@ def dies_while_sent(mortal: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.mark.slow  # half a minute
 @pytest.mark.timeout(200)
-def test_writes_outlive_a_restart(dies_while_sent):
+def test_writes_survive_a_restart(kill_during_upload):
     content = os.urandom(40 << 20)
-    dies_while_sent(1.0)
+    kill_during_upload(1.0)
     storage.write_bytes(f"{FOLDER}/large", content)
     assert storage.read_bytes(f"{FOLDER}/large") == content
 
 
 @pytest.mark.timeout(200)
 @pytest.mark.usefixtures("few_attempts")
-def test_a_write_that_fails_leaves_what_was_there(mortal, dies_while_sent, monkeypatch):
+def test_a_failed_write_leaves_the_previous_content(killable_server, kill_during_upload, monkeypatch):
     storage.write_bytes(f"{FOLDER}/large", b"before")
-    dies_while_sent(None)
+    kill_during_upload(None)
     for name in ("large", "new"):
-        with pytest.raises(StorageError, match=f"cannot write {FOLDER}/{name}: no answer from"):
+        with pytest.raises(StorageError, match=f"cannot write {FOLDER}/{name}: no response from"):
             storage.write_bytes(f"{FOLDER}/{name}", os.urandom(24 << 20))
     monkeypatch.setattr(files, "copy_stream", shutil.copyfileobj)
-    mortal.start()
-    mortal.until_ready()
+    killable_server.start()
+    killable_server.until_ready()
     assert listed(FOLDER) == [f"{FOLDER}/large"]
     assert storage.read_bytes(f"{FOLDER}/large") == b"before"

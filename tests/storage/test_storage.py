@@ -1,4 +1,4 @@
-"""The same calls on a disk and in a bucket of a real S3 server."""
+"""The storage functions on a disk and in a bucket of a real S3 server."""
 
 import errno
 import os
@@ -19,17 +19,17 @@ from lakd_ray.errors import StorageError
 
 @pytest.fixture(params=["disk", "bucket"])
 def location(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty place; whatever is written beforehand in a temporary folder goes to `tmp_path / "scratch"`."""
+    """Return an empty location; temporary files go to `tmp_path / "scratch"`."""
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     if request.param == "disk":
-        return str(tmp_path / "place")
+        return str(tmp_path / "location")
     return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A local folder of two files, one of them deeper."""
+    """Create a local folder of two files, one of them in a subfolder."""
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
     (source / "weights.bin").write_bytes(bytes(range(256)) * 20_000)
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(location: str) -> list[str]:
-    """Files below a folder, relative to it."""
+    """Return the files below a folder, relative to it."""
     return [info.location.removeprefix(location + "/") for info in storage.list_files(location)]
 
 
@@ -98,24 +98,24 @@ def test_damaged_table(location):
         storage.read_table(location)
 
 
-def test_writing_leaves_nothing_behind(location, tmp_path):
+def test_a_failed_write_leaves_no_files(location, tmp_path):
     file = storage.join(location, "file")
     with pytest.raises(KeyError), storage.atomic_writer(file) as stream:
         stream.write(b"half")
         raise KeyError
     assert names(location) == []
-    storage.write_bytes(file, b"whole")
+    storage.write_bytes(file, b"complete")
     with pytest.raises(KeyError), storage.atomic_writer(file) as stream:
         stream.write(b"half")
         raise KeyError
-    assert storage.read_bytes(file) == b"whole"
+    assert storage.read_bytes(file) == b"complete"
     assert names(location) == ["file"]
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
 @contextmanager
 def small_disk(limit: int) -> Iterator[None]:
-    """Files of this process may not grow larger."""
+    """Limit the size of this process's files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -124,12 +124,12 @@ def small_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def write_rows(place: str, content: bytes) -> None:
-    storage.write_table(place, pa.table({"audio": [content]}))
+def write_rows(location: str, content: bytes) -> None:
+    storage.write_table(location, pa.table({"audio": [content]}))
 
 
 @pytest.mark.parametrize("write", [storage.write_bytes, write_rows])
-def test_no_room(location, tmp_path, write):
+def test_file_larger_than_the_disk(location, tmp_path, write):
     file = storage.join(location, "file")
     storage.write_bytes(file, b"earlier")
     with (
@@ -142,8 +142,8 @@ def test_no_room(location, tmp_path, write):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_disk_that_is_full(tmp_path):
-    """A real one, of 2 MB."""
+def test_full_disk(tmp_path):
+    """The disk is a real one of 2 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
@@ -163,28 +163,28 @@ def test_a_disk_that_is_full(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_errors_of_the_writer_stay_its_own(location):
+def test_errors_of_the_block_are_not_translated(location):
     with pytest.raises(FileNotFoundError, match="mine"), storage.atomic_writer(storage.join(location, "file")):
         raise FileNotFoundError("mine")
     with pytest.raises(OSError, match="No space") as caught, storage.atomic_writer(storage.join(location, "file")):
-        raise OSError(errno.ENOSPC, "No space elsewhere")
+        raise OSError(errno.ENOSPC, "No space on a different disk")
     assert not isinstance(caught.value, StorageError)
     assert names(location) == []
 
 
-def test_sealed_folder(location, folder):
+def test_checksummed_folder(location, folder):
     storage.write_checksummed_folder(folder, location)
     with storage.open_checksummed_folder(location) as fetched:
-        found = {str(file.relative_to(fetched)): file for file in fetched.rglob("*") if file.is_file()}
-        assert {"weights.bin", "deep/name ä.json"} <= found.keys()
-        assert found["weights.bin"].read_bytes() == (folder / "weights.bin").read_bytes()
+        files = {str(file.relative_to(fetched)): file for file in fetched.rglob("*") if file.is_file()}
+        assert {"weights.bin", "deep/name ä.json"} <= files.keys()
+        assert files["weights.bin"].read_bytes() == (folder / "weights.bin").read_bytes()
     (folder / "weights.bin").write_bytes(b"new")
     storage.write_checksummed_folder(folder, location)
     with storage.open_checksummed_folder(location) as fetched:
         assert (fetched / "weights.bin").read_bytes() == b"new"
 
 
-def test_folder_filled_by_several(location, folder, tmp_path):
+def test_folder_with_several_writers(location, folder, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "rank1.bin").write_bytes(b"1")
     parts = [storage.upload_folder(folder, location), storage.upload_folder(tmp_path / "other", location)]
@@ -237,14 +237,14 @@ def test_no_bucket(s3):
 
 @pytest.mark.parametrize("key", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 def test_wrong_key(s3, key, monkeypatch):
-    storage.write_bytes(f"{s3}/kept", b"content")
+    storage.write_bytes(f"{s3}/stored", b"content")
     with monkeypatch.context() as patch:
         patch.setenv(key, "wrong")
         for call in (storage.read_bytes, storage.exists, names, storage.delete):
-            with pytest.raises(StorageError, match=f"{s3}/kept.*AWS_") as caught:
-                call(f"{s3}/kept")
+            with pytest.raises(StorageError, match=f"{s3}/stored.*AWS_") as caught:
+                call(f"{s3}/stored")
             assert "wrong" not in str(caught.value)
         with pytest.raises(StorageError, match=f"cannot write {s3}/new"):
             storage.write_bytes(f"{s3}/new", b"content")
-    assert storage.read_bytes(f"{s3}/kept") == b"content"
+    assert storage.read_bytes(f"{s3}/stored") == b"content"
     assert not storage.exists(f"{s3}/new")

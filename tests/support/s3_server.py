@@ -1,4 +1,4 @@
-"""A real S3 server in processes of its own, that can be killed and started again."""
+"""A real S3 server in separate processes, which tests can kill and restart."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ _SERVERS = ("master", "volume", "filer", "s3", "admin")
 
 
 class S3Server:
-    """SeaweedFS with one bucket; what it holds outlives a restart.
+    """A SeaweedFS server with one bucket, whose content survives a restart.
 
     Args:
-        folder: for its data and log.
+        folder: folder for the data and the log.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What reaches it."""
+        """Environment variables for clients of the server."""
         return {
             "HOME": str(self._folder),
             "AWS_ACCESS_KEY_ID": "lakd",
@@ -63,8 +63,8 @@ class S3Server:
             )
 
     def until_ready(self, seconds: float = 60) -> None:
-        """Wait until the port answers and the bucket takes a file; `environment` must be set."""
-        last: Exception | None = None
+        """Wait until the port is open and the bucket accepts a file; `environment` must be set."""
+        last_error: Exception | None = None
         deadline = time.monotonic() + seconds
         assert self._process is not None
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -73,13 +73,13 @@ class S3Server:
                 storage.write_bytes(f"s3://{BUCKET}/ready", b"ready")
                 return
             except (OSError, StorageError) as error:
-                last = error
+                last_error = error
                 time.sleep(0.05)
         log = (self._folder / "weed.log").read_text(errors="replace")
-        raise AssertionError(f"the S3 server did not start: {last}\n{log[-3000:]}")
+        raise AssertionError(f"the S3 server did not start: {last_error}\n{log[-3000:]}")
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill all processes at once, like a power failure."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(15)
@@ -88,14 +88,14 @@ class S3Server:
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 @contextmanager
 def running_s3(folder: Path) -> Iterator[S3Server]:
-    """A server that is ready, and the environment that reaches it."""
+    """Yield a server that is ready, with the environment of its clients set."""
     server = S3Server(folder)
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
