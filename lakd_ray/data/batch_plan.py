@@ -1,10 +1,11 @@
-"""Which utterances make which batch, on which rank, in which order: decided before anything is read.
+"""Plan the batches of an epoch before reading: their utterances, their ranks and their order.
 
-Every rank computes the whole plan from (seed, epoch, world size) alone. So all know the global number of utterances in
-a step, ranks take equally many steps, and a run can be continued from any point without reading what came before.
+Every rank computes the complete plan from (seed, epoch, world size) alone. So every rank knows the global number of
+utterances in a step, all ranks take the same number of steps, and a run can resume at any batch without reading the
+earlier ones.
 
-An epoch is a sequence of windows. A window is what one task reads at once: some Parquet row groups, whose utterances
-are shuffled, roughly sorted by length and cut into batches under a budget of padded audio seconds.
+An epoch is a sequence of read groups. One task reads a read group at once: a few Parquet row groups, whose utterances
+are shuffled, roughly sorted by length and packed into batches under a budget of padded audio seconds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +18,15 @@ from lakd_ray.config import BatchConfig
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.errors import ConfigError
 
-# Lengths are compared after a random stretch of up to a tenth, so that not the same neighbours meet in every epoch.
+# Sorting scales each length by a random factor of up to 1.1, so that batches have different members in each epoch.
 _LENGTH_JITTER = 0.1
-# With fewer row groups than this for each rank, every rank reads all of them and takes its share of their rows.
+# With fewer row groups per rank than this, every rank reads all row groups and takes its share of their rows.
 _MIN_GROUPS_PER_RANK = 4
 
 
 @dataclass(frozen=True)
 class ReadGroup:
-    """Row groups that one task reads, and the batches (arrays of manifest row numbers) it makes of them."""
+    """The batches, as arrays of manifest row numbers, whose row groups one task reads together."""
 
     epoch: int
     split: str
@@ -34,17 +35,17 @@ class ReadGroup:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The windows of each rank; for training, ranks have equally many batches."""
+    """The read groups of each rank; in training all ranks have the same number of batches."""
 
     read_groups: tuple[tuple[ReadGroup, ...], ...]
 
     def batches(self, rank: int) -> Iterator[RowIndices]:
-        """One rank's batches in order."""
+        """Yield the batches of one rank in order."""
         for window in self.read_groups[rank]:
             yield from window.batches
 
     def utterances_per_step(self, gradient_accumulation_steps: int) -> list[int]:
-        """Utterances in each optimizer step, all ranks together."""
+        """Return the number of utterances in each optimizer step, over all ranks."""
         sizes = np.array([[len(batch) for batch in self.batches(rank)] for rank in range(len(self.read_groups))])
         return [int(count) for count in sizes.sum(axis=0).reshape(-1, gradient_accumulation_steps).sum(axis=1)]
 
@@ -59,39 +60,41 @@ def plan_training_epoch(
     world_size: int,
     gradient_accumulation_steps: int = 1,
 ) -> EpochPlan:
-    """Plan one pass over the training rows: each row once, or those of smaller languages more often (`language_sampling_alpha`).
+    """Plan one pass over the training rows, with rows of smaller languages repeated (`language_sampling_alpha`).
 
     Raises:
-        ConfigError: there are too few utterances for so many ranks and accumulated batches.
+        ConfigError: there are too few utterances for the number of ranks and accumulated batches.
     """
     random = np.random.default_rng([seed, epoch])
     rows = _oversample_small_languages(manifest, rows, batch.language_sampling_alpha, random)
     shares = _assign_to_ranks(manifest, rows, world_size, random)
     ranks = [
         [
-            _pack_shuffled(manifest, window, batch, random)
-            for window in _split_into_read_groups(manifest, share, batch.shuffle_row_groups)
+            _pack_shuffled(manifest, group_rows, batch, random)
+            for group_rows in _split_into_read_groups(manifest, share, batch.shuffle_row_groups)
         ]
         for share in shares
     ]
     _equalize_batch_counts(ranks, gradient_accumulation_steps)
     return EpochPlan(
-        tuple(tuple(ReadGroup(epoch, "train", tuple(window)) for window in windows if window) for windows in ranks)
+        tuple(tuple(ReadGroup(epoch, "train", tuple(group)) for group in groups if group) for groups in ranks)
     )
 
 
 def plan_evaluation_epoch(
     manifest: Manifest, rows: RowIndices, batch: BatchConfig, *, epoch: int = 0, split: str = "dev", world_size: int = 1
 ) -> EpochPlan:
-    """Plan one pass over evaluation rows, each row once; ranks may differ in their number of batches."""
+    """Plan one pass over evaluation rows, where the number of batches may differ between ranks."""
     shares = _assign_to_ranks(manifest, rows, world_size, None)
     return EpochPlan(
         tuple(
             tuple(
                 ReadGroup(
-                    epoch, split, tuple(_pack(manifest, window[np.argsort(manifest.num_samples_N[window])], batch))
+                    epoch,
+                    split,
+                    tuple(_pack(manifest, group_rows[np.argsort(manifest.num_samples_N[group_rows])], batch)),
                 )
-                for window in _split_into_read_groups(manifest, share, batch.shuffle_row_groups)
+                for group_rows in _split_into_read_groups(manifest, share, batch.shuffle_row_groups)
             )
             for share in shares
         )
@@ -99,7 +102,7 @@ def plan_evaluation_epoch(
 
 
 def padded_and_unpadded_seconds(manifest: Manifest, batches: Sequence[RowIndices]) -> tuple[float, float]:
-    """Audio seconds with padding, and without."""
+    """Return the audio seconds of some batches, (with padding, without padding)."""
     padded = sum(int(manifest.num_samples_N[batch].max()) * len(batch) for batch in batches)
     return padded / SAMPLE_RATE, sum(int(manifest.num_samples_N[batch].sum()) for batch in batches) / SAMPLE_RATE
 
@@ -107,25 +110,25 @@ def padded_and_unpadded_seconds(manifest: Manifest, batches: Sequence[RowIndices
 def _oversample_small_languages(
     manifest: Manifest, rows: RowIndices, alpha: float, rng: np.random.Generator
 ) -> RowIndices:
-    """Rows with those of smaller languages repeated, so that a language's share is as its number of rows to the alpha.
+    """Repeat rows of smaller languages, so that a language's share is proportional to its number of rows to the alpha.
 
-    None is left out: the largest language keeps its rows. The exponent is that of multilingual pretraining (Conneau et
-    al. 2020), there by leaving out and repeating.
+    No row is dropped, and the largest language is not repeated. The exponent is that of multilingual pretraining
+    (Conneau et al. 2020), which also drops rows.
     """
     languages_N = manifest.languages_N[rows].astype(str)
     names, counts = np.unique(languages_N, return_counts=True)
     parts = [rows]
     for name, count in zip(names, counts, strict=True) if alpha < 1 else ():
-        own = rows[languages_N == name]
-        whole, rest = divmod(round(count * (counts.max() / count) ** (1 - alpha)) - count, count)
-        parts += [own] * whole + [rng.permutation(own)[:rest]]
+        language_rows = rows[languages_N == name]
+        repeats, rest = divmod(round(count * (counts.max() / count) ** (1 - alpha)) - count, count)
+        parts += [language_rows] * repeats + [rng.permutation(language_rows)[:rest]]
     return np.concatenate(parts)
 
 
 def _assign_to_ranks(
     manifest: Manifest, rows: RowIndices, world_size: int, rng: np.random.Generator | None
 ) -> list[RowIndices]:
-    """Each rank's rows: whole row groups while there are enough of them, else a share of every group's rows."""
+    """Return each rank's rows: complete row groups if there are enough of them, else a share of every group."""
     _, group_of_row = np.unique(
         np.stack([manifest.shard_N[rows], manifest.row_group_N[rows]]), axis=1, return_inverse=True
     )
@@ -148,14 +151,14 @@ def _assign_to_ranks(
 
 
 def _split_into_read_groups(manifest: Manifest, rows: RowIndices, max_row_groups: int) -> list[RowIndices]:
-    """Cut a rank's rows into windows of at most so many row groups, in the order in which the groups come."""
+    """Split a rank's rows into read groups of at most `max_row_groups` row groups, in the order of their first rows."""
     if not len(rows):
         return []
     keys = manifest.shard_N[rows] * (1 + int(manifest.row_group_N.max())) + manifest.row_group_N[rows]
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     rank_of_group = np.argsort(np.argsort(first))
-    window_of_row = rank_of_group[inverse] // max_row_groups
-    return [rows[window_of_row == window] for window in range(int(window_of_row.max()) + 1)]
+    read_group_of_row = rank_of_group[inverse] // max_row_groups
+    return [rows[read_group_of_row == index] for index in range(int(read_group_of_row.max()) + 1)]
 
 
 def _pack_shuffled(
@@ -168,7 +171,7 @@ def _pack_shuffled(
 
 
 def _pack(manifest: Manifest, rows: RowIndices, batch: BatchConfig) -> list[RowIndices]:
-    """Cut rows into batches under the budget; an utterance longer than the budget is a batch of its own."""
+    """Pack rows into batches under the budget; an utterance longer than the budget is a batch of its own."""
     budget = batch.max_padded_seconds * SAMPLE_RATE
     batches, start, longest = [], 0, 0
     for index, samples in enumerate(manifest.num_samples_N[rows]):
@@ -181,48 +184,49 @@ def _pack(manifest: Manifest, rows: RowIndices, batch: BatchConfig) -> list[RowI
 
 
 def _equalize_batch_counts(rank_groups: list[list[list[RowIndices]]], gradient_accumulation_steps: int) -> None:
-    """Give every rank equally many batches, a multiple of `accumulation`, in place.
+    """Give every rank the same number of batches, a multiple of `gradient_accumulation_steps`, in place.
 
-    Batches beyond the common number move to ranks that have fewer; what is missing then comes from halving the largest.
+    Batches above the common number move to ranks with fewer; then the largest batches are halved until all have it.
     """
-    counts = [sum(map(len, windows)) for windows in rank_groups]
-    wanted = -(-sum(counts) // (len(rank_groups) * gradient_accumulation_steps)) * gradient_accumulation_steps
+    counts = [sum(map(len, groups)) for groups in rank_groups]
+    target_count = -(-sum(counts) // (len(rank_groups) * gradient_accumulation_steps)) * gradient_accumulation_steps
     spare: list[RowIndices] = []
-    for windows in rank_groups:
-        surplus = range(sum(map(len, windows)) - wanted)
-        spare += [next(window for window in reversed(windows) if window).pop() for _ in surplus]
-    for windows in rank_groups:
-        missing = wanted - sum(map(len, windows))
+    for groups in rank_groups:
+        surplus = range(sum(map(len, groups)) - target_count)
+        spare += [next(group for group in reversed(groups) if group).pop() for _ in surplus]
+    for groups in rank_groups:
+        missing = target_count - sum(map(len, groups))
         if moved := [spare.pop() for _ in range(min(missing, len(spare)))]:
-            windows.append(moved)
-        _split_largest(windows, wanted)
+            groups.append(moved)
+        _split_largest(groups, target_count)
 
 
 def _split_largest(groups: list[list[RowIndices]], target_count: int) -> None:
-    """Halve a rank's largest batches, in place, until it has as many as the others."""
+    """Halve a rank's largest batches, in place, until it has `target_count` batches."""
     missing = target_count - sum(map(len, groups))
     while missing > 0:
-        sizes = [(len(batch), w, b) for w, window in enumerate(groups) for b, batch in enumerate(window)]
-        size, w, b = max(sizes, default=(0, 0, 0), key=lambda entry: (entry[0], -entry[1], -entry[2]))
+        sizes = [(len(batch), g, b) for g, group in enumerate(groups) for b, batch in enumerate(group)]
+        size, g, b = max(sizes, default=(0, 0, 0), key=lambda entry: (entry[0], -entry[1], -entry[2]))
         if size < 2:
             raise ConfigError(
-                f"a worker has {sum(entry[0] for entry in sizes)} utterances for {target_count} batches. Lower train.workers "
-                "or train.gradient_accumulation_steps, or allow larger batches (batch.max_utterances, batch.max_padded_seconds)."
+                f"a worker has {sum(entry[0] for entry in sizes)} utterances for {target_count} batches. Lower "
+                "train.workers or train.gradient_accumulation_steps, or allow larger batches (batch.max_utterances, "
+                "batch.max_padded_seconds)."
             )
-        batch = groups[w][b]
-        groups[w][b : b + 1] = [batch[: size // 2], batch[size // 2 :]]
+        batch = groups[g][b]
+        groups[g][b : b + 1] = [batch[: size // 2], batch[size // 2 :]]
         missing -= 1
 
 
 def skip_batches(plan: EpochPlan, count: int) -> EpochPlan:
-    """The epoch without each rank's first so many batches: what is left of it for a run that goes on."""
+    """Return the plan without the first `count` batches of each rank, to resume within the epoch."""
     ranks = []
-    for windows in plan.read_groups:
-        left, kept = count, []
-        for window in windows:
-            dropped = min(left, len(window.batches))
-            left -= dropped
-            if dropped < len(window.batches):
-                kept.append(replace(window, batches=window.batches[dropped:]))
-        ranks.append(tuple(kept))
+    for groups in plan.read_groups:
+        to_skip, remaining = count, []
+        for group in groups:
+            skipped = min(to_skip, len(group.batches))
+            to_skip -= skipped
+            if skipped < len(group.batches):
+                remaining.append(replace(group, batches=group.batches[skipped:]))
+        ranks.append(tuple(remaining))
     return EpochPlan(tuple(ranks))

@@ -1,7 +1,7 @@
-"""What the corpora hold right now: clips with their labels, and for each a key of what its audio is made from.
+"""List the current clips of a corpus with their labels, and a key for the audio of each clip.
 
-The key covers the utterance, the file's place below the corpus's root, its size and version, the part of it that is the
-clip, and the settings of the audio door. While a clip's key stays, its audio in the shards is good.
+The key covers the utterance, the file's path below the corpus's root, its size and version, the part of it that is the
+clip, and the audio settings. As long as a clip's key does not change, its audio in the shards is up to date.
 """
 
 from collections import Counter
@@ -15,19 +15,19 @@ from lakd_ray.corpora.items import Clip, InvalidItem
 from lakd_ray.errors import StorageError
 from lakd_ray.runs import record
 
-# Settings that decide what becomes of a clip's audio, each by itself.
+# Settings that affect the audio of a single clip.
 _AUDIO_KEY_FIELDS = ("min_seconds", "max_seconds", "on_too_long", "silence_dbfs", "max_clipped_fraction")
 
 
 @dataclass(frozen=True)
 class CorpusSnapshot:
-    """A corpus as it is now.
+    """The content of a corpus at the time of reading.
 
     Attributes:
-        clips: with labels.
-        keys: what each clip's audio is made from, in the order of `clips`.
-        problems: files and rows that are no clips.
-        left_out: recordings left out on purpose, by reason; not counted.
+        clips: clips with labels.
+        audio_keys: the key of each clip's audio, in the order of `clips`.
+        invalid_items: files and rows that are not valid clips.
+        excluded: number of recordings excluded on purpose, by reason; they are not in `num_items`.
     """
 
     corpus: CorpusConfig
@@ -38,47 +38,45 @@ class CorpusSnapshot:
 
     @property
     def num_items(self) -> int:
-        """Everything found."""
+        """Number of clips and of invalid items."""
         return len(self.clips) + len(self.invalid_items)
 
     @property
     def digest(self) -> str:
-        """Changes with any label, file or problem."""
+        """Hash that changes with any label, file or invalid item."""
         labels = [list(vars(clip).values()) for clip in self.clips]
-        return record.digest(
-            [labels, self.audio_keys, [list(vars(problem).values()) for problem in self.invalid_items]]
-        )
+        return record.digest([labels, self.audio_keys, [list(vars(item).values()) for item in self.invalid_items]])
 
 
 def take_snapshot(corpus: CorpusConfig, config: Experiment) -> CorpusSnapshot:
-    """Read a corpus and list its files.
+    """Read the clips of a corpus and the versions of its files.
 
     Raises:
-        ConfigError, DataError, StorageError: it cannot be read.
+        ConfigError, DataError, StorageError: the corpus cannot be read.
     """
-    read = corpora.read_corpus(corpus, languages=config.languages, storage_root=config.storage)
+    contents = corpora.read_corpus(corpus, languages=config.languages, storage_root=config.storage)
     root = resolve_corpus_root(corpus, config)
-    versions = _source_versions(root, {clip.source for clip in read.clips})
-    keys = [_audio_key(clip, corpus, root, versions[clip.source], config.audio) for clip in read.clips]
-    return CorpusSnapshot(corpus, read.clips, keys, read.invalid_items, read.excluded)
+    versions = _source_versions(root, {clip.source for clip in contents.clips})
+    keys = [_audio_key(clip, corpus, root, versions[clip.source], config.audio) for clip in contents.clips]
+    return CorpusSnapshot(corpus, contents.clips, keys, contents.invalid_items, contents.excluded)
 
 
 def resolve_corpus_root(corpus: CorpusConfig, config: Experiment) -> str:
-    """The corpus's root with its placeholder filled in."""
+    """Return the corpus's root with the placeholder `{storage}` filled in."""
     return corpus.root.replace("{storage}", config.storage.rstrip("/"))
 
 
 def _audio_key(clip: Clip, corpus: CorpusConfig, root: str, version: str, audio: AudioConfig) -> str:
-    door = {name: value for name, value in to_dict(audio).items() if name in _AUDIO_KEY_FIELDS}
-    place = clip.source.removeprefix(root)  # a corpus may be moved
-    return record.digest([corpus.name, clip.id, clip.language, place, version, clip.start, clip.end, door])
+    settings = {name: value for name, value in to_dict(audio).items() if name in _AUDIO_KEY_FIELDS}
+    path = clip.source.removeprefix(root)  # so that a corpus may be moved
+    return record.digest([corpus.name, clip.id, clip.language, path, version, clip.start, clip.end, settings])
 
 
 def _source_versions(root: str, sources: set[str]) -> dict[str, str]:
-    """Size and version of every source, from one listing for the root and one for each folder elsewhere.
+    """Return size and version of every source, from one listing of the root and one of each folder outside it.
 
-    A fragment (`x.parquet#row=17`) has the version of its file. A file that is not there has none, and is found
-    missing when it is read.
+    A fragment (`x.parquet#row=17`) has the version of its file. A missing file has an empty version, and is reported
+    when it is read.
     """
     known: dict[str, str] = {}
     for folder in sorted({_listing_folder(root, recordings.get_source_file(source)) for source in sources}):
@@ -93,18 +91,18 @@ def _list_versions(folder: str) -> dict[str, str]:
             _canonical_location(info.location): f"{info.size}-{info.version}" for info in storage.list_files(folder)
         }
     except UnicodeDecodeError:
-        return {}  # Arrow lists no names in other encodings; those files are looked at one by one
+        return {}  # Arrow cannot list names that are not UTF-8, so these files are checked one by one
 
 
 def _stat_version(file: str) -> str:
-    """Of a file that no listing shows."""
+    """Return size and version of a local file that is not in any listing; empty if it is remote or missing."""
     if storage.is_remote(file):
         return ""
     try:
-        found = Path(recordings.local_path(file)).stat()
+        stat = Path(recordings.local_path(file)).stat()
     except OSError:
         return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _listing_folder(root: str, source: str) -> str:
@@ -117,19 +115,19 @@ def _listing_folder(root: str, source: str) -> str:
 
 
 def _canonical_location(location: str) -> str:
-    """One spelling for each location."""
+    """Return the path of a location in a unique spelling."""
     return storage.resolve_filesystem(location)[1].rstrip("/") if location else ""
 
 
 def unreachable_corpora(config: Experiment) -> list[str]:
-    """Corpora whose root cannot be reached, as lines for people."""
+    """Return a line for each corpus whose root cannot be reached, with the reason."""
     lines = []
     for corpus in config.corpora:
         root = resolve_corpus_root(corpus, config)
         try:
             if storage.exists(root):
                 continue
-            reason = "there is nothing"
+            reason = "not found"
         except StorageError as error:
             reason = str(error)
         lines.append(f"{corpus.name} at {root}: {reason}")

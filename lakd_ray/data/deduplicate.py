@@ -1,6 +1,6 @@
-"""Clips with the same audio, within a corpus or across corpora: at most one of them can be used.
+"""Remove clips with identical audio, within a corpus or across corpora: at most one of them is used.
 
-Two copies could come to lie in train and test; and where their labels differ, none can be believed.
+Otherwise copies could end up in both train and test; and if their labels differ, none of them is reliable.
 """
 
 from collections import defaultdict
@@ -10,30 +10,30 @@ ManifestRow = dict[str, Any]
 
 
 def drop_duplicates(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[tuple[ManifestRow, str]]]:
-    """Manifest rows that stay, and those that are copies, each with a reason that names another one.
+    """Return the remaining manifest rows, and the removed copies, each with a reason that names another copy.
 
-    Copies that agree on emotion and speaker: the first by id stays. Copies that do not: none stays. Speakers are
-    compared as their corpora name them, so one corpus under two names agrees with itself.
+    Of copies that agree on emotion and speaker the first by id remains; of others none does. Speaker names are compared
+    without the corpus, so that one corpus under two names agrees with itself.
     """
     copies: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: str(row["utterance"])):
         copies[row["audio_sha256"]].append(row)
-    refused: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     for first, *others in copies.values():
         labels = {(row["emotion"], row["speaker"].partition(":")[2]) for row in (first, *others)}
         if len(labels) == 1:
-            refused |= {
-                row["utterance"]: f"has the same audio as {first['utterance']}, which is kept" for row in others
+            rejected |= {
+                row["utterance"]: f"has the same audio as {first['utterance']}, which is used instead" for row in others
             }
             continue
         for row in (first, *others):
             other = others[0] if row is first else first
-            refused[row["utterance"]] = (
-                f"has the same audio as {other['utterance']}, but other labels: {_format_labels(row)} here and "
-                f"{_format_labels(other)} there; which is right is not known"
+            rejected[row["utterance"]] = (
+                f"has the same audio as {other['utterance']}, but different labels ({_format_labels(row)}, there "
+                f"{_format_labels(other)}), and which one is correct is unknown"
             )
-    kept = [row for row in rows if row["utterance"] not in refused]
-    return kept, [(row, refused[row["utterance"]]) for row in rows if row["utterance"] in refused]
+    remaining = [row for row in rows if row["utterance"] not in rejected]
+    return remaining, [(row, rejected[row["utterance"]]) for row in rows if row["utterance"] in rejected]
 
 
 def _format_labels(row: ManifestRow) -> str:

@@ -1,4 +1,4 @@
-"""The manifest in memory: plain arrays, one entry per utterance, for planning and look-ups.
+"""Load the manifest into arrays with one entry per utterance, for planning and lookups.
 
 Shape suffixes: N utterances.
 """
@@ -26,12 +26,12 @@ MANIFEST_FILE = "manifest.parquet"
 
 @dataclass(frozen=True)
 class Manifest:
-    """An experiment's utterances; rows are numbered as in the manifest file.
+    """Hold an experiment's utterances, with rows numbered as in the manifest file.
 
     Attributes:
         table: the manifest, see `lakd_ray.data.schema.MANIFEST_SCHEMA`.
-        labels_N: class index of each utterance, -1 where its emotion is not among the experiment's.
-        splits_N: `train`, `dev`, `test`, or empty where the experiment leaves the utterance out.
+        labels_N: class index of each utterance, -1 if the experiment does not use its emotion.
+        splits_N: `train`, `dev`, `test`, or empty if the experiment does not use the utterance.
         shards: location of each shard file; `shard_N` indexes it.
     """
 
@@ -47,32 +47,33 @@ class Manifest:
 
     @property
     def ids(self) -> list[str]:
-        """Utterance ids, in row order."""
+        """Utterance ids in the order of the rows."""
         return list(self.table["utterance"].to_pylist())
 
     @cached_property
     def digest(self) -> str:
-        """Identifies what training sees of the data: which recordings, and how they are labelled."""
-        content = hashlib.sha256()
+        """Hash of everything that training depends on: the recordings and their labels."""
+        digest = hashlib.sha256()
         for column in ("utterance", "audio_sha256", "emotion", "language", "speaker"):
-            content.update("\n".join(self.table[column].to_pylist()).encode())
-        return content.hexdigest()[:16]
+            digest.update("\n".join(self.table[column].to_pylist()).encode())
+        return digest.hexdigest()[:16]
 
     def rows(self, split: str, languages: Sequence[str] | None = None) -> RowIndices:
-        """Numbers of the rows of a split, all languages or only some."""
-        chosen = self.splits_N == split
+        """Return the row numbers of a split, optionally of some languages only."""
+        selected = self.splits_N == split
         if languages is not None:
-            chosen &= np.isin(self.languages_N.astype(str), list(languages))
-        return np.flatnonzero(chosen)
+            selected &= np.isin(self.languages_N.astype(str), list(languages))
+        return np.flatnonzero(selected)
 
     def speaker_folds(self, rows: RowIndices, num_folds: int) -> RowIndices:
-        """Which of so many parts each of some rows falls in, shape [len(rows)]; a speaker's rows are in one part."""
+        """Return the fold of each row, shape [len(rows)]; all rows of a speaker are in the same fold."""
         return splits.speaker_folds(self.table, rows, num_folds)
 
     def sentence_in_train(self, rows: RowIndices) -> list[bool | None]:
-        """Whether the sentence of each of some rows is also said in train; None where the corpus does not tell.
+        """Return whether the sentence of each row also occurs in train; None if the corpus has no sentences.
 
-        Speakers are never shared, but sentences of acted corpora are: a result then says nothing about new ones.
+        Splits never share speakers, but do share sentences of acted corpora: such results do not show how well a model
+        generalizes to new sentences.
         """
         columns = ("corpus", "language", "sentence")
         texts = list(zip(*(self.table[name].to_pylist() for name in columns), strict=True))
@@ -80,17 +81,17 @@ class Manifest:
         return [None if texts[row][2] is None else texts[row] in train for row in rows]
 
     def data_exposure(self, rows: RowIndices) -> DataExposure:
-        """The speakers and recordings of some rows."""
+        """Return the speakers and recordings of some rows."""
         part = self.table.select(["speaker", "audio_sha256"]).take(rows)
         return DataExposure(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
 
 
 def load_manifest(config: Experiment) -> Manifest:
-    """Read what the prepare stage wrote and divide it for the experiment's fold.
+    """Load the output of the prepare stage, and split it for the experiment's fold.
 
     Raises:
-        StorageError: the stage has not run.
-        SplitError: the fold cannot be made, or its splits share speakers or recordings.
+        StorageError: the prepare stage has not run.
+        SplitError: the fold cannot be built, or its splits share speakers or recordings.
     """
     folder = config.stage_folder("prepare")
     table = storage.read_table(storage.join(folder, MANIFEST_FILE))
@@ -112,9 +113,9 @@ def load_manifest(config: Experiment) -> Manifest:
 
 
 def _index_shards(table: pa.Table) -> tuple[list[str], RowIndices]:
-    """Names of the shards and the number of each row's, in an order that is the audio's own.
+    """Return the names of the shards and each row's shard index, in an order that depends on the audio alone.
 
-    A shard's name depends on when its recordings were written; the order of training must not.
+    A shard's name depends on file times of its recordings; the order of training must not.
     """
     first: dict[str, str] = {}
     rows = list(zip(table["shard"].to_pylist(), table["audio_sha256"].to_pylist(), strict=True))

@@ -1,9 +1,10 @@
-"""The prepare stage: corpora in, validated manifest and 16 kHz mono FLAC in Parquet shards out.
+"""Convert corpora to a validated manifest and to Parquet shards of 16 kHz mono FLAC (the stage `prepare`).
 
-Run again, it compares the corpora with what is prepared: only clips that are new or changed are decoded, labels are
-taken over, and clips that are gone leave the manifest. Old shards stay, for runs that may be reading them.
+A second run compares the corpora with the prepared data: only new or changed clips are decoded, labels are updated, and
+deleted clips leave the manifest. Old shards stay, because runs may be reading them.
 """
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -21,68 +22,72 @@ from lakd_ray.data.shards import ClipResult
 from lakd_ray.errors import DataError
 from lakd_ray.runs import record
 
+logger = logging.getLogger(__name__)
+
 QUARANTINE_FILE = "quarantine.parquet"
-_MAX_LISTED = 5  # clips named in a message
+_MAX_LISTED = 5  # clips listed in a message
 
 RowDicts = list[dict[str, Any]]
 
 
 def fingerprint_inputs(config: Experiment) -> dict[str, Any]:
-    """What the stage's outputs depend on, besides what lies in the corpora."""
-    without = ("split", "synthetic")
-    described = [
-        {key: value for key, value in to_dict(corpus).items() if key not in without} for corpus in config.corpora
+    """Return the settings that the stage's outputs depend on, besides the content of the corpora."""
+    excluded = ("split", "synthetic")
+    corpus_settings = [
+        {key: value for key, value in to_dict(corpus).items() if key not in excluded} for corpus in config.corpora
     ]
     return {
         "stage": "prepare",
-        "storage": "{storage}",  # outputs may be moved; a root below them is named by placeholder
+        "storage": "{storage}",  # outputs may be moved, so a root below them is written with a placeholder
         "languages": list(config.languages),
-        "corpora": described,
+        "corpora": corpus_settings,
         "audio": {key: value for key, value in to_dict(config.audio).items() if key != "max_quarantined_fraction"},
     }
 
 
 def run(config: Experiment) -> str:
-    """Bring shards and manifest up to the corpora, return the stage's folder.
+    """Update shards and manifest to the current corpora; return the stage's folder.
 
     Raises:
         DataError: a corpus cannot be read, or more clips than allowed were quarantined.
-        StageError: the folder was made by another configuration.
+        StageError: the folder was written with a different configuration.
     """
     folder = config.stage_folder("prepare")
-    wanted = fingerprint_inputs(config)
-    done = record.is_done(folder, wanted) and _all_shards_exist(folder)
-    if done and (where := corpus_snapshot.unreachable_corpora(config)):
-        print(f"prepare: already done, {folder}; not compared with corpus {where[0]}")
+    fingerprint = fingerprint_inputs(config)
+    done = record.is_done(folder, fingerprint) and _all_shards_exist(folder)
+    if done and (unreachable := corpus_snapshot.unreachable_corpora(config)):
+        logger.info(f"prepare: already done, {folder}; not compared with corpus {unreachable[0]}")
         return folder
-    found = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
-    state = record.digest([*(corpus.digest for corpus in found), config.audio.max_quarantined_fraction])
+    snapshots = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
+    state = record.digest([*(corpus.digest for corpus in snapshots), config.audio.max_quarantined_fraction])
     if done and (record.read_record(folder) or {}).get("corpora") == state:
-        print(f"prepare: already done, {folder}")
+        logger.info(f"prepare: already done, {folder}")
         return folder
-    record.mark_started(folder, wanted)
-    before = _prepared_utterances(folder)
-    rows, quarantine = _prepare_corpora(found, folder, config.audio)
+    record.mark_started(folder, fingerprint)
+    previous = _prepared_utterances(folder)
+    rows, quarantine = _prepare_corpora(snapshots, folder, config.audio)
     storage.write_table(
         storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, schema=QUARANTINE_SCHEMA)
     )
     storage.write_table(storage.join(folder, MANIFEST_FILE), pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    again = any(row["kind"] in TRANSIENT_KINDS for row in quarantine)
-    record.mark_finished(folder, wanted, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if again else state)
-    print(_summary(rows, quarantine, folder))
-    if gone := sorted(before - {row["utterance"] for row in (*rows, *quarantine)}):
-        print(f"prepare: {len(gone)} clips are no longer in the corpora: {_format_names(gone)}")
+    has_transient = any(row["kind"] in TRANSIENT_KINDS for row in quarantine)
+    record.mark_finished(
+        folder, fingerprint, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if has_transient else state
+    )
+    logger.info(_summary(rows, quarantine, folder))
+    if deleted := sorted(previous - {row["utterance"] for row in (*rows, *quarantine)}):
+        logger.info(f"prepare: {len(deleted)} clips are no longer in the corpora: {_format_names(deleted)}")
     return folder
 
 
 def _all_shards_exist(folder: str) -> bool:
-    there = {info.name for info in storage.list_files(storage.join(folder, SHARDS_FOLDER))}
-    named = storage.read_table(storage.join(folder, MANIFEST_FILE), columns=["shard"])["shard"]
-    return set(named.unique().to_pylist()) <= there
+    existing = {info.name for info in storage.list_files(storage.join(folder, SHARDS_FOLDER))}
+    referenced = storage.read_table(storage.join(folder, MANIFEST_FILE), columns=["shard"])["shard"]
+    return set(referenced.unique().to_pylist()) <= existing
 
 
 def _prepared_utterances(folder: str) -> set[str]:
-    """Utterances that are prepared or quarantined so far."""
+    """Return the utterances that are already prepared or quarantined."""
     tables = [storage.join(folder, name) for name in (MANIFEST_FILE, QUARANTINE_FILE)]
     return {
         name
@@ -93,7 +98,7 @@ def _prepared_utterances(folder: str) -> set[str]:
 
 
 def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, audio: AudioConfig) -> tuple[RowDicts, RowDicts]:
-    """Manifest and quarantine rows of all corpora, both sorted by utterance; decodes what the shards do not know."""
+    """Return manifest and quarantine rows of all corpora, sorted by utterance; decode clips that no shard has."""
     shard_folder = storage.join(folder, SHARDS_FOLDER)
     known = shards.load_clip_index(shard_folder, audio)
     rows: RowDicts = []
@@ -101,15 +106,15 @@ def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, audio: AudioC
     for corpus in snapshots:
         new = [(key, clip) for key, clip in zip(corpus.audio_keys, corpus.clips, strict=True) if key not in known]
         for reason, count in sorted(corpus.excluded.items()):
-            print(f"prepare: {corpus.corpus.name}: {count} recordings left out: {reason}")
-        if kept := len(corpus.clips) - len(new):
-            print(f"prepare: {corpus.corpus.name}: {kept} clips as they were, {len(new)} new or changed")
+            logger.info(f"prepare: {corpus.corpus.name}: {count} recordings excluded: {reason}")
+        if unchanged := len(corpus.clips) - len(new):
+            logger.info(f"prepare: {corpus.corpus.name}: {unchanged} clips unchanged, {len(new)} new or changed")
         if new:
             known |= shards.write_shards(corpus.corpus.name, new, shard_folder, audio)
-        accepted, refused = _partition_clips(corpus, known)
-        _check_quarantined_fraction(corpus, accepted, refused, audio)
+        accepted, rejected = _partition_clips(corpus, known)
+        _check_quarantined_fraction(corpus, accepted, rejected, audio)
         rows += accepted
-        quarantine += refused
+        quarantine += rejected
     if audio.on_duplicate == "quarantine":
         rows, copies = deduplicate.drop_duplicates(rows)
         quarantine += [_quarantine_row(row["corpus"], row, "duplicate", reason) for row, reason in copies]
@@ -129,21 +134,21 @@ def _sort_key(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _partition_clips(snapshot: CorpusSnapshot, clip_results: dict[str, ClipResult]) -> tuple[RowDicts, RowDicts]:
-    """A corpus's clips and problems as manifest and quarantine rows."""
+    """Split a corpus's clips into manifest rows and quarantine rows, which include its invalid items."""
     name = snapshot.corpus.name
     accepted: RowDicts = []
-    refused: RowDicts = []
+    rejected: RowDicts = []
     for key, clip in zip(snapshot.audio_keys, snapshot.clips, strict=True):
-        outcome = clip_results[key]
-        if "kind" in outcome:
+        result = clip_results[key]
+        if "kind" in result:
             row = {"utterance": f"{name}/{clip.id}", "source": clip.source}
-            refused.append(_quarantine_row(name, row, outcome["kind"], outcome["reason"]))
+            rejected.append(_quarantine_row(name, row, result["kind"], result["reason"]))
         else:
-            accepted.append(_label_columns(name, clip) | outcome)
-    for problem in snapshot.invalid_items:
-        row = {"utterance": f"{name}/{problem.id}", "source": problem.source}
-        refused.append(_quarantine_row(name, row, problem.kind, problem.reason))
-    return accepted, refused
+            accepted.append(_label_columns(name, clip) | result)
+    for item in snapshot.invalid_items:
+        row = {"utterance": f"{name}/{item.id}", "source": item.source}
+        rejected.append(_quarantine_row(name, row, item.kind, item.reason))
+    return accepted, rejected
 
 
 def _label_columns(corpus: str, clip: Clip) -> dict[str, Any]:
@@ -175,18 +180,19 @@ def _quarantine_row(corpus: str, row: dict[str, Any], kind: str, reason: str) ->
 def _check_quarantined_fraction(
     snapshot: CorpusSnapshot, accepted: RowDicts, quarantined: RowDicts, audio: AudioConfig
 ) -> None:
-    """No clip may disappear, and not too many may be refused."""
+    """Check that no clip is lost, and that at most the allowed fraction is quarantined."""
     name = snapshot.corpus.name
     if len(accepted) + len(quarantined) != snapshot.num_items:
         raise DataError(
             f"{name}: {snapshot.num_items} clips found, but {len(accepted)} accepted + {len(quarantined)} quarantined"
         )
     if not accepted or len(quarantined) > audio.max_quarantined_fraction * snapshot.num_items:
-        shown = "\n  ".join(f"{row['source']}: {row['reason']}" for row in quarantined[:_MAX_LISTED])
+        examples = "\n  ".join(f"{row['source']}: {row['reason']}" for row in quarantined[:_MAX_LISTED])
         raise DataError(
-            f"{name}: {len(quarantined)} of {snapshot.num_items} clips cannot be used ({_format_kind_counts(quarantined)}), more than "
-            f"audio.max_quarantined_fraction={audio.max_quarantined_fraction} allows. The first:\n  {shown}\n"
-            "Mend them, leave them out, or raise the limit."
+            f"{name}: {len(quarantined)} of {snapshot.num_items} clips cannot be used "
+            f"({_format_kind_counts(quarantined)}), more than audio.max_quarantined_fraction="
+            f"{audio.max_quarantined_fraction} allows. The first:\n  {examples}\n"
+            "Fix them, remove them from the corpus, or raise the limit."
         )
 
 
@@ -202,10 +208,10 @@ def _format_names(names: list[str]) -> str:
 def _summary(rows: RowDicts, quarantine: RowDicts, folder: str) -> str:
     languages = Counter(row["language"] for row in rows)
     hours = sum(row["num_samples"] for row in rows) / SAMPLE_RATE / 3600
-    each = ", ".join(f"{language} {count}" for language, count in sorted(languages.items()))
+    counts = ", ".join(f"{language} {count}" for language, count in sorted(languages.items()))
     kinds = f" ({_format_kind_counts(quarantine)})" if quarantine else ""
-    cut = sum(row["cut"] for row in rows)
+    truncated = sum(row["cut"] for row in rows)
     return (
-        f"prepare: {len(rows)} utterances ({each}), {hours:.2f} h, {cut} cut at audio.max_seconds, "
+        f"prepare: {len(rows)} utterances ({counts}), {hours:.2f} h, {truncated} cut at audio.max_seconds, "
         f"{len(quarantine)} quarantined{kinds} -> {folder}"
     )

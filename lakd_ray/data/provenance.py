@@ -1,10 +1,11 @@
-"""What a checkpoint has seen, and the refusal to judge it on that.
+"""Record the data that a checkpoint has seen, and reject evaluating it on that data.
 
-A checkpoint records the speakers and audio it was trained on and selected on (its epoch chosen by). A model initialised
-from another inherits that one's record. Refused: trained_on that meets dev or test, selected_on that meets test.
+A checkpoint records the speakers and audio of its training data and of its selection data, which chose its epoch. A
+model that is initialized or distilled from other models inherits their records. It is rejected if its training data
+overlap with dev or test, or its selection data with test.
 
-A released checkpoint names no speakers: it carries `salt$hash` in their place, by which those who have the speakers can
-still tell whether it has heard one of theirs. That hides names from readers, not from somebody who tries names out.
+A released checkpoint has `salt$hash` in place of speaker names. Anybody who knows a speaker's name can still check
+whether the model was trained on that speaker: the hash hides names from readers, but not from guessing.
 """
 
 import hashlib
@@ -15,12 +16,14 @@ from typing import Any, Self
 
 from lakd_ray.errors import DataLeakageError
 
-_HASHED_SPEAKER = re.compile(r"[^:$]+\$[0-9a-f]{24}")  # a speaker's name has its corpus and a colon before it
+_HASHED_SPEAKER = re.compile(
+    r"[^:$]+\$[0-9a-f]{24}"
+)  # speaker names start with a corpus and a colon, so they never match
 
 
 @dataclass(frozen=True)
 class DataExposure:
-    """Speakers (`corpus:speaker`, or `salt$hash` of one) and SHA-256 hashes of audio."""
+    """A set of speakers (`corpus:speaker`, or its `salt$hash`) and of SHA-256 hashes of audio."""
 
     speakers: frozenset[str] = frozenset()
     audio: frozenset[str] = frozenset()
@@ -29,13 +32,13 @@ class DataExposure:
         return DataExposure(self.speakers | other.speakers, self.audio | other.audio)
 
     def overlap(self, other: "DataExposure") -> list[str]:
-        """Names of what both have seen: speakers first, then a count of shared recordings; empty if nothing."""
-        shared = self.shared_speakers(other)
-        recordings = len(self.audio & other.audio)
-        return [*shared, *([f"{recordings} identical recordings"] if recordings else [])]
+        """Return the shared speakers, then the number of shared recordings as text; empty without overlap."""
+        speakers = self.shared_speakers(other)
+        num_recordings = len(self.audio & other.audio)
+        return [*speakers, *([f"{num_recordings} identical recordings"] if num_recordings else [])]
 
     def shared_speakers(self, other: "DataExposure") -> list[str]:
-        """Speakers that both have seen, by name where either of them has it."""
+        """Return the speakers in both sets, by name if either of them has the name."""
         return sorted(
             (self.speakers & other.speakers)
             | _match_hashed_speakers(self.speakers, other.speakers)
@@ -43,7 +46,7 @@ class DataExposure:
         )
 
     def anonymized(self, salt: str) -> "DataExposure":
-        """The same without names; those that are hashes already stay as they are."""
+        """Return a copy with hashed speaker names; existing hashes stay unchanged."""
         return DataExposure(
             frozenset(name if _HASHED_SPEAKER.fullmatch(name) else _hash_speaker(name, salt) for name in self.speakers),
             self.audio,
@@ -55,8 +58,8 @@ def _hash_speaker(speaker: str, salt: str) -> str:
 
 
 def _match_hashed_speakers(hashes: frozenset[str], names: frozenset[str]) -> set[str]:
-    """Those of the names whose hash is among some speakers."""
-    salts = {one.partition("$")[0] for one in hashes if _HASHED_SPEAKER.fullmatch(one)}
+    """Return the names whose hash is in `hashes`."""
+    salts = {speaker.partition("$")[0] for speaker in hashes if _HASHED_SPEAKER.fullmatch(speaker)}
     return {
         name
         for salt in salts
@@ -67,15 +70,15 @@ def _match_hashed_speakers(hashes: frozenset[str], names: frozenset[str]) -> set
 
 @dataclass(frozen=True)
 class Provenance:
-    """A checkpoint's record."""
+    """Record the data that a checkpoint was trained on and selected on."""
 
     trained_on: DataExposure = DataExposure()
     selected_on: DataExposure = DataExposure()
     unknown: frozenset[str] = frozenset()
-    """Models that it learned from and of which nobody said what they have heard."""
+    """Names of the models that it learned from and whose training data are unknown."""
 
     def inherit(self, parents: Iterable["Provenance"]) -> "Provenance":
-        """This record with what the models it was initialised or distilled from have seen."""
+        """Return this record merged with those of the models that it was initialized or distilled from."""
         trained_on, selected_on, unknown = self.trained_on, self.selected_on, self.unknown
         for parent in parents:
             trained_on, selected_on = trained_on | parent.trained_on, selected_on | parent.selected_on
@@ -83,29 +86,34 @@ class Provenance:
         return Provenance(trained_on, selected_on, unknown)
 
     def check_leakage(self, *, model: str, dev: DataExposure, test: DataExposure) -> None:
-        """Refuse a model that has seen what it, or a student of its, is judged on.
+        """Check that neither this model nor its students are evaluated on data that it has seen.
+
+        Args:
+            model: the model's name, for the error message.
+            dev: data that selects epochs.
+            test: data that models are evaluated on.
 
         Raises:
-            DataLeakageError: names the model, the speakers and the split.
+            DataLeakageError: there is an overlap; the message has the model, the speakers and the split.
         """
-        for what, seen, split, judged in (
+        for use, seen, split, evaluated in (
             ("trained on", self.trained_on, "test", test),
             ("trained on", self.trained_on, "dev", dev),
             ("selected on", self.selected_on, "test", test),
         ):
-            if shared := seen.overlap(judged):
+            if overlap := seen.overlap(evaluated):
                 raise DataLeakageError(
-                    f"{model} was {what} what the {split} split of this fold holds: {', '.join(shared)} "
-                    f"({len(seen.shared_speakers(judged))} of its {len(judged.speakers)} speakers). "
+                    f"{model} was {use} data of the {split} split of this fold: {', '.join(overlap)} "
+                    f"({len(seen.shared_speakers(evaluated))} of its {len(evaluated.speakers)} speakers). "
                     "Train it for this fold, or choose a fold that it has not seen."
                 )
 
     def anonymized(self, salt: str) -> "Provenance":
-        """This record without names, for release."""
+        """Return this record with hashed speaker names, for release."""
         return Provenance(self.trained_on.anonymized(salt), self.selected_on.anonymized(salt), self.unknown)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the record as plain JSON types."""
         content: dict[str, Any] = {
             name: {"speakers": sorted(seen.speakers), "audio": sorted(seen.audio)}
             for name, seen in (("trained_on", self.trained_on), ("selected_on", self.selected_on))
@@ -114,7 +122,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Build a record from the output of `to_json`."""
         trained_on, selected_on = (
             DataExposure(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
             for name in ("trained_on", "selected_on")

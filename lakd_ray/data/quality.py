@@ -1,4 +1,4 @@
-"""Which recordings are good enough: the limits of the section `audio`, applied to one clip."""
+"""Check whether a recording is good enough, by the limits of the section `audio`."""
 
 import hashlib
 from typing import Any
@@ -13,10 +13,10 @@ from lakd_ray.errors import ClipError
 def decode_and_validate(
     content: bytes, *, source_name: str, start: float | None, end: float | None, audio_config: AudioConfig
 ) -> dict[str, Any]:
-    """Decode, judge and encode a clip: the audio columns of its shard row.
+    """Decode, check and encode a clip; return the audio columns of its shard row.
 
     Raises:
-        ClipError: it goes to quarantine.
+        ClipError: the clip has to be quarantined.
     """
     recording = decode_recording(
         content, source_name=source_name, max_seconds=audio_config.max_seconds, start=start, end=end
@@ -32,24 +32,25 @@ def decode_and_validate(
 
 
 def check_quality(recording: Recording, audio_config: AudioConfig) -> None:
-    """Refuse a recording that is too short, too long, silent or clipped.
+    """Reject a recording that is too short, too long, silent or clipped.
 
     Raises:
-        ClipError: it is, with its kind.
+        ClipError: it is rejected, with the kind of the problem.
     """
     seconds = len(recording.wave_T) / SAMPLE_RATE
     if seconds < audio_config.min_seconds:
         raise ClipError(f"{seconds:.3f} s long, shorter than audio.min_seconds={audio_config.min_seconds}", "short")
     if recording.is_cut and audio_config.on_too_long == "quarantine":
         raise ClipError(f"longer than audio.max_seconds={audio_config.max_seconds}", "long")
-    peak = float(np.abs(recording.wave_T - recording.wave_T.mean()).max())  # a constant offset is not heard
+    peak = float(np.abs(recording.wave_T - recording.wave_T.mean()).max())  # a constant offset is inaudible
     if peak < 10 ** (audio_config.silence_dbfs / 20):
         level = f"{20 * np.log10(peak):.0f} dBFS" if peak > 1e-6 else "digital silence"
         raise ClipError(
             f"silent: its peak is {level}, below audio.silence_dbfs={audio_config.silence_dbfs:g}", "silent"
         )
     if recording.clipped_fraction > audio_config.max_clipped_fraction:
-        share = f"{recording.clipped_fraction:.0%} of its samples are at full scale"
+        fraction = f"{recording.clipped_fraction:.0%} of its samples are at full scale"
         raise ClipError(
-            f"clipped: {share}, more than audio.max_clipped_fraction={audio_config.max_clipped_fraction:g}", "clipped"
+            f"clipped: {fraction}, more than audio.max_clipped_fraction={audio_config.max_clipped_fraction:g}",
+            "clipped",
         )

@@ -1,7 +1,7 @@
-"""Planned batches as a Ray Data stream: each window is read and decoded by a task, batches arrive in the plan's order.
+"""Stream planned batches with Ray Data: tasks read and decode read groups, and batches arrive in the order of the plan.
 
-Audio travels as 16-bit samples, half the size of floats and exactly what the shards hold; cached features as 16-bit
-floats, exactly as they are stored.
+Audio is transferred as 16-bit samples, which are half the size of floats and lossless, and cached features as 16-bit
+floats, as they are stored.
 
 Shape suffixes: T samples, F frames, H channels of the feature encoder.
 """
@@ -26,46 +26,46 @@ from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.errors import DataError
 from lakd_ray.grouping import group_by_budget
 
-# Share of the object store that one execution of Ray Data may fill. Ray Data runs in a thread of the process that
-# trains, and while it waits for the reader to take what is ready it does not sleep: that thread takes most of a core,
-# and training is less than half as fast. What fits is soon complete, and then the thread ends.
+# Share of the object store that one execution of Ray Data may fill. Ray Data runs in a thread of the training process
+# and busy-waits until its outputs are consumed, which takes most of a core and more than halves the training speed. An
+# execution whose outputs fit into the object store completes early, and its thread ends.
 _OBJECT_STORE_FRACTION = 1 / 8
-_SAMPLES_PER_FRAME = 320  # of the families' feature encoders: 20 ms
+_SAMPLES_PER_FRAME = 320  # 20 ms, in the feature encoders of all families
 
 Signal = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """Which files hold what the manifest's rows name: the shards, or cached features with the same rows."""
+    """The files to read manifest rows from: the shards, or cached features with the same rows."""
 
     files: tuple[str, ...]
-    """In the order of `Manifest.shards`."""
+    """File locations in the order of `Manifest.shards`."""
     feature_dim: int = 0
-    """Of cached features; 0 stands for audio."""
+    """H of cached features; 0 for audio."""
 
     @property
     def column(self) -> str:
-        """The column that is read."""
+        """The column of the files to read."""
         return "features" if self.feature_dim else "audio"
 
     def decode(self, content: bytes) -> npt.NDArray[Any]:
-        """A stored entry as it travels, flat: 16-bit samples, or features."""
+        """Decode a stored entry to a flat array for the transfer: 16-bit samples, or features."""
         return np.frombuffer(content, dtype=np.float16) if self.feature_dim else decode_flac(content)
 
     def to_signal(self, flat: npt.NDArray[Any]) -> Signal:
-        """What arrives, from what travels."""
+        """Convert a transferred flat array to the signal of a batch."""
         return flat.reshape(-1, self.feature_dim).astype(np.float32) if self.feature_dim else to_float(flat)
 
 
 @dataclass(frozen=True)
 class AudioBatch:
-    """A batch as it arrives.
+    """A batch of decoded signals.
 
     Attributes:
-        epoch, split: where the batch belongs.
+        epoch, split: of the read group that planned the batch.
         rows: manifest row numbers.
-        signals: one array each: samples in [-1, 1], shape [T], or cached features, shape [F, H].
+        signals: one array for each row: samples in [-1, 1], shape [T], or cached features, shape [F, H].
     """
 
     epoch: int
@@ -82,34 +82,36 @@ def stream_batches(
     num_cpus: float = 1.0,
     num_readers: int = 1,
 ) -> Iterator[AudioBatch]:
-    """Read windows in order. Reading begins with this call, before the first batch is asked for.
+    """Yield the batches of read groups in order. Reading starts with this call, not with the first `next`.
 
     Args:
-        source: what is read; the shards' audio if None.
-        cpus: logical CPUs that reading and decoding may use at the same time.
-        readers: processes of the cluster that stream at the same time, this one included.
+        manifest: locates the rows in the shards.
+        read_groups: the planned batches.
+        source: the files to read; the audio shards if None.
+        num_cpus: logical CPUs that reading and decoding may use at the same time.
+        num_readers: number of processes in the cluster that stream at the same time, including this one.
 
     Raises:
-        DataError: what was read is not what was planned.
+        DataError: a batch does not match the plan.
         StorageError: a shard cannot be read.
     """
     source = source or ShardSource(manifest.shards)
     chunks = _chunk_read_groups(manifest, read_groups, source, _execution_budget(num_readers))
     pool = ThreadPoolExecutor(1, "stream")
 
-    def begin() -> Future[StartedExecution] | None:
-        """Start the next execution, if there is one: the number of its batches and the batches."""
+    def start_next() -> Future[StartedExecution] | None:
+        """Start the next execution if there is one; its result is the number of its batches and the batches."""
         chunk = next(chunks, [])
         return pool.submit(_wait_for_first_batch, _execute(manifest, chunk, source, num_cpus), chunk) if chunk else None
 
-    return _chain_executions(pool, begin(), begin)
+    return _chain_executions(pool, start_next(), start_next)
 
 
 StartedExecution = tuple[int, Iterator[AudioBatch]]
 
 
 def _wait_for_first_batch(batches: Iterator[AudioBatch], read_groups: list[ReadGroup]) -> StartedExecution:
-    return sum(len(window.batches) for window in read_groups), chain([next(batches)], batches)
+    return sum(len(group.batches) for group in read_groups), chain([next(batches)], batches)
 
 
 def _chain_executions(
@@ -117,7 +119,7 @@ def _chain_executions(
     pending: Future[StartedExecution] | None,
     start_next: Callable[[], Future[StartedExecution] | None],
 ) -> Iterator[AudioBatch]:
-    """The batches of one execution after the other; the next one begins when half of one has been taken."""
+    """Yield the batches of one execution after the other; each starts when half of the previous one is consumed."""
     with pool:
         while pending is not None:
             count, batches = pending.result()
@@ -131,24 +133,24 @@ def _chain_executions(
 def _chunk_read_groups(
     manifest: Manifest, read_groups: Iterable[ReadGroup], source: ShardSource, budget: float
 ) -> Iterator[list[ReadGroup]]:
-    """Windows that are executed together: as many as fill a budget of bytes.
+    """Yield the read groups of each execution: as many as fit into a budget in bytes.
 
-    A window that is larger comes in parts, at least a batch each. Each part reads all of the window's row groups again,
-    which costs less than an object store that has to spill what was decoded.
+    A larger read group is split into parts of at least one batch. Each part reads all row groups of the read group
+    again, which costs less than spilling decoded audio from the object store.
     """
     per_sample = 2 * source.feature_dim / _SAMPLES_PER_FRAME if source.feature_dim else 2
 
     def size(batch: RowIndices) -> float:
         return per_sample * int(manifest.num_samples_N[batch].sum())
 
-    parts = chain.from_iterable(_split_read_group(window, size, budget) for window in read_groups)
+    parts = chain.from_iterable(_split_read_group(group, size, budget) for group in read_groups)
     return group_by_budget(parts, lambda part: sum(map(size, part.batches)), budget)
 
 
 def _split_read_group(
     read_group: ReadGroup, size_of_batch: Callable[[RowIndices], float], budget: float
 ) -> Iterator[ReadGroup]:
-    """The window, or consecutive parts of it if it is over the budget."""
+    """Yield the read group, or consecutive parts of it if it exceeds the budget."""
     if sum(map(size_of_batch, read_group.batches)) <= budget:
         yield read_group
         return
@@ -157,22 +159,22 @@ def _split_read_group(
 
 
 def _execution_budget(num_readers: int) -> float:
-    """Bytes for one execution, when every reader has one at work and one that is coming."""
+    """Return the bytes of one execution, given that each reader has one running and one that starts."""
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     return _OBJECT_STORE_FRACTION * cluster.get("object_store_memory", 0.0) / num_readers
 
 
 def build_dataset(manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource) -> ray.data.Dataset:
-    """One row per planned batch, in order: `rows`, `lengths` and `signals` (16-bit numbers, concatenated)."""
+    """Build a dataset with one row per planned batch: `rows`, `lengths` and `signals` (16-bit, concatenated)."""
     configure_data_context()
-    requests = ray.data.from_arrow([make_read_request(manifest, window) for window in read_groups])
+    requests = ray.data.from_arrow([make_read_request(manifest, group) for group in read_groups])
     return requests.map_batches(
         partial(read_batches, source=source), batch_size=None, batch_format="pyarrow", num_cpus=1
     )
 
 
 def configure_data_context() -> ray.data.DataContext:
-    """This process's Ray Data context: outputs in the order of inputs, no progress bars of its own."""
+    """Configure and return this process's Ray Data context: outputs in the order of inputs, no progress bars."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -182,24 +184,24 @@ def configure_data_context() -> ray.data.DataContext:
 def _execute(
     manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource, num_cpus: float
 ) -> Iterator[AudioBatch]:
-    """One execution of Ray Data over some windows."""
+    """Run one execution of Ray Data over some read groups and yield its batches."""
     context = configure_data_context()
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=num_cpus)
-    arriving = build_dataset(manifest, read_groups, source).iter_batches(
+    tables = build_dataset(manifest, read_groups, source).iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=2
     )
-    planned = ((window, rows) for window in read_groups for rows in window.batches)
-    for (window, rows), table in zip(planned, arriving, strict=True):
-        found = table["rows"][0].as_py()
-        if found != rows.tolist():
+    planned = ((group, rows) for group in read_groups for rows in group.batches)
+    for (group, rows), table in zip(planned, tables, strict=True):
+        read_rows = table["rows"][0].as_py()
+        if read_rows != rows.tolist():
             raise DataError(
-                f"batch out of order in epoch {window.epoch}: expected rows {rows[:4]}.., found {found[:4]}.."
+                f"batch out of order in epoch {group.epoch}: expected rows {rows[:4]}.., found {read_rows[:4]}.."
             )
-        yield AudioBatch(window.epoch, window.split, rows, unpack_signals(table, source))
+        yield AudioBatch(group.epoch, group.split, rows, unpack_signals(table, source))
 
 
 def make_read_request(manifest: Manifest, read_group: ReadGroup) -> pa.Table:
-    """A window as one Arrow row: which rows of which row groups, in which batches."""
+    """Return a read group as one Arrow row: its rows with their shards and row groups, and the sizes of its batches."""
     rows = np.concatenate(read_group.batches)
     columns = {
         "rows": rows,
@@ -212,43 +214,43 @@ def make_read_request(manifest: Manifest, read_group: ReadGroup) -> pa.Table:
 
 
 def read_batches(requests: pa.Table, source: ShardSource) -> Iterator[pa.Table]:
-    """Read the row groups of a window once and yield its batches (runs in a Ray Data task)."""
+    """Read the row groups of a read group once and yield its batches (runs in a Ray Data task)."""
     for request in requests.to_pylist():
-        places = list(zip(request["shard"], request["row_group"], request["row"], strict=True))
-        entries = _read_row_groups(source, {(shard, row_group) for shard, row_group, _ in places})
+        locations = list(zip(request["shard"], request["row_group"], request["row"], strict=True))
+        entries = _read_row_groups(source, {(shard, row_group) for shard, row_group, _ in locations})
         start = 0
         for size in request["sizes"]:
             flat = [
                 source.decode(entries[shard, row_group][row].as_py())
-                for shard, row_group, row in places[start : start + size]
+                for shard, row_group, row in locations[start : start + size]
             ]
             yield _pack_batch(request["rows"][start : start + size], flat)
             start += size
 
 
 def _read_row_groups(source: ShardSource, row_groups: set[tuple[int, int]]) -> dict[tuple[int, int], Any]:
-    """The source's column of some row groups."""
-    found = {}
+    """Return the source's column of each (shard, row group)."""
+    columns = {}
     for index in sorted({index for index, _ in row_groups}):
-        groups = sorted(group for of, group in row_groups if of == index)
+        groups = sorted(group for shard, group in row_groups if shard == index)
         tables = storage.read_row_groups(source.files[index], groups, [source.column])
         for group, table in zip(groups, tables, strict=True):
-            found[index, group] = table[source.column]
-    return found
+            columns[index, group] = table[source.column]
+    return columns
 
 
 def _pack_batch(rows: list[int], arrays: list[npt.NDArray[Any]]) -> pa.Table:
     return pa.table(
         {
             "rows": pa.array([rows], type=pa.list_(pa.int64())),
-            "lengths": pa.array([[len(each) for each in arrays]], type=pa.list_(pa.int64())),
+            "lengths": pa.array([[len(array) for array in arrays]], type=pa.list_(pa.int64())),
             "signals": pa.array([np.concatenate(arrays).tobytes()], type=pa.large_binary()),
         }
     )
 
 
 def unpack_signals(table: pa.Table, source: ShardSource) -> list[Signal]:
-    """The signals of a one-row table of `dataset`."""
+    """Return the signals of a one-row table of `build_dataset`."""
     flat = np.frombuffer(table["signals"][0].as_buffer(), dtype=np.float16 if source.feature_dim else np.int16)
     ends = np.cumsum(table["lengths"][0].as_py())
     return [source.to_signal(part) for part in np.split(flat, ends[:-1])]

@@ -1,18 +1,20 @@
-"""Shards: FLAC in Parquet, written by Ray Data tasks.
+"""Write shards, which are Parquet files of FLAC audio, with Ray Data tasks.
 
-A shard is named by the SHA-256 of its bytes (`<corpus>-<language>-<first 16 digits>.parquet`): nothing is ever
-overwritten, and damage shows (`damaged`). It tells what became of every clip of its task: accepted ones are rows,
-refused ones are listed in the file's metadata. So the shards together are the memory of the stage (`index`): whatever
-was interrupted or has changed, a clip whose key (`lakd_ray.data.corpus_snapshot`) they know is not decoded again.
+A shard is named by the SHA-256 of its bytes (`<corpus>-<language>-<first 16 digits>.parquet`): files are never
+overwritten, and corruption is detectable (`find_corrupt_shards`). A shard has the result of every clip of its task:
+accepted clips are rows, rejected clips are listed in the file's metadata. So the shards are also the index of the stage
+(`load_clip_index`): after an interruption or a change of the corpus, a clip whose key (`lakd_ray.data.corpus_snapshot`)
+is in the index is not decoded again.
 """
 
 import hashlib
 import json
-import sys
+import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
-from tqdm import tqdm
 
 from lakd_ray import storage
 from lakd_ray.audio import sources as recordings
@@ -31,23 +32,27 @@ from lakd_ray.data.quality import decode_and_validate
 from lakd_ray.data.reader import configure_data_context
 from lakd_ray.data.schema import SHARD_SCHEMA, TRANSIENT_KINDS
 from lakd_ray.errors import ClipError, DataError, LakdError, StorageError
+from lakd_ray.progress import progress_bar
 
-# What became of a clip: its place in a shard, or the kind and reason of a refusal.
+logger = logging.getLogger(__name__)
+
+# The result of preparing a clip: its location in a shard, or the kind and reason of its rejection.
 ClipResult = dict[str, Any]
-# Clips of one shard to be: name, clips [{key, corpus, clip}].
+# The clips of a shard to write: name, clips [{key, corpus, clip}].
 ShardTask = dict[str, Any]
 _REJECTED_KEY = b"lakd.refused"
-_MAX_TASK_RETRIES = 2  # times a task is started again after its process died, before its clips are decoded one by one
+_MAX_TASK_RETRIES = 2  # after its process died, before its clips are decoded in a sandbox
 _NUM_READER_THREADS = 16
+_PROGRESS_CLIPS = 8  # a task reports its progress each time it has decoded this many clips
 
 
 def load_clip_index(folder: str, audio: AudioConfig) -> dict[str, ClipResult]:
-    """What the shards in a folder know: key -> outcome. Damaged ones are named and count as absent."""
+    """Return the result of every clip in the shards of a folder, by key; corrupted shards are logged and skipped."""
     names = [info.name for info in storage.list_files(folder)]
     known: dict[str, ClipResult] = {}
     with ThreadPoolExecutor(_NUM_READER_THREADS) as pool:
-        for outcomes in pool.map(partial(_read_shard_index, folder=folder, audio=audio), sorted(names)):
-            known |= outcomes
+        for results in pool.map(partial(_read_shard_index, folder=folder, audio=audio), sorted(names)):
+            known |= results
     return known
 
 
@@ -56,24 +61,24 @@ def _read_shard_index(name: str, folder: str, audio: AudioConfig) -> dict[str, C
     try:
         table = storage.read_table(storage.join(folder, name), columns=columns)
     except StorageError as error:
-        print(f"prepare: shard {name} cannot be read, its clips are made anew ({error})")
+        logger.warning(f"prepare: cannot read shard {name}, its clips are decoded again ({error})")
         return {}
-    outcomes = _locate_rows(table.to_pylist(), name, audio)
-    refused: dict[str, ClipResult] = json.loads((table.schema.metadata or {}).get(_REJECTED_KEY, b"{}"))
-    return outcomes | refused
+    accepted = _locate_rows(table.to_pylist(), name, audio)
+    rejected: dict[str, ClipResult] = json.loads((table.schema.metadata or {}).get(_REJECTED_KEY, b"{}"))
+    return accepted | rejected
 
 
 def _locate_rows(rows: list[dict[str, Any]], name: str, audio: AudioConfig) -> dict[str, ClipResult]:
-    outcomes = {}
+    results = {}
     for number, row in enumerate(rows):
-        row_group, place = divmod(number, audio.row_group_utterances)
-        kept = {column: row[column] for column in ("num_samples", "cut", "audio_sha256")}
-        outcomes[row["recording"]] = {**kept, "shard": name, "row_group": row_group, "row": place}
-    return outcomes
+        row_group, row_in_group = divmod(number, audio.row_group_utterances)
+        columns = {column: row[column] for column in ("num_samples", "cut", "audio_sha256")}
+        results[row["recording"]] = {**columns, "shard": name, "row_group": row_group, "row": row_in_group}
+    return results
 
 
 def find_corrupt_shards(folder: str) -> list[str]:
-    """Names of shards whose bytes are not those that were written. Reads all of them."""
+    """Return the names of shards whose content does not match the hash in their name; reads all shards."""
     files = [info.name for info in storage.list_files(folder)]
     return [name for name in files if _content_hash(storage.read_bytes(storage.join(folder, name))) not in name]
 
@@ -85,104 +90,129 @@ def _content_hash(content: bytes) -> str:
 def write_shards(
     corpus: str, clips: Iterable[tuple[str, Clip]], folder: str, audio: AudioConfig
 ) -> dict[str, ClipResult]:
-    """Decode and encode clips, each with its key, into shards; returns key -> outcome for all of them.
+    """Decode and encode (key, clip) pairs into shards; return the result of every clip by key.
 
-    A recording can kill the process that decodes it (libsndfile is C). Ray would start such a task again for ever; here
-    it does so a few times, and then the task's clips are decoded in a process that may die.
+    A recording can kill the process that decodes it, because libsndfile is C code. Ray would retry such a task without
+    end; here it is retried a few times, and then its clips are decoded in a sandbox process.
 
     Raises:
         StorageError: a shard cannot be written.
-        DataError: a task was lost for good.
+        DataError: a task died even with the sandbox.
     """
-    plan = list(_plan_tasks(corpus, clips, audio))
-    known: dict[str, ClipResult] = {}
-    with tqdm(total=sum(len(task["clips"]) for task in plan), desc=f"prepare {corpus}", unit="clip") as bar:
+    tasks = list(_plan_tasks(corpus, clips, audio))
+    results: dict[str, ClipResult] = {}
+    num_decoded: Counter[str] = Counter()  # by task; a task that is started again reports the same clips again
+    with progress_bar(sum(len(task["clips"]) for task in tasks), f"prepare {corpus}", unit="clip") as bar:
         for isolated in (False, True):
-            lost = [task for task in plan if task["clips"][0]["key"] not in known]
-            if isolated and lost:
-                bar.write(
-                    f"prepare: {len(lost)} tasks died while decoding; decoding their clips one by one", sys.stderr
-                )
-            for outcomes in _run_tasks(lost, folder, audio, isolated=isolated):
-                known |= outcomes
-                bar.update(len(outcomes))
-    lost = [task for task in plan if task["clips"][0]["key"] not in known]
+            pending = [task for task in tasks if _task_key(task) not in results]
+            if isolated and pending:
+                logger.warning(f"prepare: {len(pending)} tasks died while decoding; decoding their clips in a sandbox")
+            for row in _run_tasks(pending, folder, audio, isolated=isolated):
+                results |= json.loads(row["results"])
+                bar.update(max(0, row["num_decoded"] - num_decoded[row["task"]]))
+                num_decoded[row["task"]] = max(row["num_decoded"], num_decoded[row["task"]])
+    lost = [task for task in tasks if _task_key(task) not in results]
     if lost:
         sources = ", ".join(entry["clip"]["source"] for entry in lost[0]["clips"][:3])
-        raise DataError(f"{corpus}: {len(lost)} tasks died for good, the first with {sources} ...; see Ray's logs")
-    return known
+        raise DataError(
+            f"{corpus}: {len(lost)} tasks died repeatedly, the first with {sources} ...: see the logs of Ray"
+        )
+    return results
+
+
+def _task_key(task: ShardTask) -> str:
+    key: str = task["clips"][0]["key"]
+    return key
 
 
 def _plan_tasks(corpus: str, clips: Iterable[tuple[str, Clip]], audio: AudioConfig) -> Iterator[ShardTask]:
-    """Clips of one language, in an order that is random but fixed, cut into tasks."""
+    """Yield tasks, each with clips of one language, in an order that is random but fixed."""
     keyed = list(clips)
-    chosen: list[dict[str, Any]]
+    entries: list[dict[str, Any]]
     for language in sorted({clip.language for _, clip in keyed}):
-        chosen = sorted(
+        entries = sorted(
             ({"key": key, "corpus": corpus, "clip": vars(clip)} for key, clip in keyed if clip.language == language),
             key=lambda entry: hashlib.sha256(f"{corpus}/{entry['clip']['id']}".encode()).digest(),
         )
-        for start in range(0, len(chosen), audio.shard_utterances):
-            part = chosen[start : start + audio.shard_utterances]
-            yield {"name": f"{corpus}-{language}", "clips": part}
+        for start in range(0, len(entries), audio.shard_utterances):
+            yield {"name": f"{corpus}-{language}", "clips": entries[start : start + audio.shard_utterances]}
 
 
-def _run_tasks(
-    tasks: list[dict[str, Any]], folder: str, audio: AudioConfig, *, isolated: bool
-) -> Iterator[dict[str, ClipResult]]:
-    """Run tasks; those whose process died are missing from what is returned."""
+def _run_tasks(tasks: list[ShardTask], folder: str, audio: AudioConfig, *, isolated: bool) -> Iterator[dict[str, Any]]:
+    """Run tasks and yield the rows of `_write_shard` as they arrive; a task whose process dies has no last row."""
     if not tasks:
         return
-    context = configure_data_context()
-    tolerated, context.max_errored_blocks = context.max_errored_blocks, 0 if isolated else -1
-    try:
+    with _streaming_rows(max_errored_blocks=0 if isolated else -1):
         source = ray.data.from_items([json.dumps(task) for task in tasks], override_num_blocks=len(tasks))
-        task = partial(_write_shard, folder=folder, audio=to_dict(audio), isolated=isolated)
+        write_shard = partial(_write_shard, folder=folder, audio=to_dict(audio), isolated=isolated)
         with warnings.catch_warnings():
-            # Ray 2.60 calls this argument deprecated and has no other way to bound the retries
+            # Ray 2.60 deprecates this argument, but has no other way to limit the retries.
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            results = source.map(task, num_cpus=1, max_retries=_MAX_TASK_RETRIES)
-        for result in results.iter_rows():
-            if result["error"]:
-                raise StorageError(result["error"])
-            yield json.loads(result["outcomes"])
+            rows = source.flat_map(write_shard, num_cpus=1, max_retries=_MAX_TASK_RETRIES)
+        for row in rows.iter_rows():
+            if row["error"]:
+                raise StorageError(row["error"])
+            yield row
+
+
+@contextmanager
+def _streaming_rows(max_errored_blocks: int) -> Iterator[None]:
+    """Configure Ray Data so that each row arrives when a task yields it, not when the task ends."""
+    context = configure_data_context()
+    options = context.execution_options
+    previous = context.max_errored_blocks, context.target_max_block_size
+    context.max_errored_blocks, context.target_max_block_size = max_errored_blocks, 1  # every row is a block
+    options.preserve_order = False
+    try:
+        yield
     finally:
-        context.max_errored_blocks = tolerated
+        context.max_errored_blocks, context.target_max_block_size = previous
+        options.preserve_order = True
 
 
-def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> dict[str, str]:
-    """Decode, encode and write one shard (runs in a Ray Data task); returns outcomes or an error, as text."""
+def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> Iterator[dict[str, Any]]:
+    """Decode, encode and write one shard (runs in a Ray Data task).
+
+    Yields:
+        Rows {task, num_decoded, results, error}: the number of clips decoded so far, and in the last row the results
+        of all clips as JSON, or an error message.
+    """
     task, audio_config = json.loads(item["item"]), AudioConfig.model_validate(audio)
+    progress = {"task": _task_key(task), "num_decoded": 0, "results": "{}", "error": ""}
     rows: list[dict[str, Any]] = []
-    refused: dict[str, ClipResult] = {}
-    with SandboxPool() if isolated else nullcontext() as apart:
-        decode = decode_and_validate if apart is None else partial(apart.call, decode_and_validate)
-        for key, result in _decode_clips(task["clips"], decode, audio_config):
+    rejected: dict[str, ClipResult] = {}
+    with SandboxPool() if isolated else nullcontext() as sandbox:
+        decode = decode_and_validate if sandbox is None else partial(sandbox.call, decode_and_validate)
+        for count, (key, result) in enumerate(_decode_clips(task["clips"], decode, audio_config), start=1):
             if isinstance(result, ClipError):
-                refused[key] = {"kind": result.kind, "reason": str(result)}
+                rejected[key] = {"kind": result.kind, "reason": str(result)}
             else:
                 rows.append(result)
+            if count % _PROGRESS_CLIPS == 0:
+                yield progress | {"num_decoded": count}
     order = {entry["key"]: number for number, entry in enumerate(task["clips"])}
     rows.sort(key=lambda row: order[row["recording"]])
-    lasting = {key: outcome for key, outcome in refused.items() if outcome["kind"] not in TRANSIENT_KINDS}
+    permanent = {key: result for key, result in rejected.items() if result["kind"] not in TRANSIENT_KINDS}
     try:
-        name = _write_shard_file(task, rows, lasting, folder, audio_config)
+        name = _write_shard_file(task, rows, permanent, folder, audio_config)
     except LakdError as error:
-        return {"outcomes": "{}", "error": str(error)}
-    return {"outcomes": json.dumps(refused | _locate_rows(rows, name, audio_config)), "error": ""}
+        yield progress | {"error": str(error)}
+        return
+    results = rejected | _locate_rows(rows, name, audio_config)
+    yield progress | {"num_decoded": len(results), "results": json.dumps(results)}
 
 
 def _decode_clips(
     entries: list[dict[str, Any]], decode: Callable[..., dict[str, Any]], audio_config: AudioConfig
 ) -> Iterator[tuple[str, dict[str, Any] | ClipError]]:
-    """Each clip's key with its shard row or its refusal. Parts of one recording follow each other: it is read once."""
-    last, content = "", b""
+    """Yield each clip's key with its shard row or an error; parts of one recording are adjacent, so it is read once."""
+    loaded, content = "", b""
     for entry in sorted(entries, key=lambda entry: recordings.read_order_key(entry["clip"]["source"])):
         clip = Clip(**entry["clip"])
         try:
-            if clip.source != last:
-                last, content = "", recordings.read_clip_source(clip.source)
-                last = clip.source
+            if clip.source != loaded:
+                loaded, content = "", recordings.read_clip_source(clip.source)
+                loaded = clip.source
             row = decode(content, source_name=clip.source, start=clip.start, end=clip.end, audio_config=audio_config)
         except ClipError as error:
             yield entry["key"], error
@@ -193,7 +223,7 @@ def _decode_clips(
 def _write_shard_file(
     task: dict[str, Any], rows: list[dict[str, Any]], rejected: dict[str, ClipResult], folder: str, audio: AudioConfig
 ) -> str:
-    """Write a shard unless there is nothing to remember; returns its name."""
+    """Write a shard and return its name; an empty name if there are neither rows nor permanent rejections."""
     if not rows and not rejected:
         return ""
     table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA.with_metadata({_REJECTED_KEY: json.dumps(rejected)}))

@@ -1,4 +1,4 @@
-"""Streaming takes as much memory for a large corpus as for a small one."""
+"""Test that the memory for streaming does not grow with the size of the corpus."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.bounded_worker import StreamReport
 
 HERE = Path(__file__).parent
 
@@ -26,8 +27,8 @@ def test_a_corpus_larger_than_the_object_store_streams_without_spilling(tmp_path
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["complete"]
-    assert found["bytes"] > 5 * found["store"]
-    assert not found["spilled"], found["summary"]
-    assert found["grown"] < found["store"]
+    report = StreamReport(**json.loads(done.stdout.splitlines()[-1]))
+    assert report.complete
+    assert report.streamed_bytes > 5 * report.object_store_bytes
+    assert not report.spilled, report.memory_summary
+    assert report.growth_bytes < report.object_store_bytes

@@ -1,4 +1,4 @@
-"""Recordings that lie in the rows of a Parquet file, prepared by Ray Data."""
+"""Test preparing recordings that are embedded in the rows of a Parquet file."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from lakd_ray.data.manifest import MANIFEST_FILE
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def encoded(samples: int) -> bytes:
+def encode_noise(samples: int) -> bytes:
     buffer = io.BytesIO()
     noise = 0.1 * np.random.default_rng(samples).standard_normal(samples)
     soundfile.write(buffer, noise, 16_000, format="WAV")
@@ -27,7 +27,7 @@ def encoded(samples: int) -> bytes:
 def test_every_row_becomes_an_utterance(tmp_path: Path) -> None:
     rows = [
         {
-            "audio": {"bytes": encoded(4000 + n), "path": None},
+            "audio": {"bytes": encode_noise(4000 + n), "path": None},
             "emotion": "anger",
             "speaker": str(n % 4),
             "language": "en",
@@ -49,5 +49,5 @@ def test_every_row_becomes_an_utterance(tmp_path: Path) -> None:
     )
     folder = prepare.run(config)
     manifest = storage.read_table(storage.join(folder, MANIFEST_FILE), ["source", "num_samples"]).to_pylist()
-    found = {row["source"]: row["num_samples"] for row in manifest}
-    assert found == {f"{tmp_path}/corpus/all.parquet#row={n}": 4000 + n for n in range(12)}
+    lengths = {row["source"]: row["num_samples"] for row in manifest}
+    assert lengths == {f"{tmp_path}/corpus/all.parquet#row={n}": 4000 + n for n in range(12)}

@@ -1,7 +1,8 @@
-"""A corpus in several formats, prepared by Ray Data and streamed back as planned batches."""
+"""Test preparing a corpus in several formats with Ray Data, and streaming it as planned batches."""
 
 import csv
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,19 @@ from lakd_ray.runs import record
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
-# sampling rate, channels, ending, libsndfile subtype: a speaker's recordings are all alike
+# sampling rate, channels, file extension, libsndfile subtype; all recordings of a speaker have the same
 FORMATS = ((16_000, 1, "wav", "PCM_16"), (22_050, 2, "wav", "PCM_24"), (48_000, 1, "flac", "PCM_16"))
 FORMATS += ((16_000, 2, "flac", "PCM_16"),)
 
 
 def write_corpus(folder: Path) -> int:
-    """Recordings of 2 languages x 4 speakers x 4 emotions of differing lengths with manifest.csv; returns how many."""
+    """Write 2 languages x 4 speakers x 4 emotions of different lengths and manifest.csv; return the number of clips."""
     random = np.random.default_rng(0)
     rows = []
     for language in ("en", "fi"):
-        for speaker, (rate, channels, ending, subtype) in enumerate(FORMATS):
+        for speaker, (rate, channels, extension, subtype) in enumerate(FORMATS):
             for emotion in PAPER_EMOTIONS:
-                name = f"{language}{speaker}-{emotion}.{ending}"
+                name = f"{language}{speaker}-{emotion}.{extension}"
                 samples = round(rate * random.uniform(0.2, 0.9))
                 noise = (0.1 * random.standard_normal((samples, channels))).clip(-1, 1)
                 folder.mkdir(exist_ok=True)
@@ -70,10 +71,10 @@ def experiment(folder: Path, **audio: Any) -> Experiment:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, ray_session) -> tuple[Experiment, int]:
     folder = tmp_path_factory.mktemp("prepared")
-    found = write_corpus(folder / "corpus")
+    num_clips = write_corpus(folder / "corpus")
     config = experiment(folder)
     assert prepare.run(config) == config.stage_folder("prepare")
-    return config, found
+    return config, num_clips
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ def shard_bytes(config: Experiment) -> dict[str, bytes]:
 
 
 def test_every_clip_is_in_a_shard(prepared, manifest):
-    config, found = prepared
+    config, num_clips = prepared
     table = manifest.table
-    assert table.num_rows == found
+    assert table.num_rows == num_clips
     assert storage.read_table(f"{config.stage_folder('prepare')}/{prepare.QUARANTINE_FILE}").num_rows == 0
     assert manifest.ids == sorted(manifest.ids)
     assert len(manifest.shards) == 4  # 16 utterances of a language in shards of ten
@@ -109,15 +110,16 @@ def test_shards_hold_the_audio_and_its_hash(manifest):
         assert hashlib.sha256(samples.tobytes()).hexdigest() == row["audio_sha256"]
 
 
-def test_done_is_not_done_again(prepared, capsys):
+def test_a_finished_stage_is_not_run_again(prepared, caplog):
+    caplog.set_level(logging.INFO, logger="lakd_ray")
     config, _ = prepared
     before = shard_bytes(config)
     assert prepare.run(config) == config.stage_folder("prepare")
-    assert "already done" in capsys.readouterr().out
+    assert "already done" in caplog.text
     assert shard_bytes(config) == before
 
 
-def test_another_configuration_is_refused(prepared):
+def test_a_different_configuration_is_rejected(prepared):
     config, _ = prepared
     before = shard_bytes(config)
     other = config.model_copy(update={"audio": config.audio.model_copy(update={"max_seconds": 5.0})})
@@ -127,51 +129,51 @@ def test_another_configuration_is_refused(prepared):
     assert prepare.run(config.model_copy(update={"fold": 1, "seed": 3}))  # nothing that the shards depend on
 
 
-def check_stream(manifest: Manifest, windows: list[ReadGroup]) -> int:
-    """Every batch as planned, its audio that of the sources; returns how many."""
-    planned = [(window, batch) for window in windows for batch in window.batches]
+def check_stream(manifest: Manifest, groups: list[ReadGroup]) -> int:
+    """Check that batches arrive as planned with the audio of their sources; return the number of batches."""
+    planned = [(group, batch) for group in groups for batch in group.batches]
     sources = manifest.table["source"].to_pylist()
-    for (window, rows), batch in zip(planned, stream_batches(manifest, windows, num_cpus=2), strict=True):
+    for (group, rows), batch in zip(planned, stream_batches(manifest, groups, num_cpus=2), strict=True):
         assert batch.rows.tolist() == rows.tolist()
-        assert (batch.epoch, batch.split) == (window.epoch, window.split)
+        assert (batch.epoch, batch.split) == (group.epoch, group.split)
         for row, wave in zip(rows, batch.signals, strict=True):
             expected = decode_audio(Path(sources[row]).read_bytes(), source_name="source")
             assert wave.dtype == np.float32
             assert wave.shape == expected.shape
-            # resampled in another process: a sum in another order may round to the next of the 16-bit steps
+            # Resampling in a different process may sum in a different order, and round to the next 16-bit step.
             assert np.abs(wave - expected).max() <= (0 if soundfile.info(sources[row]).samplerate == 16_000 else 2**-15)
     return len(planned)
 
 
-def test_executions_take_as_many_batches_as_fit(prepared, manifest):
+def test_an_execution_takes_the_batches_that_fit_the_budget(prepared, manifest):
     epoch = plan_training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world_size=1)
-    windows = list(epoch.read_groups[0])
-    assert len(windows) > 2
+    groups = list(epoch.read_groups[0])
+    assert len(groups) > 2
 
-    def size(*some: ReadGroup) -> int:
-        return 2 * sum(int(manifest.num_samples_N[rows].sum()) for window in some for rows in window.batches)
+    def size(*read_groups: ReadGroup) -> int:
+        return 2 * sum(int(manifest.num_samples_N[rows].sum()) for group in read_groups for rows in group.batches)
 
-    planned = [rows.tolist() for window in windows for rows in window.batches]
+    planned = [rows.tolist() for group in groups for rows in group.batches]
     source = streams.ShardSource(manifest.shards)
-    for budget in (0, size(windows[0]) - 1, max(map(size, windows)), size(*windows)):
-        chunks = list(streams._chunk_read_groups(manifest, windows, source, budget))
-        assert [rows.tolist() for chunk in chunks for window in chunk for rows in window.batches] == planned
+    for budget in (0, size(groups[0]) - 1, max(map(size, groups)), size(*groups)):
+        chunks = list(streams._chunk_read_groups(manifest, groups, source, budget))
+        assert [rows.tolist() for chunk in chunks for group in chunk for rows in group.batches] == planned
         for chunk in chunks:
-            assert size(*chunk) <= budget or [len(window.batches) for window in chunk] == [1]
-        if budget >= max(map(size, windows)):
-            assert [id(window) for chunk in chunks for window in chunk] == [id(window) for window in windows]
+            assert size(*chunk) <= budget or [len(group.batches) for group in chunk] == [1]
+        if budget >= max(map(size, groups)):
+            assert [id(group) for chunk in chunks for group in chunk] == [id(group) for group in groups]
     assert len(chunks) == 1
     features = streams.ShardSource(manifest.shards, feature_dim=512)  # 3.2 times as many bytes as the audio
-    assert len(list(streams._chunk_read_groups(manifest, windows, features, size(*windows)))) > 1
+    assert len(list(streams._chunk_read_groups(manifest, groups, features, size(*groups)))) > 1
 
 
-def test_the_order_does_not_depend_on_how_it_is_executed(prepared, manifest, monkeypatch):
+def test_the_order_does_not_depend_on_the_executions(prepared, manifest, monkeypatch):
     monkeypatch.setattr(streams, "_execution_budget", lambda readers: 0)
     epoch = plan_training_epoch(manifest, manifest.rows("train"), prepared[0].batch, seed=3, epoch=0, world_size=1)
     assert check_stream(manifest, list(epoch.read_groups[0])[:4]) == 4
 
 
-def test_nothing_planned_is_nothing_read(manifest):
+def test_an_empty_plan_reads_nothing(manifest):
     assert list(stream_batches(manifest, [])) == []
 
 
@@ -182,21 +184,22 @@ def test_stream_yields_the_plan(prepared, manifest):
         for number in range(2)
     ]
     dev = plan_evaluation_epoch(manifest, manifest.rows("dev"), batch, epoch=1)
-    windows = [window for epoch in (training[0], skip_batches(training[1], 2), dev) for window in epoch.read_groups[0]]
-    assert {(window.epoch, window.split) for window in windows} == {(0, "train"), (1, "train"), (1, "dev")}
-    assert check_stream(manifest, windows) > 5
+    groups = [group for epoch in (training[0], skip_batches(training[1], 2), dev) for group in epoch.read_groups[0]]
+    assert {(group.epoch, group.split) for group in groups} == {(0, "train"), (1, "train"), (1, "dev")}
+    assert check_stream(manifest, groups) > 5
     assert list(stream_batches(manifest, [])) == []
 
 
-def test_stream_from_a_lost_shard(prepared, manifest, tmp_path):
+def test_a_missing_shard_raises(prepared, manifest, tmp_path):
     moved = Manifest(**{**vars(manifest), "shards": tuple(str(tmp_path / "absent") for _ in manifest.shards)})
-    windows = plan_evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch).read_groups[0]
+    groups = plan_evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch).read_groups[0]
     with pytest.raises(StorageError, match="absent"):
-        list(stream_batches(moved, list(windows)))
+        list(stream_batches(moved, list(groups)))
 
 
-def test_unusable_clips_are_quarantined(tmp_path, capsys):
-    found = write_corpus(tmp_path / "corpus")
+def test_unusable_clips_are_quarantined(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="lakd_ray")
+    num_clips = write_corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "en0-anger.wav").write_bytes(b"RIFF, but no audio follows")
     soundfile.write(tmp_path / "corpus" / "fi0-anger.wav", np.zeros(160), 16_000)
     (tmp_path / "corpus" / "fi3-anger.flac").unlink()
@@ -210,17 +213,17 @@ def test_unusable_clips_are_quarantined(tmp_path, capsys):
     assert "0.010 s long, shorter than audio.min_seconds=0.1" in quarantine["c/fi0-anger.wav"]["reason"]
     assert "there is no file fi3-anger.flac" in quarantine["c/fi3-anger.flac"]["reason"]
     accepted = storage.read_table(f"{folder}/{MANIFEST_FILE}")
-    assert accepted.num_rows + len(quarantine) == found
+    assert accepted.num_rows + len(quarantine) == num_clips
     assert not quarantine.keys() & set(accepted["utterance"].to_pylist())
-    assert "3 quarantined (missing 1, short 1, undecodable 1)" in capsys.readouterr().out
+    assert "3 quarantined (missing 1, short 1, undecodable 1)" in caplog.text
     manifest = manifests.load_manifest(config)
     check_stream(manifest, list(plan_evaluation_epoch(manifest, manifest.rows("train"), config.batch).read_groups[0]))
 
 
-def test_too_many_unusable_clips(tmp_path):
+def test_too_many_unusable_clips_raise(tmp_path):
     write_corpus(tmp_path / "corpus")
     broken = tmp_path / "corpus" / "en0-anger.wav"
-    sound = broken.read_bytes()
+    content = broken.read_bytes()
     broken.write_bytes(b"")
     config = experiment(tmp_path)
     with pytest.raises(DataError, match=r"1 of 32 clips cannot be used.*max_quarantined_fraction=0\.01") as caught:
@@ -229,13 +232,13 @@ def test_too_many_unusable_clips(tmp_path):
     folder = config.stage_folder("prepare")
     assert not record.is_done(folder, prepare.fingerprint_inputs(config))
     assert not storage.exists(f"{folder}/{MANIFEST_FILE}")
-    broken.write_bytes(sound)
+    broken.write_bytes(content)
     prepare.run(config)
     assert storage.read_table(f"{folder}/{MANIFEST_FILE}").num_rows == 32
 
 
-def test_sixteen_bits_survive_exactly():
+def test_16_bit_samples_are_preserved_exactly():
     samples = np.concatenate([np.arange(-32768, 32768), [32767, -32768, 0]]).astype(np.int16)
     assert np.array_equal(to_int16(to_float(samples)), samples)
     assert np.array_equal(decode_flac(encode_flac(samples)), samples)
-    assert np.array_equal(decode_audio(encode_flac(samples), source_name="here"), to_float(samples))
+    assert np.array_equal(decode_audio(encode_flac(samples), source_name="samples"), to_float(samples))

@@ -1,4 +1,4 @@
-"""A model is not judged on what it has seen."""
+"""Test that a model is not evaluated on data that it has seen."""
 
 import json
 
@@ -14,29 +14,29 @@ TRAIN, DEV, TEST = (
 CLEAN = Provenance(trained_on=TRAIN, selected_on=DEV)
 
 
-def test_clean_model_passes():
+def test_a_model_without_overlap_passes():
     CLEAN.check_leakage(model="m", dev=DEV, test=TEST)
     Provenance().check_leakage(model="m", dev=DEV, test=TEST)
 
 
 @pytest.mark.parametrize(
-    ("record", "what", "split"),
+    ("record", "use", "split"),
     [
         (Provenance(trained_on=TRAIN | TEST), "trained on", "test"),
         (Provenance(trained_on=TRAIN | DEV), "trained on", "dev"),
         (Provenance(TRAIN, selected_on=TEST), "selected on", "test"),
     ],
 )
-def test_seen_speakers_are_refused(record, what, split):
+def test_overlapping_speakers_are_rejected(record, use, split):
     with pytest.raises(DataLeakageError) as caught:
         record.check_leakage(model="teacher-en", dev=DEV, test=TEST)
     message = str(caught.value)
-    assert f"teacher-en was {what} what the {split} split" in message
+    assert f"teacher-en was {use} data of the {split} split" in message
     assert f"c:{split}1, c:{split}2" in message and "(2 of its 2 speakers)" in message
     assert "1 identical recordings" in message
 
 
-def test_one_speaker_or_one_recording_is_enough():
+def test_one_shared_speaker_or_recording_is_rejected():
     with pytest.raises(DataLeakageError, match="c:test2") as caught:
         Provenance(trained_on=DataExposure(frozenset({"c:test2"}))).check_leakage(model="m", dev=DEV, test=TEST)
     assert "c:test1" not in str(caught.value)
@@ -44,12 +44,12 @@ def test_one_speaker_or_one_recording_is_enough():
         Provenance(trained_on=DataExposure(audio=frozenset({"sha-test"}))).check_leakage(model="m", dev=DEV, test=TEST)
 
 
-def test_inherited_from_every_parent():
+def test_records_of_all_parents_are_inherited():
     parents = [Provenance(trained_on=DataExposure(frozenset({"c:a"}))), Provenance(selected_on=TEST)]
     child = CLEAN.inherit(parents)
     assert child.trained_on.speakers == {"c:train1", "c:train2", "c:a"}
     assert child.selected_on == DEV | TEST
-    with pytest.raises(DataLeakageError, match="selected on what the test split"):
+    with pytest.raises(DataLeakageError, match="selected on data of the test split"):
         child.check_leakage(model="m", dev=DEV, test=TEST)
     assert CLEAN.inherit([]) == CLEAN
 
@@ -60,40 +60,40 @@ def test_json_round_trip():
     assert Provenance.from_json(Provenance().to_json()) == Provenance()
 
 
-def test_a_released_record_names_nobody_and_still_refuses():
-    heard = DataExposure(frozenset({"c:one", "c:two"}), frozenset({"1" * 64}))
-    released = Provenance(trained_on=heard).anonymized("abc")
+def test_a_released_record_has_no_names_and_still_detects_leakage():
+    exposure = DataExposure(frozenset({"c:one", "c:two"}), frozenset({"1" * 64}))
+    released = Provenance(trained_on=exposure).anonymized("abc")
     assert "one" not in str(released.to_json())
     assert Provenance.from_json(released.to_json()) == released
-    mine = DataExposure(frozenset({"c:two", "c:three"}))
-    assert released.trained_on.overlap(mine) == mine.overlap(released.trained_on) == ["c:two"]
-    with pytest.raises(DataLeakageError, match="released was trained on what the test split of this fold holds: c:two"):
-        released.check_leakage(model="released", dev=DataExposure(), test=mine)
+    other = DataExposure(frozenset({"c:two", "c:three"}))
+    assert released.trained_on.overlap(other) == other.overlap(released.trained_on) == ["c:two"]
+    with pytest.raises(DataLeakageError, match="released was trained on data of the test split of this fold: c:two"):
+        released.check_leakage(model="released", dev=DataExposure(), test=other)
     assert released.trained_on.overlap(DataExposure(frozenset({"d:two"}))) == []
 
 
-def test_a_released_record_says_how_many_of_the_judged_speakers_it_has_heard():
+def test_a_released_record_counts_the_overlapping_speakers():
     released = Provenance(DataExposure(frozenset({"c:one", "c:two"}))).anonymized("abc")
-    with pytest.raises(DataLeakageError, match=r"holds: c:two \(1 of its 3 speakers\)"):
+    with pytest.raises(DataLeakageError, match=r"fold: c:two \(1 of its 3 speakers\)"):
         released.check_leakage(
             model="m", dev=DataExposure(), test=DataExposure(frozenset({"c:two", "c:three", "c:four"}))
         )
 
 
 @pytest.mark.parametrize("name", ["c:a$b", "c:$", "c:abc$0123456789abcdef01234567"])
-def test_a_dollar_in_a_name_is_a_name(name: str):
+def test_a_name_with_a_dollar_sign_is_not_a_hash(name: str):
     released = DataExposure(frozenset({name})).anonymized("abc")
     assert name not in released.speakers
     assert released.overlap(DataExposure(frozenset({name, "c:other$"}))) == [name]
 
 
-def test_what_starts_from_a_released_checkpoint_inherits_its_record():
-    one, other = (
+def test_a_model_initialized_from_a_release_inherits_its_record():
+    first, second = (
         Provenance(DataExposure(frozenset({name}))).anonymized(salt) for name, salt in (("c:one", "s"), ("c:two", "t"))
     )
-    own = Provenance(DataExposure(frozenset({"c:three"}))).inherit([one, other])
+    own = Provenance(DataExposure(frozenset({"c:three"}))).inherit([first, second])
     for name in ("c:one", "c:two", "c:three"):
         assert own.trained_on.overlap(DataExposure(frozenset({name}))) == [name]
-    again = own.anonymized("u")
-    assert not any(name.startswith("c:") for name in again.trained_on.speakers)
-    assert again.trained_on.overlap(DataExposure(frozenset({"c:one", "c:three"}))) == ["c:one", "c:three"]
+    rereleased = own.anonymized("u")
+    assert not any(name.startswith("c:") for name in rereleased.trained_on.speakers)
+    assert rereleased.trained_on.overlap(DataExposure(frozenset({"c:one", "c:three"}))) == ["c:one", "c:three"]

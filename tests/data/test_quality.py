@@ -1,4 +1,4 @@
-"""Which clips go to quarantine, each for its own reason; copies; and the process that may die. No Ray."""
+"""Test the reasons for quarantine and the handling of copies, without Ray."""
 
 import io
 from pathlib import Path
@@ -34,44 +34,47 @@ def kind_of(wave_T: np.ndarray, **limits: object) -> str:
     return "cut" if row["cut"] else "accepted"
 
 
-def test_limits():
+def test_each_limit_quarantines_with_its_kind():
     assert kind_of(NOISE_T) == "accepted"
     assert kind_of(NOISE_T[:1_000]) == "short"
     assert kind_of(NOISE_T, max_seconds=0.5) == "cut"
     assert kind_of(NOISE_T, max_seconds=0.5, on_too_long="quarantine") == "long"
     assert kind_of(NOISE_T, max_seconds=1.0, on_too_long="quarantine") == "accepted"
     assert kind_of(0 * NOISE_T) == "silent"
-    assert kind_of(0 * NOISE_T + 0.3) == "silent"  # nothing but an offset
+    assert kind_of(0 * NOISE_T + 0.3) == "silent"  # only an offset
     assert kind_of(0.01 * NOISE_T) == "accepted"
     assert kind_of(0.01 * NOISE_T, silence_dbfs=-40) == "silent"
 
 
-def test_clipping_is_forgiven_up_to_a_share():
-    assert kind_of(np.clip(8 * NOISE_T, -1, 1)) == "clipped"  # a fifth of it
+def test_clipping_is_allowed_up_to_a_fraction():
+    assert kind_of(np.clip(8 * NOISE_T, -1, 1)) == "clipped"  # a fifth of the samples
     assert kind_of(np.clip(6 * NOISE_T, -1, 1)) == "accepted"
     assert kind_of(np.clip(6 * NOISE_T, -1, 1), max_clipped_fraction=0.05) == "clipped"
-    assert kind_of(NOISE_T / np.abs(NOISE_T).max()) == "accepted"  # normalised to full scale
+    assert kind_of(NOISE_T / np.abs(NOISE_T).max()) == "accepted"  # normalized to full scale
 
 
-def row(utterance: str, sound: str, emotion: str = "anger", speaker: str = "anna") -> dict[str, str]:
+def row(utterance: str, audio: str, emotion: str = "anger", speaker: str = "anna") -> dict[str, str]:
     corpus = utterance.partition("/")[0]
-    return {"utterance": utterance, "audio_sha256": sound, "emotion": emotion, "speaker": f"{corpus}:{speaker}"}
+    return {"utterance": utterance, "audio_sha256": audio, "emotion": emotion, "speaker": f"{corpus}:{speaker}"}
 
 
-def test_copies_that_agree_leave_the_first():
-    kept, refused = drop_duplicates([row("b/1", "x"), row("a/2", "x"), row("a/1", "x"), row("a/3", "y")])
-    assert [each["utterance"] for each in kept] == ["a/1", "a/3"]
-    assert {each["utterance"] for each, _ in refused} == {"a/2", "b/1"}
-    assert all("same audio as a/1, which is kept" in reason for _, reason in refused)
+def test_of_copies_that_agree_the_first_remains():
+    remaining, rejected = drop_duplicates([row("b/1", "x"), row("a/2", "x"), row("a/1", "x"), row("a/3", "y")])
+    assert [entry["utterance"] for entry in remaining] == ["a/1", "a/3"]
+    assert {entry["utterance"] for entry, _ in rejected} == {"a/2", "b/1"}
+    assert all("same audio as a/1, which is used instead" in reason for _, reason in rejected)
 
 
 @pytest.mark.parametrize("other", [{"emotion": "sadness"}, {"speaker": "ben"}])
-def test_copies_that_do_not_agree_all_go(other):
-    kept, refused = drop_duplicates([row("a/1", "x"), row("a/2", "x", **other), row("a/3", "y")])
-    assert [each["utterance"] for each in kept] == ["a/3"]
-    assert {each["utterance"]: "same audio as a/2" in reason for each, reason in refused} == {"a/1": True, "a/2": False}
+def test_copies_that_disagree_are_all_rejected(other):
+    remaining, rejected = drop_duplicates([row("a/1", "x"), row("a/2", "x", **other), row("a/3", "y")])
+    assert [entry["utterance"] for entry in remaining] == ["a/3"]
+    assert {entry["utterance"]: "same audio as a/2" in reason for entry, reason in rejected} == {
+        "a/1": True,
+        "a/2": False,
+    }
 
 
-def test_every_kind_is_explained():
+def test_every_kind_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "import-corpora.md").read_text()
     assert [kind for kind in QUARANTINE_KINDS if f"| `{kind}` |" not in text] == []

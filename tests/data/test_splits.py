@@ -1,4 +1,4 @@
-"""Train, dev and test: what must hold for every fold, and what is refused."""
+"""Test the invariants of train, dev and test in every fold, and the splits that are rejected."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ RECIPE = {"model": {"pretrained": "x"}}
 
 
 def experiment(languages: tuple[str, ...] = ("en",), fold: int = 0, **splits: dict[str, Any]) -> Experiment:
-    """An experiment with a corpus per keyword."""
+    """Return an experiment with one corpus for each keyword argument."""
     return Experiment.model_validate(
         {
             "name": "t",
@@ -70,7 +70,7 @@ def table(*parts: list[dict[str, Any]]) -> pa.Table:
 
 
 def times_tested(manifest: pa.Table, config: Experiment) -> Counter[str]:
-    """How often each speaker is tested over all folds."""
+    """Return the number of folds that have each speaker in test."""
     speakers = np.array(manifest["speaker"].to_pylist())
     counts: Counter[str] = Counter()
     for fold in range(count_folds(manifest, config)):
@@ -88,7 +88,10 @@ def times_tested(manifest: pa.Table, config: Experiment) -> Counter[str]:
         ({"scheme": "leave-one-speaker-out"}, 10),
         ({"scheme": "leave-one-session-out"}, 5),
         (
-            {"scheme": "speaker-groups", "groups": [[f"s0{number}" for number in five] for five in ("01234", "56789")]},
+            {
+                "scheme": "speaker-groups",
+                "groups": [[f"s0{number}" for number in group] for group in ("01234", "56789")],
+            },
             2,
         ),
     ],
@@ -99,16 +102,18 @@ def test_each_speaker_is_tested_exactly_once(split: dict[str, Any], folds: int) 
     assert times_tested(manifest, config) == {f"a:s{number:02}": 1 for number in range(10)}
 
 
-def test_union_is_complete_and_dev_is_of_the_asked_size() -> None:
+def test_union_is_complete_and_dev_has_the_configured_size() -> None:
     manifest = table(rows("a", "en", 10), rows("a", "fi", 11, prefix="f"))
     config = experiment(("en", "fi"), a={"dev_speakers": 3})
     for fold in range(4):
         split_N = assign_splits(manifest, config, fold)
         assert set(split_N.tolist()) == {"train", "dev", "test"}
         for language in ("en", "fi"):
-            here = np.array(manifest["language"].to_pylist()) == language
+            in_language = np.array(manifest["language"].to_pylist()) == language
             speakers = np.array(manifest["speaker"].to_pylist())
-            by_split = {name: set(speakers[here & (split_N == name)].tolist()) for name in ("train", "dev", "test")}
+            by_split = {
+                name: set(speakers[in_language & (split_N == name)].tolist()) for name in ("train", "dev", "test")
+            }
             assert len(by_split["dev"]) == 3
             assert len(by_split["test"]) in (2, 3)
             assert sum(map(len, by_split.values())) == len(set().union(*by_split.values()))
@@ -121,7 +126,7 @@ def test_dev_depends_on_the_fold() -> None:
     assert len(devs) > 1
 
 
-def test_order_of_the_rows_does_not_matter() -> None:
+def test_splits_do_not_depend_on_the_order_of_rows() -> None:
     manifest = table(rows("a", "en", 9, sessions=3), rows("b", "fi", 8), rows("b", "fr", 7, prefix="f"))
     config = experiment(("en", "fi", "fr"), fold=1, a={"scheme": "leave-one-session-out"}, b={})
     order = np.random.default_rng(0).permutation(manifest.num_rows)
@@ -132,24 +137,24 @@ def test_order_of_the_rows_does_not_matter() -> None:
     assert (assign_splits(chunked, config) == expected).all()
 
 
-def test_draws_never_change() -> None:
-    """Another division under the same configuration would make stored results incomparable."""
+def test_splits_never_change() -> None:
+    """If the same configuration gave different splits, results would not be comparable with stored ones."""
     manifest, config = table(rows("a", "en", 8)), experiment(a={})
     speakers = np.array(manifest["speaker"].to_pylist())
     split_N = assign_splits(manifest, config, 1)
-    found = {name: sorted(set(speakers[split_N == name].tolist())) for name in ("dev", "test")}
-    assert found == {"dev": ["a:s03", "a:s04"], "test": ["a:s00", "a:s01"]}
+    speakers_of = {name: sorted(set(speakers[split_N == name].tolist())) for name in ("dev", "test")}
+    assert speakers_of == {"dev": ["a:s03", "a:s04"], "test": ["a:s00", "a:s01"]}
 
 
-def test_another_corpus_or_language_does_not_move_speakers() -> None:
-    alone = table(rows("a", "en", 8))
-    more = table(rows("a", "en", 8), rows("a", "fi", 5, prefix="f"), rows("b", "en", 6))
-    expected = assign_splits(alone, experiment(a={}), 2)
-    found = assign_splits(more, experiment(("en", "fi"), a={}, b={}), 2)
-    assert (found[: alone.num_rows] == expected).all()
+def test_adding_a_corpus_or_language_does_not_move_speakers() -> None:
+    single = table(rows("a", "en", 8))
+    extended = table(rows("a", "en", 8), rows("a", "fi", 5, prefix="f"), rows("b", "en", 6))
+    expected = assign_splits(single, experiment(a={}), 2)
+    splits = assign_splits(extended, experiment(("en", "fi"), a={}, b={}), 2)
+    assert (splits[: single.num_rows] == expected).all()
 
 
-def test_fold_is_taken_modulo_the_corpus_own_number_of_folds() -> None:
+def test_fold_is_modulo_the_number_of_folds_of_each_corpus() -> None:
     manifest = table(rows("a", "en", 10, sessions=5), rows("b", "fi", 9))
     config = experiment(
         ("en", "fi"), a={"scheme": "leave-one-session-out"}, b={"scheme": "leave-one-speaker-out", "dev_speakers": 1}
@@ -160,7 +165,7 @@ def test_fold_is_taken_modulo_the_corpus_own_number_of_folds() -> None:
     assert (assign_splits(manifest, config, 7)[~english] != assign_splits(manifest, config, 2)[~english]).any()
 
 
-def test_leaving_one_out_gives_every_language_a_test() -> None:
+def test_leave_one_out_gives_every_language_a_test_split() -> None:
     manifest = table(rows("a", "en", 6), rows("a", "fi", 4, prefix="f"))
     config = experiment(("en", "fi"), a={"scheme": "leave-one-speaker-out"})
     assert count_folds(manifest, config) == 6
@@ -168,7 +173,7 @@ def test_leaving_one_out_gives_every_language_a_test() -> None:
     assert all(counts[f"a:s0{number}"] == 1 for number in range(6))
 
 
-def test_what_the_experiment_does_not_name_is_left_out() -> None:
+def test_other_languages_and_emotions_are_not_used() -> None:
     manifest = table(rows("a", "en", 8), rows("a", "de", 8, prefix="d"), [row("a", "en", "s00", "disgust")])
     split_N = assign_splits(manifest, experiment(a={}))
     languages, emotions = manifest["language"].to_pylist(), manifest["emotion"].to_pylist()
@@ -176,14 +181,14 @@ def test_what_the_experiment_does_not_name_is_left_out() -> None:
         assert (split == "") == (language == "de" or emotion == "disgust")
 
 
-def test_who_speaks_two_languages_is_in_one_split() -> None:
+def test_a_bilingual_speaker_is_in_one_split() -> None:
     both = [*rows("a", "en", 8, prefix="b"), *rows("a", "fi", 8, prefix="b")]
     manifest = table(both, rows("a", "en", 5), rows("a", "fi", 4, prefix="f"))
     config = experiment(("en", "fi"), a={})
     assert set(times_tested(manifest, config).values()) == {1}
 
 
-def test_given_splits_are_taken() -> None:
+def test_predefined_splits_are_used() -> None:
     parts = [
         row("a", "en", f"s{split}", emotion, split=split)
         for split in ("train", "dev", "test")
@@ -196,41 +201,45 @@ def test_given_splits_are_taken() -> None:
     assert count_folds(manifest, config) == 1
 
 
-def test_given_refuses_other_names_and_none() -> None:
+def test_predefined_splits_with_other_names_or_gaps_are_rejected() -> None:
     manifest = table([row("a", "en", "s1", "anger", split="valid"), row("a", "en", "s2", "anger")])
-    with pytest.raises(SplitError, match="found valid, and none for 1 utterances"):
+    with pytest.raises(SplitError, match="found valid, and no split for 1 utterances"):
         assign_splits(manifest, experiment(a={"scheme": "given"}))
 
 
 @pytest.mark.parametrize(
-    ("split", "speakers", "says"),
+    ("split", "speakers", "message"),
     [
         ({"folds": 5}, 4, r"too few speakers of language en: 4 \(a:s00, .*5 folds.*`split.folds`"),
-        ({"folds": 2, "dev_speakers": 2}, 4, r"too few speakers of language en: 2 .*not tested in fold 0; dev takes 2"),
+        (
+            {"folds": 2, "dev_speakers": 2},
+            4,
+            r"too few speakers of language en: 2 .*not in test of fold 0; dev takes",
+        ),
         ({"scheme": "leave-one-speaker-out"}, 1, r"too few speakers of language en: 1 \(a:s00\)"),
         ({"scheme": "leave-one-session-out"}, 5, "needs the session of every utterance; 36 of 36 have none.*a:s00"),
         (
             {"scheme": "speaker-groups", "groups": [["s00"], ["1"]]},
             5,
-            "names a:1, unknown there; its speakers are a:s00",
+            "lists unknown speakers a:1; its speakers are a:s00",
         ),
-        ({"scheme": "speaker-groups", "groups": [["s00"], ["s00"]]}, 5, "names a:s00 more than once"),
+        ({"scheme": "speaker-groups", "groups": [["s00"], ["s00"]]}, 5, "lists a:s00 more than once"),
     ],
 )
-def test_what_cannot_be_divided_is_refused(split: dict[str, Any], speakers: int, says: str) -> None:
-    with pytest.raises(SplitError, match=says):
+def test_impossible_splits_are_rejected(split: dict[str, Any], speakers: int, message: str) -> None:
+    with pytest.raises(SplitError, match=message):
         assign_splits(table(rows("a", "en", speakers)), experiment(a=split))
 
 
-def test_one_session_cannot_be_left_out() -> None:
+def test_a_single_session_cannot_be_held_out() -> None:
     manifest = table(rows("a", "en", 5, sessions=1))
     with pytest.raises(SplitError, match=r"too few sessions of language en: 1 \(s0\)"):
         assign_splits(manifest, experiment(a={"scheme": "leave-one-session-out"}))
 
 
-def test_corpora_of_manifest_and_experiment_must_be_the_same() -> None:
+def test_corpora_of_manifest_and_experiment_must_match() -> None:
     manifest = table(rows("a", "en", 8))
-    with pytest.raises(SplitError, match="the manifest holds corpus a; the experiment has b"):
+    with pytest.raises(SplitError, match="the manifest has corpus a, but the experiment has b"):
         assign_splits(manifest, experiment(b={}))
     with pytest.raises(SplitError, match="no utterances of corpus b"):
         assign_splits(manifest, experiment(a={}, b={}))
@@ -238,15 +247,15 @@ def test_corpora_of_manifest_and_experiment_must_be_the_same() -> None:
         count_folds(manifest.slice(0, 0), experiment(a={}))
 
 
-# --- check
+# --- check_splits
 
 
-def divided(speakers: int = 8) -> tuple[list[dict[str, Any]], Experiment]:
+def rows_and_experiment(speakers: int = 8) -> tuple[list[dict[str, Any]], Experiment]:
     return rows("a", "en", speakers), experiment(a={})
 
 
-def test_check_refuses_a_shared_speaker() -> None:
-    parts, config = divided()
+def test_check_rejects_a_shared_speaker() -> None:
+    parts, config = rows_and_experiment()
     for number, part in enumerate(parts):
         part["split"] = ("train", "dev", "test")[number % 3] if part["speaker"] == "a:s03" else "train"
     manifest = table(parts)
@@ -269,8 +278,8 @@ def test_check_finds_speakers_that_sessions_share() -> None:
         check_splits(manifest, assign_splits(manifest, config), config)
 
 
-def test_check_refuses_a_shared_recording() -> None:
-    parts, config = divided()
+def test_check_rejects_a_shared_recording() -> None:
+    parts, config = rows_and_experiment()
     split_N = assign_splits(table(parts), config)
     train, test = int(np.flatnonzero(split_N == "train")[0]), int(np.flatnonzero(split_N == "test")[0])
     parts[test]["audio_sha256"] = parts[train]["audio_sha256"]
@@ -279,28 +288,28 @@ def test_check_refuses_a_shared_recording() -> None:
     assert parts[test]["utterance"] in str(caught.value) and parts[train]["utterance"] in str(caught.value)
 
 
-def test_check_allows_copies_within_a_split_and_left_out() -> None:
-    parts, config = divided()
+def test_check_allows_copies_within_a_split_and_in_unused_rows() -> None:
+    parts, config = rows_and_experiment()
     split_N = assign_splits(table(parts), config)
-    one, two = np.flatnonzero(split_N == "train")[:2].tolist()
-    parts[two]["audio_sha256"] = parts[one]["audio_sha256"]
-    parts.append(row("a", "en", "s00", "disgust", audio_sha256=parts[one]["audio_sha256"]))
+    first, second = np.flatnonzero(split_N == "train")[:2].tolist()
+    parts[second]["audio_sha256"] = parts[first]["audio_sha256"]
+    parts.append(row("a", "en", "s00", "disgust", audio_sha256=parts[first]["audio_sha256"]))
     check_splits(table(parts), assign_splits(table(parts), config), config)
 
 
 @pytest.mark.parametrize("empty", ["train", "dev", "test"])
-def test_check_refuses_an_empty_split(empty: str) -> None:
-    parts, config = divided()
+def test_check_rejects_an_empty_split(empty: str) -> None:
+    parts, config = rows_and_experiment()
     split_N = assign_splits(table(parts), config)
     split_N[split_N == empty] = ""
-    with pytest.raises(SplitError, match=f"language en has nothing in {empty}: found"):
+    with pytest.raises(SplitError, match=f"language en has no utterances in {empty}: found"):
         check_splits(table(parts), split_N, config)
 
 
-def test_check_refuses_a_language_without_a_corpus_and_a_missing_class() -> None:
-    parts, _ = divided()
+def test_check_rejects_a_language_without_a_corpus_and_a_missing_class() -> None:
+    parts, _ = rows_and_experiment()
     config = experiment(("en", "fi"), a={})
-    with pytest.raises(SplitError, match="language fi has nothing in train, dev, test"):
+    with pytest.raises(SplitError, match="language fi has no utterances in train, dev, test"):
         check_splits(table(parts), assign_splits(table(parts), config), config)
     few, config = table([part for part in parts if part["emotion"] != "sadness"]), experiment(a={})
     with pytest.raises(SplitError, match="language en has no sadness in train: found anger, happiness, neutral"):
@@ -329,7 +338,7 @@ FESC = ("TIRE", "TIPE", "JARA", "MIKO", "ANRO", "RIGR", "TUVA", "PEKO", "JAKA")
 
 
 def papers(importers: tuple[str, ...] = ("iemocap", "fesc", "cafe")) -> tuple[pa.Table, Experiment]:
-    """The paper's three corpora in small, each with its importer and scheme `paper`."""
+    """Return small versions of the paper's three corpora, each with its importer and scheme `paper`."""
     iemocap = [
         row("iemocap", "en", f"{session}{letter}", emotion, session=str(session))
         for session in range(1, 6)
@@ -339,11 +348,11 @@ def papers(importers: tuple[str, ...] = ("iemocap", "fesc", "cafe")) -> tuple[pa
     fesc = [row("fesc", "fi", speaker, emotion) for speaker in FESC for emotion in PAPER_EMOTIONS]
     cafe = [row("cafe", "fr", f"{actor:02}", emotion) for actor in range(1, 13) for emotion in PAPER_EMOTIONS]
     config = experiment(("en", "fi", "fr"), **{name: {"scheme": "paper"} for name in ("iemocap", "fesc", "cafe")})
-    named = [
+    configured = [
         corpus.model_copy(update={"importer": importer})
         for corpus, importer in zip(config.corpora, importers, strict=True)
     ]
-    return table(iemocap, fesc, cafe), config.model_copy(update={"corpora": tuple(named)})
+    return table(iemocap, fesc, cafe), config.model_copy(update={"corpora": tuple(configured)})
 
 
 def test_paper_folds_hold_out_a_session_a_speaker_and_a_third_of_the_actors():
@@ -364,9 +373,9 @@ def test_paper_folds_hold_out_a_session_a_speaker_and_a_third_of_the_actors():
     assert tested["cafe"] == [frozenset(f"cafe:{actor}" for actor in third) for third in thirds] * 3
 
 
-def test_the_paper_says_nothing_of_other_corpora():
+def test_scheme_paper_is_rejected_for_other_corpora():
     manifest, config = papers(("csv", "fesc", "cafe"))
     with pytest.raises(
-        SplitError, match=r"corpus iemocap: scheme `paper` is for the paper's corpora .*its importer is"
+        SplitError, match=r"corpus iemocap: scheme `paper` is for the paper's corpora .*but the importer is"
     ):
         assign_splits(manifest, config)

@@ -142,7 +142,7 @@ def test_without_cross_fitting_every_teacher_is_asked_about_everything(tmp_path)
 
 def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
     config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
-    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 parts"):
+    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 folds"):
         teacher_logits.plan_teacher_queries(build_run_graph(config), polyglot(), build_run_graph(config).students[0])
 
 
@@ -254,7 +254,7 @@ def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: 
 @pytest.mark.parametrize(
     ("heard", "message"),
     [
-        (["fi-7"], "external-theirs was trained on what the test split of this fold holds: fi-7"),
+        (["fi-7"], "external-theirs was trained on data of the test split of this fold: fi-7"),
         (["c"], "external-theirs was trained on"),
         (["nobody"], r"said to have heard nobody, which is neither a corpus \(c\)"),
     ],

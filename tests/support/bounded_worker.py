@@ -1,4 +1,4 @@
-"""Streams an epoch that is several times larger than the object store; prints what it took as JSON.
+"""Stream an epoch that is several times larger than the object store, and print a `StreamReport` as JSON.
 
 bounded_worker.py FOLDER
 """
@@ -6,6 +6,7 @@ bounded_worker.py FOLDER
 import json
 import resource
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +26,33 @@ STORE = 100_000_000
 SECONDS, CLIPS, ROW_GROUP, SHARDS = 10, 1_600, 32, 4
 
 
-def corpus(folder: Path) -> Manifest:
-    """Tones in four shards: quick to encode, and a third of a megabyte each when decoded."""
+@dataclass(frozen=True)
+class StreamReport:
+    """The results of streaming an epoch."""
+
+    complete: bool
+    """Whether every clip arrived once."""
+    streamed_bytes: int
+    object_store_bytes: int
+    growth_bytes: int
+    """Growth of the peak memory of the process."""
+    spilled: bool
+    memory_summary: str
+    """Ray's own summary of the object store."""
+
+
+def write_corpus(folder: Path) -> Manifest:
+    """Write tones to four shards: quick to encode, and a third of a megabyte each when decoded."""
     times_T = np.arange(SECONDS * SAMPLE_RATE) / SAMPLE_RATE
     tones = [encode_flac((9000 * np.sin(2000 * index * times_T)).astype(np.int16)) for index in range(1, 9)]
-    each = CLIPS // SHARDS
+    per_shard = CLIPS // SHARDS
     for shard in range(SHARDS):
-        names = [f"{shard}-{row}" for row in range(each)]
-        columns = {field.name: [None] * each if field.nullable else names for field in SHARD_SCHEMA}
+        names = [f"{shard}-{row}" for row in range(per_shard)]
+        columns = {field.name: [None] * per_shard if field.nullable else names for field in SHARD_SCHEMA}
         columns |= {
-            "cut": [False] * each,
-            "num_samples": [len(times_T)] * each,
-            "audio": [tones[row % len(tones)] for row in range(each)],
+            "cut": [False] * per_shard,
+            "num_samples": [len(times_T)] * per_shard,
+            "audio": [tones[row % len(tones)] for row in range(per_shard)],
         }
         table = pa.table(columns, schema=SHARD_SCHEMA)
         storage.write_table(str(folder / f"{shard}.parquet"), table, row_group_size=ROW_GROUP)
@@ -48,14 +64,14 @@ def corpus(folder: Path) -> Manifest:
         languages_N=np.full(CLIPS, "en", dtype=object),
         num_samples_N=np.full(CLIPS, len(times_T)),
         shards=tuple(str(folder / f"{shard}.parquet") for shard in range(SHARDS)),
-        shard_N=rows // each,
-        row_group_N=rows % each // ROW_GROUP,
-        row_N=rows % each % ROW_GROUP,
+        shard_N=rows // per_shard,
+        row_group_N=rows % per_shard // ROW_GROUP,
+        row_N=rows % per_shard % ROW_GROUP,
     )
 
 
 def main(folder: Path) -> None:
-    manifest = corpus(folder)
+    manifest = write_corpus(folder)
     ray.init(address="local", num_cpus=4, object_store_memory=STORE, include_dashboard=False, log_to_driver=False)
     epoch = plan_training_epoch(
         manifest, np.arange(CLIPS), BatchConfig(max_padded_seconds=80), seed=0, epoch=0, world_size=1
@@ -67,9 +83,16 @@ def main(folder: Path) -> None:
         seen += batch.rows.tolist()
         samples += sum(map(len, batch.signals))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"complete": sorted(seen) == list(range(CLIPS)), "bytes": 2 * samples, "store": STORE}
-    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # others may run here
-    print(json.dumps(found | {"grown": 1024 * (after - before), "spilled": "Spilled" in summary, "summary": summary}))
+    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)  # not that of another session
+    report = StreamReport(
+        complete=sorted(seen) == list(range(CLIPS)),
+        streamed_bytes=2 * samples,
+        object_store_bytes=STORE,
+        growth_bytes=1024 * (after - before),
+        spilled="Spilled" in summary,
+        memory_summary=summary,
+    )
+    print(json.dumps(asdict(report)))
 
 
 if __name__ == "__main__":
