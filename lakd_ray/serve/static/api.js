@@ -1,11 +1,11 @@
-// What is asked of the endpoint. Addresses are relative, so that the page works behind a gateway's prefix.
+// Requests to the endpoint. URLs are relative, so that the page also works behind a gateway that adds a path prefix.
 
 import { byId } from "./dom.js";
 
-const TRIES = 4; // of a request that the endpoint is too busy for
-const LONGEST_WAIT_S = 20;
+const MAX_ATTEMPTS = 4; // for a request to a busy endpoint
+const MAX_WAIT_S = 20;
 
-/** Why there is no answer, and what to do. */
+/** A failed request, with advice for the user and the HTTP status (0 without a response). */
 export class ApiError extends Error {
   constructor(message, advice, status = 0) {
     super(message);
@@ -16,23 +16,20 @@ export class ApiError extends Error {
 
 const ADVICE = {
   400: "Try again.",
-  401: "Give a key, or ask the endpoint's operator for one.",
+  401: "Enter an API key, which the operator of the endpoint provides.",
   408: "Try again, or send a shorter recording.",
-  413: "Send a shorter part of it.",
-  415: "Send a sound file, such as WAV, FLAC, OGG or MP3.",
-  422: "Check that the file plays; if it does, convert it to WAV, FLAC, OGG or MP3.",
+  413: "Send a shorter part of the recording.",
+  415: "Send an audio file, such as WAV, FLAC, OGG or MP3.",
+  422: "Check that the file can be played, then convert it to WAV, FLAC, OGG or MP3.",
   429: "The endpoint is busy. Try again in a moment.",
-  503: "The model is not there at the moment. Try again in a moment.",
+  503: "The model is unavailable. Try again in a moment.",
 };
 
-let key = null; // in memory alone
+let key = null; // only in memory, so that closing the page removes it
 let keyPrompt = null;
 
-/** The key as it was given, or null. */
-export const currentKey = () => key;
-
-/** Ask for a key; null if none is given. Several requests that need one at once wait for the same dialog. */
-export function promptForKey(why) {
+/** Prompt for an API key and return it, or null if the user cancels. Concurrent requests share one dialog. */
+export function promptForKey(reason) {
   keyPrompt ??= new Promise((resolve) => {
     const [dialog, field] = [byId("key-dialog"), byId("key")];
     const settle = (value) => {
@@ -41,7 +38,7 @@ export function promptForKey(why) {
       keyPrompt = null;
       resolve(value);
     };
-    byId("key-reason").textContent = why;
+    byId("key-reason").textContent = reason;
     byId("key-form").onsubmit = (event) => {
       event.preventDefault();
       key = field.value.trim();
@@ -58,63 +55,63 @@ export function promptForKey(why) {
   return keyPrompt;
 }
 
-const KEY_NOTICE = "The page forgets it when it is closed or loaded again.";
+const KEY_NOTICE = "The page does not store the key: it is gone when you close or reload the page.";
 
-/** A response that is not an error; asks for a key, and waits while the endpoint is busy. */
+/** Send a request and return its successful response. Prompts for a key, and retries while the endpoint is busy. */
 async function sendRequest(path, options, onWait = () => {}) {
-  for (let tried = 1; ; tried++) {
-    const used = key;
-    const headers = { ...options.headers, ...(used && { Authorization: `Bearer ${used}` }) };
+  for (let attempt = 1; ; attempt++) {
+    const usedKey = key;
+    const headers = { ...options.headers, ...(usedKey && { Authorization: `Bearer ${usedKey}` }) };
     let response;
     try {
       response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
       throw new ApiError(
-        "The endpoint did not answer.",
-        "See whether it runs and you are online, then try again. A very large file may have been cut off: send a shorter part.",
+        "The endpoint did not respond.",
+        "Check that it is running and that you are online, then try again. If the file is very large, send a shorter part.",
       );
     }
     if (response.ok) return response;
     const { status } = response;
     if (status === 401) {
-      const why = used ? `That key was not accepted. ${KEY_NOTICE}` : `Its operator gives keys. ${KEY_NOTICE}`;
-      if (key !== used || (await promptForKey(why))) {
-        tried = 0;
+      const reason = usedKey ? `The endpoint rejected that key. ${KEY_NOTICE}` : `The operator of the endpoint provides keys. ${KEY_NOTICE}`;
+      if (key !== usedKey || (await promptForKey(reason))) {
+        attempt = 0;
         continue;
       }
-    } else if ((status === 429 || status === 503) && tried < TRIES) {
-      const retryAfter = Number(response.headers.get("Retry-After") ?? "a date");
-      const seconds = Number.isNaN(retryAfter) ? 1 : Math.min(retryAfter, LONGEST_WAIT_S);
+    } else if ((status === 429 || status === 503) && attempt < MAX_ATTEMPTS) {
+      const retryAfter = Number(response.headers.get("Retry-After") ?? NaN); // NaN for a date, too
+      const seconds = Number.isNaN(retryAfter) ? 1 : Math.min(retryAfter, MAX_WAIT_S);
       onWait(seconds);
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       continue;
     }
-    throw new ApiError(await reason(response), ADVICE[status] ?? "Try again; if it stays, the endpoint's log has more.", status);
+    throw new ApiError(await errorMessage(response), ADVICE[status] ?? "Try again. If that does not help, see the log of the endpoint.", status);
   }
 }
 
-async function reason(response) {
+async function errorMessage(response) {
   try {
     const { error } = await response.json();
-    if (error) return sentence(error);
+    if (error) return toSentence(error);
   } catch {
-    // a gateway in between answers in its own way
+    // a gateway between page and endpoint may respond with something other than JSON
   }
-  return `The endpoint answered with status ${response.status}.`;
+  return `The endpoint responded with status ${response.status}.`;
 }
 
-/** An error's text as a sentence. */
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** Turn a message of the endpoint into a sentence: capital letter, final period. */
+export const toSentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
-/** What is being served. */
+/** Return the metadata of the served model. */
 export async function fetchModelInfo() {
   return (await sendRequest("v1/model", {})).json();
 }
 
-/** The answer to a recording, with a timeline. `seconds` is its length if that is known. */
+/** Return the prediction for a recording, with a timeline. `seconds` is the recording's length, if known. */
 export async function predict(blob, { language, seconds, onWait, signal }) {
-  const hop = Math.max(1, Math.ceil((seconds ?? 0) / 300)); // the endpoint refuses timelines of very many segments
+  const hop = Math.max(1, Math.ceil((seconds ?? 0) / 300)); // the endpoint limits the number of segments
   const query = new URLSearchParams({ window_s: 2 * hop, hop_s: hop, ...(language && { language }) });
   const type = blob.type.startsWith("audio/") ? blob.type : "application/octet-stream";
   const options = { method: "POST", body: blob, headers: { "Content-Type": type }, signal };
@@ -122,9 +119,10 @@ export async function predict(blob, { language, seconds, onWait, signal }) {
 }
 
 /**
- * Sound that is answered while it is recorded. Samples that are given before it is open wait.
+ * Audio that is sent while it is recorded. Samples are queued until the connection is open.
  *
- * onResult is called with each rolling answer; onError once, with why, if it ends before the final answer.
+ * `onResult` is called with each rolling result, `onFinal` once with the final one, and `onError` once with a message if
+ * the stream ends before the final result.
  */
 export class Stream {
   #socket;
@@ -133,9 +131,9 @@ export class Stream {
 
   constructor({ rate, language, onResult, onFinal, onError }) {
     const query = new URLSearchParams({ format: "pcm16", rate, window_s: 3, hop_s: 1, ...(language && { language }) });
-    const address = new URL(`v1/stream?${query}`, document.baseURI);
-    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-    this.#socket = new WebSocket(address);
+    const url = new URL(`v1/stream?${query}`, document.baseURI);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    this.#socket = new WebSocket(url);
     this.#socket.onopen = () => {
       if (key) this.#socket.send(JSON.stringify({ key }));
       for (const message of this.#queued) this.#socket.send(message);
@@ -143,24 +141,24 @@ export class Stream {
     };
     this.#socket.onmessage = ({ data }) => {
       const result = JSON.parse(data);
-      if (result.error) this.#finish(() => onError(sentence(result.error)));
+      if (result.error) this.#finish(() => onError(toSentence(result.error)));
       else if (result.final) this.#finish(() => onFinal(result));
       else if (!this.#closed) onResult(result);
     };
     this.#socket.onclose = () => this.#finish(() => onError("The connection ended."));
   }
 
-  /** Samples (Int16Array's buffer). */
+  /** Send samples, the buffer of an Int16Array. */
   send(samples) {
     this.#sendOrQueue(samples);
   }
 
-  /** Nothing more comes: the final answer, please. */
+  /** End the recording and request the final result. */
   end() {
     this.#sendOrQueue(JSON.stringify({ type: "end" }));
   }
 
-  /** Nobody waits for an answer any more. */
+  /** Close the stream without waiting for a result. */
   close() {
     this.#finish(() => {});
   }

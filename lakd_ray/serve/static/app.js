@@ -1,15 +1,15 @@
-// The page: what is dropped, chosen or recorded is asked about, and its answers are listed, newest first.
+// The page: recordings are dropped, chosen or recorded; their results are listed, newest first.
 
 import { promptForKey } from "./api.js";
-import { showCard } from "./card.js";
-import { announce, byId, formatDuration, make } from "./dom.js";
+import { announce, byId, createElement, formatDuration } from "./dom.js";
 import { LiveRecording, describeError } from "./live.js";
 import { unsupportedReason } from "./microphone.js";
+import { showModelInfo } from "./model.js";
 import { Result } from "./result.js";
 
-const MAX_CONCURRENT_REQUESTS = 2; // requests; the others wait here rather than in the endpoint's queue
+const MAX_CONCURRENT_REQUESTS = 2; // the other recordings wait on the page, not in the queue of the endpoint
 
-const language = () => byId("language").value || null;
+const selectedLanguage = () => byId("language").value || null;
 
 const queue = [];
 let running = 0;
@@ -19,16 +19,16 @@ function processQueue() {
     const result = queue.shift();
     if (!result.element.isConnected) continue;
     running++;
-    result.submit().then((answered) => {
+    result.submit().then((succeeded) => {
       running--;
       processQueue();
-      if (answered) showCard(); // it may have been refused for want of a key, or of the model
+      if (succeeded) showModelInfo(); // it may have failed before, without a key or while the model was unavailable
     });
   }
 }
 
 function addResult(name, blob) {
-  const result = new Result(name, blob, language());
+  const result = new Result(name, blob, selectedLanguage());
   byId("results").prepend(result.element);
   return result;
 }
@@ -36,7 +36,7 @@ function addResult(name, blob) {
 function addFiles(files) {
   if (!files.length) return;
   announce(files.length === 1 ? `Sending ${files[0].name}` : `Sending ${files.length} recordings`);
-  // the first file is the first on the page
+  // results are prepended: in reverse order the first file is at the top
   const results = [...files].reverse().map((file) => addResult(file.name, file));
   queue.push(...results.reverse());
   processQueue();
@@ -45,61 +45,62 @@ function addFiles(files) {
 byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", ({ target }) => {
   addFiles(target.files);
-  target.value = ""; // the same file may be chosen again
+  target.value = ""; // allows the user to choose the same file again
 });
 
-let dragged = 0; // enter and leave come for every element on the way
+let dragDepth = 0; // dragenter and dragleave fire for every element under the pointer
 const carriesFiles = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
-const updateDragState = (by) => {
-  dragged = Math.max(0, dragged + by);
-  byId("drop").classList.toggle("over", dragged > 0);
+const updateDragState = (change) => {
+  dragDepth = Math.max(0, dragDepth + change);
+  byId("drop").classList.toggle("over", dragDepth > 0);
 };
 addEventListener("dragenter", (event) => carriesFiles(event) && updateDragState(1));
 addEventListener("dragleave", (event) => carriesFiles(event) && updateDragState(-1));
 addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
 addEventListener("drop", (event) => {
   if (!carriesFiles(event)) return;
-  event.preventDefault(); // or the browser would open the file in place of the page
-  updateDragState(-dragged);
+  event.preventDefault(); // by default the browser would open the file and leave the page
+  updateDragState(-dragDepth);
   addFiles(event.dataTransfer.files);
 });
 
-let live = null; // a LiveRecording, or "busy" between two states
-let recorded = 0;
+let live = null; // null, a LiveRecording, or "busy" while one starts or ends
+let recordingCount = 0;
 
-function setRecording(state) {
+function setRecording(active) {
   const button = byId("record");
-  button.classList.toggle("on", state);
-  byId("record-label").textContent = state ? "Stop" : "Record";
-  button.setAttribute("aria-label", state ? "Stop recording" : "Record");
+  button.classList.toggle("on", active);
+  byId("record-label").textContent = active ? "Stop" : "Record";
+  button.setAttribute("aria-label", active ? "Stop recording" : "Record");
 }
 
-async function start() {
+async function startRecording() {
   live = "busy";
   byId("record-error")?.remove();
   try {
-    live = await LiveRecording.start(language(), stop);
+    live = await LiveRecording.start(selectedLanguage(), stopRecording);
     setRecording(true);
     announce("Recording");
   } catch (error) {
     live = null;
-    const note = make("p", { id: "record-error", class: "note error" }, describeError(error));
+    const note = createElement("p", { id: "record-error", class: "note error" }, describeError(error));
     byId("drop").append(note);
     announce(note.textContent);
   }
 }
 
-async function stop() {
+async function stopRecording() {
   if (!(live instanceof LiveRecording)) return;
   const ending = live;
   live = "busy";
   setRecording(false);
   announce("Recording stopped");
-  const { blob, answer, cut } = await ending.stop();
+  const { blob, prediction, skippedSeconds } = await ending.stop();
   live = null;
-  const result = addResult(`Recording ${++recorded}`, blob);
-  if (answer) {
-    await result.show(answer, cut > 0.1 ? [`The answer is about the last ${formatDuration(answer.duration_s - cut)} of it.`] : []);
+  const result = addResult(`Recording ${++recordingCount}`, blob);
+  if (prediction) {
+    const notes = skippedSeconds > 0.1 ? [`Only the last ${formatDuration(prediction.duration_s - skippedSeconds)} of the recording were analyzed.`] : [];
+    await result.show(prediction, notes);
   } else {
     queue.push(result);
     processQueue();
@@ -107,14 +108,14 @@ async function stop() {
 }
 
 byId("record").addEventListener("click", () => {
-  if (live === null) start();
-  else stop();
+  if (live === null) startRecording();
+  else stopRecording();
 });
 byId("discard").addEventListener("click", async () => {
   if (!(live instanceof LiveRecording)) return;
   const ending = live;
   live = "busy";
-  byId("record").focus(); // the button goes
+  byId("record").focus(); // the focused button disappears
   setRecording(false);
   await ending.discard();
   live = null;
@@ -128,7 +129,7 @@ if (unsupported) {
 }
 
 byId("change-key").addEventListener("click", async () => {
-  if (await promptForKey("The new one takes the place of the one you gave.")) showCard();
+  if (await promptForKey("The new key replaces the current one.")) showModelInfo();
 });
-byId("card").addEventListener("toggle", ({ target }) => target.open && showCard());
-showCard();
+byId("model-info").addEventListener("toggle", ({ target }) => target.open && showModelInfo());
+showModelInfo();

@@ -1,15 +1,15 @@
-// Elements and words. Text is only ever set as text, so that file names and answers cannot become markup.
+// Helpers for elements and text. Text is never parsed as HTML, so file names and responses cannot inject markup.
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
-/** An element with attributes and children; `false`, `null` and `undefined` are left out of both. */
-export function make(name, attributes = {}, ...children) {
+/** Create an element with attributes and children; `false`, `null` and `undefined` are omitted from both. */
+export function createElement(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }
 
-/** The same for SVG. */
-export function makeSvg(name, attributes = {}, ...children) {
-  return fill(document.createElementNS(SVG, name), attributes, children);
+/** Create an SVG element, as `createElement` does for HTML. */
+export function createSvgElement(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG_NAMESPACE, name), attributes, children);
 }
 
 function fill(element, attributes, children) {
@@ -24,30 +24,31 @@ function fill(element, attributes, children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Have a screen reader say something, also if it says the same as before. */
-export function announce(words) {
+/** Announce a message to screen readers, also when it equals the previous one. */
+export function announce(message) {
   const liveRegion = byId("announce");
-  liveRegion.textContent = liveRegion.textContent === words ? `${words}\u00a0` : words;
+  liveRegion.textContent = liveRegion.textContent === message ? `${message}\u00a0` : message; // only a change is announced
 }
 
-const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
+const languageNames = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
 
-/** "fi" -> "Finnish". */
+/** Return the English name of a language code: "fi" -> "Finnish". */
 export function languageName(code) {
   try {
-    return names.of(code);
+    return languageNames.of(code);
   } catch {
-    return code; // what is no code of a language has no other name
+    return code; // not a valid language code
   }
 }
 
-/** Seconds as a clock shows them, with a decimal where that tells more. */
+/** Format seconds as minutes and seconds: 83.25 -> "1:23", with one decimal "1:23.3". */
 export function formatDuration(seconds, decimals = 0) {
   const unit = 10 ** decimals;
   const rounded = Math.round(seconds * unit);
   const minutes = Math.floor(rounded / (60 * unit));
-  const rest = (rounded / unit - 60 * minutes).toFixed(decimals);
-  return `${minutes}:${rest.padStart(decimals ? 3 + decimals : 2, "0")}`;
+  const remainder = (rounded / unit - 60 * minutes).toFixed(decimals);
+  return `${minutes}:${remainder.padStart(decimals ? 3 + decimals : 2, "0")}`;
 }
 
-export const percent = (share) => `${Math.round(100 * share)} %`;
+/** Format a fraction as a percentage: 0.724 -> "72 %". */
+export const formatPercent = (fraction) => `${Math.round(100 * fraction)} %`;

@@ -1,27 +1,27 @@
-// How emotions look: a color each, always beside their names.
+// Emotions on the page: one color each, always next to its name.
 
-import { make, percent } from "./dom.js";
+import { createElement, formatPercent } from "./dom.js";
 
 const COLORED = new Set(["anger", "happiness", "neutral", "sadness", "disgust", "fear", "surprise", "calm"]);
 
-/** The class that gives an emotion its color. */
+/** Return the CSS class that sets the color of an emotion. */
 export const colorClass = (emotion) => (COLORED.has(emotion) ? `e-${emotion}` : "e-other");
 
-/** "sadness 72 %". */
-export const formatEmotion = ({ emotion, probabilities }) => `${emotion} ${percent(probabilities[emotion])}`;
+/** Return the emotion and its probability: "sadness 72 %". */
+export const formatEmotion = ({ emotion, probabilities }) => `${emotion} ${formatPercent(probabilities[emotion])}`;
 
-/** A share in words: a little is not nothing. */
-const formatProbability = (value) => (value > 0 && value < 0.005 ? "< 1 %" : percent(value));
+/** Format a probability; a small one is not shown as zero. */
+const formatProbability = (value) => (value > 0 && value < 0.005 ? "< 1 %" : formatPercent(value));
 
-/** A table of probabilities with bars; `update` shows others. */
-export function bars(probabilities, caption) {
+/** Create a table of probabilities with bars; `update` shows new values. */
+export function createProbabilityTable(probabilities, caption) {
   const rows = new Map();
-  const body = make("tbody");
-  const element = make("table", { class: "bars" }, make("caption", { class: "visually-hidden" }, caption), body);
-  const update = (shares) => {
-    const best = Math.max(...Object.values(shares));
-    for (const [emotion, value] of Object.entries(shares)) {
-      if (!rows.has(emotion)) rows.set(emotion, row(body, emotion));
+  const body = createElement("tbody");
+  const element = createElement("table", { class: "bars" }, createElement("caption", { class: "visually-hidden" }, caption), body);
+  const update = (values) => {
+    const best = Math.max(...Object.values(values));
+    for (const [emotion, value] of Object.entries(values)) {
+      if (!rows.has(emotion)) rows.set(emotion, addRow(body, emotion));
       const { line, fill, figure } = rows.get(emotion);
       line.classList.toggle("best", value === best);
       fill.style.width = `${100 * value}%`;
@@ -32,11 +32,11 @@ export function bars(probabilities, caption) {
   return { element, update };
 }
 
-function row(body, emotion) {
-  const fill = make("span", { class: `fill ${colorClass(emotion)}` });
-  const figure = make("td", { class: "figure" });
-  const bar = make("th", { scope: "row" }, make("span", { class: "name" }, emotion), make("span", { class: "rail" }, fill));
-  const line = make("tr", {}, bar, figure);
+function addRow(body, emotion) {
+  const fill = createElement("span", { class: `fill ${colorClass(emotion)}` });
+  const figure = createElement("td", { class: "figure" });
+  const bar = createElement("th", { scope: "row" }, createElement("span", { class: "name" }, emotion), createElement("span", { class: "rail" }, fill));
+  const line = createElement("tr", {}, bar, figure);
   body.append(line);
   return { line, fill, figure };
 }

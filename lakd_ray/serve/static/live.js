@@ -1,108 +1,111 @@
-// A recording while it is made: its level, its clock, and what the endpoint hears so far.
+// A recording in progress: its level, its length, and the rolling results of the endpoint.
 
 import { ApiError, Stream } from "./api.js";
 import { announce, byId, formatDuration } from "./dom.js";
-import { bars, formatEmotion } from "./emotions.js";
+import { createProbabilityTable, formatEmotion } from "./emotions.js";
 import { Microphone } from "./microphone.js";
 
-/** A recording under way. Make it with `LiveRecording.start`. */
+/** A recording in progress, created by `LiveRecording.start`. */
 export class LiveRecording {
   #microphone;
   #stream = null;
   #results = [];
-  #bars = null;
+  #table = null;
   #emotion = null;
   #stopped = false;
   #level = 0;
   #resolveFinal;
   #final = new Promise((resolve) => (this.#resolveFinal = resolve));
 
-  /** Open microphone and stream; `onLost` is called if the microphone goes away. */
+  /** Open microphone and stream; `onLost` is called if the microphone is disconnected. */
   static async start(language, onLost) {
     const live = new LiveRecording();
-    const waiting = []; // what is heard before the stream is there
-    const onSamples = (samples, loudest) => {
+    const queued = []; // samples recorded before the stream is open
+    const onSamples = (samples, peak) => {
       if (live.#stream) live.#stream.send(samples);
-      else waiting.push(samples);
-      live.#meter(loudest);
+      else queued.push(samples);
+      live.#updateMeter(peak);
     };
     live.#microphone = await Microphone.open({ onSamples, onLost });
-    live.#open(language, waiting);
+    live.#open(language, queued);
     return live;
   }
 
-  #open(language, waiting) {
+  #open(language, queued) {
     byId("live-note").hidden = true;
     byId("discard").hidden = false;
     byId("live-status").textContent = "Listening …";
     byId("live-bars").replaceChildren();
-    this.#meter(0);
+    this.#updateMeter(0);
     byId("live").hidden = false;
     this.#stream = new Stream({
       rate: this.#microphone.rate,
       language,
-      onResult: (heard) => this.#show(heard),
-      onFinal: (heard) => this.#resolveFinal(heard),
-      onError: (why) => this.#broken(why),
+      onResult: (result) => this.#show(result),
+      onFinal: (result) => this.#resolveFinal(result),
+      onError: (message) => this.#handleError(message),
     });
-    for (const samples of waiting) this.#stream.send(samples);
+    for (const samples of queued) this.#stream.send(samples);
   }
 
-  /** The recording, and its answer from the stream: null if the stream broke off, so that it has to be asked for. */
+  /**
+   * Stop recording. Return the recording and the prediction of the stream, which is null if the stream failed, so that
+   * the recording has to be sent; `skippedSeconds` of its start are not part of the prediction.
+   */
   async stop() {
     this.#stopped = true;
     byId("discard").hidden = true;
-    byId("live-status").textContent = "Waiting for the final answer …";
+    byId("live-status").textContent = "Waiting for the final result …";
     await this.#microphone.close();
     this.#stream.end();
     const final = await this.#final;
     byId("live").hidden = true;
     const blob = this.#microphone.wav();
-    return { blob, answer: final && this.#answer(final), cut: final?.start_s ?? 0 };
+    return { blob, prediction: final && this.#toPrediction(final), skippedSeconds: final?.start_s ?? 0 };
   }
 
-  /** Forget it. */
+  /** Stop recording and discard the audio. */
   async discard() {
     this.#stream.close();
     byId("live").hidden = true;
     await this.#microphone.close();
   }
 
-  /** The final answer in the form of an answer to a file, with the rolling ones as its timeline. */
-  #answer(final) {
-    const { start_s: start, end_s: end, ...answer } = final;
+  /** Convert the final result to the form of a prediction for a file, with the rolling results as its timeline. */
+  #toPrediction(final) {
+    const { start_s, end_s: end, ...prediction } = final;
     const segments = this.#results.length ? this.#results : [final];
-    return { ...answer, duration_s: end, segments };
+    return { ...prediction, duration_s: end, segments };
   }
 
-  #show(heard) {
-    this.#results.push(heard);
-    if (this.#bars) this.#bars.update(heard.probabilities);
+  #show(result) {
+    this.#results.push(result);
+    if (this.#table) this.#table.update(result.probabilities);
     else {
-      this.#bars = bars(heard.probabilities, "Probabilities of the last seconds");
-      byId("live-bars").replaceChildren(this.#bars.element);
+      this.#table = createProbabilityTable(result.probabilities, "Probabilities of the last seconds");
+      byId("live-bars").replaceChildren(this.#table.element);
     }
-    byId("live-status").textContent = `The last ${Math.round(heard.end_s - heard.start_s)} s sound like: ${formatEmotion(heard)}`;
-    if (heard.emotion !== this.#emotion) announce(`So far: ${formatEmotion(heard)}`); // not each second
-    this.#emotion = heard.emotion;
+    byId("live-status").textContent = `Last ${Math.round(result.end_s - result.start_s)} s: ${formatEmotion(result)}`;
+    if (result.emotion !== this.#emotion) announce(`So far: ${formatEmotion(result)}`); // only changes, not every second
+    this.#emotion = result.emotion;
   }
 
-  #broken(why) {
+  #handleError(message) {
     this.#resolveFinal(null);
-    if (this.#stopped) return; // it is sent now
+    if (this.#stopped) return; // the complete recording is sent instead
     const note = byId("live-note");
-    note.textContent = `No answers while recording: ${why} The recording goes on and is sent when you stop it.`;
+    note.textContent = `No results while recording: ${message} The recording continues and is sent when you stop it.`;
     note.hidden = false;
     announce(note.textContent);
   }
 
-  #meter(loudest) {
+  #updateMeter(peak) {
     byId("elapsed").textContent = formatDuration(this.#microphone?.seconds ?? 0);
-    this.#level = Math.max(loudest, 0.8 * this.#level); // falls slowly, or short sounds would not be seen
-    const decibels = 20 * Math.log10(Math.max(this.#level, 1e-3)); // -60 dB and less is an empty meter
+    this.#level = Math.max(peak, 0.8 * this.#level); // falls slowly, so that short sounds stay visible
+    const decibels = 20 * Math.log10(Math.max(this.#level, 1e-3)); // -60 dB or less shows an empty meter
     byId("level").firstElementChild.style.transform = `scaleX(${1 + decibels / 60})`;
   }
 }
 
-/** What went wrong, and what to do. */
+/** Return what went wrong and what to do. */
 export const describeError = (error) => (error instanceof ApiError ? `${error.message} ${error.advice}` : `Something went wrong (${error.message}).`);

@@ -1,17 +1,17 @@
-// The microphone: samples while it is open, a WAV file of all of them at the end.
+// The microphone: samples while it is open, and a WAV file of the complete recording.
 
 import { ApiError } from "./api.js";
 
-const SAMPLE_RATE = 16000; // what the model hears; less to send than a sound card's own rate
+const SAMPLE_RATE = 16000; // the sample rate of the model, lower than that of most sound cards
 
-/** Whether this browser lets this page record, or why not. */
+/** Return why the page cannot record in this browser, or null if it can. */
 export function unsupportedReason() {
   if (!window.isSecureContext) return "To record here, open the page over HTTPS, or as localhost.";
   if (!navigator.mediaDevices?.getUserMedia || !window.AudioWorkletNode) return "This browser cannot record here.";
   return null;
 }
 
-/** An open microphone. */
+/** An open microphone, created by `Microphone.open`. */
 export class Microphone {
   #media;
   #context;
@@ -20,10 +20,10 @@ export class Microphone {
   #drained;
 
   /**
-   * Open it.
+   * Open the microphone.
    *
-   * onSamples is called with each tenth of a second (a buffer of 16-bit samples, the loudest of them); onLost if the
-   * microphone goes away.
+   * `onSamples` is called every tenth of a second with a buffer of 16-bit samples and their peak, 0 to 1; `onLost` if
+   * the microphone is disconnected.
    */
   static async open({ onSamples, onLost }) {
     const microphone = new Microphone();
@@ -37,7 +37,7 @@ export class Microphone {
   }
 
   async #open(onSamples, onLost) {
-    // loudness and noise are part of how an emotion sounds: the browser is not to even them out
+    // loudness and noise carry emotion, so the browser must not normalize them
     const constraints = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     this.#media = await navigator.mediaDevices.getUserMedia({ audio: constraints });
     const source = this.#connect();
@@ -47,7 +47,7 @@ export class Microphone {
       this.#node.port.onmessage = ({ data }) => {
         if (data.last) return resolve();
         this.#chunks.push(data.samples);
-        return onSamples(data.samples, data.loudest);
+        return onSamples(data.samples, data.peak);
       };
     });
     for (const track of this.#media.getTracks()) track.onended = onLost;
@@ -60,24 +60,24 @@ export class Microphone {
     try {
       return this.#context.createMediaStreamSource(this.#media);
     } catch {
-      // Firefox joins only what has one rate
+      // Firefox cannot connect nodes of different sample rates
       this.#context.close();
       this.#context = new AudioContext();
       return this.#context.createMediaStreamSource(this.#media);
     }
   }
 
-  /** Samples a second. */
+  /** Sample rate in Hz. */
   get rate() {
     return this.#context.sampleRate;
   }
 
-  /** How much was heard so far. */
+  /** Length of the recording so far, in seconds. */
   get seconds() {
     return this.#chunks.reduce((sum, part) => sum + part.byteLength, 0) / 2 / this.rate;
   }
 
-  /** Close it; the last samples come before this is done. */
+  /** Close the microphone; the last samples arrive before this resolves. */
   async close() {
     for (const track of this.#media?.getTracks() ?? []) {
       track.onended = null;
@@ -90,36 +90,36 @@ export class Microphone {
     if (this.#context && this.#context.state !== "closed") await this.#context.close();
   }
 
-  /** All that was heard, as a WAV file. */
+  /** Return the complete recording as a WAV file. */
   wav() {
     const bytes = this.#chunks.reduce((sum, part) => sum + part.byteLength, 0);
-    const head = new DataView(new ArrayBuffer(44));
-    const text = (at, word) => [...word].forEach((letter, index) => head.setUint8(at + index, letter.charCodeAt(0)));
-    text(0, "RIFF");
-    head.setUint32(4, 36 + bytes, true);
-    text(8, "WAVEfmt ");
-    head.setUint32(16, 16, true);
-    head.setUint16(20, 1, true); // PCM
-    head.setUint16(22, 1, true); // channels
-    head.setUint32(24, this.rate, true);
-    head.setUint32(28, 2 * this.rate, true);
-    head.setUint16(32, 2, true); // bytes a frame
-    head.setUint16(34, 16, true); // bits a sample
-    text(36, "data");
-    head.setUint32(40, bytes, true);
-    return new Blob([head, ...this.#chunks], { type: "audio/wav" });
+    const header = new DataView(new ArrayBuffer(44));
+    const writeText = (offset, text) => [...text].forEach((letter, index) => header.setUint8(offset + index, letter.charCodeAt(0)));
+    writeText(0, "RIFF");
+    header.setUint32(4, 36 + bytes, true);
+    writeText(8, "WAVEfmt ");
+    header.setUint32(16, 16, true);
+    header.setUint16(20, 1, true); // PCM
+    header.setUint16(22, 1, true); // channels
+    header.setUint32(24, this.rate, true);
+    header.setUint32(28, 2 * this.rate, true);
+    header.setUint16(32, 2, true); // bytes per frame
+    header.setUint16(34, 16, true); // bits per sample
+    writeText(36, "data");
+    header.setUint32(40, bytes, true);
+    return new Blob([header, ...this.#chunks], { type: "audio/wav" });
   }
 }
 
 function microphoneError(error) {
   if (error.name === "NotAllowedError") {
-    return new ApiError("The browser does not let this page use the microphone.", "Allow it in the page's settings (beside its address), then record again.");
+    return new ApiError("The browser blocks the microphone for this page.", "Allow it in the page's settings (beside its address), then record again.");
   }
   if (error.name === "NotFoundError") {
     return new ApiError("There is no microphone.", "Connect one, or choose a file.");
   }
   if (error.name === "NotReadableError") {
-    return new ApiError("The microphone is in use elsewhere.", "Close what uses it, then record again.");
+    return new ApiError("The microphone is in use by a different application.", "Close that application, then record again.");
   }
   return new ApiError(`The microphone cannot be used (${error.name}).`, "Choose a file instead.");
 }

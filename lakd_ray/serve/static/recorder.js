@@ -1,9 +1,9 @@
-// In the audio thread: passes on what the microphone hears, a tenth of a second at a time, as 16-bit samples.
+// Runs in the audio thread: posts the samples of the microphone as 16-bit integers, a tenth of a second at a time.
 
 class Recorder extends AudioWorkletProcessor {
   #samples = new Int16Array(Math.round(sampleRate / 10));
   #filled = 0;
-  #loudest = 0;
+  #peak = 0;
   #ended = false;
 
   constructor() {
@@ -18,11 +18,11 @@ class Recorder extends AudioWorkletProcessor {
   process([input]) {
     if (this.#ended) return false;
     const channels = input.length;
-    for (let at = 0; channels && at < input[0].length; at++) {
+    for (let index = 0; channels && index < input[0].length; index++) {
       let sum = 0;
-      for (const channel of input) sum += channel[at];
+      for (const channel of input) sum += channel[index];
       const value = Math.max(-1, Math.min(1, sum / channels));
-      this.#loudest = Math.max(this.#loudest, Math.abs(value));
+      this.#peak = Math.max(this.#peak, Math.abs(value));
       this.#samples[this.#filled++] = Math.round(value * 32767);
       if (this.#filled === this.#samples.length) this.#flush();
     }
@@ -32,9 +32,9 @@ class Recorder extends AudioWorkletProcessor {
   #flush() {
     if (this.#filled === 0) return;
     const { buffer } = this.#samples.slice(0, this.#filled);
-    this.port.postMessage({ samples: buffer, loudest: this.#loudest }, [buffer]);
+    this.port.postMessage({ samples: buffer, peak: this.#peak }, [buffer]);
     this.#filled = 0;
-    this.#loudest = 0;
+    this.#peak = 0;
   }
 }
 

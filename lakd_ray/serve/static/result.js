@@ -1,43 +1,43 @@
-// One recording on the page: waiting, answered, or refused.
+// One recording on the page: waiting, with its result, or with an error.
 
-import { ApiError, predict, sentence } from "./api.js";
-import { announce, formatDuration, languageName, make, percent } from "./dom.js";
-import { bars, colorClass } from "./emotions.js";
-import { decodeWaveform } from "./sound.js";
-import { timeline } from "./timeline.js";
+import { ApiError, predict, toSentence } from "./api.js";
+import { announce, createElement, formatDuration, formatPercent, languageName } from "./dom.js";
+import { colorClass, createProbabilityTable } from "./emotions.js";
+import { createTimeline } from "./timeline.js";
+import { decodeWaveform } from "./waveform.js";
 
 let count = 0;
 
-/** A recording and what became of it; `element` is its place on the page. */
+/** A recording and its result; `element` shows both on the page. */
 export class Result {
   #name;
   #blob;
-  #shape;
+  #waveform;
   #language;
   #objectUrl = null;
   #abortController = null;
   #title;
-  #body = make("div", { class: "card-body" });
+  #body = createElement("div", { class: "card-body" });
 
   constructor(name, blob, language) {
     [this.#name, this.#blob, this.#language] = [name, blob, language];
-    this.#shape = decodeWaveform(blob);
+    this.#waveform = decodeWaveform(blob);
     const id = `result-${++count}`;
-    this.#title = make("h3", { id, tabindex: -1 }, name);
-    const remove = make("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => this.#remove() }, "Remove");
-    this.element = make("article", { class: "card", "aria-labelledby": id }, make("div", { class: "card-head" }, this.#title, remove), this.#body);
-    this.#showStatus("Waiting for its turn …");
+    this.#title = createElement("h3", { id, tabindex: -1 }, name);
+    const remove = createElement("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => this.#remove() }, "Remove");
+    this.element = createElement("article", { class: "card", "aria-labelledby": id }, createElement("div", { class: "card-head" }, this.#title, remove), this.#body);
+    this.#showStatus("Waiting for other recordings …");
   }
 
-  /** Ask the endpoint, and show what it says; whether that is an answer. */
+  /** Send the recording and show its result or the error. Return whether it has a result. */
   async submit() {
-    this.#showStatus("Listening …");
+    this.#showStatus("Analyzing …");
     this.#abortController = new AbortController();
     try {
-      const shape = await this.#shape;
-      const onWait = (seconds) => this.#showStatus(`The endpoint is busy: trying again in ${Math.ceil(seconds)} s …`);
+      const waveform = await this.#waveform;
+      const onWait = (seconds) => this.#showStatus(`The endpoint is busy: retrying in ${Math.ceil(seconds)} s …`);
       const { signal } = this.#abortController;
-      const options = { language: this.#language, seconds: shape?.seconds, onWait, signal };
+      const options = { language: this.#language, seconds: waveform?.seconds, onWait, signal };
       await this.show(await predict(this.#blob, options));
       return true;
     } catch (error) {
@@ -48,56 +48,56 @@ export class Result {
     }
   }
 
-  /** Show an answer; `notes` are warnings of the page's own. */
-  async show(answer, notes = []) {
-    const shape = await this.#shape;
-    const seconds = answer.duration_s;
-    const player = shape && this.#player();
-    const emotions = Object.keys(answer.probabilities);
-    const warnings = [...notes, ...answer.warnings.map(({ message }) => sentence(message))];
+  /** Show a prediction; `notes` are additional warnings of the page. */
+  async show(prediction, notes = []) {
+    const waveform = await this.#waveform;
+    const seconds = prediction.duration_s;
+    const player = waveform && this.#player();
+    const emotions = Object.keys(prediction.probabilities);
+    const warnings = [...notes, ...prediction.warnings.map(({ message }) => toSentence(message))];
     this.#fill(
-      make("div", { class: "answer" }, this.#headline(answer), bars(answer.probabilities, `Probabilities for ${this.#name}`).element),
-      warnings.length > 0 && make("ul", { class: "warnings", "aria-label": "Take note" }, warnings.map((warning) => make("li", {}, warning))),
-      timeline({ name: this.#name, seconds, segments: answer.segments ?? [], emotions, shape, player }),
-      player || make("p", { class: "small" }, "This browser cannot play or draw this format; the endpoint could hear it."),
-      make("p", { class: "small" }, `Answered by ${answer.model}, version ${answer.version}.`),
+      createElement("div", { class: "prediction" }, this.#headline(prediction), createProbabilityTable(prediction.probabilities, `Probabilities for ${this.#name}`).element),
+      warnings.length > 0 && createElement("ul", { class: "warnings", "aria-label": "Warnings" }, warnings.map((warning) => createElement("li", {}, warning))),
+      createTimeline({ name: this.#name, seconds, segments: prediction.segments ?? [], emotions, waveform, player }),
+      player || createElement("p", { class: "small" }, "This browser cannot play this format or show its waveform; the endpoint could decode it."),
+      createElement("p", { class: "small" }, `Predicted by ${prediction.model}, version ${prediction.version}.`),
     );
-    announce(`${this.#name}: ${formatEmotionText(answer)}. ${formatLanguage(answer, this.#language)}. ${warnings.join(" ")}`.trim());
+    announce(`${this.#name}: ${formatEmotionText(prediction)}. ${formatLanguage(prediction, this.#language)}. ${warnings.join(" ")}`.trim());
   }
 
-  #headline(answer) {
-    const share = answer.probabilities[answer.emotion];
-    return make(
+  #headline(prediction) {
+    const confidence = prediction.probabilities[prediction.emotion];
+    return createElement(
       "div",
       { class: "headline" },
-      make("p", { class: "emotion" }, make("span", { class: `swatch ${colorClass(answer.emotion)}` }), answer.emotion, " ", make("span", { class: "confidence" }, percent(share))),
-      make("p", {}, formatLanguage(answer, this.#language)),
-      make("p", {}, `Length: ${formatDuration(answer.duration_s, 1)}`),
+      createElement("p", { class: "emotion" }, createElement("span", { class: `swatch ${colorClass(prediction.emotion)}` }), prediction.emotion, " ", createElement("span", { class: "confidence" }, formatPercent(confidence))),
+      createElement("p", {}, formatLanguage(prediction, this.#language)),
+      createElement("p", {}, `Length: ${formatDuration(prediction.duration_s, 1)}`),
     );
   }
 
   #player() {
     this.#objectUrl ??= URL.createObjectURL(this.#blob);
-    return make("audio", { controls: true, preload: "metadata", src: this.#objectUrl, "aria-label": `Play ${this.#name}` });
+    return createElement("audio", { controls: true, preload: "metadata", src: this.#objectUrl, "aria-label": `Play ${this.#name}` });
   }
 
-  #showStatus(words) {
+  #showStatus(status) {
     this.element.setAttribute("aria-busy", "true");
-    this.#body.replaceChildren(make("p", { class: "waiting" }, make("span", { class: "pulse", "aria-hidden": "true" }), words));
+    this.#body.replaceChildren(createElement("p", { class: "waiting" }, createElement("span", { class: "pulse", "aria-hidden": "true" }), status));
   }
 
   #showError(error) {
-    const [why, advice] = error instanceof ApiError ? [error.message, error.advice] : [`The page failed (${error.message}).`, "Load it again."];
-    const again = make("button", { type: "button", class: "button small-button", onclick: () => this.#again() }, "Try again");
+    const [message, advice] = error instanceof ApiError ? [error.message, error.advice] : [`The page failed (${error.message}).`, "Reload it."];
+    const retry = createElement("button", { type: "button", class: "button small-button", onclick: () => this.#retry() }, "Try again");
     this.#fill(
-      make("div", { class: "note error" }, make("p", {}, make("strong", {}, why)), make("p", {}, advice)),
-      make("div", { class: "actions" }, again),
+      createElement("div", { class: "note error" }, createElement("p", {}, createElement("strong", {}, message)), createElement("p", {}, advice)),
+      createElement("div", { class: "actions" }, retry),
     );
-    announce(`${this.#name}: no answer. ${why} ${advice}`);
+    announce(`${this.#name}: no result. ${message} ${advice}`);
   }
 
-  #again() {
-    this.#title.focus(); // the button goes
+  #retry() {
+    this.#title.focus(); // the focused button disappears
     this.submit();
   }
 
@@ -117,11 +117,12 @@ export class Result {
   }
 }
 
-/** "sadness, 72 %". */
-export const formatEmotionText = ({ emotion, probabilities }) => `${emotion}, ${percent(probabilities[emotion])}`;
+/** Return the emotion and its probability as text for screen readers: "sadness, 72 %". */
+export const formatEmotionText = ({ emotion, probabilities }) => `${emotion}, ${formatPercent(probabilities[emotion])}`;
 
-function formatLanguage({ language, language_probability: confidence }, told) {
-  if (!language) return "Language: not told";
-  if (told) return `Language: ${languageName(language)}, as told`;
-  return `Language: ${languageName(language)}, heard${confidence === null || confidence === undefined ? "" : ` with ${percent(confidence)}`}`;
+function formatLanguage({ language, language_probability: confidence }, specified) {
+  if (!language) return "Language: not specified";
+  if (specified) return `Language: ${languageName(language)} (specified)`;
+  const probability = confidence === null || confidence === undefined ? "" : `, ${formatPercent(confidence)}`;
+  return `Language: ${languageName(language)} (identified${probability})`;
 }

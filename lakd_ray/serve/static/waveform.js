@@ -1,12 +1,12 @@
-// The shape of a recording, as far as the browser can decode it.
+// The waveform of a recording, if the browser can decode it.
 
-const MAX_POINTS = 1200; // of a waveform: about as many as a wide screen has columns for it
+const MAX_POINTS = 1200; // about the width of the waveform on a wide screen, in pixels
 const QUIET_AMPLITUDE = 0.01;
 
-/** The shape of a recording; null if this browser cannot decode it. */
+/** Return the envelope of a recording, or null if this browser cannot decode it. */
 export async function decodeWaveform(blob) {
   try {
-    // unlike an AudioContext it may be made before anything was clicked, and makes no sound
+    // unlike an AudioContext it can be created before the first click, and plays no sound
     const decoded = await new OfflineAudioContext(1, 1, 16000).decodeAudioData(await blob.arrayBuffer());
     return extractEnvelope(decoded);
   } catch {
@@ -20,10 +20,10 @@ function extractEnvelope(decoded) {
   const [lows, highs] = [new Float32Array(points), new Float32Array(points)];
   for (let point = 0; point < points; point++) {
     const end = Math.floor(((point + 1) * decoded.length) / points);
-    for (let at = Math.floor((point * decoded.length) / points); at < end; at++) {
+    for (let index = Math.floor((point * decoded.length) / points); index < end; index++) {
       for (const channel of channels) {
-        if (channel[at] < lows[point]) lows[point] = channel[at];
-        if (channel[at] > highs[point]) highs[point] = channel[at];
+        if (channel[index] < lows[point]) lows[point] = channel[index];
+        if (channel[index] > highs[point]) highs[point] = channel[index];
       }
     }
   }
@@ -39,24 +39,24 @@ function extractEnvelope(decoded) {
   };
 }
 
-/** Draw it as large as its canvas is, in the canvas's text color. `seconds` is what the full width stands for. */
-export function drawWaveform(canvas, { lows, highs, seconds: own, peak }, seconds) {
+/** Draw an envelope over its canvas, in the text color of the canvas. The full width represents `seconds`. */
+export function drawWaveform(canvas, { lows, highs, seconds: duration, peak }, seconds) {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [Math.round(canvas.clientWidth * ratio), Math.round(canvas.clientHeight * ratio)];
   if (!width || !height) return;
   [canvas.width, canvas.height] = [width, height];
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = getComputedStyle(canvas).color;
+  const context = canvas.getContext("2d");
+  context.fillStyle = getComputedStyle(canvas).color;
   const [middle, scale] = [height / 2, (0.47 * height) / Math.max(peak, 0.05)];
-  const shown = Math.min(width, Math.round((width * own) / seconds));
-  for (let x = 0; x < shown; x++) {
-    const from = Math.floor((x * lows.length) / shown);
-    const to = Math.max(from + 1, Math.floor(((x + 1) * lows.length) / shown));
+  const columns = Math.min(width, Math.round((width * duration) / seconds));
+  for (let x = 0; x < columns; x++) {
+    const start = Math.floor((x * lows.length) / columns);
+    const end = Math.max(start + 1, Math.floor(((x + 1) * lows.length) / columns));
     let [low, high] = [0, 0];
-    for (let point = from; point < to; point++) {
+    for (let point = start; point < end; point++) {
       low = Math.min(low, lows[point]);
       high = Math.max(high, highs[point]);
     }
-    pen.fillRect(x, middle - high * scale, 1, Math.max((high - low) * scale, ratio));
+    context.fillRect(x, middle - high * scale, 1, Math.max((high - low) * scale, ratio));
   }
 }
