@@ -15,8 +15,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--use-fake-ui-for-media-stream",  # a microphone that hums, and nobody to be asked about it
-    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",  # grants the microphone without a prompt
+    "--use-fake-device-for-media-stream",  # a microphone that beeps
 ]
 
 needed = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (Debian: apt-get install chromium)")
@@ -24,7 +24,7 @@ needed = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed (
 
 @contextmanager
 def chromium(**options: Any) -> Iterator[Any]:
-    """A browser without a window; options are those of a browser context."""
+    """Open a headless browser context; options are those of Playwright's `new_context`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

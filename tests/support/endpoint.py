@@ -1,4 +1,4 @@
-"""A process of its own for the tests: serves a checkpoint in a small cluster until its standard input closes.
+"""Serve a checkpoint in a small cluster until the standard input closes; the tests run this in a separate process.
 
 Prints the URL, and `stopped` at the end.
 """
