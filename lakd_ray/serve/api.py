@@ -1,14 +1,14 @@
-"""The HTTP API, without Ray: what is asked, what is answered, and what is refused.
+"""HTTP API of the endpoint, without Ray.
 
-    GET  /                    the page
-    POST /v1/emotion          a recording in, an emotion out
-    POST /v1/emotion:batch    several recordings in a form, an answer or a reason for each
-    WS   /v1/stream           sound in while it is recorded, rolling answers out
-    GET  /v1/model            what is being served
-    GET  /metrics             for Prometheus
-    GET  /-/healthz           alive; behind Ray Serve its proxy answers this itself, with the same word
+    GET  /                    web page
+    POST /v1/emotion          predict the emotion of a recording
+    POST /v1/emotion:batch    predict several recordings of a form, with a result or an error for each
+    WS   /v1/stream           send audio while it is recorded, receive rolling results
+    GET  /v1/model            metadata of the served model
+    GET  /metrics             metrics for Prometheus
+    GET  /-/healthz           health check; behind Ray Serve, its proxy sends the same response itself
 
-Every refusal is JSON {"error": ...}. Bad input is the client's fault (4xx), never a 500.
+Every error is JSON, {"error": ...}. Invalid input is an error of the client (4xx), never of the server (5xx).
 """
 
 import asyncio
@@ -18,19 +18,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, Query, Request, Response, Security, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+import lakd_ray
 from lakd_ray.audio import Recording
 from lakd_ray.config import ServeConfig
 from lakd_ray.errors import DataError
 from lakd_ray.inference.recordings import PredictOptions, validate_segment_count
 from lakd_ray.inference.results import EmotionResult, ModelInfo
-from lakd_ray.serve import upload, websocket
+from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
@@ -39,54 +40,12 @@ from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMidd
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 from lakd_ray.serve.web import create_web_router
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY["schema"]}}}
-_SINGLE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "The recording (WAV, FLAC, OGG or MP3; others where the server has ffmpeg), as it is or in the "
-        "field `file` of a form.",
-        "content": {"audio/*": _BINARY, "application/octet-stream": _BINARY, "multipart/form-data": _FORM},
-    }
-}
-_FILES_SCHEMA = {"type": "array", "items": _BINARY["schema"], "minItems": 1}
-_BATCH_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "Recordings in fields `file` of a form.",
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILES_SCHEMA}},
-            }
-        },
-    }
-}
-_RETRYABLE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    429: {"description": "Too many requests are waiting; try again after Retry-After seconds"},
-    503: {
-        "model": ErrorResponse,
-        "description": "The model is not there at the moment; try again after Retry-After seconds",
-    },
-}
-_UNAUTHORIZED_RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorResponse, "description": "A key is needed, or it is wrong"}
-}
-_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The upload broke off"},
-    **_UNAUTHORIZED_RESPONSES,
-    408: {"model": ErrorResponse, "description": "The upload or the answer took too long"},
-    413: {"model": ErrorResponse, "description": "The recording is too large or too long"},
-    415: {"model": ErrorResponse, "description": "The Content-Type is not audio"},
-    422: {"model": ErrorResponse, "description": "The recording cannot be decoded, or a parameter is not possible"},
-    **_RETRYABLE_RESPONSES,
-}
-
 
 @dataclass(frozen=True)
 class ModelRouter:
-    """The model that answers, and perhaps a second one that is tried out on a share of the recordings.
+    """The stable model, and optionally a canary that receives a fraction of the recordings.
 
-    Which of the two answers is a matter of the recording's bytes: the same recording has the same answer each time.
+    The selection depends only on the bytes of the recording, so that the same recording always has the same result.
     """
 
     stable: ModelHandle
@@ -94,21 +53,27 @@ class ModelRouter:
     canary_fraction: float = 0.0
 
     def select(self, content: bytes, requested: str | None = None) -> ModelHandle:
-        """The model for a recording.
+        """Return the model for a recording.
+
+        Args:
+            content: the encoded recording.
+            requested: `stable` or `canary` to bypass the selection.
 
         Raises:
-            RequestError: 422 the canary is wanted, and there is none.
+            RequestError: 422 the canary is requested, but there is no canary.
         """
         if requested == "canary" and self.canary is None:
-            raise RequestError(422, "X-Model is canary, but none is being tried: leave the header out")
-        drawn = int.from_bytes(hashlib.sha256(content).digest()[:4]) / 2**32
-        if self.canary is not None and (requested == "canary" or (requested is None and drawn < self.canary_fraction)):
+            raise RequestError(422, "X-Model is canary, but this endpoint has no canary: omit the header")
+        position = int.from_bytes(hashlib.sha256(content).digest()[:4]) / 2**32
+        if self.canary is not None and (
+            requested == "canary" or (requested is None and position < self.canary_fraction)
+        ):
             return self.canary
         return self.stable
 
 
 class RequestOptions:
-    """What may be asked beside the recording; a dependency of the routes that answer recordings."""
+    """Query parameters and headers of a prediction request, as a FastAPI dependency."""
 
     def __init__(
         self,
@@ -116,22 +81,32 @@ class RequestOptions:
             str | None,
             Query(
                 pattern="^[a-z]{2,3}$",
-                description="Language of the recording, such as `en`; if left out, what the model hears",
+                description="Language of the recording, such as `en`; the default is the language that the model "
+                "identifies, if it can",
             ),
         ] = None,
         window_s: Annotated[
-            float | None, Query(ge=0.25, le=60, description="Length of a timeline's segments; no timeline if left out")
+            float | None,
+            Query(ge=0.25, le=60, description="Length of the timeline's segments in seconds; no timeline by default"),
         ] = None,
         hop_s: Annotated[
-            float | None, Query(ge=0.05, le=60, description="From one segment to the next; window_s if left out")
+            float | None,
+            Query(
+                ge=0.05,
+                le=60,
+                description="Seconds from the start of a segment to the start of the next; `window_s` by default",
+            ),
         ] = None,
-        top_k: Annotated[int | None, Query(ge=1, le=100, description="Only so many of the most probable")] = None,
+        top_k: Annotated[
+            int | None, Query(ge=1, le=100, description="Return only the K most probable emotions; all by default")
+        ] = None,
         model: Annotated[
-            Literal["stable", "canary"] | None, Header(alias="X-Model", description="Which of two models")
+            Literal["stable", "canary"] | None,
+            Header(alias="X-Model", description="Use this model; by default the recording determines it"),
         ] = None,
     ):
         if hop_s is not None and window_s is None:
-            raise RequestError(422, "hop_s without window_s: give window_s, the length of the timeline's segments")
+            raise RequestError(422, "hop_s without window_s: add window_s, the length of the timeline's segments")
         self.options = PredictOptions(language=language, window_s=window_s, hop_s=hop_s, top_k=top_k)
         self.model = model
 
@@ -147,13 +122,51 @@ class RequestOptions:
             raise RequestError(422, str(error)) from None
 
 
+@dataclass(frozen=True)
+class _Service:
+    """The models with everything that the routes need around them."""
+
+    router: ModelRouter
+    config: ServeConfig
+    decoder: RequestDecoder
+    keys: ApiKeys
+    metrics: Metrics
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.config.max_upload_mb * MEGABYTE)
+
+    async def predict(self, content: bytes, request_options: RequestOptions) -> EmotionResult:
+        """Decode a recording, predict its emotion and count it."""
+        model = self.router.select(content, request_options.model)
+        recording = await self.decoder.decode(content, self.config.max_seconds)
+        request_options.validate_segment_count(recording)
+        result = await predict_recording(model, recording, request_options.options)
+        self.metrics.record_prediction(result)
+        return result
+
+    async def predict_item(self, name: str, content: bytes, request_options: RequestOptions) -> BatchItem:
+        """Predict one recording of a batch; a rejected one becomes an item with the error."""
+        try:
+            if not content:
+                limit = f"{self.config.max_upload_mb:g} MB"
+                raise RequestError(
+                    422, f"the file is empty or larger than {limit}, expected a recording within the limit"
+                )
+            return BatchItem(name=name, status=200, result=await self.predict(content, request_options))
+        except RequestError as error:
+            return BatchItem(name=name, status=error.status, error=error.message)
+
+
 def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder) -> FastAPI:
-    """The API in front of its models, with the limits of the `serve` section; it closes the decoders when it ends.
+    """Create the API for the given models, with the limits of the `serve` section.
+
+    The application closes the decoder at its end.
 
     Raises:
-        ConfigError: the file of keys is not one.
+        ConfigError: the file of API keys is invalid.
     """
-    keys, meters = ApiKeys(config.api_keys_file), Metrics()
+    service = _Service(router, config, decoder, ApiKeys(config.api_keys_file), Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -162,85 +175,103 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
         decoder.close()
 
     app = FastAPIOffline(
-        title="lakd-ray", description="Emotion of a spoken utterance", redoc_url=None, lifespan=lifespan
+        title="lakd-ray",
+        version=lakd_ray.__version__,
+        summary="Multilingual speech emotion recognition",
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        redoc_url=None,
+        lifespan=lifespan,
     )
-    app.add_middleware(MetricsMiddleware, metrics=meters)
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     _add_error_handlers(app)
-    limit_bytes = int(config.max_upload_mb * MEGABYTE)
-    scheme = HTTPBearer(auto_error=False, description="One of the endpoint's keys, where it asks for one")
-
-    def require_api_key(request: Request, _: Annotated[Any, Security(scheme)]) -> None:
-        if not keys.authorizes(request.headers.get("authorization")):
-            raise RequestError(401, "a key is needed: send the header `Authorization: Bearer KEY`")
-
-    async def one(content: bytes, options: RequestOptions) -> EmotionResult:
-        model = router.select(content, options.model)
-        recording = await decoder.decode(content, config.max_seconds)
-        options.validate_segment_count(recording)
-        answer = await predict_recording(model, recording, options.options)
-        meters.record_prediction(answer)
-        return answer
-
     app.include_router(create_web_router())
-
-    @app.post(
-        "/v1/emotion", responses=_ERROR_RESPONSES, openapi_extra=_SINGLE_BODY, dependencies=[Depends(require_api_key)]
-    )
-    async def emotion(request: Request, options: Annotated[RequestOptions, Depends()]) -> EmotionResult:
-        """Which emotion is heard in a recording."""
-        async with _enforce_deadline(config.deadline_s):
-            return await one(await upload.read_upload(request, limit_bytes), options)
-
-    @app.post(
-        "/v1/emotion:batch",
-        responses=_ERROR_RESPONSES,
-        openapi_extra=_BATCH_BODY,
-        dependencies=[Depends(require_api_key)],
-    )
-    async def emotions(request: Request, options: Annotated[RequestOptions, Depends()]) -> BatchResponse:
-        """Which emotion is heard in each of several recordings; one that is refused does not spoil the others."""
-
-        async def item(name: str, content: bytes) -> BatchItem:
-            try:
-                if not content:
-                    raise RequestError(422, f"the file is empty, or larger than {config.max_upload_mb:g} MB")
-                return BatchItem(name=name, status=200, result=await one(content, options))
-            except RequestError as error:
-                return BatchItem(name=name, status=error.status, error=error.message)
-
-        async with _enforce_deadline(config.deadline_s):
-            files = await upload.read_uploads(request, limit_bytes, config.max_files, 4 * limit_bytes)
-            return BatchResponse(items=tuple(await asyncio.gather(*[item(name, content) for name, content in files])))
+    app.include_router(_create_api_router(service))
 
     @app.websocket("/v1/stream")
-    async def stream_emotion(socket: WebSocket) -> None:
-        await websocket.handle_stream(socket, router.stable, config, keys, decoder, meters)
+    async def stream(socket: WebSocket) -> None:
+        await websocket.handle_stream(socket, router.stable, config, service.keys, decoder, service.metrics)
 
     @app.get(
-        "/v1/model",
-        responses={**_UNAUTHORIZED_RESPONSES, 503: _RETRYABLE_RESPONSES[503]},
-        dependencies=[Depends(require_api_key)],
-    )
-    async def served() -> ModelInfo:
-        """What is being served."""
-        return await router.stable.info()
-
-    @app.get(
-        "/metrics",
-        responses=_UNAUTHORIZED_RESPONSES,
-        dependencies=[Depends(require_api_key)],
+        "/-/healthz",
+        operation_id="get_health",
+        summary="Check that the endpoint is running",
+        tags=[openapi.OPERATIONS],
         response_class=PlainTextResponse,
     )
-    async def metrics() -> Response:
-        """What Prometheus reads."""
-        return Response(meters.render(), media_type=METRICS_CONTENT_TYPE)
-
-    @app.get("/-/healthz", response_class=PlainTextResponse)
-    async def healthz() -> str:
-        """Whether the endpoint is alive."""
+    async def get_health() -> str:
+        """Return `success` while the endpoint is running."""
         return "success"
 
     return app
+
+
+def _create_api_router(service: _Service) -> APIRouter:
+    """Create the routes that require an API key, if the endpoint has keys."""
+    config = service.config
+    scheme = HTTPBearer(auto_error=False, description="An API key, if the endpoint requires one")
+
+    def require_api_key(request: Request, _: Annotated[Any, Security(scheme)]) -> None:
+        if not service.keys.authorizes(request.headers.get("authorization")):
+            raise RequestError(
+                401, "the API key is missing or invalid: send the header `Authorization: Bearer KEY` with a valid key"
+            )
+
+    api = APIRouter(dependencies=[Depends(require_api_key)])
+
+    @api.post(
+        "/v1/emotion",
+        operation_id="predict",
+        summary="Predict the emotion of a recording",
+        tags=[openapi.PREDICTION],
+        responses=openapi.PREDICT_ERRORS,
+        openapi_extra=openapi.PREDICT_BODY,
+    )
+    async def predict(request: Request, options: Annotated[RequestOptions, Depends()]) -> EmotionResult:
+        """Return the most probable emotion with the probabilities of all, and a timeline if `window_s` is given."""
+        async with _enforce_deadline(config.deadline_s):
+            return await service.predict(await upload.read_upload(request, service.max_upload_bytes), options)
+
+    @api.post(
+        "/v1/emotion:batch",
+        operation_id="predict_batch",
+        summary="Predict the emotions of several recordings",
+        tags=[openapi.PREDICTION],
+        responses=openapi.PREDICT_ERRORS,
+        openapi_extra=openapi.PREDICT_BATCH_BODY,
+    )
+    async def predict_batch(request: Request, options: Annotated[RequestOptions, Depends()]) -> BatchResponse:
+        """Return a result or an error for each recording; a rejected recording does not affect the others."""
+        async with _enforce_deadline(config.deadline_s):
+            max_bytes = service.max_upload_bytes
+            files = await upload.read_uploads(request, max_bytes, config.max_files, 4 * max_bytes)
+            items = await asyncio.gather(*[service.predict_item(name, content, options) for name, content in files])
+            return BatchResponse(items=tuple(items))
+
+    @api.get(
+        "/v1/model",
+        operation_id="get_model",
+        summary="Get the metadata of the served model",
+        tags=[openapi.MODEL],
+        responses=openapi.error_responses(401, 429, 500, 503),
+    )
+    async def get_model() -> ModelInfo:
+        """Return name, version, emotions, languages and development scores of the stable model."""
+        return await service.router.stable.info()
+
+    @api.get(
+        "/metrics",
+        operation_id="get_metrics",
+        summary="Get the metrics for Prometheus",
+        tags=[openapi.OPERATIONS],
+        responses=openapi.error_responses(401),
+        response_class=PlainTextResponse,
+    )
+    async def get_metrics() -> Response:
+        """Return counters of requests, audio, emotions and warnings in Prometheus's text format."""
+        return Response(service.metrics.render(), media_type=METRICS_CONTENT_TYPE)
+
+    return api
 
 
 @asynccontextmanager
@@ -249,30 +280,37 @@ async def _enforce_deadline(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        raise RequestError(408, f"the upload and its answer took longer than {seconds:g} s") from None
+        raise RequestError(
+            408, f"upload and prediction took longer than {seconds:g} s: send the request again, or a shorter recording"
+        ) from None
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Make every error JSON with one key."""
+    """Give every error the same JSON body."""
 
     def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse({"error": message}, status, headers)
+        return JSONResponse(ErrorResponse(error=message).model_dump(), status, headers)
 
-    extra = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
+    headers = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
 
     @app.exception_handler(RequestError)
-    def refused(_: Request, error: RequestError) -> JSONResponse:
-        return error_response(error.status, error.message, extra.get(error.status))
+    def handle_request_error(_: Request, error: RequestError) -> JSONResponse:
+        return error_response(error.status, error.message, headers.get(error.status))
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, error.detail, dict(error.headers or {}))
+    def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path, message = request.url.path[:100], error.detail
+        if error.status_code == 404:
+            message = f"{path} does not exist: see /docs for the API"
+        elif error.status_code == 405:
+            message = f"{path} does not support {request.method}: see /docs for the API"
+        return error_response(error.status_code, message, dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        found = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-        return error_response(422, "; ".join(found))
+    def handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        details = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+        return error_response(422, "; ".join(details))
 
     @app.exception_handler(Exception)
-    def broken(_: Request, error: Exception) -> JSONResponse:
-        return error_response(500, f"internal error ({type(error).__name__}); the server's log has more")
+    def handle_internal_error(_: Request, error: Exception) -> JSONResponse:
+        return error_response(500, f"internal error ({type(error).__name__}); the log of the server has the details")

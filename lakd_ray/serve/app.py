@@ -1,16 +1,16 @@
-"""The Ray Serve application: an ingress that speaks HTTP and decodes, and the model behind it.
+"""The Ray Serve application, with an ingress for HTTP and decoding and replicas of the model.
 
     client -> Serve's proxy -> Ingress (checks, decodes) -> ModelReplica x replicas (batches, predicts)
-                                                         -> CanaryReplica, if a second model is tried
+                                                         -> CanaryReplica, if there is a canary
 
-`build` makes it from plain values, so a Serve config file can name it:
+`build` creates it from plain values, so a Serve config file can refer to it:
 
     applications:
       - name: lakd
         import_path: lakd_ray.serve.app:build
         args: {checkpoint: "s3://bucket/run", serve: {replicas: 2}}
 
-Rolled out anew with another checkpoint (`serve deploy`), a replica leaves when its successor is there.
+`serve deploy` with a different checkpoint is a rolling update: a replica stops when its successor is running.
 """
 
 import asyncio
@@ -39,63 +39,69 @@ from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
 
 BATCH_WAIT_TIMEOUT_S = 0.005
-MAX_CALL_AUDIO_S = 30.0  # seconds of audio in one call of a replica: a timeline is spread over replicas
-MAX_ONGOING_REQUESTS = 32  # requests that one replica holds: the batch that runs and the next ones
-MAX_QUEUED_REQUESTS = 64  # requests that wait in the proxy before it answers 429
-TARGET_ONGOING_REQUESTS = 8  # requests of one replica at a time that autoscaling aims at
-MAX_CALL_ATTEMPTS = 4  # of one call, when replicas are lost under it
+MAX_CALL_AUDIO_S = 30.0  # audio in one call of a replica: longer timelines are spread over several replicas
+MAX_ONGOING_REQUESTS = 32  # requests of one replica: the running batch and those waiting for the next ones
+MAX_QUEUED_REQUESTS = 64  # requests that wait in the proxy before it responds with 429
+TARGET_ONGOING_REQUESTS = 8  # concurrent requests per replica that autoscaling aims at
+MAX_CALL_ATTEMPTS = 4  # attempts of one call if replicas die
 LOGGING_CONFIG = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class AppArgs(Section):
-    """What `build` takes."""
+    """Arguments of the application, the `args` of a Serve config file."""
 
     checkpoint: str
-    """Sealed checkpoint folder: an absolute path that every node sees, or s3://bucket/prefix."""
+    """Checkpoint folder with its checksum file: an absolute path that all nodes share, or s3://bucket/prefix."""
     serve: ServeConfig = ServeConfig()
-    """The `serve` section. Host and port are the proxy's, which is not this application's to choose."""
+    """The `serve` section. `host` and `port` have no effect: they belong to Serve's proxy."""
 
 
 PredictRequest = tuple[list[Wave], str | None]
 
 
 class ModelReplica:
-    """One copy of the model."""
+    """A replica of the model, which batches concurrent requests."""
 
     def __init__(self, checkpoint: str, cpus: int, backend: Backend):
-        from lakd_ray.inference.predictor import Predictor, max_batch_seconds  # loads torch, only where the model runs
+        from lakd_ray.inference.predictor import (
+            Predictor,
+            max_batch_seconds,
+        )  # loads torch, which the ingress does not need
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.warmup()
-        most = max_batch_seconds()
+        max_seconds = max_batch_seconds()
 
-        def seconds(items: list[PredictRequest]) -> int:
-            """Of audio; a longer recording fills a batch, for Serve refuses one that is larger."""
-            each = (sum(map(len, waves)) / SAMPLE_RATE for waves, _ in items)
-            return sum(min(most, math.ceil(one)) for one in each)
+        def batch_seconds(requests: list[PredictRequest]) -> int:
+            """Return the size of a batch in seconds of audio.
 
-        # The forward pass blocks this replica's own event loop on purpose: requests that arrive meanwhile come together
-        # in the next batch. In a thread they would not, for Serve closes a batch every few milliseconds, busy or not.
-        @serve.batch(max_batch_size=most, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S, batch_size_fn=seconds)
-        async def together(items: list[PredictRequest]) -> list[list[dict[str, Any]]]:
-            waves = [wave_T for waves, _ in items for wave_T in waves]
-            languages = [language for waves, language in items for _ in waves]
-            said = iter(self._predictor.predict_waves(waves, languages))
-            return [[next(said).model_dump() for _ in waves] for waves, _ in items]
+            A request above the limit counts as one full batch, because Serve rejects larger ones.
+            """
+            durations = (sum(map(len, waves)) / SAMPLE_RATE for waves, _ in requests)
+            return sum(min(max_seconds, math.ceil(duration_s)) for duration_s in durations)
 
-        self._predict_batched = together
+        # The forward pass blocks the event loop of this replica on purpose, so that requests that arrive during it form
+        # the next batch. With a thread they would not: Serve closes a batch every few milliseconds, busy or not.
+        @serve.batch(max_batch_size=max_seconds, batch_wait_timeout_s=BATCH_WAIT_TIMEOUT_S, batch_size_fn=batch_seconds)
+        async def predict_batched(requests: list[PredictRequest]) -> list[list[dict[str, Any]]]:
+            waves = [wave_T for waves, _ in requests for wave_T in waves]
+            languages = [language for waves, language in requests for _ in waves]
+            predictions = iter(self._predictor.predict_waves(waves, languages))
+            return [[next(predictions).model_dump() for _ in waves] for waves, _ in requests]
+
+        self._predict_batched = predict_batched
 
     async def model_info(self) -> dict[str, Any]:
-        """The model card as plain values."""
+        """Return the fields of the model's `ModelInfo`."""
         return self._predictor.info.model_dump()
 
     async def __call__(self, waves: list[Wave], language: str | None) -> dict[str, Any]:
-        """The values of what is `ModelPredictions` of recordings."""
+        """Return the fields of `ModelPredictions` for the given waves."""
         return {"info": await self.model_info(), "predictions": await self._predict_batched((waves, language))}
 
 
 class Ingress:
-    """Speaks HTTP; decodes, and waits for the models, never computes on them."""
+    """The deployment with the HTTP API, which decodes recordings and calls the replicas."""
 
     def __init__(
         self,
@@ -104,47 +110,48 @@ class Ingress:
         config: dict[str, Any],
     ):
         self._config = ServeConfig.model_validate(config)
-        share = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction
-        self._router = ModelRouter(RemoteModel(stable), None if canary is None else RemoteModel(canary), share)
+        fraction = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction
+        self._router = ModelRouter(RemoteModel(stable), None if canary is None else RemoteModel(canary), fraction)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The API; `serve.ingress` asks for it when a replica starts, so nothing of it is pickled."""
+        """Create the API; `serve.ingress` calls this in the replica, so the API is not pickled."""
         return create_app(self._router, self._config, RequestDecoder(self._config.decoder_processes))
 
 
 class RemoteModel:
-    """The model behind its handle."""
+    """A model behind a deployment handle."""
 
     def __init__(self, handle: DeploymentHandle[ModelReplica]):
         self._handle = handle
 
     async def info(self) -> ModelInfo:
-        """What it is."""
+        """Return the name, version and classes of the model."""
         return ModelInfo.model_validate(await self._call_with_retry(self._handle.model_info.remote))
 
     async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """What it says of recordings; one answer is of one checkpoint, also while another one is rolled out."""
+        """Return the predictions for waves, all from the same checkpoint, also during a rolling update."""
         for _ in range(MAX_CALL_ATTEMPTS):
             calls = [
                 self._call_with_retry(partial(self._handle.remote, part, language))
                 for part in _split_by_duration(waves)
             ]
-            said = [ModelPredictions.model_validate(one) for one in await asyncio.gather(*calls)]
-            if len({one.info.version for one in said}) == 1:
-                return ModelPredictions(
-                    info=said[0].info, predictions=tuple(each for one in said for each in one.predictions)
-                )
-        raise RequestError(503, "the model is being replaced; try again")
+            parts = [ModelPredictions.model_validate(part) for part in await asyncio.gather(*calls)]
+            if len({part.info.version for part in parts}) == 1:
+                predictions = tuple(prediction for part in parts for prediction in part.predictions)
+                return ModelPredictions(info=parts[0].info, predictions=predictions)
+        raise RequestError(503, "a new version of the model is being deployed: send the request again")
 
     async def _call_with_retry(self, call: Callable[[], Any]) -> Any:
-        """Call a replica; if it is lost under the call, another one: what is asked changes nothing there."""
-        for left in reversed(range(MAX_CALL_ATTEMPTS)):
+        """Call a replica; retry on a different one if it dies. Requests are idempotent."""
+        for remaining in reversed(range(MAX_CALL_ATTEMPTS)):
             try:
                 return await call()
             except (RayServeException, RayActorError) as error:
-                if isinstance(error, RayActorError) and left:
+                if isinstance(error, RayActorError) and remaining:
                     continue
-                raise RequestError(503, f"the model cannot be reached ({type(error).__name__}); try again") from error
+                raise RequestError(
+                    503, f"the model is unavailable ({type(error).__name__}): send the request again"
+                ) from error
         raise AssertionError("unreachable")
 
 
@@ -154,58 +161,60 @@ def _split_by_duration(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application, from the values of `AppArgs`.
+    """Build the application from the values of `AppArgs`.
 
     Raises:
-        ConfigError: an argument is unknown or impossible, or the checkpoint's path is relative.
-        CheckpointError: there is no finished checkpoint.
+        ConfigError: an argument is unknown or invalid, or the path of the checkpoint is relative.
+        CheckpointError: the checkpoint does not exist or is incomplete.
     """
     try:
-        given = AppArgs.model_validate(args)
+        app_args = AppArgs.model_validate(args)
     except ValidationError as error:
         raise ConfigError(f"arguments of the Serve application: {error}") from None
-    limits = given.serve
-    model = _model_deployment(given.checkpoint, limits, limits.replicas, "ModelReplica")
-    canary = limits.canary and _model_deployment(
-        limits.canary.checkpoint, limits, limits.canary.replicas, "CanaryReplica"
+    config = app_args.serve
+    model = _model_deployment(app_args.checkpoint, config, config.replicas, "ModelReplica")
+    canary = config.canary and _model_deployment(
+        config.canary.checkpoint, config, config.canary.replicas, "CanaryReplica"
     )
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0},  # decoding is short: a CPU held for it could leave none for the model
-        max_ongoing_requests=MAX_ONGOING_REQUESTS * (limits.max_replicas or limits.replicas),
+        ray_actor_options={"num_cpus": 0},  # decoding is short: a reserved CPU could be missing for the model
+        max_ongoing_requests=MAX_ONGOING_REQUESTS * (config.max_replicas or config.replicas),
         max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         **_DEPLOYMENT_OPTIONS,
     )(serve.ingress()(Ingress))
-    return ingress.bind(model, canary, to_dict(limits))
+    return ingress.bind(model, canary, to_dict(config))
 
 
 _DEPLOYMENT_OPTIONS: dict[str, Any] = {
-    "max_surge_percent": 100,  # a replica leaves when its successor is there
+    "max_surge_percent": 100,  # a replica stops when its successor is running
     "graceful_shutdown_wait_loop_s": 0.2,
     "logging_config": LOGGING_CONFIG,
 }
 
 
 def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name: str) -> Application:
-    """Replicas of a checkpoint."""
+    """Return the deployment of a checkpoint's replicas."""
     if not storage.is_remote(checkpoint) and not Path(checkpoint).is_absolute():
-        raise ConfigError(f"checkpoint {checkpoint!r}: replicas run elsewhere, give an absolute path or s3://")
+        raise ConfigError(
+            f"checkpoint {checkpoint!r} is a relative path: replicas run on other nodes, use an absolute path or s3://"
+        )
     if not storage.exists(storage.join(checkpoint, storage.CHECKSUMS_FILE)):
-        raise CheckpointError(f"{checkpoint} holds no finished checkpoint ({storage.CHECKSUMS_FILE} is missing)")
-    count: dict[str, Any] = {"num_replicas": replicas}
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {storage.CHECKSUMS_FILE} is missing")
+    scale: dict[str, Any] = {"num_replicas": replicas}
     if config.max_replicas is not None:
-        scaling = {
+        autoscaling = {
             "min_replicas": replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
         }
-        count = {"num_replicas": "auto", "autoscaling_config": scaling}
+        scale = {"num_replicas": "auto", "autoscaling_config": autoscaling}
     return serve.deployment(
         name=name,
         ray_actor_options={"num_cpus": config.cpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=2,
-        **count,
+        **scale,
         **_DEPLOYMENT_OPTIONS,
     )(ModelReplica).bind(checkpoint, config.cpus, config.backend)

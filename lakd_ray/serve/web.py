@@ -1,7 +1,7 @@
 """Serve the web page at `/`, which sends recordings to the API and shows the results.
 
-Its files are in `static/` and use only the API of the same endpoint, which the Content-Security-Policy header enforces in
-the browser. They need no key, even where the API requires one: the page then prompts for it.
+Its files are in `static/` and use only the API of the same endpoint, which the Content-Security-Policy header enforces.
+They need no key, even where the API requires one: the page then prompts for it.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The HTTP API in front of a stand-in model: what it answers, and that bad input is never a 500."""
+"""The HTTP API in front of a fake model: its responses, and that invalid input never causes a 5xx."""
 
 import asyncio
 import re
@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from support.standin import CARD, StandIn
+from support.fake_model import MODEL_INFO, FakeModel
 
+import lakd_ray
 from lakd_ray.config import CanaryConfig, ServeConfig
 from lakd_ray.inference.results import EmotionResult
 from lakd_ray.serve.api import ModelRouter, create_app
@@ -17,104 +18,104 @@ from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.messages import BatchResponse
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
-Ask = Callable[..., httpx.Response]
+Send = Callable[..., httpx.Response]
 
 LIMITS = ServeConfig(max_upload_mb=0.5, max_seconds=3.0)
 AUDIO = {"Content-Type": "audio/wav"}
-KEY = "a key that nobody guesses"
+KEY = "a key that is hard to guess"
 
 
 @pytest.fixture
-def ask(decoders: RequestDecoder) -> Ask:
-    """Sends a request to the API in front of models."""
+def send(decoders: RequestDecoder) -> Send:
+    """Sends a request to the API of the given models."""
 
-    def ask(
-        model: StandIn | ModelRouter,
+    def send_request(
+        model: FakeModel | ModelRouter,
         method: str = "POST",
         path: str = "/v1/emotion",
         *,
         limits: ServeConfig = LIMITS,
         **request: Any,
     ) -> httpx.Response:
-        async def send() -> httpx.Response:
+        async def request_app() -> httpx.Response:
             app = create_app(model if isinstance(model, ModelRouter) else ModelRouter(model), limits, decoders)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
                 return await client.request(method, path, **request)
 
-        return asyncio.run(send())
+        return asyncio.run(request_app())
 
-    return ask
-
-
-def test_the_language_that_a_student_hears_is_told_unless_one_was_given(ask, recording):
-    model = StandIn(language="de", language_probability=0.75)
-    heard = ask(model, content=recording(1.0), headers=AUDIO).json()
-    assert (heard["language"], heard["language_probability"]) == ("de", 0.75)
-    given = ask(model, path="/v1/emotion?language=en", content=recording(1.0), headers=AUDIO).json()
-    assert (given["language"], given["language_probability"]) == ("en", None)
+    return send_request
 
 
-def refused(response: httpx.Response, status: int, *words: str) -> None:
+def test_identified_language_is_returned_unless_the_request_specifies_one(send, recording):
+    model = FakeModel(language="de", language_probability=0.75)
+    identified = send(model, content=recording(1.0), headers=AUDIO).json()
+    assert (identified["language"], identified["language_probability"]) == ("de", 0.75)
+    specified = send(model, path="/v1/emotion?language=en", content=recording(1.0), headers=AUDIO).json()
+    assert (specified["language"], specified["language_probability"]) == ("en", None)
+
+
+def assert_error(response: httpx.Response, status: int, *texts: str) -> None:
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
-    for word in words:
-        assert word in response.json()["error"]
+    for text in texts:
+        assert text in response.json()["error"]
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
 @pytest.mark.parametrize("kind", ["audio/x-something", "application/octet-stream", "Audio/WAV; codecs=1"])
-def test_raw_body(ask, recording, format, kind):
-    model = StandIn()
-    response = ask(model, content=recording(1.0, format=format), headers={"Content-Type": kind})
+def test_raw_body_is_predicted(send, recording, format, kind):
+    model = FakeModel()
+    response = send(model, content=recording(1.0, format=format), headers={"Content-Type": kind})
     assert response.status_code == 200, response.text
-    answer = EmotionResult.model_validate(response.json())
-    assert answer.emotion == "neutral"
-    assert answer.probabilities == {"anger": 0.1, "happiness": 0.2, "neutral": 0.6, "sadness": 0.1}
-    assert answer.language is None
-    assert answer.model == "student"
-    assert answer.duration_s == pytest.approx(1.0, abs=0.1)  # lossy formats pad
-    assert model.received[0].dtype == np.float32
-    assert model.received[0].ndim == 1
+    result = EmotionResult.model_validate(response.json())
+    assert result.emotion == "neutral"
+    assert result.probabilities == {"anger": 0.1, "happiness": 0.2, "neutral": 0.6, "sadness": 0.1}
+    assert result.language is None
+    assert result.model == "student"
+    assert result.duration_s == pytest.approx(1.0, abs=0.1)  # lossy formats pad
+    assert model.waves[0].dtype == np.float32
+    assert model.waves[0].ndim == 1
 
 
-def test_stereo_at_another_rate(ask, recording):
-    model = StandIn()
-    response = ask(model, content=recording(0.5, rate=8_000, channels=2), headers=AUDIO)
+def test_stereo_recording_at_a_different_rate(send, recording):
+    model = FakeModel()
+    response = send(model, content=recording(0.5, rate=8_000, channels=2), headers=AUDIO)
     assert response.json()["duration_s"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_multipart(ask, recording):
-    model = StandIn()
-    response = ask(model, files={"file": ("clip.wav", recording(2.0), "audio/wav")}, data={"note": "kept out"})
+def test_multipart_form_is_predicted(send, recording):
+    model = FakeModel()
+    response = send(model, files={"file": ("clip.wav", recording(2.0), "audio/wav")}, data={"note": "ignored"})
     assert response.status_code == 200, response.text
-    assert len(model.received[0]) == 32_000
+    assert len(model.waves[0]) == 32_000
 
 
-def test_language_is_echoed(ask, recording):
-    response = ask(StandIn(), content=recording(), headers=AUDIO, params={"language": "de"})
+def test_specified_language_is_returned(send, recording):
+    response = send(FakeModel(), content=recording(), headers=AUDIO, params={"language": "de"})
     assert response.json()["language"] == "de"
 
 
 @pytest.mark.parametrize("language", ["", "EN", "x" * 10_000])
-def test_what_is_no_language_is_refused(ask, recording, language):
-    model = StandIn()
-    refused(ask(model, content=recording(), headers=AUDIO, params={"language": language}), 422, "language")
-    assert not model.received
+def test_invalid_language_code_is_rejected(send, recording, language):
+    model = FakeModel()
+    assert_error(send(model, content=recording(), headers=AUDIO, params={"language": language}), 422, "language")
+    assert not model.waves
 
 
-def test_a_language_that_was_not_trained_is_answered_with_a_warning(ask, recording):
-    model = StandIn()
-    answer = ask(model, content=recording(), headers=AUDIO, params={"language": "fr"}).json()
-    assert answer["language"] == "fr"
-    assert [remark["code"] for remark in answer["warnings"]] == ["language"]
-    assert "en, de" in answer["warnings"][0]["message"]
-    assert model.told == ["fr"]
+def test_language_outside_the_training_data_causes_a_warning(send, recording):
+    model = FakeModel()
+    result = send(model, content=recording(), headers=AUDIO, params={"language": "fr"}).json()
+    assert result["language"] == "fr"
+    assert [warning["code"] for warning in result["warnings"]] == ["language"]
+    assert "en, de" in result["warnings"][0]["message"]
+    assert model.languages == ["fr"]
 
 
-def test_warnings(ask, recording):
+def test_warnings_about_the_recording(send, recording):
     def codes(content: bytes) -> list[str]:
-        return [remark["code"] for remark in ask(StandIn(), content=content, headers=AUDIO).json()["warnings"]]
+        return [warning["code"] for warning in send(FakeModel(), content=content, headers=AUDIO).json()["warnings"]]
 
     assert codes(recording(2.0)) == []
     assert codes(recording(0.4)) == ["short"]
@@ -122,38 +123,40 @@ def test_warnings(ask, recording):
     assert codes(recording(2.0, loudness=0.0001)) == ["silent"]
 
 
-def test_timeline(ask, recording):
-    model = StandIn()
+def test_timeline_has_segments(send, recording):
+    model = FakeModel()
     request = {"content": recording(2.9), "headers": AUDIO}
-    assert ask(model, **request).json()["segments"] is None
-    model.received.clear()
-    segments = ask(model, params={"window_s": 1, "hop_s": 0.5}, **request).json()["segments"]
+    assert send(model, **request).json()["segments"] is None
+    model.waves.clear()
+    segments = send(model, params={"window_s": 1, "hop_s": 0.5}, **request).json()["segments"]
     assert [segment["start_s"] for segment in segments] == [0.0, 0.5, 1.0, 1.5, 1.9]
     assert [segment["end_s"] for segment in segments] == pytest.approx([1.0, 1.5, 2.0, 2.5, 2.9])
-    assert sorted({len(wave_T) for wave_T in model.received}) == [16_000, 46_400]
+    assert sorted({len(wave_T) for wave_T in model.waves}) == [16_000, 46_400]
     assert segments[0]["emotion"] == "neutral"
-    assert len(ask(model, params={"window_s": 30}, **request).json()["segments"]) == 1
+    assert len(send(model, params={"window_s": 30}, **request).json()["segments"]) == 1
 
 
-def test_timelines_that_cannot_be(ask, recording):
+def test_invalid_timelines_are_rejected(send, recording):
     request = {"content": recording(2.9), "headers": AUDIO}
-    refused(ask(StandIn(), params={"hop_s": 1}, **request), 422, "window_s")
-    refused(ask(StandIn(), params={"window_s": 0}, **request), 422, "window_s")
-    refused(ask(StandIn(), params={"window_s": "nan"}, **request), 422, "window_s")
-    many = {"window_s": 0.25, "hop_s": 0.05}
+    assert_error(send(FakeModel(), params={"hop_s": 1}, **request), 422, "window_s")
+    assert_error(send(FakeModel(), params={"window_s": 0}, **request), 422, "window_s")
+    assert_error(send(FakeModel(), params={"window_s": "nan"}, **request), 422, "window_s")
+    small_hop = {"window_s": 0.25, "hop_s": 0.05}
     long = {"content": recording(40.0, rate=8_000), "headers": AUDIO, "limits": ServeConfig()}
-    refused(ask(StandIn(), params=many, **long), 422, "segments", "hop_s")
+    assert_error(send(FakeModel(), params=small_hop, **long), 422, "segments", "hop_s")
 
 
-def test_the_most_probable(ask, recording):
-    answer = ask(StandIn(), content=recording(), headers=AUDIO, params={"top_k": 2}).json()
-    assert list(answer["probabilities"].items()) == [("neutral", 0.6), ("happiness", 0.2)]
+def test_top_k_returns_the_most_probable_emotions(send, recording):
+    result = send(FakeModel(), content=recording(), headers=AUDIO, params={"top_k": 2}).json()
+    assert list(result["probabilities"].items()) == [("neutral", 0.6), ("happiness", 0.2)]
 
 
-def test_batch(ask, recording):
+def test_batch_has_a_result_or_an_error_for_each_file(send, recording):
     files = [recording(1.0), b"no audio", b"", recording(2.0, format="FLAC")]
-    response = ask(
-        StandIn(), path="/v1/emotion:batch", files=[("file", (f"{n}.wav", one)) for n, one in enumerate(files)]
+    response = send(
+        FakeModel(),
+        path="/v1/emotion:batch",
+        files=[("file", (f"{n}.wav", content)) for n, content in enumerate(files)],
     )
     items = BatchResponse.model_validate(response.json()).items
     assert [(item.name, item.status) for item in items] == [
@@ -163,78 +166,80 @@ def test_batch(ask, recording):
     assert "cannot decode" in (items[1].error or "")
 
 
-def test_batch_within_limits(ask, recording):
-    def send(*files: bytes, **limits: Any) -> httpx.Response:
-        form = [("file", ("a", one)) for one in files]
-        given = LIMITS.model_copy(update=limits)
-        return ask(StandIn(), path="/v1/emotion:batch", files=form, limits=given)
+def test_batch_limits_are_enforced(send, recording):
+    def send_batch(*files: bytes, **limits: Any) -> httpx.Response:
+        form = [("file", ("a", content)) for content in files]
+        config = LIMITS.model_copy(update=limits)
+        return send(FakeModel(), path="/v1/emotion:batch", files=form, limits=config)
 
-    refused(send(*[recording(0.2)] * 3, max_files=2), 422, "2")
-    refused(send(*[b"\0" * 400_000] * 7), 413, "2 MB")
-    small, large = send(recording(0.2), b"\0" * 500_001).json()["items"]
+    assert_error(send_batch(*[recording(0.2)] * 3, max_files=2), 422, "2")
+    assert_error(send_batch(*[b"\0" * 400_000] * 7), 413, "2 MB")
+    small, large = send_batch(recording(0.2), b"\0" * 500_001).json()["items"]
     assert (small["status"], large["status"]) == (200, 422)
-    refused(ask(StandIn(), path="/v1/emotion:batch", content=recording(), headers=AUDIO), 415, "multipart")
+    assert_error(send(FakeModel(), path="/v1/emotion:batch", content=recording(), headers=AUDIO), 415, "multipart")
 
 
-def test_keys(ask, recording, tmp_path, monkeypatch):
+def test_routes_require_an_api_key(send, recording, tmp_path, monkeypatch):
     file = tmp_path / "keys"
-    file.write_text(f"# the first customer\n{KEY}\n")
+    file.write_text(f"# first customer\n{KEY}\n")
     limits = LIMITS.model_copy(update={"api_keys_file": str(file)})
 
     def status(header: str | None, path: str = "/v1/emotion") -> int:
         headers = AUDIO | ({} if header is None else {"Authorization": header})
         method = "POST" if path == "/v1/emotion" else "GET"
-        return ask(StandIn(), method, path, limits=limits, content=recording(), headers=headers).status_code
+        return send(FakeModel(), method, path, limits=limits, content=recording(), headers=headers).status_code
 
     assert [status(header) for header in (None, "", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer ")] == [401] * 6
     assert status(f"Bearer {KEY}") == status(f"bearer  {KEY}") == 200
     assert status(None, "/v1/model") == status(None, "/metrics") == 401
     assert status(None, "/-/healthz") == status(None, "/openapi.json") == 200
-    refusal = ask(StandIn(), limits=limits, content=recording(), headers=AUDIO)
-    refused(refusal, 401, "Bearer")
-    assert refusal.headers["WWW-Authenticate"] == "Bearer"
-    monkeypatch.setenv("LAKD_API_KEYS", "another long enough key, ")
-    assert status("Bearer another long enough key") == status(f"Bearer {KEY}") == 200
+    response = send(FakeModel(), limits=limits, content=recording(), headers=AUDIO)
+    assert_error(response, 401, "Bearer")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    monkeypatch.setenv("LAKD_API_KEYS", "a different key of valid length, ")
+    assert status("Bearer a different key of valid length") == status(f"Bearer {KEY}") == 200
 
 
-def test_two_models(ask, recording):
-    stable, canary = StandIn(), StandIn(name="canary")
+def test_canary_receives_a_stable_fraction_of_recordings(send, recording):
+    stable, canary = FakeModel(), FakeModel(name="canary")
     models = ModelRouter(stable, canary, 0.5)
     clips = [recording(0.2 + 0.01 * n) for n in range(40)]
 
-    def who(content: bytes, models: ModelRouter = models, **headers: str) -> str:
-        return str(ask(models, content=content, headers=AUDIO | headers).json()["model"])
+    def model_of(content: bytes, models: ModelRouter = models, **headers: str) -> str:
+        return str(send(models, content=content, headers=AUDIO | headers).json()["model"])
 
-    first = [who(clip) for clip in clips]
+    first = [model_of(clip) for clip in clips]
     assert 8 <= first.count("canary") <= 32
-    assert [who(clip) for clip in clips] == first
-    assert {who(clip, **{"X-Model": "canary"}) for clip in clips[:5]} == {"canary"}
-    assert {who(clip, **{"X-Model": "stable"}) for clip in clips[:5]} == {"student"}
-    refused(ask(ModelRouter(stable), content=clips[0], headers=AUDIO | {"X-Model": "canary"}), 422, "X-Model")
+    assert [model_of(clip) for clip in clips] == first
+    assert {model_of(clip, **{"X-Model": "canary"}) for clip in clips[:5]} == {"canary"}
+    assert {model_of(clip, **{"X-Model": "stable"}) for clip in clips[:5]} == {"student"}
+    assert_error(send(ModelRouter(stable), content=clips[0], headers=AUDIO | {"X-Model": "canary"}), 422, "X-Model")
     assert CanaryConfig(checkpoint="/a").traffic_fraction == 0
 
 
-def test_slow_uploads_and_models_meet_the_deadline(ask, recording):
+def test_deadline_ends_slow_uploads_and_predictions(send, recording):
     limits = LIMITS.model_copy(update={"deadline_s": 0.3})
 
     async def chunks() -> AsyncIterator[bytes]:
         yield recording()[:100]
         await asyncio.Event().wait()
 
-    refused(ask(StandIn(), content=chunks(), headers=AUDIO, limits=limits), 408, "0.3 s")
-    refused(ask(StandIn(waits=True), content=recording(), headers=AUDIO, limits=limits), 408)
+    assert_error(send(FakeModel(), content=chunks(), headers=AUDIO, limits=limits), 408, "0.3 s")
+    assert_error(send(FakeModel(hangs=True), content=recording(), headers=AUDIO, limits=limits), 408)
 
 
-def test_metrics(decoders, recording):
-    async def send() -> str:
-        app = create_app(ModelRouter(StandIn()), LIMITS, decoders)
+def test_metrics_count_requests_and_predictions(decoders, recording):
+    async def request_metrics() -> str:
+        app = create_app(ModelRouter(FakeModel()), LIMITS, decoders)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
             for content in (recording(2.0), recording(1.0), b"none"):
                 await client.post("/v1/emotion", content=content, headers=AUDIO)
-            await client.get("/some/strange/path")
+            await client.get("/unknown/path")
             return (await client.get("/metrics")).text
 
-    lines = dict(line.rsplit(" ", 1) for line in asyncio.run(send()).splitlines() if not line.startswith("#"))
+    lines = dict(
+        line.rsplit(" ", 1) for line in asyncio.run(request_metrics()).splitlines() if not line.startswith("#")
+    )
     assert lines['lakd_requests_total{route="/v1/emotion",status="200"}'] == "2.0"
     assert lines['lakd_requests_total{route="/v1/emotion",status="422"}'] == "1.0"
     assert lines['lakd_requests_total{route="none",status="404"}'] == "1.0"
@@ -243,95 +248,95 @@ def test_metrics(decoders, recording):
     assert float(lines['lakd_request_seconds_count{route="/v1/emotion"}']) == 3
 
 
-def upload(chunk: bytes, drawn: list[int]) -> AsyncIterator[bytes]:
+def endless_upload(chunk: bytes, sent: list[int]) -> AsyncIterator[bytes]:
     """An endless upload without a Content-Length."""
 
     async def chunks() -> AsyncIterator[bytes]:
-        while len(drawn) < 1000:
-            drawn.append(len(chunk))
+        while len(sent) < 1000:
+            sent.append(len(chunk))
             yield chunk
 
     return chunks()
 
 
-def test_declared_length_is_refused_before_reading(ask):
-    drawn: list[int] = []
+def test_large_content_length_is_rejected_before_reading(send):
+    sent: list[int] = []
     headers = {**AUDIO, "Content-Length": "600000"}
-    refused(ask(StandIn(), content=upload(b"\0" * 100_000, drawn), headers=headers), 413, "0.5 MB")
-    assert not drawn
+    assert_error(send(FakeModel(), content=endless_upload(b"\0" * 100_000, sent), headers=headers), 413, "0.5 MB")
+    assert not sent
 
 
 @pytest.mark.parametrize("kind", ["audio/wav", "multipart/form-data; boundary=edge"])
-def test_undeclared_length_is_counted(ask, kind):
-    drawn: list[int] = []
+def test_body_without_content_length_is_limited(send, kind):
+    sent: list[int] = []
     first = b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
     async def chunks() -> AsyncIterator[bytes]:
         yield first
-        async for chunk in upload(b"\0" * 100_000, drawn):
+        async for chunk in endless_upload(b"\0" * 100_000, sent):
             yield chunk
 
-    refused(ask(StandIn(), content=chunks(), headers={"Content-Type": kind}), 413, "0.5 MB")
-    assert sum(drawn) <= LIMITS.max_upload_mb * MEGABYTE + 200_000
+    assert_error(send(FakeModel(), content=chunks(), headers={"Content-Type": kind}), 413, "0.5 MB")
+    assert sum(sent) <= LIMITS.max_upload_mb * MEGABYTE + 200_000
 
 
-def test_wrong_declared_length_is_harmless(ask, recording):
+def test_invalid_content_length_causes_no_server_error(send, recording):
     async def chunks() -> AsyncIterator[bytes]:
         yield recording()
 
     for declared in ("9" * 500, "-1", "many"):
-        response = ask(StandIn(), content=chunks(), headers={**AUDIO, "Content-Length": declared})
+        response = send(FakeModel(), content=chunks(), headers={**AUDIO, "Content-Length": declared})
         assert response.status_code in (200, 413)
 
 
-def test_file_over_the_limit_within_the_forms_allowance(ask):
-    refused(ask(StandIn(), files={"file": ("a.wav", b"\0" * 500_001)}), 413)
+def test_file_above_the_limit_in_a_small_form_is_rejected(send):
+    assert_error(send(FakeModel(), files={"file": ("a.wav", b"\0" * 500_001)}), 413)
 
 
-def test_too_long(ask, recording):
-    refused(ask(StandIn(), content=recording(60.0, rate=8_000, format="OGG"), headers=AUDIO), 413, "3 s")
+def test_recording_above_the_duration_limit_is_rejected(send, recording):
+    assert_error(send(FakeModel(), content=recording(60.0, rate=8_000, format="OGG"), headers=AUDIO), 413, "3 s")
 
 
-def test_exactly_long_enough(ask, recording):
+def test_recording_of_the_maximum_duration_is_accepted(send, recording):
     for rate in (8_000, 11_025, 16_000, 44_100):
-        response = ask(StandIn(), content=recording(3.0, rate=rate), headers=AUDIO)
+        response = send(FakeModel(), content=recording(3.0, rate=rate), headers=AUDIO)
         assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("kind", [None, "", "text/plain", "application/json", "application/x-www-form-urlencoded", "é"])
-def test_other_content_types(ask, recording, kind):
+def test_other_content_types_are_rejected(send, recording, kind):
     headers = {} if kind is None else {"Content-Type": kind.encode("latin-1")}
-    refused(ask(StandIn(), content=recording(), headers=headers), 415, "audio/*")
+    assert_error(send(FakeModel(), content=recording(), headers=headers), 415, "audio/*")
 
 
 def broken_recordings(recording) -> Iterable[bytes]:
-    whole = recording()
+    complete = recording()
     generator = np.random.default_rng(1)
-    yield from (b"", b"\0", b"RIFF", b"not audio at all", whole[:30], whole[:44], generator.bytes(5_000))
+    yield from (b"", b"\0", b"RIFF", b"not audio at all", complete[:30], complete[:44], generator.bytes(5_000))
     yield recording(0.0)
     yield recording(0.05)
     yield recording(0.5, format="FLAC")[:60]
     yield recording(0.5, format="MP3")[:20]
 
 
-def test_undecodable(ask, recording):
+def test_undecodable_recordings_are_rejected(send, recording):
     for content in broken_recordings(recording):
-        refused(ask(StandIn(), content=content, headers=AUDIO), 422)
+        assert_error(send(FakeModel(), content=content, headers=AUDIO), 422)
 
 
 @pytest.mark.parametrize("rate", [15_999, 47_999, 192_001, 2_000_000_011])
-def test_odd_sample_rates_cost_nothing(ask, recording, rate):
-    refused(ask(StandIn(), content=recording(1000 / rate, rate=rate), headers=AUDIO), 422, f"{rate} Hz")
+def test_unusual_sample_rates_are_rejected(send, recording, rate):
+    assert_error(send(FakeModel(), content=recording(1000 / rate, rate=rate), headers=AUDIO), 422, f"{rate} Hz")
 
 
-def test_damaged_recordings_never_break_the_endpoint(ask, recording):
+def test_corrupted_recordings_cause_no_server_error(send, recording):
     generator = np.random.default_rng(2)
     for format in ("WAV", "FLAC", "OGG", "MP3"):
         for _ in range(10):
             content = bytearray(recording(0.3, format=format))
             for position in generator.integers(0, min(len(content), 200), 4):
                 content[position] = generator.integers(256)
-            response = ask(StandIn(), content=bytes(content), headers=AUDIO)
+            response = send(FakeModel(), content=bytes(content), headers=AUDIO)
             assert response.status_code in (200, 413, 422), (format, response.text)
 
 
@@ -350,43 +355,79 @@ def test_damaged_recordings_never_break_the_endpoint(ask, recording):
         ),
     ],
 )
-def test_bad_forms(ask, kind, body):
-    refused(ask(StandIn(), content=body, headers={"Content-Type": kind.encode("latin-1")}), 422)
+def test_invalid_forms_are_rejected(send, kind, body):
+    assert_error(send(FakeModel(), content=body, headers={"Content-Type": kind.encode("latin-1")}), 422)
 
 
-def test_form_with_the_file_elsewhere(ask, recording):
-    refused(ask(StandIn(), files={"audio": ("a.wav", recording())}), 422, "`file`")
-    refused(ask(StandIn(), files=[("file", ("a.wav", recording())), ("file", ("b.wav", recording()))]), 422)
+def test_form_with_wrong_file_fields_is_rejected(send, recording):
+    assert_error(send(FakeModel(), files={"audio": ("a.wav", recording())}), 422, "`file`")
+    assert_error(send(FakeModel(), files=[("file", ("a.wav", recording())), ("file", ("b.wav", recording()))]), 422)
 
 
-def test_model_that_cannot_be_reached(ask, recording):
-    response = ask(StandIn(RequestError(503, "away")), content=recording(), headers=AUDIO)
-    refused(response, 503, "away")
+def test_unavailable_model_is_a_503(send, recording):
+    response = send(FakeModel(RequestError(503, "unavailable")), content=recording(), headers=AUDIO)
+    assert_error(response, 503, "unavailable")
     assert response.headers["Retry-After"] == "1"
 
 
-def test_fault_of_ours_says_nothing_of_the_input(ask, recording):
-    response = ask(StandIn(RuntimeError("secret")), content=recording(), headers=AUDIO)
-    refused(response, 500, "internal error")
+def test_internal_error_reveals_no_details(send, recording):
+    response = send(FakeModel(RuntimeError("secret")), content=recording(), headers=AUDIO)
+    assert_error(response, 500, "internal error")
     assert "secret" not in response.text
 
 
-def test_other_routes(ask):
-    assert ask(StandIn(), "GET", "/v1/model").json() == CARD.model_dump(mode="json")
-    assert ask(StandIn(), "GET", "/-/healthz").text == "success"
-    refused(ask(StandIn(), "GET", "/nothing"), 404)
-    refused(ask(StandIn(), "GET", "/v1/emotion"), 405)
+def test_other_routes_and_methods(send):
+    assert send(FakeModel(), "GET", "/v1/model").json() == MODEL_INFO.model_dump(mode="json")
+    assert send(FakeModel(), "GET", "/-/healthz").text == "success"
+    assert_error(send(FakeModel(), "GET", "/nothing"), 404, "/nothing does not exist", "/docs")
+    assert_error(send(FakeModel(), "GET", "/v1/emotion"), 405, "does not support GET")
 
 
-def test_documentation(ask):
-    paths = ask(StandIn(), "GET", "/openapi.json").json()["paths"]
-    post = paths["/v1/emotion"]["post"]
-    assert set(post["requestBody"]["content"]) == {"audio/*", "application/octet-stream", "multipart/form-data"}
-    assert {"200", "401", "408", "413", "415", "422", "429", "503"} <= set(post["responses"])
-    assert post["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/EmotionResult")
-    assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
-    page = ask(StandIn(), "GET", "/docs")
+OPERATIONS = {
+    ("/v1/emotion", "post"): "predict",
+    ("/v1/emotion:batch", "post"): "predict_batch",
+    ("/v1/model", "get"): "get_model",
+    ("/metrics", "get"): "get_metrics",
+    ("/-/healthz", "get"): "get_health",
+}
+
+
+def test_openapi_paths_and_operation_ids_are_stable(send):
+    document = send(FakeModel(), "GET", "/openapi.json").json()
+    operations = {
+        (path, method): operation for path, item in document["paths"].items() for method, operation in item.items()
+    }
+    assert {key: operation["operationId"] for key, operation in operations.items()} == OPERATIONS
+    assert document["info"]["title"] == "lakd-ray"
+    assert document["info"]["version"] == lakd_ray.__version__
+    tags = {tag["name"] for tag in document["tags"]}
+    for operation in operations.values():
+        assert operation["summary"] and operation["description"]
+        assert len(operation["tags"]) == 1 and tags.issuperset(operation["tags"])
+
+
+def test_openapi_documents_bodies_and_errors(send):
+    document = send(FakeModel(), "GET", "/openapi.json").json()
+    predict = document["paths"]["/v1/emotion"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"audio/*", "application/octet-stream", "multipart/form-data"}
+    assert {"200", "400", "401", "408", "413", "415", "422", "429", "500", "503"} == set(predict["responses"])
+    assert {parameter["name"] for parameter in predict["parameters"]} == {
+        "language", "window_s", "hop_s", "top_k", "X-Model",
+    }  # fmt: skip
+    ok = predict["responses"]["200"]["content"]["application/json"]["schema"]
+    assert ok["$ref"].endswith("/EmotionResult")
+    for item in document["paths"].values():
+        for operation in item.values():
+            for status, response in operation["responses"].items():
+                if status not in ("200", "429"):  # the proxy of Ray Serve sends 429, as plain text
+                    schema = response["content"]["application/json"]["schema"]
+                    assert schema["$ref"].endswith("/ErrorResponse"), (operation["operationId"], status)
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_docs_page_loads_nothing_from_other_hosts(send):
+    page = send(FakeModel(), "GET", "/docs")
     assert page.status_code == 200
-    assert "//" not in page.text.replace("window.location.origin + '/docs", ""), "nothing comes from other hosts"
+    assert "//" not in page.text.replace("window.location.origin + '/docs", "")
     for script in re.findall(r'(?:src|href)="([^"]+)"', page.text):
-        assert ask(StandIn(), "GET", script).status_code == 200
+        assert send(FakeModel(), "GET", script).status_code == 200

@@ -1,4 +1,4 @@
-"""Ten thousand bad requests to a real endpoint: none is answered by 5xx, nothing crashes, memory stays where it was."""
+"""Ten thousand invalid requests to a real endpoint: no 5xx, no crash, and no growth of memory."""
 
 import io
 import random
@@ -35,20 +35,20 @@ SECONDS = 5.0
 
 
 def requests(count: int, seed: int) -> Iterator[tuple[str, str, bytes]]:
-    """Path, content type and body."""
-    chance = random.Random(seed)
+    """Yield path, content type and body of requests."""
+    generator = random.Random(seed)
     for _, content in corrupted_recordings(count, seed=seed):
-        kind = chance.choice(KINDS) if chance.random() < 0.3 else "audio/wav"
-        path = chance.choice(PATHS) + chance.choice(QUERIES)
-        if chance.random() < 0.15:
+        kind = generator.choice(KINDS) if generator.random() < 0.3 else "audio/wav"
+        path = generator.choice(PATHS) + generator.choice(QUERIES)
+        if generator.random() < 0.15:
             head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-            yield path, FORM, (head + content + b"\r\n--x--\r\n")[: chance.randrange(1, len(content) + 100)]
+            yield path, FORM, (head + content + b"\r\n--x--\r\n")[: generator.randrange(1, len(content) + 100)]
         else:
             yield path, kind, content
 
 
 def bombs() -> Iterator[bytes]:
-    """Small files that hold hours."""
+    """Yield small files that decode to hours of audio, and files whose header has a false length."""
     for format, seconds in (("FLAC", 3600), ("OGG", 1800), ("MP3", 600)):
         buffer = io.BytesIO()
         with soundfile.SoundFile(buffer, "w", 16_000, 1, format=format) as file:
@@ -58,9 +58,9 @@ def bombs() -> Iterator[bytes]:
     for size in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
         buffer = io.BytesIO()
         soundfile.write(buffer, np.zeros(1600, np.float32), 16_000, format="WAV")
-        whole = bytearray(buffer.getvalue())
-        whole[40:44] = whole[4:8] = size
-        yield bytes(whole)
+        content = bytearray(buffer.getvalue())
+        content[40:44] = content[4:8] = size
+        yield bytes(content)
 
 
 HEAD = b"POST /v1/emotion HTTP/1.1\r\nHost: a\r\nContent-Type: audio/wav\r\n"
@@ -85,19 +85,19 @@ RAW = [
 
 
 def raw(address: tuple[str, int], content: bytes) -> int:
-    """Status of what the server says to bytes that are no orderly request; 0 if it only closes the connection."""
+    """Send raw bytes and return the status of the response; 0 if the server only closes the connection."""
     with socket.create_connection(address, timeout=SECONDS + 20) as line:
         try:
             line.sendall(content)
             line.shutdown(socket.SHUT_WR)
-            said = line.recv(4096)
+            response = line.recv(4096)
         except OSError:
             return 0
-    return int(said.split(b" ", 2)[1]) if said.startswith(b"HTTP/") else 0
+    return int(response.split(b" ", 2)[1]) if response.startswith(b"HTTP/") else 0
 
 
 def drip(address: tuple[str, int]) -> int:
-    """A byte now and then, until the server has had enough."""
+    """Send one byte at a time until the server ends the upload; return the status, 0 without a response."""
     with socket.create_connection(address, timeout=SECONDS + 20) as line:
         line.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
         line.settimeout(0.5)
@@ -105,50 +105,52 @@ def drip(address: tuple[str, int]) -> int:
         while time.monotonic() < deadline:
             try:
                 line.sendall(b"R")
-                if said := line.recv(4096):
-                    return int(said.split(b" ", 2)[1])
+                if response := line.recv(4096):
+                    return int(response.split(b" ", 2)[1])
                 return 0
             except TimeoutError:
                 continue
             except OSError:
                 return 0
-    raise AssertionError("a slow upload was never refused")
+    raise AssertionError("the server did not end a slow upload")
 
 
-def held_mb(process: psutil.Process) -> dict[str, float]:
-    """Memory of the processes that strangers' bytes pass through."""
-    held: Counter[str] = Counter()
+def memory_mb(process: psutil.Process) -> dict[str, float]:
+    """Return the memory of the processes that handle untrusted input, by their role."""
+    usage: Counter[str] = Counter()
     for child in process.children(recursive=True):
         try:
-            words = " ".join([child.name(), *child.cmdline()])
+            title = " ".join([child.name(), *child.cmdline()])
             for name in ("ProxyActor", "Ingress", "ModelReplica", "forkserver"):
-                if name in words:
-                    held[name] += child.memory_full_info().uss / 1e6
+                if name in title:
+                    usage[name] += child.memory_full_info().uss / 1e6
         except psutil.Error:
             continue
-    return dict(held)
+    return dict(usage)
 
 
-def test_bad_requests(endpoint: Callable[..., tuple[str, "subprocess.Popen[str]"]], tmp_path: Path) -> None:
+def test_invalid_requests_cause_no_server_error(
+    endpoint: Callable[..., tuple[str, "subprocess.Popen[str]"]], tmp_path: Path
+) -> None:
     url, process = endpoint(deadline_s=SECONDS)
     parts = urlsplit(url)
     address = str(parts.hostname), int(parts.port or 0)
-    met: Counter[tuple[str, int]] = Counter()
+    statuses: Counter[tuple[str, int]] = Counter()
 
     def send(request: tuple[str, str, bytes]) -> None:
         path, kind, content = request
         headers = {"Content-Type": kind.encode("latin-1")} if kind else {}
         try:
-            answer = client.post(path, content=content, headers=headers)
-        except httpx.RemoteProtocolError:  # closed before all was read, as after a 413
-            met["spoilt", 0] += 1
+            response = client.post(path, content=content, headers=headers)
+        except httpx.RemoteProtocolError:  # closed before the complete body was read, as after a 413
+            statuses["corrupted", 0] += 1
             return
-        assert answer.status_code < 500, (path, kind, answer.status_code, answer.text[:300], content[:80])
-        met["spoilt", answer.status_code] += 1
+        assert response.status_code < 500, (path, kind, response.status_code, response.text[:300], content[:80])
+        statuses["corrupted", response.status_code] += 1
 
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         list(pool.map(send, requests(1_000, seed=0)))
-        before = held_mb(psutil.Process(process.pid))
+        before = memory_mb(psutil.Process(process.pid))
         for seed in range(1, 11):
             list(pool.map(send, requests(1_000, seed=seed)))
         for bomb in bombs():
@@ -156,11 +158,11 @@ def test_bad_requests(endpoint: Callable[..., tuple[str, "subprocess.Popen[str]"
         for _ in range(20):
             for status in pool.map(raw, [address] * len(RAW), RAW):
                 assert status < 500, status
-                met["raw", status] += 1
+                statuses["raw", status] += 1
         for status in pool.map(drip, [address] * 8):
             assert status in (0, 408), status
-            met["slow", status] += 1
-        drawn = subprocess.run(
+            statuses["slow", status] += 1
+        fuzzing = subprocess.run(
             [
                 str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--workers", "4",
                 "--checks", "not_a_server_error", "--phases", "coverage,fuzzing", "--max-examples", "150",
@@ -168,13 +170,13 @@ def test_bad_requests(endpoint: Callable[..., tuple[str, "subprocess.Popen[str]"
             ],
             check=False, capture_output=True, text=True, timeout=900, cwd=tmp_path,
         )  # fmt: skip
-        after = held_mb(psutil.Process(process.pid))
-        good = io.BytesIO()
-        soundfile.write(good, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000, format="WAV")
-        answer = client.post("/v1/emotion", content=good.getvalue(), headers={"Content-Type": "audio/wav"})
-    print(dict(met), before, after, drawn.stdout[-1500:], sep="\n")
-    assert drawn.returncode == 0, drawn.stdout[-3000:]
-    assert answer.status_code == 200
+        after = memory_mb(psutil.Process(process.pid))
+        valid = io.BytesIO()
+        soundfile.write(valid, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000, format="WAV")
+        response = client.post("/v1/emotion", content=valid.getvalue(), headers={"Content-Type": "audio/wav"})
+    print(dict(statuses), before, after, fuzzing.stdout[-1500:], sep="\n")
+    assert fuzzing.returncode == 0, fuzzing.stdout[-3000:]
+    assert response.status_code == 200
     assert set(after) == set(before)
-    for name, held in after.items():
-        assert held < before[name] + 60, f"{name} grew from {before[name]:.0f} to {held:.0f} MB"
+    for name, usage in after.items():
+        assert usage < before[name] + 60, f"{name} grew from {before[name]:.0f} to {usage:.0f} MB"

@@ -1,4 +1,4 @@
-"""A fleet under load: new weights, back again, a lost replica, a canary. `serve deploy` as a person would, real Ray."""
+"""Rolling updates under load with `serve deploy`: new weights, rollback, a killed replica, a canary."""
 
 import os
 import signal
@@ -22,18 +22,18 @@ from support.ray_cluster import ROOT, Cluster, free_port, started
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIENTS = 3
-PAUSE_S = 0.1  # of a client, so that there is time left on two cores to start replicas in
+PAUSE_S = 0.1  # between requests of a client, so that two cores have time left to start replicas
 
 
 class Fleet:
-    """The endpoint of `cluster/serve.yaml`, with another checkpoint and port."""
+    """The application of `cluster/serve.yaml`, with a different checkpoint and port."""
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._cluster, self._file, self.port = cluster, folder / "serve.yaml", free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def serve(self, *words: str) -> str:
-        command = [str(Path(sys.executable).with_name("serve")), *words]
+    def serve(self, *arguments: str) -> str:
+        command = [str(Path(sys.executable).with_name("serve")), *arguments]
         address = {"RAY_DASHBOARD_ADDRESS": self._cluster.environment["RAY_API_SERVER_ADDRESS"]}
         done = subprocess.run(
             command, env=self._cluster.environment | address, check=False, capture_output=True, text=True, timeout=120
@@ -54,16 +54,16 @@ class Fleet:
 
 
 class Load:
-    """Clients that ask again and again, and what they were answered."""
+    """Clients that send requests continuously and record the responses."""
 
     def __init__(self, url: str, clips: list[bytes]) -> None:
         self._url, self._clips, self._stop = url, clips, threading.Event()
-        self.answers: list[tuple[int, str]] = []
+        self.responses: list[tuple[int, str]] = []
         self.seconds: list[float] = []
 
     @contextmanager
-    def going(self) -> Iterator["Load"]:
-        threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+    def running(self) -> Iterator["Load"]:
+        threads = [threading.Thread(target=self._send_requests, args=(number,)) for number in range(CLIENTS)]
         for thread in threads:
             thread.start()
         try:
@@ -73,36 +73,40 @@ class Load:
             for thread in threads:
                 thread.join(60)
 
-    def _ask(self, number: int) -> None:
+    def _send_requests(self, number: int) -> None:
         with httpx.Client(base_url=self._url, timeout=60, headers={"Content-Type": "audio/wav"}) as client:
             while not self._stop.is_set():
                 number += 1
                 started = time.monotonic()
                 try:
-                    answer = client.post("/v1/emotion", content=self._clips[number % len(self._clips)])
-                    told = answer.json().get("version", answer.text[:200])
-                    self.answers.append((answer.status_code, told))
+                    response = client.post("/v1/emotion", content=self._clips[number % len(self._clips)])
+                    version = response.json().get("version", response.text[:200])
+                    self.responses.append((response.status_code, version))
                 except httpx.HTTPError as error:
-                    self.answers.append((0, repr(error)))
+                    self.responses.append((0, repr(error)))
                 self.seconds.append(time.monotonic() - started)
                 self._stop.wait(PAUSE_S)
 
-    def more(self, count: int = 20) -> set[str]:
-        """What the next requests are answered by."""
-        before = len(self.answers)
-        wait(lambda: len(self.answers) >= before + CLIENTS + count)
-        return {told for _, told in self.answers[before + CLIENTS :]}
+    def next_versions(self, count: int = 20) -> set[str]:
+        """Return the model versions of the next responses."""
+        before = len(self.responses)
+        wait(lambda: len(self.responses) >= before + CLIENTS + count)
+        return {version for _, version in self.responses[before + CLIENTS :]}
 
 
-def wait(reached: Callable[[], object], seconds: float = 300) -> None:
+def wait(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, "not reached in time"
+    while not condition():
+        assert time.monotonic() < deadline, f"not reached within {seconds:g} s"
         time.sleep(0.1)
 
 
 def replicas() -> list[psutil.Process]:
-    return [one for one in psutil.process_iter() if "ServeReplica:lakd:ModelReplica" in one.name() + _title(one)]
+    return [
+        process
+        for process in psutil.process_iter()
+        if "ServeReplica:lakd:ModelReplica" in process.name() + _title(process)
+    ]
 
 
 def _title(process: psutil.Process) -> str:
@@ -125,44 +129,44 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def test_a_fleet_under_load(cluster: Cluster, recording: Callable[..., bytes], tmp_path: Path) -> None:
+def test_rolling_updates_lose_no_request(cluster: Cluster, recording: Callable[..., bytes], tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
     old, new = (tiny.checkpoint(tmp_path / str(seed), seed=seed) for seed in (0, 1))
     fleet = Fleet(cluster, tmp_path)
     fleet.deploy(old)
     wait(lambda: healthy(fleet.url) and fleet.running())
-    with Load(fleet.url, [recording(0.5 + 0.1 * n) for n in range(20)]).going() as load:
-        (first,) = load.more()
+    with Load(fleet.url, [recording(0.5 + 0.1 * n) for n in range(20)]).running() as load:
+        (first,) = load.next_versions()
         fleet.deploy(new)
-        wait(lambda: load.more() - {first})
+        wait(lambda: load.next_versions() - {first})
         wait(fleet.running)
-        (second,) = load.more()
+        (second,) = load.next_versions()
         assert second != first
 
-        fleet.deploy(old)  # and back
-        wait(lambda: load.more() == {first})
+        fleet.deploy(old)  # rollback
+        wait(lambda: load.next_versions() == {first})
         wait(fleet.running)
 
         victim = replicas()[0]
         os.kill(victim.pid, signal.SIGKILL)
         wait(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
         wait(lambda: len(replicas()) == 2 and fleet.running())
-        assert load.more() == {first}
+        assert load.next_versions() == {first}
 
         fleet.deploy(old, canary={"checkpoint": new, "traffic_fraction": 0.5})
-        wait(lambda: load.more() == {first, second})
+        wait(lambda: load.next_versions() == {first, second})
         wait(fleet.running)
-        for wanted, version in (("stable", first), ("canary", second)):
-            answer = httpx.post(
+        for requested, version in (("stable", first), ("canary", second)):
+            response = httpx.post(
                 f"{fleet.url}/v1/emotion",
                 content=recording(1.0),
-                headers={"Content-Type": "audio/wav", "X-Model": wanted},
+                headers={"Content-Type": "audio/wav", "X-Model": requested},
                 timeout=60,
             )
-            assert answer.json()["version"] == version
-    failed = [answer for answer in load.answers if answer[0] != 200]
-    print(Counter(load.answers), f"slowest {max(load.seconds):.2f} s of {len(load.seconds)}")
+            assert response.json()["version"] == version
+    failed = [response for response in load.responses if response[0] != 200]
+    print(Counter(load.responses), f"slowest {max(load.seconds):.2f} s of {len(load.seconds)}")
     assert not failed, failed[:5]
     fleet.serve("shutdown", "-y")
     wait(lambda: not healthy(fleet.url))

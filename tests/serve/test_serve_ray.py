@@ -1,4 +1,4 @@
-"""The endpoint on a real Ray Serve, in a process of its own."""
+"""The endpoint on Ray Serve, in a separate process."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -19,32 +19,32 @@ pytestmark = [
 ]
 
 
-def test_endpoint(endpoint, recording, tiny_checkpoint):
+def test_endpoint_predicts_as_the_predictor_does(endpoint, recording, tiny_checkpoint):
     url, process = endpoint()
     with Client(url) as client:
-        card = client.model_info()
-        assert card.languages == ("en", "de")
+        info = client.model_info()
+        assert info.languages == ("en", "de")
 
-        answer = client.predict(recording(2.0), language="de")
-        assert answer.language == "de"
-        assert answer.model == card.model
-        assert answer.duration_s == pytest.approx(2.0)
-        assert tuple(answer.probabilities) == card.emotions
-        assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
-        assert answer.probabilities[answer.emotion] == max(answer.probabilities.values())
+        result = client.predict(recording(2.0), language="de")
+        assert result.language == "de"
+        assert result.model == info.model
+        assert result.duration_s == pytest.approx(2.0)
+        assert tuple(result.probabilities) == info.emotions
+        assert sum(result.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
+        assert result.probabilities[result.emotion] == max(result.probabilities.values())
 
-        for content, words in ((b"no audio", "422"), (bytes(3_000_000), "413"), (recording(11.0, rate=8_000), "413")):
-            with pytest.raises(DataError, match=words):
+        for content, message in ((b"no audio", "422"), (bytes(3_000_000), "413"), (recording(11.0, rate=8_000), "413")):
+            with pytest.raises(DataError, match=message):
                 client.predict(content)
 
         clips = [recording(seconds) for seconds in (0.5, 1.0, 1.5, 4.0)] * 6
         with ThreadPoolExecutor(len(clips)) as pool:
-            answers = list(pool.map(client.predict, clips))
-        predictor = Predictor.load(tiny_checkpoint)  # by which evaluation answers too
-        assert predictor.version == card.version
-        for clip, crowd in zip(clips, answers, strict=True):
+            results = list(pool.map(client.predict, clips))
+        predictor = Predictor.load(tiny_checkpoint)  # the code path of evaluation
+        assert predictor.version == info.version
+        for clip, concurrent in zip(clips, results, strict=True):
             (expected_C,) = predictor.probabilities([decode_audio(clip, source_name="a clip")])
-            assert list(crowd.probabilities.values()) == pytest.approx(expected_C.tolist(), abs=1e-4)
+            assert list(concurrent.probabilities.values()) == pytest.approx(expected_C.tolist(), abs=1e-4)
 
     form = httpx.post(f"{url}/v1/emotion", files={"file": ("a.flac", recording(format="FLAC"))})
     assert form.status_code == 200, form.text
@@ -59,7 +59,7 @@ def test_endpoint(endpoint, recording, tiny_checkpoint):
         httpx.get(url)
 
 
-def test_build_refuses(tmp_path):
+def test_build_rejects_invalid_arguments(tmp_path):
     from lakd_ray.serve.app import build
 
     with pytest.raises(ConfigError, match="port"):
@@ -72,7 +72,7 @@ def test_build_refuses(tmp_path):
         build({"checkpoint": str(tmp_path)})
 
 
-def test_taken_port_is_refused():
+def test_port_in_use_is_rejected():
     from lakd_ray.config import ServeConfig
     from lakd_ray.serve.port import resolve_port
 

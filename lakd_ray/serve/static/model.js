@@ -17,7 +17,7 @@ async function loadModelInfo() {
     const info = await fetchModelInfo();
     loaded = true;
     fillLanguages(info);
-    byId("lead").textContent = `Predict the emotion of a recording with ${info.model}: ${formatList(info.emotions, "disjunction")}.`;
+    byId("lead").textContent = `Predict the emotion of a recording: ${formatList(info.emotions, "disjunction")}.`;
     byId("model-info-body").replaceChildren(...modelInfoElements(info));
   } catch (error) {
     byId("model-info-body").replaceChildren(createElement("p", { class: "note error" }, describeError(error)));

@@ -1,0 +1,69 @@
+"""Documentation of the HTTP API in its OpenAPI schema: request bodies, error responses, and tags."""
+
+from typing import Any
+
+from lakd_ray.serve.messages import ErrorResponse
+
+DESCRIPTION = """Predict the emotion of speech.
+
+Every error has the body `{"error": "..."}`, which states what was found, what was expected and what to change. Only the
+errors of a proxy before the API, such as 429, may have a plain text body. Responses 429 and 503 have a `Retry-After`
+header; requests are idempotent and can be sent again.
+"""
+PREDICTION, MODEL, OPERATIONS = "prediction", "model", "operations"
+TAGS = [
+    {"name": PREDICTION, "description": "Predict the emotion of recordings."},
+    {"name": MODEL, "description": "Metadata of the served model."},
+    {"name": OPERATIONS, "description": "Metrics and health of the endpoint."},
+]
+
+_BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+
+
+def _form(file: dict[str, Any]) -> dict[str, Any]:
+    """Return the media type of a form with the field `file`."""
+    return {"schema": {"type": "object", "required": ["file"], "properties": {"file": file}}}
+
+
+PREDICT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The recording (WAV, FLAC, OGG or MP3; other formats if the server has ffmpeg), as the body or "
+        "in the field `file` of a form.",
+        "content": {
+            "audio/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+            "multipart/form-data": _form(_BINARY),
+        },
+    }
+}
+PREDICT_BATCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The recordings in fields `file` of a form.",
+        "content": {"multipart/form-data": _form({"type": "array", "items": _BINARY, "minItems": 1})},
+    }
+}
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of a route, for its `responses`."""
+    return {
+        status: {"description": _ERRORS[status]} | ({} if status == _PROXY_STATUS else {"model": ErrorResponse})
+        for status in statuses
+    }
+
+
+_PROXY_STATUS = 429  # sent by Ray Serve's proxy, as plain text
+_ERRORS = {
+    400: "The upload was interrupted.",
+    401: "The API key is missing or invalid.",
+    408: "The upload and its prediction took longer than `serve.deadline_s`.",
+    413: "The recording is larger or longer than the limits of the endpoint.",
+    415: "The Content-Type is not audio or a form.",
+    422: "The recording cannot be decoded, or a parameter is invalid.",
+    429: "Too many requests are waiting; send it again after `Retry-After` seconds.",
+    500: "Internal error; the log of the server has the details.",
+    503: "The model is unavailable; send it again after `Retry-After` seconds.",
+}
+PREDICT_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 429, 500, 503)
