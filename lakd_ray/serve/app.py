@@ -63,10 +63,8 @@ class ModelReplica:
     """A replica of the model, which batches concurrent requests."""
 
     def __init__(self, checkpoint: str, cpus: int, backend: Backend):
-        from lakd_ray.inference.predictor import (
-            Predictor,
-            max_batch_seconds,
-        )  # loads torch, which the ingress does not need
+        # loads torch, which the ingress does not need
+        from lakd_ray.inference.predictor import Predictor, max_batch_seconds
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.warmup()
