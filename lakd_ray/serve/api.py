@@ -264,8 +264,8 @@ def _create_api_router(service: _Service) -> APIRouter:
         operation_id="get_metrics",
         summary="Get the metrics for Prometheus",
         tags=[openapi.OPERATIONS],
-        responses=openapi.error_responses(401),
-        response_class=PlainTextResponse,
+        responses=openapi.TEXT_RESPONSE | openapi.error_responses(401),
+        response_class=Response,  # without a media type, so that errors are documented as JSON
     )
     async def get_metrics() -> Response:
         """Return counters of requests, audio, emotions and warnings in Prometheus's text format."""

@@ -44,6 +44,7 @@ PREDICT_BATCH_BODY: dict[str, Any] = {
         "content": {"multipart/form-data": _form({"type": "array", "items": _BINARY, "minItems": 1})},
     }
 }
+TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from support import browser, web_page
 from support.fake_model import FakeModel
+from support.local_endpoint import running_api
 
 Recording = Callable[..., bytes]
 Endpoint = Callable[..., tuple[str, "subprocess.Popen[str]"]]
@@ -107,7 +108,7 @@ def open_page(chromium: Any, decoders: Any) -> OpenPage:
         *, model: FakeModel | None = None, script: str = "", context_options: Any = None, **settings: Any
     ) -> Iterator[web_page.Visit]:
         model = model or web_page.LoudnessModel()
-        with web_page.running_app(model, decoders, **settings) as url:
+        with running_api(model, decoders, **settings) as url:
             context = chromium.new_context(**(context_options or {}), permissions=["microphone"])
             context.set_default_timeout(60_000)
             try:

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 from support import browser
 from support.fake_model import MODEL_INFO
-from support.web_page import LoudnessModel, percentages, running_app
+from support.local_endpoint import running_api
+from support.web_page import LoudnessModel, percentages
 
 KEY = "a key that is hard to guess"
 DROP_FILES = """([target, files]) => {
@@ -26,7 +27,7 @@ DROP_FILES = """([target, files]) => {
 
 
 def test_page_is_served_with_security_and_cache_headers(decoders):
-    with running_app(LoudnessModel(), decoders) as url, httpx.Client(base_url=url) as client:
+    with running_api(LoudnessModel(), decoders) as url, httpx.Client(base_url=url) as client:
         page = client.get("/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         linked = set(re.findall(r'(?:href|src)="(page/[^"]+)"', page.text))

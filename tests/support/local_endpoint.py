@@ -1,24 +1,28 @@
-"""The real HTTP API of a predictor in this process, without Ray."""
+"""The real HTTP API on a free port of this process, without Ray."""
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from lakd_ray.audio import Wave
 from lakd_ray.config import ServeConfig
-from lakd_ray.inference.predictor import Predictor
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.model import ModelHandle
+
+if TYPE_CHECKING:
+    from lakd_ray.inference.predictor import Predictor
 
 
 class LocalModel:
     """A model handle whose replica is a predictor in this process."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: "Predictor") -> None:
         self._predictor = predictor
 
     async def info(self) -> ModelInfo:
@@ -32,13 +36,23 @@ class LocalModel:
 @contextmanager
 def local_endpoint(checkpoint: str, decoder: RequestDecoder) -> Iterator[str]:
     """Serve a checkpoint on a free port and yield the URL."""
-    app = create_app(ModelRouter(LocalModel(Predictor.load(checkpoint))), ServeConfig(), decoder)
+    from lakd_ray.inference.predictor import Predictor  # loads torch
+
+    with running_api(LocalModel(Predictor.load(checkpoint)), decoder) as url:
+        yield url
+
+
+@contextmanager
+def running_api(model: ModelHandle, decoder: RequestDecoder, **settings: Any) -> Iterator[str]:
+    """Serve the API of a model with settings of the `serve` section on a free port and yield the URL."""
+    app = create_app(ModelRouter(model), ServeConfig(**settings), decoder)
+    # without the lifespan, which would close the decoder that several tests share
     config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
     server = uvicorn.Server(config)
     with config.bind_socket() as socket:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()
-        while not server.started:
+        while not server.started:  # a bound socket does not listen yet
             time.sleep(0.01)
         try:
             yield f"http://127.0.0.1:{socket.getsockname()[1]}"

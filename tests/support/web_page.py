@@ -1,19 +1,13 @@
 """The web page in a browser, in front of the real API and a fake model."""
 
 import re
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 from lakd_ray.audio import Wave
-from lakd_ray.config import ServeConfig
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
-from lakd_ray.serve.api import ModelRouter, create_app
 from support.fake_model import MODEL_INFO, FakeModel
 
 OBSERVERS = """
@@ -45,25 +39,6 @@ class LoudnessModel(FakeModel):
             probabilities = (0.7, 0.15, 0.1, 0.05) if is_loud else (0.05, 0.1, 0.15, 0.7)
             predictions.append(prediction.model_copy(update={"probabilities": probabilities, **identified}))
         return result.model_copy(update={"predictions": tuple(predictions)})
-
-
-@contextmanager
-def running_app(model: FakeModel, decoders: Any, **settings: Any) -> Iterator[str]:
-    """Serve API and page on a free port and yield the URL."""
-    app = create_app(ModelRouter(model), ServeConfig(**settings), decoders)
-    # without the lifespan, which would close the decoders that all tests share
-    config = uvicorn.Config(app, port=0, lifespan="off", log_level="error", ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    with config.bind_socket() as socket:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        thread.start()
-        while not server.started:  # a bound socket does not listen yet
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 class Visit:
