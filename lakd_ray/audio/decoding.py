@@ -96,7 +96,8 @@ def decode_recording(
             rate = int(file.samplerate)
             raw = _read_range(file, time_range, _is_truncated(file, content), source_name)
     except _DECODE_ERRORS as error:
-        reason = getattr(error, "error_string", error)  # str(error) would contain the repr of the BytesIO object
+        # str(error) would contain the repr of the BytesIO object; libsndfile ends its messages with a period
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise ClipError(f"cannot decode {source_name}: {reason}; expected WAV, FLAC, OGG or MP3") from None
     wave_T = raw.wave_T if rate == SAMPLE_RATE else resample(raw.wave_T, rate)
     if not np.isfinite(wave_T).all():
