@@ -14,6 +14,10 @@ export class ApiError extends Error {
   }
 }
 
+/** Return what went wrong and what to do. */
+export const describeError = (error) =>
+  error instanceof ApiError ? `${error.message} ${error.advice}` : `Something went wrong (${error.message}).`;
+
 const ADVICE = {
   400: "Try again.",
   401: "Enter an API key, which the operator of the endpoint provides.",
@@ -75,7 +79,9 @@ async function sendRequest(path, options, onWait = () => {}) {
     if (response.ok) return response;
     const { status } = response;
     if (status === 401) {
-      const reason = usedKey ? `The endpoint rejected that key. ${KEY_NOTICE}` : `The operator of the endpoint provides keys. ${KEY_NOTICE}`;
+      const reason = usedKey
+        ? `The endpoint rejected that key. ${KEY_NOTICE}`
+        : `The operator of the endpoint provides keys. ${KEY_NOTICE}`;
       if (key !== usedKey || (await promptForKey(reason))) {
         attempt = 0;
         continue;
@@ -87,7 +93,11 @@ async function sendRequest(path, options, onWait = () => {}) {
       await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
       continue;
     }
-    throw new ApiError(await errorMessage(response), ADVICE[status] ?? "Try again. If that does not help, see the log of the endpoint.", status);
+    throw new ApiError(
+      await errorMessage(response),
+      ADVICE[status] ?? "Try again. If that does not help, see the log of the endpoint.",
+      status,
+    );
   }
 }
 

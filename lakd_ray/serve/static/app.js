@@ -1,8 +1,8 @@
 // The page: recordings are dropped, chosen or recorded; their results are listed, newest first.
 
-import { promptForKey } from "./api.js";
+import { describeError, promptForKey } from "./api.js";
 import { announce, byId, createElement, formatDuration } from "./dom.js";
-import { LiveRecording, describeError } from "./live.js";
+import { LiveRecording } from "./live.js";
 import { unsupportedReason } from "./microphone.js";
 import { showModelInfo } from "./model.js";
 import { Result } from "./result.js";
@@ -99,7 +99,10 @@ async function stopRecording() {
   live = null;
   const result = addResult(`Recording ${++recordingCount}`, blob);
   if (prediction) {
-    const notes = skippedSeconds > 0.1 ? [`Only the last ${formatDuration(prediction.duration_s - skippedSeconds)} of the recording were analyzed.`] : [];
+    const notes =
+      skippedSeconds > 0.1
+        ? [`Only the last ${formatDuration(prediction.duration_s - skippedSeconds)} of the recording were analyzed.`]
+        : [];
     await result.show(prediction, notes);
   } else {
     queue.push(result);

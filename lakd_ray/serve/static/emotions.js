@@ -17,7 +17,12 @@ const formatProbability = (value) => (value > 0 && value < 0.005 ? "< 1 %" : for
 export function createProbabilityTable(probabilities, caption) {
   const rows = new Map();
   const body = createElement("tbody");
-  const element = createElement("table", { class: "bars" }, createElement("caption", { class: "visually-hidden" }, caption), body);
+  const element = createElement(
+    "table",
+    { class: "bars" },
+    createElement("caption", { class: "visually-hidden" }, caption),
+    body,
+  );
   const update = (values) => {
     const best = Math.max(...Object.values(values));
     for (const [emotion, value] of Object.entries(values)) {
@@ -35,7 +40,12 @@ export function createProbabilityTable(probabilities, caption) {
 function addRow(body, emotion) {
   const fill = createElement("span", { class: `fill ${colorClass(emotion)}` });
   const figure = createElement("td", { class: "figure" });
-  const bar = createElement("th", { scope: "row" }, createElement("span", { class: "name" }, emotion), createElement("span", { class: "rail" }, fill));
+  const bar = createElement(
+    "th",
+    { scope: "row" },
+    createElement("span", { class: "name" }, emotion),
+    createElement("span", { class: "rail" }, fill),
+  );
   const line = createElement("tr", {}, bar, figure);
   body.append(line);
   return { line, fill, figure };

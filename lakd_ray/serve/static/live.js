@@ -1,6 +1,6 @@
 // A recording in progress: its level, its length, and the rolling results of the endpoint.
 
-import { ApiError, Stream } from "./api.js";
+import { Stream } from "./api.js";
 import { announce, byId, formatDuration } from "./dom.js";
 import { createProbabilityTable, formatEmotion } from "./emotions.js";
 import { Microphone } from "./microphone.js";
@@ -34,7 +34,7 @@ export class LiveRecording {
   #open(language, queued) {
     byId("live-note").hidden = true;
     byId("discard").hidden = false;
-    byId("live-status").textContent = "Listening …";
+    byId("live-status").textContent = "Waiting for the first result …";
     byId("live-bars").replaceChildren();
     this.#updateMeter(0);
     byId("live").hidden = false;
@@ -106,6 +106,3 @@ export class LiveRecording {
     byId("level").firstElementChild.style.transform = `scaleX(${1 + decibels / 60})`;
   }
 }
-
-/** Return what went wrong and what to do. */
-export const describeError = (error) => (error instanceof ApiError ? `${error.message} ${error.advice}` : `Something went wrong (${error.message}).`);

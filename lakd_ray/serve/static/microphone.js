@@ -94,7 +94,8 @@ export class Microphone {
   wav() {
     const bytes = this.#chunks.reduce((sum, part) => sum + part.byteLength, 0);
     const header = new DataView(new ArrayBuffer(44));
-    const writeText = (offset, text) => [...text].forEach((letter, index) => header.setUint8(offset + index, letter.charCodeAt(0)));
+    const writeText = (offset, text) =>
+      [...text].forEach((letter, index) => header.setUint8(offset + index, letter.charCodeAt(0)));
     writeText(0, "RIFF");
     header.setUint32(4, 36 + bytes, true);
     writeText(8, "WAVEfmt ");
@@ -113,13 +114,19 @@ export class Microphone {
 
 function microphoneError(error) {
   if (error.name === "NotAllowedError") {
-    return new ApiError("The browser blocks the microphone for this page.", "Allow it in the page's settings (beside its address), then record again.");
+    return new ApiError(
+      "The browser blocks the microphone for this page.",
+      "Allow it in the page's settings (beside its address), then record again.",
+    );
   }
   if (error.name === "NotFoundError") {
     return new ApiError("There is no microphone.", "Connect one, or choose a file.");
   }
   if (error.name === "NotReadableError") {
-    return new ApiError("The microphone is in use by a different application.", "Close that application, then record again.");
+    return new ApiError(
+      "The microphone is in use by a different application.",
+      "Close that application, then record again.",
+    );
   }
   return new ApiError(`The microphone cannot be used (${error.name}).`, "Choose a file instead.");
 }

@@ -1,8 +1,7 @@
 // Metadata of the served model: fills the list of languages and the section about the model.
 
-import { fetchModelInfo } from "./api.js";
+import { describeError, fetchModelInfo } from "./api.js";
 import { byId, createElement, formatPercent, languageName } from "./dom.js";
-import { describeError } from "./live.js";
 
 let loaded = false;
 let pendingLoad = null;
@@ -26,8 +25,15 @@ async function loadModelInfo() {
 
 function fillLanguages({ languages: trained, identifiable_languages }) {
   const select = byId("language");
-  const unknown = createElement("option", { value: "" }, identifiable_languages.length ? "Identify automatically" : "Not specified");
-  select.replaceChildren(unknown, ...trained.map((code) => createElement("option", { value: code }, languageName(code))));
+  const unknown = createElement(
+    "option",
+    { value: "" },
+    identifiable_languages.length ? "Identify automatically" : "Not specified",
+  );
+  select.replaceChildren(
+    unknown,
+    ...trained.map((code) => createElement("option", { value: code }, languageName(code))),
+  );
 }
 
 function modelInfoElements(info) {
@@ -46,8 +52,19 @@ function modelInfoElements(info) {
   ].filter(Boolean);
   const hasScores = Object.keys(info.dev).length > 0;
   return [
-    createElement("dl", {}, lines.map(([term, text]) => createElement("div", {}, createElement("dt", {}, term), createElement("dd", {}, text)))),
-    hasScores && createElement("p", { class: "small" }, "Measured on the development speakers of the training corpora, which also selected the model; expect lower figures on other data."),
+    createElement(
+      "dl",
+      {},
+      lines.map(([term, text]) =>
+        createElement("div", {}, createElement("dt", {}, term), createElement("dd", {}, text)),
+      ),
+    ),
+    hasScores &&
+      createElement(
+        "p",
+        { class: "small" },
+        "Measured on the development speakers of the training corpora, which also selected the model; expect lower figures on other data.",
+      ),
   ].filter(Boolean);
 }
 

@@ -24,8 +24,17 @@ export class Result {
     this.#waveform = decodeWaveform(blob);
     const id = `result-${++count}`;
     this.#title = createElement("h3", { id, tabindex: -1 }, name);
-    const remove = createElement("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => this.#remove() }, "Remove");
-    this.element = createElement("article", { class: "card", "aria-labelledby": id }, createElement("div", { class: "card-head" }, this.#title, remove), this.#body);
+    const remove = createElement(
+      "button",
+      { type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => this.#remove() },
+      "Remove",
+    );
+    this.element = createElement(
+      "article",
+      { class: "card", "aria-labelledby": id },
+      createElement("div", { class: "card-head" }, this.#title, remove),
+      this.#body,
+    );
     this.#showStatus("Waiting for other recordings …");
   }
 
@@ -56,13 +65,30 @@ export class Result {
     const emotions = Object.keys(prediction.probabilities);
     const warnings = [...notes, ...prediction.warnings.map(({ message }) => toSentence(message))];
     this.#fill(
-      createElement("div", { class: "prediction" }, this.#headline(prediction), createProbabilityTable(prediction.probabilities, `Probabilities for ${this.#name}`).element),
-      warnings.length > 0 && createElement("ul", { class: "warnings", "aria-label": "Warnings" }, warnings.map((warning) => createElement("li", {}, warning))),
+      createElement(
+        "div",
+        { class: "prediction" },
+        this.#headline(prediction),
+        createProbabilityTable(prediction.probabilities, `Probabilities for ${this.#name}`).element,
+      ),
+      warnings.length > 0 &&
+        createElement(
+          "ul",
+          { class: "warnings", "aria-label": "Warnings" },
+          warnings.map((warning) => createElement("li", {}, warning)),
+        ),
       createTimeline({ name: this.#name, seconds, segments: prediction.segments ?? [], emotions, waveform, player }),
-      player || createElement("p", { class: "small" }, "This browser cannot play this format or show its waveform; the endpoint could decode it."),
+      player ||
+        createElement(
+          "p",
+          { class: "small" },
+          "This browser cannot play this format or show its waveform; the endpoint could decode it.",
+        ),
       createElement("p", { class: "small" }, `Predicted by ${prediction.model}, version ${prediction.version}.`),
     );
-    announce(`${this.#name}: ${formatEmotionText(prediction)}. ${formatLanguage(prediction, this.#language)}. ${warnings.join(" ")}`.trim());
+    announce(
+      `${this.#name}: ${formatEmotionText(prediction)}. ${formatLanguage(prediction, this.#language)}. ${warnings.join(" ")}`.trim(),
+    );
   }
 
   #headline(prediction) {
@@ -70,7 +96,14 @@ export class Result {
     return createElement(
       "div",
       { class: "headline" },
-      createElement("p", { class: "emotion" }, createElement("span", { class: `swatch ${colorClass(prediction.emotion)}` }), prediction.emotion, " ", createElement("span", { class: "confidence" }, formatPercent(confidence))),
+      createElement(
+        "p",
+        { class: "emotion" },
+        createElement("span", { class: `swatch ${colorClass(prediction.emotion)}` }),
+        prediction.emotion,
+        " ",
+        createElement("span", { class: "confidence" }, formatPercent(confidence)),
+      ),
       createElement("p", {}, formatLanguage(prediction, this.#language)),
       createElement("p", {}, `Length: ${formatDuration(prediction.duration_s, 1)}`),
     );
@@ -78,19 +111,41 @@ export class Result {
 
   #player() {
     this.#objectUrl ??= URL.createObjectURL(this.#blob);
-    return createElement("audio", { controls: true, preload: "metadata", src: this.#objectUrl, "aria-label": `Play ${this.#name}` });
+    return createElement("audio", {
+      controls: true,
+      preload: "metadata",
+      src: this.#objectUrl,
+      "aria-label": `Play ${this.#name}`,
+    });
   }
 
   #showStatus(status) {
     this.element.setAttribute("aria-busy", "true");
-    this.#body.replaceChildren(createElement("p", { class: "waiting" }, createElement("span", { class: "pulse", "aria-hidden": "true" }), status));
+    this.#body.replaceChildren(
+      createElement(
+        "p",
+        { class: "waiting" },
+        createElement("span", { class: "pulse", "aria-hidden": "true" }),
+        status,
+      ),
+    );
   }
 
   #showError(error) {
-    const [message, advice] = error instanceof ApiError ? [error.message, error.advice] : [`The page failed (${error.message}).`, "Reload it."];
-    const retry = createElement("button", { type: "button", class: "button small-button", onclick: () => this.#retry() }, "Try again");
+    const [message, advice] =
+      error instanceof ApiError ? [error.message, error.advice] : [`The page failed (${error.message}).`, "Reload it."];
+    const retry = createElement(
+      "button",
+      { type: "button", class: "button small-button", onclick: () => this.#retry() },
+      "Try again",
+    );
     this.#fill(
-      createElement("div", { class: "note error" }, createElement("p", {}, createElement("strong", {}, message)), createElement("p", {}, advice)),
+      createElement(
+        "div",
+        { class: "note error" },
+        createElement("p", {}, createElement("strong", {}, message)),
+        createElement("p", {}, advice),
+      ),
       createElement("div", { class: "actions" }, retry),
     );
     announce(`${this.#name}: no result. ${message} ${advice}`);

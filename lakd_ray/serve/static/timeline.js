@@ -34,7 +34,13 @@ export function createTimeline({ name, seconds, segments, emotions, waveform, pl
     plot.append(createLanes(parts, emotions, seconds));
   }
   plot.append(createAxis(seconds), createCursor({ name, seconds, parts, player, readout }));
-  return createElement("div", { class: "timeline" }, createElement("div", { class: "track" }, labels, plot), readout, parts.length > 0 && createTable(parts));
+  return createElement(
+    "div",
+    { class: "timeline" },
+    createElement("div", { class: "track" }, labels, plot),
+    readout,
+    parts.length > 0 && createTable(parts),
+  );
 }
 
 function createWaveform(name, waveform, seconds) {
@@ -56,7 +62,13 @@ function createLanes(parts, emotions, seconds) {
     parts.map(({ from, to, emotion: best, probabilities }) => {
       const height = 0.9 * (probabilities[emotion] ?? 0);
       const className = `cell ${colorClass(emotion)} ${emotion === best ? "best" : "other"}`;
-      return createSvgElement("rect", { class: className, x: from * unit, y: index + 0.96 - height, width: (to - from) * unit, height });
+      return createSvgElement("rect", {
+        class: className,
+        x: from * unit,
+        y: index + 0.96 - height,
+        width: (to - from) * unit,
+        height,
+      });
     }),
   ];
   const drawing = createSvgElement(
@@ -83,7 +95,14 @@ function createCursor({ name, seconds, parts, player, readout }) {
   const line = createElement("span", { class: "line" });
   const slider = createElement(
     "div",
-    { class: "cursor", role: "slider", tabindex: 0, "aria-label": `Position in ${name}`, "aria-valuemin": 0, "aria-valuemax": seconds.toFixed(1) },
+    {
+      class: "cursor",
+      role: "slider",
+      tabindex: 0,
+      "aria-label": `Position in ${name}`,
+      "aria-valuemin": 0,
+      "aria-valuemax": seconds.toFixed(1),
+    },
     line,
   );
   let current = 0;
@@ -101,7 +120,9 @@ function createCursor({ name, seconds, parts, player, readout }) {
     if (player) player.currentTime = current;
   };
   // keys move from one segment to the next, or by one second without segments
-  const stops = parts.length ? parts.map(({ from }) => from) : Array.from({ length: Math.ceil(seconds) }, (_, second) => second);
+  const stops = parts.length
+    ? parts.map(({ from }) => from)
+    : Array.from({ length: Math.ceil(seconds) }, (_, second) => second);
   const step = (count) => {
     const target = stops.findLastIndex((stop) => stop <= current + 0.01) + count;
     seek(target >= stops.length ? seconds : stops[Math.max(target, 0)]);
@@ -162,7 +183,16 @@ function createTable(parts) {
   return createElement(
     "details",
     {},
-    createElement("summary", {}, `Timeline as a table (${parts.length === 1 ? "1 segment" : `${parts.length} segments`})`),
-    createElement("table", { class: "parts" }, createElement("thead", {}, createElement("tr", {}, head)), createElement("tbody", {}, parts.map(row))),
+    createElement(
+      "summary",
+      {},
+      `Timeline as a table (${parts.length === 1 ? "1 segment" : `${parts.length} segments`})`,
+    ),
+    createElement(
+      "table",
+      { class: "parts" },
+      createElement("thead", {}, createElement("tr", {}, head)),
+      createElement("tbody", {}, parts.map(row)),
+    ),
   );
 }
