@@ -1,4 +1,8 @@
-"""Losses and teacher weightings: pure functions of tensors. docs/explanation/method.md has the formulas and where they are from."""
+"""Losses and teacher weightings as pure functions of tensors.
+
+docs/explanation/method.md has the formulas and their sources. The settings travel as the configuration's own objects:
+`DistillLossConfig` and `LabelLossConfig`, which validate their values.
+"""
 
 from lakd_ray.distill.attention_loss import mixture_losses
 from lakd_ray.distill.distillation import DistillationLoss, distillation_loss

@@ -1,6 +1,6 @@
-"""The loss against the labels: cross-entropy, plain, class-balanced, focal or smoothed.
+"""Compute the loss against the labels: cross-entropy, plain, class-balanced, focal or smoothed.
 
-    loss_i = w_i (1 - p_i)^gamma (-log p_i)      p_i the student's probability of the label, w_i its class's weight
+    loss_i = w_i (1 - p_i)^gamma (-log p_i)      p_i the student's probability of the label, w_i the weight of its class
 
 Shape suffixes: B utterances, C classes.
 """
@@ -9,54 +9,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lakd_ray.config import LabelLossConfig
+
 
 def label_losses(
     logits_BC: Tensor,
     labels_B: Tensor,
+    settings: LabelLossConfig | None = None,
     *,
     weights_B: Tensor | None = None,
-    focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The loss of each utterance, shape [B]; it does not depend on the other utterances.
+    """Return the loss of each utterance, shape [B], which does not depend on the other utterances.
 
     Args:
-        logits_BC: shape [B, C].
+        logits_BC: logits of the student, shape [B, C].
         labels_B: class indices, shape [B].
-        weights_B: each utterance's weight, that of its class; all one if absent. Divide the sum by the number of
-            utterances, not by the sum of weights as torch's weighted mean does: that depends on what is in the batch.
-        focal_gamma: gamma of Lin et al. 2017 (arXiv 1708.02002), >= 0; 0 is cross-entropy.
-        label_smoothing: share of the label's probability spread over all classes (Szegedy et al. 2016), in [0, 1).
+        settings: `focal_gamma`, gamma of Lin et al. 2017 (arXiv 1708.02002), and `label_smoothing` (Szegedy et al.
+            2016); None: plain cross-entropy. `class_balance` has its effect in `weights_B`.
+        weights_B: the weight of each utterance's class, see `class_weights`; all one if None. Divide the sum of losses
+            by the number of utterances, not by the sum of weights as torch's weighted mean does, for that sum depends
+            on the batch.
 
     Raises:
-        ValueError: a number is out of range, weights do not fit, or focal loss and smoothing are both asked for.
+        ValueError: the shape of the weights is wrong.
     """
-    if not (focal_gamma >= 0 and 0 <= label_smoothing < 1):
-        raise ValueError(
-            f"expected focal_gamma >= 0 and label_smoothing in [0, 1); found focal_gamma={focal_gamma}, "
-            f"label_smoothing={label_smoothing}"
-        )
-    if focal_gamma and label_smoothing:
-        raise ValueError("focal loss is not defined for smoothed labels: set focal_gamma or label_smoothing to 0")
+    settings = settings or LabelLossConfig()
     if weights_B is not None and weights_B.shape != labels_B.shape:
         raise ValueError(f"expected weights {tuple(labels_B.shape)}, found {tuple(weights_B.shape)}")
-    loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=label_smoothing)
-    if focal_gamma:
+    loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=settings.label_smoothing)
+    if settings.focal_gamma:
         # -loss_B is log p. The clamp keeps the gradient of a power below one finite where p rounds to one.
         missing_B = -torch.expm1(-loss_B)
-        loss_B = missing_B.clamp(min=torch.finfo(loss_B.dtype).tiny) ** focal_gamma * loss_B
+        loss_B = missing_B.clamp(min=torch.finfo(loss_B.dtype).tiny) ** settings.focal_gamma * loss_B
     return loss_B if weights_B is None else weights_B.to(loss_B.dtype) * loss_B
 
 
 def class_weights(counts_C: Tensor, balance: float) -> Tensor:
-    """Weights (1 - b) / (1 - b^n) of classes with n training utterances, scaled; float64, shape [C].
+    """Return the scaled weights (1 - b) / (1 - b^n) of classes with n training utterances; float64, shape [C].
 
-    That is one over the "effective number of samples" of Cui et al. 2019 (arXiv 1901.05555): b = 0 weighs all classes
-    alike, b = 1 (the limit) by 1 / n. They scale the weights to a mean of one over classes; here it is over training
-    utterances, so that balancing leaves the scale of the loss, and with it what lam means, alone.
+    That is one over the "effective number of samples" of Cui et al. 2019 (arXiv 1901.05555): b = 0 gives equal weights,
+    b = 1 (the limit) 1 / n. The source scales the weights to a mean of one over classes; here the mean is over training
+    utterances, so that balancing changes neither the scale of the loss nor the meaning of lam.
 
     Args:
-        counts_C: utterances of each class in the whole training split. A class without any has weight zero.
+        counts_C: number of utterances of each class in the training split. A class without utterances has weight zero.
         balance: b, in [0, 1].
 
     Raises:

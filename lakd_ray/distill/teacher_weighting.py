@@ -1,7 +1,8 @@
-"""How much each teacher counts for each utterance: pure functions of logits, labels and languages.
+"""Compute the weight of each teacher for each utterance, from logits, labels and languages.
 
-Shape suffixes: B utterances, K teachers, C classes. Every function returns weights [B, K], rows summing to one. An
-utterance's weights do not depend on its batch, but for the reference's.
+Shape suffixes: B utterances, K teachers, C classes. Every weighting returns weights [B, K] whose rows sum to one. The
+weights of an utterance do not depend on the rest of its batch, except with `reference_compat`. tau in the formulas is
+the setting `weighting_temperature`.
 """
 
 import math
@@ -12,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lakd_ray.config import DistillLossConfig
 from lakd_ray.distill.attention_loss import label_log_probabilities
 
 
 @dataclass(frozen=True)
 class WeightingLanguages:
-    """Who speaks what: `utterances` has B codes, `teachers` has K (None for a teacher of several languages)."""
+    """The languages of the B utterances and of the K teachers, None for a teacher of several languages."""
 
     utterance_languages: Sequence[str]
     teacher_languages: Sequence[str | None]
@@ -25,43 +27,39 @@ class WeightingLanguages:
 
 @dataclass(frozen=True)
 class WeightingInputs:
-    """What a weighting may look at.
+    """The inputs that a weighting may use.
 
     Attributes:
-        student_logits_BC: shape [B, C].
-        teacher_logits_BKC: shape [B, K, C].
+        student_logits_BC: logits of the student, shape [B, C].
+        teacher_logits_BKC: logits of the teachers, shape [B, K, C].
         labels_B: class indices, shape [B].
-        tau: temperature of the softmax over the teachers' scores (`similarity`, `similarity-centered`, `confidence`).
-        languages: for `language`.
-        same_language_weight: share of the teachers of the utterance's language, for `language`.
-        confidence: what `confidence` goes by, `label` or `entropy`.
-        scores_BK: what a learned attention makes of the utterance, for `attention`.
+        settings: the weighting and its settings.
+        languages: languages of the utterances and the teachers, for `language`.
+        scores_BK: scores of a learned attention, for `attention`.
     """
 
     student_logits_BC: Tensor
     teacher_logits_BKC: Tensor
     labels_B: Tensor
-    weighting_temperature: float = 0.25
+    settings: DistillLossConfig
     languages: WeightingLanguages | None = None
-    same_language_weight: float = 0.8
-    confidence_by: str = "label"
     scores_BK: Tensor | None = None
 
 
 def uniform_weights(inputs: WeightingInputs) -> Tensor:
-    """1 / K."""
+    """Return 1 / K for every teacher and utterance."""
     teachers = inputs.teacher_logits_BKC
     return torch.full(teachers.shape[:2], 1.0 / teachers.shape[1], dtype=teachers.dtype, device=teachers.device)
 
 
 def similarity_weights(inputs: WeightingInputs) -> Tensor:
-    """softmax_k(cos(z_s, z_k) / tau): the paper's idea (arXiv 2506.08717), for each utterance."""
+    """Return softmax_k(cos(z_s, z_k) / tau), the rule of the paper (arXiv 2506.08717), for each utterance."""
     cosine_BK = F.cosine_similarity(inputs.student_logits_BC.unsqueeze(1), inputs.teacher_logits_BKC, dim=-1)
-    return F.softmax(cosine_BK / inputs.weighting_temperature, dim=-1)
+    return F.softmax(cosine_BK / inputs.settings.weighting_temperature, dim=-1)
 
 
 def similarity_centered_weights(inputs: WeightingInputs) -> Tensor:
-    """As `similarity` on logits less their mean over classes: softmax ignores a shift, the cosine does not."""
+    """Return `similarity` of logits minus their mean over classes: softmax ignores a shift, the cosine does not."""
     student_BC, teachers_BKC = inputs.student_logits_BC, inputs.teacher_logits_BKC
     return similarity_weights(
         replace(
@@ -73,22 +71,22 @@ def similarity_centered_weights(inputs: WeightingInputs) -> Tensor:
 
 
 def language_weights(inputs: WeightingInputs) -> Tensor:
-    """`same_language_weight` for the teachers of the utterance's language, the rest for the others; uniform where none matches.
+    """Return `same_language_weight` for the teachers of the utterance's language, and the rest for the others.
+
+    Weights are uniform for an utterance without a teacher of its language, or with such teachers only.
 
     Raises:
-        ValueError: no languages were given, their numbers do not fit the logits, or the share is not one.
+        ValueError: languages are missing, or their numbers do not match the logits.
     """
     batch, teachers = inputs.teacher_logits_BKC.shape[:2]
-    known, own = inputs.languages, inputs.same_language_weight
-    if known is None or (len(known.utterance_languages), len(known.teacher_languages)) != (batch, teachers):
-        found = None if known is None else (len(known.utterance_languages), len(known.teacher_languages))
+    languages, own = inputs.languages, inputs.settings.same_language_weight
+    counts = None if languages is None else (len(languages.utterance_languages), len(languages.teacher_languages))
+    if languages is None or counts != (batch, teachers):
         raise ValueError(
-            f"weighting `language` needs the languages of {batch} utterances and {teachers} teachers, found {found}"
+            f"weighting `language` needs the languages of {batch} utterances and {teachers} teachers, found {counts}"
         )
-    if not 0 <= own <= 1:
-        raise ValueError(f"expected same_language_weight in [0, 1], found {own}")
     match_BK = torch.tensor(
-        [[spoken == taught for taught in known.teacher_languages] for spoken in known.utterance_languages],
+        [[spoken == taught for taught in languages.teacher_languages] for spoken in languages.utterance_languages],
         device=inputs.teacher_logits_BKC.device,
     )
     matches_B1 = match_BK.sum(dim=1, keepdim=True, dtype=inputs.teacher_logits_BKC.dtype)
@@ -99,36 +97,33 @@ def language_weights(inputs: WeightingInputs) -> Tensor:
 
 
 def confidence_weights(inputs: WeightingInputs) -> Tensor:
-    """softmax_k(c_k / tau), c_k in [0, 1]: teacher k's probability of the label, or 1 - H(softmax(z_k)) / log C.
+    """Return softmax_k(c_k / tau), where c_k in [0, 1] is the confidence of teacher k.
 
-    Sources differ. By the label: Zhang et al. 2022 (arXiv 2201.00007) take (1 - softmax_k(CE_k)) / (K - 1), which gives
-    no teacher more than 1 / (K - 1) and is not defined for one. By entropy, without the label: Kwon et al., ICASSP
-    2020. Here both are scores under the softmax that `similarity` has, so that tau means the same.
-
-    Raises:
-        ValueError: `confidence` is neither `label` nor `entropy`.
+    c_k is the probability of the label, or 1 - H(softmax(z_k)) / log C. Sources differ. By the label: Zhang et al. 2022
+    (arXiv 2201.00007) take (1 - softmax_k(CE_k)) / (K - 1), which gives no teacher more than 1 / (K - 1) and is not
+    defined for one teacher. By entropy, without the label: Kwon et al., ICASSP 2020. Here both are scores under the
+    same softmax as in `similarity`, so that tau has the same meaning.
     """
-    if inputs.confidence_by == "label":
+    if inputs.settings.confidence_by == "label":
         score_BK = label_log_probabilities(inputs.teacher_logits_BKC, inputs.labels_B).exp()
-    elif inputs.confidence_by == "entropy":
+    else:
         logp_BKC = F.log_softmax(inputs.teacher_logits_BKC, dim=-1)
         score_BK = 1 + (logp_BKC.exp() * logp_BKC).sum(dim=-1) / math.log(logp_BKC.shape[-1])
-    else:
-        raise ValueError(f"expected confidence `label` or `entropy`, found {inputs.confidence_by!r}")
-    return F.softmax(score_BK / inputs.weighting_temperature, dim=-1)
+    return F.softmax(score_BK / inputs.settings.weighting_temperature, dim=-1)
 
 
 def top1_weights(inputs: WeightingInputs) -> Tensor:
-    """All for the teacher with the highest probability of the label; teachers that tie share it."""
+    """Return 1 for the teacher with the highest probability of the label, shared equally among tied teachers."""
     better_BK, _ = _count_better_and_tied(inputs)
     best_BK = (better_BK == 0).to(inputs.teacher_logits_BKC.dtype)
     return best_BK / best_BK.sum(dim=-1, keepdim=True)
 
 
 def rank_weights(inputs: WeightingInputs) -> Tensor:
-    """(K + 1 - r_k) / (1 + ... + K), r_k the teacher's rank by its probability of the label; ties have their mean rank.
+    """Return (K + 1 - r_k) / (1 + ... + K), where r_k is the rank of teacher k by its probability of the label.
 
-    Rank-sum weights (Stillwell et al. 1981), one of several customs; of three teachers 1/2, 1/3 and 1/6.
+    Tied teachers have their mean rank. Rank-sum weights (Stillwell et al. 1981), one of several rules; for three
+    teachers they are 1/2, 1/3 and 1/6.
     """
     better_BK, equal_BK = _count_better_and_tied(inputs)
     teachers = inputs.teacher_logits_BKC.shape[1]
@@ -137,21 +132,21 @@ def rank_weights(inputs: WeightingInputs) -> Tensor:
 
 
 def _count_better_and_tied(inputs: WeightingInputs) -> tuple[Tensor, Tensor]:
-    """How many teachers give the label more than each does, and how many as much (itself included), both [B, K]."""
+    """Count, for each teacher, those with a higher and with an equal probability of the label (itself included)."""
     logp_BK = label_log_probabilities(inputs.teacher_logits_BKC, inputs.labels_B)
     own_BK1, other_B1K = logp_BK.unsqueeze(2), logp_BK.unsqueeze(1)
     return (other_B1K > own_BK1).sum(dim=-1), (other_B1K == own_BK1).sum(dim=-1)
 
 
 def attention_weights(inputs: WeightingInputs) -> Tensor:
-    """softmax_k(scores): learned, see `mixture_losses` for what the scores are trained on.
+    """Return softmax_k of learned scores; `mixture_losses` is the loss that trains them.
 
     Raises:
-        ValueError: there are no scores, or their shape does not fit the logits.
+        ValueError: scores are missing, or their shape does not match the logits.
     """
     scores_BK, shape = inputs.scores_BK, tuple(inputs.teacher_logits_BKC.shape[:2])
-    if scores_BK is None or tuple(scores_BK.shape) != shape:
-        found = None if scores_BK is None else tuple(scores_BK.shape)
+    found = None if scores_BK is None else tuple(scores_BK.shape)
+    if scores_BK is None or found != shape:
         raise ValueError(
             f"weighting `attention` needs the scores [B, K] = {shape} of a learned attention, found {found}"
         )
@@ -171,20 +166,18 @@ WEIGHTINGS: dict[str, Callable[[WeightingInputs], Tensor]] = {
 
 
 @torch.no_grad()
-def teacher_weights(name: str, inputs: WeightingInputs, *, per_batch: bool = False) -> Tensor:
-    """Weights by a weighting's name, shape [B, K]; no gradient flows through them.
+def teacher_weights(inputs: WeightingInputs) -> Tensor:
+    """Return the teacher weights by the weighting of the settings, shape [B, K], without gradient.
 
-    Args:
-        per_batch: whatever the name, average the cosine over the batch before the softmax, one set of weights for all
-            (the reference).
+    With `reference_compat`, the cosine is averaged over the batch before the softmax, so that all utterances have the
+    same weights, as in the reference code.
 
     Raises:
-        ValueError: the name is not known, or the inputs are not what the weighting needs.
+        ValueError: an input of the weighting is missing or has the wrong shape.
     """
-    if name not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {name!r}: expected one of {', '.join(WEIGHTINGS)}")
-    if not per_batch:
-        return WEIGHTINGS[name](inputs)
+    settings = inputs.settings
+    if not settings.reference_compat:
+        return WEIGHTINGS[settings.weighting](inputs)
     cosine_BK = F.cosine_similarity(inputs.student_logits_BC.unsqueeze(1), inputs.teacher_logits_BKC, dim=-1)
-    weights_K = F.softmax(cosine_BK.mean(dim=0) / inputs.weighting_temperature, dim=-1)
+    weights_K = F.softmax(cosine_BK.mean(dim=0) / settings.weighting_temperature, dim=-1)
     return weights_K.expand_as(cosine_BK)

@@ -133,19 +133,11 @@ def _paradigm_losses(
         logits_BC,
         batch.teacher_logits_BKC,
         batch.labels_B,
-        temperature=loss.temperature,
-        lam=loss.lam,
-        weighting=loss.weighting,
-        weighting_temperature=loss.weighting_temperature,
-        languages=WeightingLanguages(batch.languages, objective.teacher_languages),
-        reference_compat=loss.reference_compat,
-        same_language_weight=loss.same_language_weight,
-        confidence_by=loss.confidence_by,
-        attention_scores_BK=None if teacher_scores_BK is None else teacher_scores_BK.float(),
-        standardize_logits=loss.standardize_logits,
+        loss,
+        label_loss=label,
         label_weights_B=batch.label_weights_B,
-        focal_gamma=label.focal_gamma,
-        label_smoothing=label.label_smoothing,
+        languages=WeightingLanguages(batch.languages, objective.teacher_languages),
+        attention_scores_BK=None if teacher_scores_BK is None else teacher_scores_BK.float(),
     )
     return parts.total_B.sum(), parts.ce_B.sum(), parts.kl_B.sum()
 
@@ -170,10 +162,4 @@ def _label_loss(logits_BC: Tensor, batch: TrainBatch, label_loss: LabelLossConfi
     """Return the summed label loss; default settings use torch's own sum, on which the rounding depends."""
     if label_loss == DEFAULT_LABEL_LOSS:
         return F.cross_entropy(logits_BC, batch.labels_B, reduction="sum")
-    return label_losses(
-        logits_BC,
-        batch.labels_B,
-        weights_B=batch.label_weights_B,
-        focal_gamma=label_loss.focal_gamma,
-        label_smoothing=label_loss.label_smoothing,
-    ).sum()
+    return label_losses(logits_BC, batch.labels_B, label_loss, weights_B=batch.label_weights_B).sum()

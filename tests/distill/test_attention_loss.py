@@ -1,4 +1,4 @@
-"""The objective of learned teacher weights."""
+"""The loss that trains learned teacher weights."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_by_hand(entropy_weight, tensors):
     np.testing.assert_allclose(mixture_losses(*tensors, entropy_weight=entropy_weight), expected, rtol=0, atol=1e-9)
 
 
-def test_gradcheck_and_none_into_the_teachers(tensors):
+def test_gradcheck_and_no_gradient_into_the_teachers(tensors):
     scores, teachers, labels = tensors
     scores.requires_grad_()
     teachers.requires_grad_()
@@ -41,7 +41,7 @@ def test_gradcheck_and_none_into_the_teachers(tensors):
 
 
 @pytest.mark.parametrize(("entropy_weight", "share"), [(0.0, (0.99, 1.0)), (0.3, (0.5, 0.95)), (100.0, (0.33, 0.35))])
-def test_the_teacher_that_knows_is_best_and_entropy_keeps_the_others(entropy_weight, share):
+def test_the_best_teacher_wins_and_entropy_retains_the_others(entropy_weight, share):
     teachers_1KC = torch.tensor([[[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]]])
     scores_NK = torch.linspace(-2, 8, 1001).unsqueeze(1) * torch.tensor([0.0, 1.0, 0.0])
     loss_N = mixture_losses(
@@ -51,6 +51,6 @@ def test_the_teacher_that_knows_is_best_and_entropy_keeps_the_others(entropy_wei
     assert share[0] < own < share[1]
 
 
-def test_negative_beta(tensors):
+def test_negative_entropy_weight(tensors):
     with pytest.raises(ValueError, match=r"expected entropy_weight >= 0, found -0\.1"):
         mixture_losses(*tensors, entropy_weight=-0.1)

@@ -1,4 +1,4 @@
-"""The distillation loss against its formula written out in numpy, its gradients, and its limits."""
+"""The distillation loss: compared with its formula in numpy, its gradients, and its limits."""
 
 from typing import Any
 
@@ -7,8 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lakd_ray.config import DistillConfig, DistillLossConfig
-from lakd_ray.distill import WEIGHTINGS, WeightingInputs, WeightingLanguages, distillation_loss, teacher_weights
+from lakd_ray.config import DistillConfig, DistillLossConfig, LabelLossConfig
+from lakd_ray.distill import (
+    WEIGHTINGS,
+    DistillationLoss,
+    WeightingInputs,
+    WeightingLanguages,
+    distillation_loss,
+    teacher_weights,
+)
 from lakd_ray.distill.distillation import kl_divergence, standardize
 
 B, K, C = 6, 3, 4
@@ -31,6 +38,18 @@ OPTIONS: list[dict[str, Any]] = [
     {"label_weights_B": torch.from_numpy(np.random.default_rng(6).uniform(0.5, 2, B))},
 ]
 IDS = [" ".join(str(value) for pair in options.items() for value in pair)[:40] for options in OPTIONS]
+
+
+def loss_of(*tensors: torch.Tensor, **options: Any) -> DistillationLoss:
+    """Call `distillation_loss` with settings by name; with `reference_compat` any weighting is accepted."""
+    settings = {name: options.pop(name) for name in DistillLossConfig.model_fields if name in options}
+    label = {name: options.pop(name) for name in LabelLossConfig.model_fields if name in options}
+    weighting = settings.pop("weighting", "similarity")
+    if settings.get("reference_compat"):
+        config = DistillLossConfig(**settings).model_copy(update={"weighting": weighting})
+    else:
+        config = DistillLossConfig(**settings, weighting=weighting)
+    return distillation_loss(*tensors, config, label_loss=LabelLossConfig(**label), **options)
 
 
 @pytest.fixture
@@ -64,9 +83,9 @@ def terms(student: np.ndarray, teachers: np.ndarray, labels: np.ndarray, T: floa
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_by_hand(weighting, temperature, lam, arrays, tensors):
     ce, kl = terms(*arrays, temperature)
-    inputs = WeightingInputs(*tensors, languages=CODES, scores_BK=SCORES)
-    weights = teacher_weights(weighting, inputs).numpy()  # see test_weightings
-    found = distillation_loss(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
+    inputs = WeightingInputs(*tensors, DistillLossConfig(weighting=weighting), languages=CODES, scores_BK=SCORES)
+    weights = teacher_weights(inputs).numpy()  # see test_teacher_weighting.py
+    found = loss_of(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
     np.testing.assert_allclose(found.ce_B, ce, rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.kl_B, (weights * kl).sum(axis=1), rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.total_B, (1 - lam) * ce + lam * (weights * kl).sum(axis=1), rtol=0, atol=1e-9)
@@ -74,7 +93,7 @@ def test_every_weighting_by_hand(weighting, temperature, lam, arrays, tensors):
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_reference_compat_by_hand(weighting, arrays, tensors):
-    """Whatever the weighting: softmax of the batch's mean cosines, KL averaged over B * C."""
+    """For any weighting: softmax of the batch's mean cosines, KL averaged over B * C."""
     student, teachers, _ = arrays
     ce, kl = terms(*arrays, 5.0)
     norm = np.linalg.norm
@@ -86,22 +105,22 @@ def test_reference_compat_by_hand(weighting, arrays, tensors):
     )
     weights = softmax(cosine / 0.25)
     mean_kl = sum(weights[k] * kl[:, k].sum() / (B * C) for k in range(K))
-    found = distillation_loss(*tensors, **SETTINGS, weighting=weighting, reference_compat=True)
+    found = loss_of(*tensors, **SETTINGS, weighting=weighting, reference_compat=True)
     assert float(found.ce) == pytest.approx(ce.mean(), abs=1e-9)
     assert float(found.kl) == pytest.approx(mean_kl, abs=1e-9)
     assert float(found.total) == pytest.approx(0.75 * ce.mean() + 0.25 * mean_kl, abs=1e-9)
     np.testing.assert_allclose(found.weights_BK, np.tile(weights, (B, 1)), rtol=0, atol=1e-9)
 
 
-def test_what_is_minimised_is_the_mean_of_the_utterances(tensors):
-    found = distillation_loss(*tensors, **SETTINGS)
+def test_objective_is_the_mean_over_utterances(tensors):
+    found = loss_of(*tensors, **SETTINGS)
     for name in ("total", "ce", "kl"):
         torch.testing.assert_close(getattr(found, name), getattr(found, f"{name}_B").sum() / B)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=IDS)
 def test_an_utterances_loss_does_not_depend_on_its_batch(options, tensors):
-    whole = distillation_loss(*tensors, **SETTINGS | options)
+    complete = loss_of(*tensors, **SETTINGS | options)
     for i in range(B):
         alone: dict[str, Any] = (
             SETTINGS
@@ -110,45 +129,43 @@ def test_an_utterances_loss_does_not_depend_on_its_batch(options, tensors):
         )
         for name, value in alone.items():
             alone[name] = value[i : i + 1] if isinstance(value, torch.Tensor) else value
-        found = distillation_loss(*(tensor[i : i + 1] for tensor in tensors), **alone)
+        found = loss_of(*(tensor[i : i + 1] for tensor in tensors), **alone)
         for name in ("total_B", "ce_B", "kl_B", "weights_BK"):
-            torch.testing.assert_close(getattr(found, name)[0], getattr(whole, name)[i], atol=1e-12, rtol=0)
+            torch.testing.assert_close(getattr(found, name)[0], getattr(complete, name)[i], atol=1e-12, rtol=0)
 
 
-def test_only_the_reference_lets_batch_mates_in(tensors):
-    whole = distillation_loss(*tensors, **SETTINGS, reference_compat=True)
-    part = distillation_loss(*(tensor[:2] for tensor in tensors), **SETTINGS, reference_compat=True)
-    assert float((whole.total_B[:2] - part.total_B).abs().max()) > 1e-3
+def test_reference_loss_of_an_utterance_depends_on_its_batch(tensors):
+    complete = loss_of(*tensors, **SETTINGS, reference_compat=True)
+    part = loss_of(*(tensor[:2] for tensor in tensors), **SETTINGS, reference_compat=True)
+    assert float((complete.total_B[:2] - part.total_B).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
-def test_standardised_by_hand(temperature, arrays, tensors):
+def test_standardized_by_hand(temperature, arrays, tensors):
     student, teachers, labels = arrays
     z = [(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).mean()) for row in student]
     own = [[(row - row.mean()) / row.std() for row in rows] for rows in teachers]
     _, kl = terms(np.array(z), np.array(own), labels, temperature)
-    found = distillation_loss(
-        *tensors, **SETTINGS | {"temperature": temperature}, weighting="uniform", standardize_logits=True
-    )
+    found = loss_of(*tensors, **SETTINGS | {"temperature": temperature}, weighting="uniform", standardize_logits=True)
     np.testing.assert_allclose(found.kl_B, kl.mean(axis=1), rtol=0, atol=1e-9)
-    plain = distillation_loss(*tensors, **SETTINGS, standardize_logits=False)
-    torch.testing.assert_close(found.ce_B, plain.ce_B)  # the labels see the logits as they are
+    plain = loss_of(*tensors, **SETTINGS, standardize_logits=False)
+    torch.testing.assert_close(found.ce_B, plain.ce_B)  # the loss against the labels uses the original logits
 
 
-def test_standardised_logits_are_blind_to_size_and_shift(tensors):
+def test_standardized_logits_ignore_scale_and_shift(tensors):
     student, teachers, labels = tensors
-    one, other = (
-        distillation_loss(z, scale * teachers + shift, labels, **SETTINGS, weighting="uniform", standardize_logits=True)
+    original, scaled = (
+        loss_of(z, scale * teachers + shift, labels, **SETTINGS, weighting="uniform", standardize_logits=True)
         for z, scale, shift in ((student, 1, 0), (student, 3, 7))
     )
-    torch.testing.assert_close(one.kl_B, other.kl_B, atol=1e-9, rtol=0)
+    torch.testing.assert_close(original.kl_B, scaled.kl_B, atol=1e-9, rtol=0)
 
 
 def test_equal_logits_have_no_variance_and_finite_gradients(tensors):
     student, teachers, labels = torch.full((B, C), 3.0), tensors[1].float(), tensors[2]
     assert float(standardize(student).abs().max()) < 1e-3
     student.requires_grad_()
-    loss = distillation_loss(student, teachers, labels, temperature=2.0, lam=0.5, standardize_logits=True)
+    loss = loss_of(student, teachers, labels, temperature=2.0, lam=0.5, standardize_logits=True)
     (gradient,) = torch.autograd.grad(loss.total, student)
     assert torch.isfinite(loss.total) and torch.isfinite(gradient).all()
 
@@ -166,9 +183,7 @@ def test_equal_logits_have_no_variance_and_finite_gradients(tensors):
 def test_gradcheck_where_weights_do_not_depend_on_the_student(options, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda z: distillation_loss(z, teachers, labels, **SETTINGS | options).total_B, (student,)
-    )
+    assert torch.autograd.gradcheck(lambda z: loss_of(z, teachers, labels, **SETTINGS | options).total_B, (student,))
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -176,7 +191,7 @@ def test_gradcheck_where_weights_do_not_depend_on_the_student(options, tensors):
 def test_gradient_holds_the_weights_fixed(weighting, compat, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
-    loss = distillation_loss(student, teachers, labels, **SETTINGS, weighting=weighting, reference_compat=compat)
+    loss = loss_of(student, teachers, labels, **SETTINGS, weighting=weighting, reference_compat=compat)
     (found,) = torch.autograd.grad(loss.total, student)
     fixed_BK = loss.weights_BK.clone()
 
@@ -196,7 +211,7 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
     student.requires_grad_()
     teachers.requires_grad_()
     scores = SCORES.clone().requires_grad_()
-    loss = distillation_loss(
+    loss = loss_of(
         student,
         teachers,
         labels,
@@ -215,7 +230,7 @@ def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
     student, teachers, labels = tensors
     languages = WeightingLanguages(CODES.utterance_languages, (None,))
     settings = SETTINGS | {"languages": languages, "attention_scores_BK": SCORES[:, :1]}
-    found = distillation_loss(student, teachers[:, :1], labels, **settings, weighting=weighting)
+    found = loss_of(student, teachers[:, :1], labels, **settings, weighting=weighting)
     soft, logq = F.softmax(teachers[:, 0] / 5, dim=1), F.log_softmax(student / 5, dim=1)
     kd = 25 * F.kl_div(logq, soft, reduction="batchmean")
     torch.testing.assert_close(found.total, 0.75 * F.cross_entropy(student, labels) + 0.25 * kd, atol=1e-12, rtol=0)
@@ -225,24 +240,24 @@ def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
 def test_without_the_distillation_term_it_is_fine_tuning(compat, tensors):
     student, teachers, labels = tensors
     student.requires_grad_()
-    loss = distillation_loss(student, teachers, labels, **SETTINGS | {"lam": 0.0}, reference_compat=compat)
+    loss = loss_of(student, teachers, labels, **SETTINGS | {"lam": 0.0}, reference_compat=compat)
     ce = F.cross_entropy(student, labels)
     torch.testing.assert_close(loss.total, ce)
     (found,), (expected,) = (torch.autograd.grad(value, student) for value in (loss.total, ce))
     torch.testing.assert_close(found, expected, atol=1e-15, rtol=0)
 
 
-def test_a_student_that_equals_its_teachers_has_nothing_to_learn_from_them(tensors):
+def test_a_student_equal_to_its_teachers_has_zero_gradient(tensors):
     student, _, labels = tensors
     student.requires_grad_()
-    copies = student.detach().unsqueeze(1).repeat(1, K, 1) + 7  # softmax does not see the shift
-    loss = distillation_loss(student, copies, labels, **SETTINGS | {"lam": 1.0})
+    copies = student.detach().unsqueeze(1).repeat(1, K, 1) + 7  # softmax ignores the shift
+    loss = loss_of(student, copies, labels, **SETTINGS | {"lam": 1.0})
     assert float(loss.kl.detach()) == pytest.approx(0, abs=1e-12)
     (gradient,) = torch.autograd.grad(loss.total, student)
     assert float(gradient.abs().max()) < 1e-12
 
 
-def test_hot_limit_is_half_the_mean_square_of_centred_differences(tensors):
+def test_hot_limit_is_half_the_mean_square_of_centered_differences(tensors):
     """T -> infinity: T^2 KL -> |d - mean(d)|^2 / 2C with d = z_k - z_s, so the term neither vanishes nor explodes."""
     student, teachers, _ = tensors
     difference = teachers - student.unsqueeze(1)
@@ -255,18 +270,18 @@ def test_hot_limit_is_half_the_mean_square_of_centred_differences(tensors):
 def test_extreme_logits_stay_finite(tensors):
     student, teachers, labels = tensors
     student = (1e4 * student).float().requires_grad_()
-    loss = distillation_loss(student, 1e4 * teachers.float(), labels, **SETTINGS | {"temperature": 1.0})
+    loss = loss_of(student, 1e4 * teachers.float(), labels, **SETTINGS | {"temperature": 1.0})
     (gradient,) = torch.autograd.grad(loss.total, student)
     assert torch.isfinite(loss.total) and torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("ours", "papers"), [(DistillLossConfig().lam, 0.25), (DistillConfig().kd.lam, 0.75)])
-def test_default_shares_balance_as_the_papers_do_with_its_smaller_kl(ours, papers, tensors):
-    """One teacher, so weights play no part: losses and gradients are equal but for one factor on the whole."""
+def test_default_lam_balances_like_the_paper_with_its_smaller_kl(ours, papers, tensors):
+    """With one teacher, weights have no effect: losses and gradients are equal except for a common factor."""
     student, teachers, labels = tensors
     student.requires_grad_()
     losses = [
-        distillation_loss(student, teachers[:, :1], labels, temperature=5.0, lam=lam, reference_compat=compat)
+        loss_of(student, teachers[:, :1], labels, temperature=5.0, lam=lam, reference_compat=compat)
         for lam, compat in ((ours, False), (papers, True))
     ]
     scaled = [loss.total / (1 - lam) for loss, lam in zip(losses, (ours, papers), strict=True)]
@@ -290,7 +305,7 @@ def test_default_shares_balance_as_the_papers_do_with_its_smaller_kl(ours, paper
 )
 def test_wrong_shapes(student, teachers, labels, message):
     with pytest.raises(ValueError, match=message):
-        distillation_loss(
+        loss_of(
             torch.zeros(student), torch.zeros(teachers), torch.zeros(labels, dtype=torch.long), temperature=1.0, lam=0.5
         )
 
@@ -308,9 +323,9 @@ def test_wrong_shapes(student, teachers, labels, message):
 )
 def test_wrong_values(change, tensors):
     (name, value), *_ = change.items()
-    with pytest.raises(ValueError, match=rf"expected .*found .*{name}={value}"):
-        distillation_loss(*tensors, **SETTINGS | change)
-    with pytest.raises(ValueError, match="unknown weighting"):
-        distillation_loss(*tensors, **SETTINGS, weighting="none")
-    with pytest.raises(ValueError, match="set standardize_logits or reference_compat to false"):
-        distillation_loss(*tensors, **SETTINGS, standardize_logits=True, reference_compat=True)
+    with pytest.raises(ValueError, match=rf"{name}\n.*(greater|less|finite).*input_value={value}"):
+        loss_of(*tensors, **SETTINGS | change)
+    with pytest.raises(ValueError, match="should be 'uniform'"):
+        loss_of(*tensors, **SETTINGS, weighting="none")
+    with pytest.raises(ValueError, match="standardize_logits at false, or set reference_compat: false"):
+        loss_of(*tensors, **SETTINGS, standardize_logits=True, reference_compat=True)

@@ -1,4 +1,4 @@
-"""The losses against the labels: by hand in numpy, their gradients, and the weights of classes."""
+"""The losses against the labels: compared with numpy, their gradients, and class weights."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
+from lakd_ray.config import LabelLossConfig
 from lakd_ray.distill import class_weights, label_losses
 
 B, C = 7, 4
@@ -27,7 +28,9 @@ def test_focal_by_hand(gamma, arrays):
     logits, labels = arrays
     own = chances(logits)[np.arange(B), labels]
     weights = np.linspace(0.5, 2, B)
-    found = label_losses(*map(torch.from_numpy, arrays), focal_gamma=gamma, weights_B=torch.from_numpy(weights))
+    found = label_losses(
+        *map(torch.from_numpy, arrays), LabelLossConfig(focal_gamma=gamma), weights_B=torch.from_numpy(weights)
+    )
     np.testing.assert_allclose(found, weights * (1 - own) ** gamma * -np.log(own), rtol=0, atol=1e-9)
 
 
@@ -35,7 +38,7 @@ def test_smoothing_by_hand(arrays):
     logits, labels = arrays
     targets = np.full((B, C), 0.1 / C)
     targets[np.arange(B), labels] += 0.9
-    found = label_losses(*map(torch.from_numpy, arrays), label_smoothing=0.1)
+    found = label_losses(*map(torch.from_numpy, arrays), LabelLossConfig(label_smoothing=0.1))
     np.testing.assert_allclose(found, -(targets * np.log(chances(logits))).sum(axis=1), rtol=0, atol=1e-9)
 
 
@@ -47,18 +50,20 @@ def test_plain_is_cross_entropy_to_the_bit(arrays):
 @pytest.mark.parametrize("options", [{}, {"focal_gamma": 0.5}, {"focal_gamma": 2.0}, {"label_smoothing": 0.2}], ids=str)
 def test_gradcheck(options, arrays):
     logits, labels = map(torch.from_numpy, arrays)
-    assert torch.autograd.gradcheck(lambda z: label_losses(z, labels, **options), (logits.requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda z: label_losses(z, labels, LabelLossConfig(**options)), (logits.requires_grad_(),)
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_focal_gradients_are_finite_where_nothing_or_everything_is_known(gamma):
+def test_focal_gradients_are_finite_for_extreme_probabilities(gamma):
     logits = torch.tensor([[200.0, 0, 0, 0], [-200.0, 0, 0, 0], [20.0, 0, 0, 0]], requires_grad=True)
-    loss = label_losses(logits, torch.zeros(3, dtype=torch.long), focal_gamma=gamma)
+    loss = label_losses(logits, torch.zeros(3, dtype=torch.long), LabelLossConfig(focal_gamma=gamma))
     loss.sum().backward()
     assert torch.isfinite(loss).all() and torch.isfinite(logits.grad).all()
-    none, all_, _ = loss.tolist()
-    assert none < 1e-6
-    assert all_ == pytest.approx(200, rel=0.02)
+    certain, wrong, _ = loss.tolist()
+    assert certain < 1e-6
+    assert wrong == pytest.approx(200, rel=0.02)
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.9, 0.999, 1.0])
@@ -72,13 +77,13 @@ def test_class_weights_by_hand(balance):
     assert float((found * COUNTS).sum() / COUNTS.sum()) == pytest.approx(1, abs=1e-12)
 
 
-def test_full_balance_is_what_scikit_learn_calls_balanced():
+def test_full_balance_agrees_with_scikit_learn():
     labels = np.repeat([0, 1, 2, 3], [40, 5, 9, 1])
     expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
     np.testing.assert_allclose(class_weights(torch.bincount(torch.from_numpy(labels)), 1.0), expected, atol=1e-9)
 
 
-def test_no_balance_weighs_all_alike():
+def test_zero_balance_gives_equal_weights():
     assert class_weights(torch.tensor([40, 5, 9, 1]), 0.0).tolist() == [1.0] * 4
 
 
@@ -92,7 +97,7 @@ def test_no_balance_weighs_all_alike():
         (torch.ones(2, 2), 1.0, "expected the number"),
     ],
 )
-def test_impossible_class_weights(counts, balance, message):
+def test_invalid_class_weights(counts, balance, message):
     with pytest.raises(ValueError, match=message):
         class_weights(counts, balance)
 
@@ -100,13 +105,14 @@ def test_impossible_class_weights(counts, balance, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"focal_gamma": -1.0}, "focal_gamma=-1.0"),
-        ({"focal_gamma": float("nan")}, "focal_gamma=nan"),
-        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"focal_gamma": -1.0}, r"focal_gamma\n.*greater than or equal to 0"),
+        ({"focal_gamma": float("nan")}, r"focal_gamma\n.*finite number"),
+        ({"label_smoothing": 1.0}, r"label_smoothing\n.*less than 1"),
         ({"focal_gamma": 2.0, "label_smoothing": 0.1}, "focal loss is not defined for smoothed labels"),
         ({"weights_B": torch.ones(C)}, r"expected weights \(7,\), found \(4,\)"),
     ],
 )
-def test_impossible_losses(options, message, arrays):
+def test_invalid_settings_and_weights(options, message, arrays):
+    settings = {name: value for name, value in options.items() if name != "weights_B"}
     with pytest.raises(ValueError, match=message):
-        label_losses(*map(torch.from_numpy, arrays), **options)
+        label_losses(*map(torch.from_numpy, arrays), LabelLossConfig(**settings), weights_B=options.get("weights_B"))

@@ -1,12 +1,13 @@
-"""Teacher weights against the formulas written out in numpy."""
+"""Teacher weights compared with the formulas in numpy."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
+from lakd_ray.config import DistillLossConfig, Weighting
 from lakd_ray.distill import WEIGHTINGS, WeightingInputs, WeightingLanguages, teacher_weights
 
 B, K, C = 5, 3, 4
@@ -23,25 +24,24 @@ def logits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def inputs(
-    student: np.ndarray, teachers: np.ndarray, weighting_temperature: float = 0.25, **rest: Any
-) -> WeightingInputs:
-    tensors = (torch.from_numpy(array) for array in (student, teachers, LABELS))
-    scores = torch.from_numpy(SCORES[:, : teachers.shape[1]])
-    return WeightingInputs(
-        *tensors, **{"weighting_temperature": weighting_temperature, "languages": CODES, "scores_BK": scores} | rest
-    )
-
-
-def weights(
     name: str,
     student: np.ndarray,
     teachers: np.ndarray,
-    weighting_temperature: float = 0.25,
     *,
     per_batch: bool = False,
-    **rest: Any,
-) -> np.ndarray:
-    return teacher_weights(name, inputs(student, teachers, weighting_temperature, **rest), per_batch=per_batch).numpy()
+    languages: WeightingLanguages | None = CODES,
+    scores_BK: torch.Tensor | None = None,
+    **settings: Any,
+) -> WeightingInputs:
+    """Return the inputs of a weighting; `per_batch` is `reference_compat`, here with any weighting."""
+    config = DistillLossConfig(weighting=name, **settings).model_copy(update={"reference_compat": per_batch})
+    tensors = (torch.from_numpy(array) for array in (student, teachers, LABELS))
+    scores = torch.from_numpy(SCORES[:, : teachers.shape[1]]) if scores_BK is None else scores_BK
+    return WeightingInputs(*tensors, config, languages=languages, scores_BK=scores)
+
+
+def weights(name: str, student: np.ndarray, teachers: np.ndarray, **options: Any) -> np.ndarray:
+    return teacher_weights(inputs(name, student, teachers, **options)).numpy()
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -49,7 +49,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def shares(scores: list[float]) -> np.ndarray:
-    """softmax"""
+    """Return the softmax of the scores."""
     return np.array([1 / sum(np.exp(other - score) for other in scores) for score in scores])
 
 
@@ -96,8 +96,8 @@ def test_one_set_of_weights_per_batch_from_the_mean_cosine(logits):
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_precision_follows_the_logits(name, logits):
-    given = inputs(*(array.astype(np.float32) for array in logits), scores_BK=torch.from_numpy(SCORES).float())
-    found = teacher_weights(name, given)
+    single = (array.astype(np.float32) for array in logits)
+    found = teacher_weights(inputs(name, *single, scores_BK=torch.from_numpy(SCORES).float()))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected(name, *logits, 0.25), atol=1e-6)
 
@@ -125,11 +125,11 @@ def test_the_teacher_that_agrees_wins_as_tau_falls(logits):
     np.testing.assert_allclose(weights("similarity", student, teachers, weighting_temperature=1e6), 1 / K, atol=1e-5)
 
 
-def test_centring_makes_weights_blind_to_a_shift_of_logits(logits):
+def test_centered_weights_ignore_a_shift_of_logits(logits):
     student, teachers = logits
     shifted = teachers + np.array([5.0, -2.0, 0.0])[None, :, None]
-    centred = weights("similarity-centered", student, shifted)
-    np.testing.assert_allclose(centred, weights("similarity-centered", student, teachers), atol=1e-12)
+    centered = weights("similarity-centered", student, shifted)
+    np.testing.assert_allclose(centered, weights("similarity-centered", student, teachers), atol=1e-12)
     assert np.abs(weights("similarity", student, shifted) - weights("similarity", student, teachers)).max() > 0.05
 
 
@@ -137,7 +137,7 @@ def test_centring_makes_weights_blind_to_a_shift_of_logits(logits):
     ("teachers", "row"),
     [
         (("en", "en", "fi"), [0.4, 0.4, 0.2]),
-        (("en", "fi", None), [0.8, 0.1, 0.1]),  # a multilingual teacher is nobody's own
+        (("en", "fi", None), [0.8, 0.1, 0.1]),  # a multilingual teacher matches no language
         (("en", "en", "en"), [1 / 3] * 3),
         ((None, None, None), [1 / 3] * 3),
         (("fi", "fr", "sv"), [1 / 3] * 3),
@@ -151,22 +151,22 @@ def test_language_with_several_or_no_own_teachers(teachers, row, logits):
 @pytest.mark.parametrize(
     "languages", [None, WeightingLanguages(("en",) * 4, ("en",) * 3), WeightingLanguages(("en",) * 5, ("en",) * 2)]
 )
-def test_language_needs_to_know_all_languages(languages, logits):
+def test_language_needs_all_languages(languages, logits):
     with pytest.raises(
         ValueError, match=r"needs the languages of 5 utterances and 3 teachers, found (None|\(\d, \d\))"
     ):
         weights("language", *logits, languages=languages)
 
 
-def test_own_language_is_a_setting(logits):
+def test_same_language_weight(logits):
     found = weights("language", *logits, same_language_weight=0.5)
     np.testing.assert_allclose(found[0], [0.5, 0.25, 0.25], rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"expected same_language_weight in \[0, 1\], found 1.5"):
+    with pytest.raises(ValueError, match=r"same_language_weight\n.*less than or equal to 1"):
         weights("language", *logits, same_language_weight=1.5)
 
 
 def test_confidence_by_entropy_by_hand(logits):
-    """Without the label: a teacher that is sure of anything counts, one that knows nothing has the lowest score, 0."""
+    """The label has no effect: a confident teacher has a high score, a uniform one has the lowest score, 0."""
     student, teachers = logits
     teachers = teachers.copy()
     teachers[0, 0], teachers[0, 1] = 5.0, [0, 0, 50, 0]
@@ -178,18 +178,19 @@ def test_confidence_by_entropy_by_hand(logits):
     found = weights("confidence", student, teachers, confidence_by="entropy")
     np.testing.assert_allclose(found, rows, rtol=0, atol=1e-9)
     assert found[0].argmax() == 1 and found[0].argmin() == 0
-    other = replace(inputs(student, teachers, confidence_by="entropy"), labels_B=torch.zeros(B, dtype=torch.long))
-    np.testing.assert_array_equal(found, teacher_weights("confidence", other))
+    other = inputs("confidence", student, teachers, confidence_by="entropy")
+    other = replace(other, labels_B=torch.zeros(B, dtype=torch.long))
+    np.testing.assert_array_equal(found, teacher_weights(other))
 
 
 @pytest.mark.parametrize("name", BY_LABEL)
-def test_weightings_by_the_label_prefer_the_teacher_that_knows_it(name, logits):
+def test_weightings_by_the_label_prefer_the_teacher_with_its_highest_probability(name, logits):
     student, teachers = logits
     teachers = teachers.copy()
     teachers[np.arange(B), 1, LABELS] += 30
     assert (weights(name, student, teachers).argmax(axis=1) == 1).all()
-    wrong = replace(inputs(student, teachers), labels_B=torch.from_numpy((LABELS + 1) % C))
-    assert (teacher_weights(name, wrong).argmax(dim=1) != 1).all()
+    wrong = replace(inputs(name, student, teachers), labels_B=torch.from_numpy((LABELS + 1) % C))
+    assert (teacher_weights(wrong).argmax(dim=1) != 1).all()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_ties_are_shared(name, row, logits):
 
 
 @pytest.mark.parametrize("name", BY_LABEL)
-def test_certain_teachers_leave_the_weights_finite(name, logits):
+def test_extreme_teacher_logits_give_finite_weights(name, logits):
     student, teachers = logits
     for kind in ("label", "entropy"):
         found = weights(name, student, 1e6 * teachers, confidence_by=kind)
@@ -212,15 +213,20 @@ def test_certain_teachers_leave_the_weights_finite(name, logits):
 
 @pytest.mark.parametrize("scores", [None, torch.zeros(B, K + 1)])
 def test_attention_needs_scores(scores, logits):
+    incomplete = replace(inputs("attention", *logits), scores_BK=scores)
     with pytest.raises(ValueError, match=r"needs the scores \[B, K\] = \(5, 3\) of a learned attention, found"):
-        weights("attention", *logits, scores_BK=scores)
+        teacher_weights(incomplete)
 
 
 def test_unknown_kind_of_confidence(logits):
-    with pytest.raises(ValueError, match="expected confidence `label` or `entropy`, found 'margin'"):
+    with pytest.raises(ValueError, match="'label' or 'entropy'"):
         weights("confidence", *logits, confidence_by="margin")
 
 
+def test_weightings_are_those_of_the_configuration():
+    assert tuple(WEIGHTINGS) == get_args(Weighting)
+
+
 def test_unknown_weighting(logits):
-    with pytest.raises(ValueError, match="unknown weighting 'best': expected one of uniform, similarity"):
+    with pytest.raises(ValueError, match="should be 'uniform', 'similarity'"):
         weights("best", *logits)

@@ -13,6 +13,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from lakd_ray.config import DistillLossConfig
 from lakd_ray.distill import distillation_loss
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, pad_batch
@@ -164,7 +165,8 @@ def test_training_reaches_every_weight_and_batch_mates_get_no_gradient():
 def test_another_family_is_refused():
     config = ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(
-        ConfigError, match="model_type 'audio-spectrogram-transformer' is not supported: expected one of wav2vec2, hubert"
+        ConfigError,
+        match="model_type 'audio-spectrogram-transformer' is not supported: expected one of wav2vec2, hubert",
     ):
         EmotionClassifier(ASTForAudioClassification(config))
 
@@ -191,7 +193,9 @@ def golden(style: str) -> dict[str, list[Any]]:
     with torch.no_grad():
         logits_BC = model(wave_BT, lengths_B).logits_BC
     teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])
-    parts = distillation_loss(logits_BC, teachers_BKC, torch.tensor([0, 2]), temperature=5.0, lam=0.25)
+    parts = distillation_loss(
+        logits_BC, teachers_BKC, torch.tensor([0, 2]), DistillLossConfig(temperature=5.0, lam=0.25)
+    )
     return {
         f"{style} {name}": [[round(number, 5) for number in row] for row in value.view(2, -1).tolist()]
         for name, value in (("logits", logits_BC), ("total", parts.total_B), ("ce", parts.ce_B), ("kl", parts.kl_B))
