@@ -1,125 +1,91 @@
-"""All stages in order. Each skips what is already done and valid, and says so."""
+"""The driver of all stages. A single fold is a grid with one cell: both take the same path.
 
+Each stage skips what is already done and valid.
+"""
+
+import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-from lakd_ray.audio import decode_audio, encode_flac, sources, to_int16
-from lakd_ray.cluster import cluster_address, experiment_session
+from lakd_ray.cluster import experiment_session
 from lakd_ray.config import Experiment
-from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
-from lakd_ray.errors import ConfigError
+from lakd_ray.errors import ConfigError, TrainingError
 from lakd_ray.inference import evaluate
-from lakd_ray.launch import driver as training
+from lakd_ray.launch.driver import TrainStage, stage_tasks, train_tasks
+from lakd_ray.launch.plan import format_plan, plan_grid
 from lakd_ray.launch.progress import format_duration
-from lakd_ray.launch.tracking import manager
+from lakd_ray.launch.run_log import RunLog
+from lakd_ray.launch.tracking import check_tracker_packages
 from lakd_ray.runs.graph import RunGraph, build_run_graph
-from lakd_ray.runs.state import find_best_checkpoint, select_best_run
-from lakd_ray.serve.client import Client
+from lakd_ray.serve.smoke_test import smoke_test_endpoint
+
+logger = logging.getLogger(__name__)
 
 
-def run_stages(config: Experiment) -> None:
-    """Run the experiment's stages.
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of an experiment over some of its cells."""
 
-    Raises:
-        ConfigError: a configured tracker is not installed; hours of preparation later would be late to say so.
-    """
-    manager.check_tracker_packages(config)
-    started = time.perf_counter()
-    steps = _build_steps(config)
-    for number, (name, step) in enumerate(steps, start=1):
-        print(
-            f"\n== {name} ({number}/{len(steps)}, {format_duration(time.perf_counter() - started)} so far)", flush=True
-        )
-        step(config)
-    print(f"\nall done in {format_duration(time.perf_counter() - started)}; results in {config.folder}")
+    config: Experiment
+    """The experiment."""
+    cells: tuple[RunGraph, ...]
+    """The runs of each cell."""
+    run_log: RunLog | None = None
+    """If given, a run that fails is logged and skipped, and the others are trained; if None, it ends the stage."""
 
+    def prepare(self) -> None:
+        """Import the corpora and write shards and manifest."""
+        prepare.run(self.config)
 
-def _build_steps(config: Experiment) -> list[tuple[str, Callable[[Experiment], object]]]:
-    """The stages in order; teachers and students that follow each other share their worker groups."""
-    steps: list[tuple[str, Callable[[Experiment], object]]] = [(name, STAGES[name]) for name in config.stages]
-    for index in range(len(config.stages) - 1):
-        if config.stages[index : index + 2] == ("teachers", "distill"):
-            steps[index : index + 2] = [
-                ("teachers and distill", lambda config: training.train_teachers_and_students(build_run_graph(config)))
-            ]
-    return steps
+    def train(self, stage: TrainStage) -> None:
+        """Train the runs of a stage in all cells."""
+        tasks = stage_tasks(self.cells, stage)
+        if self.run_log:
+            train_tasks(tasks, name="reproduce", keep_going=True, on_event=self.run_log.on_event)
+            self.run_log.reconcile()
+            return
+        for run in (run for graph in self.cells for run in graph.students if stage != "teachers"):
+            if run.stage == "teachers":
+                logger.info(f"{stage}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
+        train_tasks(tasks, name=stage)
 
+    def tune(self) -> None:
+        """Search the settings of a student on dev."""
+        from lakd_ray.tune import run as search  # Ray Tune and Optuna take seconds to load
 
-def run_tune(config: Experiment) -> None:
-    """The tune stage."""
-    from lakd_ray.tune import run as search  # Ray Tune and Optuna take seconds to load
+        search.run_search(self.config)
 
-    search.run_search(config)
+    def evaluate(self) -> None:
+        """Write the predictions of all models on the test utterances; the cells of a fold share their passes."""
+        failed = self.run_log.failed if self.run_log else ()
+        for fold in dict.fromkeys(graph.config.fold for graph in self.cells):
+            evaluate.run(*(graph for graph in self.cells if graph.config.fold == fold), exclude=failed)
 
+    def report(self) -> str:
+        """Write the report, log its tables and notes, and return the location of report.html."""
+        from lakd_ray import report  # matplotlib takes seconds to load
 
-def run_report(config: Experiment) -> None:
-    """The report stage; prints its headline table."""
-    from lakd_ray import report as reports  # matplotlib takes seconds to load
+        location = report.write_report(self.config, self.cells, sorted(self.run_log.failed) if self.run_log else ())
+        logger.info(report.format_summary(report.read_report(self.config)))
+        logger.info(f"report: {location}")
+        return location
 
-    location = reports.write_report(config, [build_run_graph(config)])
-    print(reports.format_summary(reports.read_report(config)))
-    print(f"report: {location}")
-
-
-def best_student_checkpoint(graph: RunGraph) -> str:
-    """Checkpoint of the student with the best recall on dev.
-
-    Raises:
-        StageError: no student is trained.
-    """
-    return find_best_checkpoint(select_best_run(graph.students, graph.config), graph.config)
-
-
-def smoke_test_endpoint(config: Experiment) -> None:
-    """Serve the best student, ask it about held-out clips over HTTP, print answers beside the truth, and stop."""
-    from lakd_ray.serve import deploy as serving  # Ray Serve takes seconds to load
-
-    checkpoint = best_student_checkpoint(build_run_graph(config))
-    url = serving.start(config, checkpoint)
-    try:
-        print(f"serve: {checkpoint}\n  at {url}/v1/emotion")
-        with Client(url) as endpoint:
-            right, asked = _query_test_clips(config, endpoint)
-        print(f"serve: {right} of {asked} held-out clips right; endpoint stopped (keep one up with `lakd serve`)")
-    finally:
-        serving.stop(before_cluster_shutdown=cluster_address(config) is None)
+    def serve(self) -> None:
+        """Serve the best student, query it with a few test clips, and stop the endpoint."""
+        for graph in self.cells:
+            smoke_test_endpoint(graph)
 
 
-def _query_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:
-    """A test recording of every language and emotion, as it came from the corpus."""
-    manifest = manifests.load_manifest(config)
-    right = asked = 0
-    for language in config.languages:
-        clips = manifest.table.take(manifest.rows("test", [language])).to_pylist()
-        drawn = sorted(clips, key=lambda clip: str(clip["audio_sha256"]))
-        first = {clip["emotion"]: clip for clip in reversed(drawn)}
-        for clip in (first[emotion] for emotion in config.emotions if emotion in first):
-            answer = endpoint.predict(_read_clip(clip), language)
-            right, asked = right + (answer.emotion == clip["emotion"]), asked + 1
-            share = answer.probabilities[answer.emotion]
-            print(f"  {clip['utterance']:<34} truth {clip['emotion']:<10} answer {answer.emotion:<10} ({share:.2f})")
-    return right, asked
-
-
-def _read_clip(clip: dict[str, Any]) -> bytes:
-    """A clip as it came from the corpus; of a longer recording, the part that is the clip."""
-    content = sources.read_source(clip["source"])
-    if clip["start"] is None and clip["end"] is None:
-        return content
-    wave_T = decode_audio(content, source_name=clip["source"], start=clip["start"], end=clip["end"])
-    return encode_flac(to_int16(wave_T))
-
-
-STAGES: dict[str, Callable[[Experiment], object]] = {
-    "prepare": prepare.run,
-    "teachers": lambda config: training.train_teachers(build_run_graph(config)),
-    "distill": lambda config: training.train_students(build_run_graph(config)),
-    "tune": run_tune,
-    "evaluate": lambda config: evaluate.run(build_run_graph(config)),
-    "report": run_report,
-    "serve": smoke_test_endpoint,
+STAGES: dict[str, Callable[[Pipeline], object]] = {
+    "prepare": Pipeline.prepare,
+    "teachers": lambda pipeline: pipeline.train("teachers"),
+    "distill": lambda pipeline: pipeline.train("distill"),
+    "tune": Pipeline.tune,
+    "evaluate": Pipeline.evaluate,
+    "report": Pipeline.report,
+    "serve": Pipeline.serve,
 }
 
 
@@ -129,6 +95,7 @@ def run_stage(config: Experiment, stage: str) -> None:
     Stages whose output is complete and valid are skipped.
 
     Args:
+        config: the experiment; the stage runs for its fold, seed and settings.
         stage: `prepare`, `teachers`, `distill`, `tune`, `evaluate`, `report` or `serve` (a smoke test of the endpoint).
 
     Raises:
@@ -138,7 +105,7 @@ def run_stage(config: Experiment, stage: str) -> None:
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
     with experiment_session(config):
-        STAGES[stage](config)
+        STAGES[stage](Pipeline(config, (build_run_graph(config),)))
 
 
 def run_pipeline(config: Experiment) -> None:
@@ -149,3 +116,68 @@ def run_pipeline(config: Experiment) -> None:
     """
     with experiment_session(config):
         run_stages(config)
+
+
+def run_stages(config: Experiment) -> None:
+    """Run the experiment's stages in order for its own fold, seed and settings.
+
+    Raises:
+        ConfigError: the package of a configured tracker is not installed; checked first, because training starts only
+            after hours of preparation.
+    """
+    check_tracker_packages(config)
+    started = time.perf_counter()
+    pipeline = Pipeline(config, (build_run_graph(config),))
+    steps = _build_steps(config)
+    for number, (name, step) in enumerate(steps, start=1):
+        elapsed = format_duration(time.perf_counter() - started)
+        logger.info(f"\n== {name} ({number}/{len(steps)}, {elapsed} so far)")
+        step(pipeline)
+    logger.info(f"\nall done in {format_duration(time.perf_counter() - started)}; results in {config.folder}")
+
+
+def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | None = None) -> str | None:
+    """Prepare the data, then train, evaluate and report every fold, seed and variant of the experiment's grid.
+
+    A run that several cells need is trained once. A run that fails is skipped, and the others are trained. The same
+    call after an interruption resumes.
+
+    Args:
+        config: the experiment.
+        dry_run: log the plan and its cost only.
+        throughput: audio-seconds per second of one worker group, for the cost; None: measured from finished runs.
+
+    Returns:
+        The location of report.html; None for a dry run.
+
+    Raises:
+        ConfigError: the package of a configured tracker is not installed.
+        TrainingError: runs failed; all that is possible without them is done.
+    """
+    if not dry_run:
+        check_tracker_packages(config)
+        prepare.run(config)
+    plan = plan_grid(config)
+    logger.info(format_plan(plan, throughput))
+    if dry_run:
+        return None
+    run_log = RunLog(plan)
+    pipeline = Pipeline(config, plan.cells, run_log)
+    pipeline.train("train")
+    pipeline.evaluate()
+    location = pipeline.report()
+    if run_log.failed:
+        raise TrainingError(
+            f"{len(run_log.failed)} of {len(plan.tasks)} runs failed; the report does not include them. The same "
+            "command tries them again:\n  " + "\n  ".join(f"{run}: {reason}" for run, reason in run_log.failed.items())
+        )
+    return location
+
+
+def _build_steps(config: Experiment) -> list[tuple[str, Callable[[Pipeline], object]]]:
+    """Return the stages in order; teachers and students in sequence share their worker groups."""
+    steps: list[tuple[str, Callable[[Pipeline], object]]] = [(name, STAGES[name]) for name in config.stages]
+    for index in range(len(config.stages) - 1):
+        if config.stages[index : index + 2] == ("teachers", "distill"):
+            steps[index : index + 2] = [("teachers and distill", lambda pipeline: pipeline.train("train"))]
+    return steps

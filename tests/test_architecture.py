@@ -22,7 +22,7 @@ FLOORS = (
     ("launch", "serve"),
     ("tune",),
     ("ops",),
-    ("pipeline", "reproduce"),
+    ("pipeline",),
     ("cli",),
     ("__main__",),
 )

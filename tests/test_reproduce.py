@@ -17,7 +17,7 @@ from support.ray_cluster import ROOT, Cluster, started
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config
-from lakd_ray.reproduce import build_plan
+from lakd_ray.launch.plan import plan_grid
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def entries(config: Experiment) -> list[dict[str, Any]]:
-    location = f"{config.stage_folder('reproduce')}/ledger.jsonl"
+    location = f"{config.stage_folder('reproduce')}/events.jsonl"
     if not storage.exists(location):
         return []
     return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
@@ -86,7 +86,7 @@ def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path:
     assert process.wait(timeout=120) == 130
 
     process = submit(cluster, out, log)  # the whole cluster goes while test utterances are asked about
-    runs = [task.run for task in build_plan(config).tasks]
+    runs = [task.run for task in plan_grid(config).tasks]
     wait(process, lambda: count(config, "finished", ("",)) == len(runs), log)
     cluster.script("stop")
     process.terminate()

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
 from lakd_ray import __version__
@@ -198,19 +199,19 @@ def error_message(error: LakdError) -> str:
 
 
 def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
-    from lakd_ray import pipeline, reproduce  # Ray takes seconds to load, and `lakd config` needs none of it
+    from lakd_ray import pipeline  # Ray takes seconds to load, and `lakd config` needs none of it
     from lakd_ray.cluster import experiment_session
     from lakd_ray.ops import doctor
 
     if options.command == "reproduce" and options.dry_run:
-        reproduce.run_grid(config, dry_run=True, throughput=options.rate)
+        pipeline.run_grid(config, dry_run=True, throughput=options.rate)
         return
     stages: dict[str, Callable[[Experiment], object]] = {
-        **pipeline.STAGES,
+        **{name: partial(pipeline.run_stage, stage=name) for name in pipeline.STAGES},
         "pipeline": pipeline.run_stages,
         "serve": _serve,
     }
-    stages["reproduce"] = lambda config: reproduce.run_grid(config, throughput=options.rate)
+    stages["reproduce"] = lambda config: pipeline.run_grid(config, throughput=options.rate)
     command = options.command
     checked = command in _PREFLIGHT_STAGES
     with (
@@ -224,11 +225,11 @@ def _run_stage(options: argparse.Namespace, config: Experiment) -> None:
 def _serve(config: Experiment) -> None:
     """Keep the best student up until interrupted."""
     from lakd_ray.cluster import cluster_address
-    from lakd_ray.pipeline import best_student_checkpoint
     from lakd_ray.runs import build_run_graph
+    from lakd_ray.runs.state import find_best_student_checkpoint
     from lakd_ray.serve import deploy as serving
 
-    checkpoint = best_student_checkpoint(build_run_graph(config))
+    checkpoint = find_best_student_checkpoint(build_run_graph(config))
     url = serving.start(config, checkpoint)
     print(f"serving {checkpoint}\n  POST {url}/v1/emotion, documentation at {url}/docs; Ctrl-C stops it", flush=True)
     try:

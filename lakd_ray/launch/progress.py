@@ -1,5 +1,6 @@
-"""What people see while runs train: a line for every epoch, and one whenever something happens to a run."""
+"""The progress of training for the user: a log line for every epoch and for every event of a run."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,60 +10,66 @@ from lakd_ray.launch.run_queue import TrainingEvent
 
 _POLL_INTERVAL_S = 0.5
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def poll_events(
     drain_events: Callable[[], Sequence[TrainingEvent]], *handlers: Callable[[TrainingEvent], None]
 ) -> Iterator[None]:
-    """Pass news on to all who are told, in order, until the block ends."""
+    """Pass new events to every handler, in order, until the block ends.
+
+    Args:
+        drain_events: returns the events since its last call.
+        handlers: called with each event by a thread of its own.
+    """
     stop = threading.Event()
 
-    def pass_on() -> None:
+    def dispatch() -> None:
         for event in drain_events():
-            for one in handlers:
-                one(event)
+            for handler in handlers:
+                handler(event)
 
-    def follow() -> None:
+    def poll() -> None:
         while not stop.wait(_POLL_INTERVAL_S):
-            pass_on()
+            dispatch()
 
-    thread = threading.Thread(target=follow, name="watch", daemon=True)
+    thread = threading.Thread(target=poll, name="poll events", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        pass_on()
+        dispatch()
 
 
-def print_event(event: TrainingEvent) -> None:
-    """Print what people want to see of an event."""
+def log_event(event: TrainingEvent) -> None:
+    """Log an event if it is of interest to the user."""
+    run, reason = event["run"], event.get("reason", "")
     if event["event"] == "epoch":
-        print(format_epoch(event["line"]), flush=True)
+        logger.info(format_epoch(event["line"]))
     elif event["event"] == "lost":
-        print(
-            f"{event['run']}: a worker was lost, going on from the last saved state ({event['reason'][:200]})",
-            flush=True,
-        )
+        logger.info(f"{run}: a worker was lost, resuming from the last saved state ({reason[:200]})")
     elif event["event"] == "message":
-        print(f"{event['run']}: {event['reason']}", flush=True)
+        logger.info(f"{run}: {reason}")
     elif event["event"] == "failed":
-        print(f"{event['run']}: FAILED, {event['reason']}", flush=True)
+        logger.info(f"{run}: FAILED, {reason}")
 
 
 def format_epoch(epoch_metrics: dict[str, Any]) -> str:
-    """One epoch for people."""
+    """Return the metrics of one epoch as a log line."""
     recall = " ".join(f"{code} {value:.2f}" for code, value in epoch_metrics["dev_recall"].items())
     return (
-        f"{epoch_metrics['run']:<26} epoch {epoch_metrics['epoch']:>2}/{epoch_metrics['epochs']}  loss {epoch_metrics['loss']:.3f}  "
-        f"dev UR {epoch_metrics['dev_UR']:.3f} ({recall})  {epoch_metrics['audio_seconds_per_second']:.0f} audio-s/s  "
+        f"{epoch_metrics['run']:<26} epoch {epoch_metrics['epoch']:>2}/{epoch_metrics['epochs']}  "
+        f"loss {epoch_metrics['loss']:.3f}  dev UR {epoch_metrics['dev_UR']:.3f} ({recall})  "
+        f"{epoch_metrics['audio_seconds_per_second']:.0f} audio-s/s  "
         f"{format_duration(epoch_metrics['seconds_left'])} left"
     )
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, if there are any, minutes and seconds."""
+    """Format a duration as `m:ss`, or as `h:mm:ss` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

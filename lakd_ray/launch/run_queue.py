@@ -1,22 +1,26 @@
-"""Which run a worker group trains next. No Ray: `lakd_ray.launch.driver` keeps it in an actor that all groups ask.
+"""The queue of runs that worker groups train. No Ray: `lakd_ray.launch.driver` runs it in an actor.
 
-A run is handed out when all that it needs is done, to whichever group asks first. What a lost group was training goes
-back, and what needs a run that has failed for good is given up.
+A run is available once its dependencies are done; the first group that requests a run gets it. The run of a lost group
+returns to the queue, and a run is abandoned if one of its dependencies has failed for good.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-TrainingEvent = dict[str, Any]  # {"event": ..., "run": ..., more}
+TrainingEvent = dict[str, Any]
+"""`{"event": NAME, "run": RUN_ID}` and, depending on the event, `group`, `line` (metrics of an epoch) or `reason`.
+
+Events: `started`, `epoch`, `message`, `lost` (a worker), `finished`, `failed`.
+"""
 
 
 @dataclass
 class RunQueue:
-    """Runs in the order in which they are wanted.
+    """Runs in the order of their priority.
 
     Args:
-        needs: for each run, the runs that must be done before; those that are not in the queue are done already.
+        dependencies: for each run, the runs that must be done before; those that are not in the queue are done already.
     """
 
     dependencies: Mapping[str, Sequence[str]]
@@ -29,10 +33,10 @@ class RunQueue:
         self._pending = list(self.dependencies)
 
     def next_run(self, group: str) -> tuple[Literal["run", "wait", "end"], str]:
-        """What a group is to do: train a run, ask again later, or end."""
-        open_ = {*self._pending, *self._running.values()} | self._abandoned
+        """Return a group's next action: train a run, wait and call again, or end."""
+        unfinished = {*self._pending, *self._running.values()} | self._abandoned
         for run in self._pending:
-            if not open_ & set(self.dependencies[run]):
+            if not unfinished & set(self.dependencies[run]):
                 self._pending.remove(run)
                 self._running[group] = run
                 self.publish({"event": "started", "run": run, "group": group})
@@ -40,18 +44,18 @@ class RunQueue:
         return ("wait", "") if self._pending else ("end", "")
 
     def mark_done(self, group: str) -> None:
-        """A group has finished its run."""
+        """Record that a group has finished its run."""
         self.publish({"event": "finished", "run": self._running.pop(group), "group": group})
 
     def requeue(self, group: str) -> str | None:
-        """A group is lost: the run that it was training is the next one again. Returns it."""
+        """Put the run of a lost group in front of the queue, and return its id; None if the group had no run."""
         run = self._running.pop(group, None)
         if run is not None:
             self._pending.insert(0, run)
         return run
 
     def abandon(self, run: str, reason: str) -> None:
-        """A run that was given back has failed for good, and with it what needs it."""
+        """Remove a run that has failed for good, and the runs that need it; call `requeue` first."""
         self._pending.remove(run)
         self._abandoned.add(run)
         self.publish({"event": "failed", "run": run, "reason": reason})
@@ -59,18 +63,18 @@ class RunQueue:
             self.abandon(other, f"needs {run}, which failed")
 
     def close(self) -> None:
-        """Hand out nothing more."""
+        """Remove all pending runs, so that every group ends after its current run."""
         self._pending = []
 
     def publish(self, event: TrainingEvent) -> None:
-        """Something that the driver is to know."""
+        """Add an event for the driver."""
         self._events.append(event)
 
     def drain_events(self) -> list[TrainingEvent]:
-        """What has happened since this was last asked."""
-        news, self._events = self._events, []
-        return news
+        """Return the events since the last call."""
+        events, self._events = self._events, []
+        return events
 
     def remaining(self) -> int:
-        """Number of runs that are waiting or being trained."""
+        """Return the number of runs that are pending or being trained."""
         return len(self._pending) + len(self._running)

@@ -67,7 +67,7 @@ class Run(Section):
     loss: DistillLossConfig | None = None
     """Distillation loss; None for ft."""
     teachers: tuple[str, ...] = ()
-    """Ids of the teachers whose logits it learns from, in the order of the teacher axis: runs, and external teachers."""
+    """Ids of the teachers whose logits it learns from, in the order of the teacher axis: runs, external teachers."""
     teacher_languages: tuple[str | None, ...] = ()
     """Language of each teacher, None for a teacher of several languages."""
 

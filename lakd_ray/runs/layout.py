@@ -18,6 +18,7 @@ from lakd_ray.config import Experiment
 RECORD_FILE = "record.json"
 STATE_FILE = "state.json"
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
 
 
 def checkpoint_name(epoch: int) -> str:
