@@ -1,5 +1,5 @@
 """The HTTP endpoint is an API, its Ray Serve application, a web page and a client.
 
-`api`, `upload`, `websocket` and `web` use HTTP without Ray; `app` and `deploy` use Ray Serve; `client` needs neither, and
-shares its messages with the API in `messages`. `openapi` documents the routes.
+`api`, `upload`, `websocket` and `web` use HTTP without Ray; `app` and `deploy` use Ray Serve; `client` needs neither.
+`messages` are the JSON bodies that client and API share. `openapi` documents the routes.
 """

@@ -7,8 +7,8 @@ from lakd_ray.serve.messages import ErrorResponse
 DESCRIPTION = """Predict the emotion of speech.
 
 Every error has the body `{"error": "..."}`, which states what was found, what was expected and what to change. Errors
-of a proxy in front of the API, such as 429, can have a plain text body. Responses 429 and 503 have a `Retry-After` header;
-requests are idempotent and can be sent again.
+of a proxy in front of the API, such as 429, can have a plain text body. Responses 429 and 503 have a `Retry-After`
+header; requests are idempotent and can be sent again.
 """
 PREDICTION, MODEL, OPERATIONS = "prediction", "model", "operations"
 TAGS = [
