@@ -173,7 +173,7 @@ export class Result {
 }
 
 /** Return the emotion and its probability as text for screen readers: "sadness, 72 %". */
-export const formatEmotionText = ({ emotion, probabilities }) => `${emotion}, ${formatPercent(probabilities[emotion])}`;
+const formatEmotionText = ({ emotion, probabilities }) => `${emotion}, ${formatPercent(probabilities[emotion])}`;
 
 function formatLanguage({ language, language_probability: confidence }, specified) {
   if (!language) return "Language: not specified";

@@ -10,7 +10,7 @@ const WIDTH = 1000; // width of the drawing in SVG units, which is scaled to the
  * Split the recording at the midpoints between segments. Segments overlap if the window is longer than the hop; at each
  * time the segment with the nearest center is shown, so that together they cover the recording once.
  */
-export function splitAtMidpoints(segments, seconds) {
+function splitAtMidpoints(segments, seconds) {
   const centers = segments.map(({ start_s: start, end_s: end }) => (start + end) / 2);
   return segments.map((segment, index) => ({
     ...segment,
