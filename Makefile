@@ -29,7 +29,7 @@ serve: env
 	lakd serve $(DEMO) --set storage=$(STORAGE) serve.port=8000
 
 study: env
-	lakd reproduce study --set storage=$(STORAGE)
+	lakd run-grid study --set storage=$(STORAGE)
 
 test: env
 	pytest -m "not slow and not gpu"

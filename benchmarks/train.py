@@ -5,7 +5,7 @@
 The demo's corpus and network, real shards, DeepSpeed with ZeRO-1 and one thread for a worker. In each repeat, in turn:
 
     bare loop    the plan's batches decoded beforehand, then nothing but engine and loss, in a process of its own
-    Ray Train    a run as `lakd teachers` does it: streamed by Ray Data, dev and checkpoints beside; the epochs' own
+    Ray Train    a run as `lakd train-teachers` does it: streamed by Ray Data, dev and checkpoints beside; the epochs' own
                  `seconds` count, from the second epoch on, as the first waits for its stream to start
     bare loop    once more, so that a machine that gets slower meanwhile does not count
 

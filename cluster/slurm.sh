@@ -3,7 +3,7 @@
 #
 #   export LAKD_STORAGE=/shared/lakd
 #   sbatch cluster/slurm.sh paper-fold [--set dotted.key=value ...]
-#   LAKD_JOB=reproduce sbatch cluster/slurm.sh paper --set train.parallel_runs=4
+#   LAKD_JOB=run_grid sbatch cluster/slurm.sh paper --set train.parallel_runs=4
 #
 # Submit from the repository, on a file system that all nodes share, with .venv in it. One GPU goes to one training
 # worker: nodes x gpus-per-node must be at least the experiment's train.workers (here 2 x 2 = 4).

@@ -1,4 +1,4 @@
-"""The students: ft, kd, mtkd.
+"""Train the students: ft, kd and mtkd.
 
 python jobs/distill.py EXPERIMENT [--set dotted.key=value ...]
 """

@@ -1,4 +1,4 @@
-"""Predictions for every test utterance.
+"""Predict every test utterance with every model.
 
 python jobs/evaluate.py EXPERIMENT [--set dotted.key=value ...]
 """

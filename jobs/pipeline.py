@@ -1,4 +1,4 @@
-"""All stages in order.
+"""Run all stages of an experiment in order.
 
 python jobs/pipeline.py EXPERIMENT [--set dotted.key=value ...]
 """

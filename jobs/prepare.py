@@ -1,4 +1,4 @@
-"""Corpora to validated manifest and Parquet shards.
+"""Import the corpora: a validated manifest and Parquet shards.
 
 python jobs/prepare.py EXPERIMENT [--set dotted.key=value ...]
 """

@@ -1,4 +1,4 @@
-"""One fine-tuned teacher per language.
+"""Fine-tune one teacher per language.
 
 python jobs/train_teachers.py EXPERIMENT [--set dotted.key=value ...]
 """
@@ -6,4 +6,4 @@ python jobs/train_teachers.py EXPERIMENT [--set dotted.key=value ...]
 from lakd_ray.cli.main import run_job
 
 if __name__ == "__main__":
-    run_job("teachers")
+    run_job("train-teachers")

@@ -1,4 +1,4 @@
-"""Search distillation settings on dev.
+"""Search the settings of a student on the development set.
 
 python jobs/tune.py EXPERIMENT [--set dotted.key=value ...]
 """

@@ -26,7 +26,7 @@ SMALL = ["corpora.0.options.sentences=2", "teacher.optim.epochs=2", "student.opt
 
 
 def submit(cluster: Cluster, storage_folder: str, log: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "jobs/submit.py", "reproduce", FILE, "--set", f"storage={storage_folder}", *SMALL]
+    command = [sys.executable, "jobs/submit.py", "run_grid", FILE, "--set", f"storage={storage_folder}", *SMALL]
     with log.open("wb") as stream:
         return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=stream, stderr=subprocess.STDOUT)
 
@@ -63,7 +63,7 @@ def driver(storage_folder: str) -> int:
             words = (place / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if f"storage={storage_folder}" in words and "jobs/reproduce.py" in words:
+        if f"storage={storage_folder}" in words and "jobs/run_grid.py" in words:
             return int(place.name)
     raise AssertionError("the job's process was not found")
 

@@ -81,5 +81,5 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
         raise ConfigError(
             f"cannot load teacher {spec.name} from {spec.checkpoint}: {error}. Expected a checkpoint of this project, "
             "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. If "
-            "it has only pytorch_model.bin, run `lakd convert NAME FOLDER` and use that folder."
+            "it has only pytorch_model.bin, run `lakd to-safetensors NAME FOLDER` and use that folder."
         ) from error

@@ -101,7 +101,7 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
         raise ConfigError(
             f"cannot load `model.pretrained: {model_config.pretrained}`: {error}. Expected a hub name (with network "
             "access or a filled cache) or a folder with config.json and model.safetensors. If it has only "
-            "pytorch_model.bin, run `lakd convert NAME FOLDER` and use that folder."
+            "pytorch_model.bin, run `lakd to-safetensors NAME FOLDER` and use that folder."
         ) from error
 
 

@@ -25,7 +25,7 @@ def pickled(folder: Path, state: object) -> str:
 def test_the_same_weights(tmp_path: Path):
     encoder = AutoModel.from_config(AutoConfig.for_model(**tiny.ARCHITECTURE))
     old = pickled(tmp_path / "old", encoder.state_dict())
-    with pytest.raises(ConfigError, match="lakd convert"):
+    with pytest.raises(ConfigError, match="lakd to-safetensors"):
         build_model(ModelConfig(pretrained=old), PAPER_EMOTIONS, seed=0)
     new = convert_to_safetensors(old, str(tmp_path / "new"))
     assert sorted(file.name for file in Path(new).iterdir()) == ["config.json", "model.safetensors"]

@@ -88,7 +88,7 @@ def check_writable(config: Experiment) -> CheckResult:
 
 
 def check_disk_space(config: Experiment) -> CheckResult:
-    """What is left to write, as `lakd disk` estimates it, against what is free.
+    """What is left to write, as `lakd disk-usage` estimates it, against what is free.
 
     Raises:
         StorageError: the storage or a corpus cannot be listed.

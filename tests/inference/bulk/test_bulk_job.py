@@ -163,13 +163,13 @@ def test_places_are_absolute_and_must_be_in_a_job(monkeypatch, tmp_path, capsys)
     assert (found.input, found.out, found.model) == (f"{tmp_path}/in", "s3://bucket/out", f"{tmp_path}/model")
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     for places in (["in", "/out", "--model", "/m"], ["/in", "out", "--model", "/m"], ["/in", "/out", "--model", "m"]):
-        assert main(["predict-bulk", *places]) == 2
+        assert main(["predict-batch", *places]) == 2
         assert "is relative, and a Ray job runs in a temporary copy" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 class Job:
-    """`python jobs/predict.py`, in a process of its own with a Ray cluster of its own."""
+    """`python jobs/predict_batch.py`, in a process of its own with a Ray cluster of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.log, self.mark = folder / "log", f"LAKD_TEST={folder}"
@@ -182,7 +182,7 @@ class Job:
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "jobs/predict.py", *arguments],
+                [sys.executable, "jobs/predict_batch.py", *arguments],
                 cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 

@@ -1,9 +1,0 @@
-"""Emotions of all recordings in a folder, bucket or manifest, as Parquet.
-
-python jobs/predict.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpu] [--language CODE] ...
-"""
-
-from lakd_ray.cli.main import run_job
-
-if __name__ == "__main__":
-    run_job("predict-bulk")

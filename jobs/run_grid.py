@@ -1,0 +1,9 @@
+"""Run the complete grid of an experiment: every fold, seed and variant, and one table over them.
+
+python jobs/run_grid.py EXPERIMENT [--dry-run] [--throughput R] [--set dotted.key=value ...]
+"""
+
+from lakd_ray.cli.main import run_job
+
+if __name__ == "__main__":
+    run_job("run-grid")

@@ -1,0 +1,78 @@
+"""Log records of the package as output of the command line."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import typer
+
+_LEVEL_COLORS = {logging.WARNING: typer.colors.YELLOW, logging.ERROR: typer.colors.RED}
+
+
+def supports_color(stream: TextIO) -> bool:
+    """Return whether the stream is a terminal that shows colors, and NO_COLOR is not set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def log_level(verbose: bool, quiet: bool) -> int:
+    """Return the level of the package's logger for the options `-v` and `-q`."""
+    if verbose:
+        return logging.DEBUG
+    return logging.WARNING if quiet else logging.INFO
+
+
+@contextmanager
+def log_to_console(level: int) -> Iterator[None]:
+    """Write the records of `lakd_ray` to the console until the `with` block ends.
+
+    INFO records go to standard output as their message alone, DEBUG records with the module's name. Warnings and errors
+    go to standard error. Colors are used on terminals only.
+    """
+    logger = logging.getLogger("lakd_ray")
+    previous_level, handlers = logger.level, (_OutputHandler(), _ErrorHandler())
+    logger.setLevel(level)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+        logger.setLevel(previous_level)
+
+
+class _OutputHandler(logging.Handler):
+    """Writes records below WARNING to the present standard output, which a progress bar may replace."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno < logging.INFO:
+            text = f"{record.name}: {text}"
+        elif text.lstrip("\n").startswith("== ") and supports_color(sys.stdout):
+            text = typer.style(text, bold=True)
+        print(text, flush=True)
+
+
+class _ErrorHandler(logging.Handler):
+    """Writes warnings and errors to the present standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        label = f"{record.levelname.lower()}:"
+        print_message(label, record.getMessage(), _LEVEL_COLORS.get(record.levelno, typer.colors.RED))
+        if record.exc_info:
+            print(logging.Formatter().formatException(record.exc_info), file=sys.stderr, flush=True)
+
+
+def print_message(label: str, message: str, color: str = typer.colors.RED) -> None:
+    """Print `label message` to standard error, the label in color on a terminal."""
+    shown = typer.style(label, fg=color, bold=True) if supports_color(sys.stderr) else label
+    print(f"{shown} {message}", file=sys.stderr, flush=True)

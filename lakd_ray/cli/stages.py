@@ -1,0 +1,146 @@
+"""Commands that run the stages of an experiment on Ray."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from lakd_ray.cli import options
+from lakd_ray.cli.group import LakdCommand
+from lakd_ray.cli.options import ExperimentArgument, OverridesOption
+from lakd_ray.config import Experiment, load_config
+
+logger = logging.getLogger(__name__)
+
+ThroughputOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="R",
+        help="Audio seconds per second of one run, for the cost estimate. Measured from finished runs by default.",
+        show_default=False,
+    ),
+]
+_GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    stage = app.command(cls=LakdCommand, rich_help_panel=options.STAGES_PANEL)
+    for function in (prepare, train_teachers, distill, evaluate, report, serve, pipeline, run_grid):
+        stage(function)
+    app.command("reproduce", cls=LakdCommand, hidden=True, help="Same as run-grid.")(run_grid)
+    search = app.command(cls=LakdCommand, rich_help_panel=options.SEARCH_PANEL)
+    search(tune)
+    search(tune_report)
+
+
+def prepare(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Import the corpora: a validated manifest and 16 kHz FLAC in Parquet shards."""
+    _run_stage("prepare", load_config(experiment, overrides or ()))
+
+
+def train_teachers(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Fine-tune one teacher per language, and the multilingual teacher where one is needed."""
+    _run_stage("teachers", load_config(experiment, overrides or ()), ("teachers",))
+
+
+def distill(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Train the students: fine-tuning (ft), distillation from one teacher (kd) and from several (mtkd)."""
+    _run_stage("distill", load_config(experiment, overrides or ()), ("distill",))
+
+
+def evaluate(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Predict every test utterance with every model."""
+    _run_stage("evaluate", load_config(experiment, overrides or ()))
+
+
+def report(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Write report.json and report.html from the predictions."""
+    _run_stage("report", load_config(experiment, overrides or ()))
+
+
+def serve(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Serve the best student over HTTP until Ctrl-C."""
+    from lakd_ray.cluster import experiment_session  # Ray takes seconds to load
+
+    config = load_config(experiment, overrides or ())
+    with experiment_session(config):
+        _serve_until_interrupted(config)
+
+
+def pipeline(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Run all stages of the experiment in order.
+
+    Finished stages are skipped, and an interrupted run resumes.
+    """
+    from lakd_ray.pipeline import run_stages  # Ray takes seconds to load
+
+    config = load_config(experiment, overrides or ())
+    _run_checked(config, config.stages, run_stages)
+
+
+def run_grid(
+    experiment: ExperimentArgument,
+    overrides: OverridesOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")] = False,
+    throughput: ThroughputOption = None,
+) -> None:
+    """Run the complete grid: every fold, seed and variant, and one table over them.
+
+    Runs that several cells share are trained once; an interrupted grid resumes.
+    """
+    from lakd_ray.pipeline import run_grid  # Ray takes seconds to load
+
+    config = load_config(experiment, overrides or ())
+    if dry_run:
+        run_grid(config, dry_run=True, throughput=throughput)
+    else:
+        _run_checked(config, _GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
+
+
+def tune(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Search the settings of a student on the development set."""
+    _run_stage("tune", load_config(experiment, overrides or ()), ("tune",))
+
+
+def tune_report(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
+    """Write the HTML report of a search, whether it is finished or still running."""
+    config = load_config(experiment, overrides or ())
+    from lakd_ray.tune import html_report  # Ray and matplotlib take seconds to load
+
+    logger.info("search: %s", html_report.write_html_report(config))
+
+
+def _run_stage(stage: str, config: Experiment, preflight_stages: Sequence[str] = ()) -> None:
+    """Run one stage; those that train are checked before they start."""
+    from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
+
+    if preflight_stages:
+        _run_checked(config, preflight_stages, lambda config: run_stage(config, stage))
+    else:
+        run_stage(config, stage)
+
+
+def _run_checked(config: Experiment, stages: Sequence[str], run: Callable[[Experiment], object]) -> None:
+    from lakd_ray.ops import doctor  # Ray takes seconds to load
+
+    with doctor.checked_session(config, stages):
+        run(config)
+
+
+def _serve_until_interrupted(config: Experiment) -> None:
+    from lakd_ray.cluster import cluster_address
+    from lakd_ray.runs import build_run_graph
+    from lakd_ray.runs.state import find_best_student_checkpoint
+    from lakd_ray.serve import deploy
+
+    checkpoint = find_best_student_checkpoint(build_run_graph(config))
+    url = deploy.start(config, checkpoint)
+    logger.info("serving %s\n  POST %s/v1/emotion, documentation at %s/docs; Ctrl-C stops it", checkpoint, url, url)
+    try:
+        while True:
+            time.sleep(3600)
+    finally:
+        deploy.stop(before_cluster_shutdown=cluster_address(config) is None)
