@@ -1,54 +1,160 @@
-"""Submits a job to a running Ray cluster, follows its log to the end and ends with its exit status.
+"""Submit a job to a running Ray cluster, print its log until it ends, and exit with its status.
 
 python jobs/submit.py pipeline EXPERIMENT [--set dotted.key=value ...]
 
-As `ray job submit --runtime-env runtime_env.yaml --working-dir .`, which however ends with 0 also for a job that was
-stopped, or when its connection to the log breaks. Ends here: 0 succeeded, 130 stopped, 2 the cluster cannot be reached
-or refuses, else the job's own status. The cluster's address is RAY_API_SERVER_ADDRESS, the token RAY_AUTH_TOKEN_PATH.
+`ray job submit --runtime-env runtime_env.yaml --working-dir .` does the same, but exits with 0 also if the job was stopped
+or the connection to its log broke. Exit status here: 0 the job succeeded, 130 it was stopped, 2 the cluster cannot be
+reached or rejects the job, otherwise the job's own. RAY_API_SERVER_ADDRESS is the address of the cluster, and
+RAY_AUTH_TOKEN_PATH the file with its token.
 """
 
 import argparse
+import asyncio
+import logging
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lakd_ray.errors import LakdError
-from lakd_ray.submit import connect, submit_job, tail_until_done
+from lakd_ray.errors import LakdError, ResourceError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).resolve().parent.parent
+POLL_INTERVAL_S = 1.0
+LOG_SEPARATOR = ", last available logs"  # Ray's message ends with the log, which is printed already
 
 
 def main() -> int:
-    """Entry point; returns the exit status."""
+    """Submit the job that the command line names and return the exit status."""
     jobs = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "submit")
-    parser = argparse.ArgumentParser(description="Submit a job, follow its log, end with its exit status.")
+    parser = argparse.ArgumentParser(description="Submit a job, print its log, and exit with its status.")
     parser.add_argument("--address", default=os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"))
     parser.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="how long the cluster may be out of reach"
+        "--wait", type=float, default=60.0, metavar="S", help="seconds to wait for a cluster that does not respond (60)"
     )
     parser.add_argument("job", choices=jobs, help="script in jobs/")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the script takes")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     options = parser.parse_args()
     entrypoint = shlex.join(["python", f"jobs/{options.job}.py", *options.arguments])
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text(encoding="utf-8"))
-    job = None
+    job_id = None
     try:
         client = connect(options.address, options.wait)
-        job = submit_job(client, entrypoint, {**runtime_env, "working_dir": str(ROOT)})
+        job_id = submit_job(client, entrypoint, {**runtime_env, "working_dir": str(ROOT)})
         print(
-            f"submitted {job} to {options.address}; Ctrl-C leaves it running, `ray job stop {job}` ends it", flush=True
+            f"submitted {job_id} to {options.address}; it continues after Ctrl-C, `ray job stop {job_id}` stops it",
+            flush=True,
         )
-        return tail_until_done(client, job, options.wait)
+        return tail_until_done(client, job_id, options.wait)
     except LakdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        went_on = f"the job goes on, `ray job logs --follow {job}` shows it" if job else "nothing was submitted"
-        print(f"\ninterrupted; {went_on}", file=sys.stderr)
+        state = "nothing was submitted"
+        if job_id is not None:
+            state = f"the job continues; `ray job logs --follow {job_id}` prints its log"
+        print(f"\ninterrupted; {state}", file=sys.stderr)
         return 130
+
+
+def connect(address: str, timeout_s: float) -> "JobSubmissionClient":
+    """Return a client of the cluster, which may still be starting.
+
+    Raises:
+        ResourceError: the cluster cannot be reached in time, or rejects the token.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every file that it packs
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError as error:
+            raise ResourceError(
+                f"the cluster at {address} rejects the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH ({error})"
+            ) from None
+        except (OSError, RuntimeError) as error:  # not started yet; a gateway in front of it raises RuntimeError
+            if time.monotonic() > deadline:
+                raise ResourceError(f"no Ray cluster at {address} within {timeout_s:g} s: {error}") from None
+        time.sleep(POLL_INTERVAL_S)
+
+
+def submit_job(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    """Upload the working directory, start the command and return the id of the job.
+
+    Raises:
+        ResourceError: the cluster rejects the job.
+    """
+    try:
+        return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ResourceError(f"cannot submit `{entrypoint}`: {error}") from error
+
+
+def tail_until_done(client: "JobSubmissionClient", job_id: str, timeout_s: float) -> int:
+    """Print the log of a job until it ends and return the exit status: 0 succeeded, 130 stopped, else the job's own.
+
+    A broken connection is restored, and the log continues where it stopped.
+
+    Raises:
+        ResourceError: the cluster could not be reached for `timeout_s` seconds.
+    """
+    from aiohttp import ClientError
+    from ray.job_submission import JobStatus
+
+    log = _JobLog(client, job_id)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            info = client.get_job_info(job_id)
+            if info.status.is_terminal():
+                log.flush()
+                break
+            asyncio.run(log.tail())
+            deadline = time.monotonic() + timeout_s
+        except (OSError, RuntimeError, ClientError) as error:  # errors of HTTP requests are OSErrors
+            if time.monotonic() > deadline:
+                raise ResourceError(f"lost the cluster; {job_id} may still run there: {error}") from None
+        time.sleep(POLL_INTERVAL_S)
+    reason = (info.message or "").split(LOG_SEPARATOR)[0]
+    print(f"{job_id}: {info.status.value.lower()}" + (f" - {reason}" if reason else ""), flush=True)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED:
+        return 130
+    return info.driver_exit_code or 1
+
+
+class _JobLog:
+    """The log of a job, each part of which is printed once."""
+
+    def __init__(self, client: "JobSubmissionClient", job_id: str) -> None:
+        self._client, self._job_id, self._printed = client, job_id, 0
+
+    async def tail(self) -> None:
+        """Print new text until the connection ends."""
+        position = 0
+        async for text in self._client.tail_job_logs(self._job_id):
+            self._print(text, position)
+            position += len(text)
+
+    def flush(self) -> None:
+        """Print the text that a connection which ended early has missed."""
+        self._print(self._client.get_job_logs(self._job_id), 0)
+
+    def _print(self, text: str, position: int) -> None:
+        new = text[max(0, self._printed - position) :]
+        if new:
+            print(new, end="", flush=True)
+        self._printed = max(self._printed, position + len(text))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`python -m lakd_ray` is the command `lakd`."""
+"""Run the command `lakd` as `python -m lakd_ray`."""
 
 import sys
 
 from lakd_ray.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

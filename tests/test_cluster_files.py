@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer.main
 import yaml
 
 from lakd_ray import storage
-from lakd_ray.cli import main
+from lakd_ray.cli.main import app
 from lakd_ray.config import DistillLossConfig, Weighting, load_config, to_documented_yaml, with_variant
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.tune.study import PAPER_LOSS
@@ -95,11 +96,13 @@ def test_dockerfile_copies_what_is_there_and_what_the_build_needs():
     assert set(project["license-files"]) <= copied
 
 
-def test_scripts_in_jobs_name_stages_that_exist():
+def test_scripts_in_jobs_run_commands_that_exist():
+    commands = typer.main.get_command(app).commands
     for script in (ROOT / "jobs").glob("*.py"):
         calls = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.Call)]
-        stages = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "run_job"]
-        assert script.name == "submit.py" or (len(stages) == 1 and stages[0] in main._COMMAND_HELP), script.name
+        names = [node.args[0].value for node in calls if isinstance(node.func, ast.Name) and node.func.id == "run_job"]
+        if script.name != "submit.py":
+            assert names == [script.stem.replace("_", "-")] and names[0] in commands, script.name
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)

@@ -1,32 +1,36 @@
-"""Following a job: its log is printed once whatever the connection does, and its end becomes the exit status."""
+"""`jobs/submit.py`: each part of a job's log is printed once, and the exit status is that of the job."""
 
+import importlib.util
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.job_submission import JobStatus
 
-from lakd_ray import submit
 from lakd_ray.errors import ResourceError
 
 LOG = "one\ntwo\nthree\n"
+_spec = importlib.util.spec_from_file_location("submit", Path(__file__).parents[1] / "jobs" / "submit.py")
+submit = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(submit)
 
 
 class Client:
-    """A cluster whose log connection shows a little more each time, breaking in between."""
+    """A cluster whose log connection shows a little more each time, and breaks in between."""
 
     def __init__(self, end: JobStatus, exit_code: int | None = None, breaks: Exception | None = None) -> None:
-        self.end, self.exit_code, self.breaks, self.asked = end, exit_code, breaks, 0
+        self.end, self.exit_code, self.breaks, self.queries = end, exit_code, breaks, 0
 
     def get_job_info(self, job: str) -> SimpleNamespace:
-        self.asked += 1
-        status = self.end if self.asked > 3 else JobStatus.RUNNING
+        self.queries += 1
+        status = self.end if self.queries > 3 else JobStatus.RUNNING
         return SimpleNamespace(
             status=status, message="why, last available logs (truncated):\n" + LOG, driver_exit_code=self.exit_code
         )
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        shown = LOG[: 4 * self.asked]
+        shown = LOG[: 4 * self.queries]
         yield shown[:2]
         yield shown[2:]
         if self.breaks:
@@ -37,7 +41,7 @@ class Client:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def poll_without_pause(monkeypatch):
     monkeypatch.setattr(submit, "POLL_INTERVAL_S", 0.0)
 
 
@@ -58,7 +62,7 @@ def test_exit_status_and_log(end, exit_code, expected, breaks, capsys):
     assert last == f"{end.value.lower()} - why\n"
 
 
-def test_a_cluster_that_is_gone_is_given_up():
+def test_a_lost_cluster_is_an_error_after_the_timeout():
     class Gone(Client):
         def get_job_info(self, job: str) -> SimpleNamespace:
             raise ConnectionError("refused")
@@ -67,6 +71,6 @@ def test_a_cluster_that_is_gone_is_given_up():
         submit.tail_until_done(Gone(JobStatus.RUNNING), "job", timeout_s=0)
 
 
-def test_a_cluster_that_is_not_there_is_not_waited_for_longer_than_said():
+def test_a_missing_cluster_is_an_error_after_the_timeout():
     with pytest.raises(ResourceError, match="no Ray cluster"):
         submit.connect("http://127.0.0.1:9", timeout_s=0)

@@ -1,1 +1,1 @@
-"""The `lakd` command."""
+"""The command line: `main` is the command `lakd`, and the other modules have its commands in groups."""

@@ -1,6 +1,5 @@
 """The command `lakd`: entry points, global options and exit status."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -70,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         _print_usage_error(error)
         return 2
-    except (BrokenPipeError, SystemExit):  # the reader of the pipe has ended, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except SystemExit as end:  # of typer: 0 after a completion script, 1 if the reader of a pipe ends, as `| head` does
+        return end.code if isinstance(end.code, int) else 1
 
 
 def run_job(command: str) -> None:
