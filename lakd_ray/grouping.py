@@ -1,4 +1,4 @@
-"""Consecutive items in groups under a budget, such as recordings in batches of so much audio."""
+"""Consecutive items in groups under a budget, such as recordings in batches of a limited duration."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

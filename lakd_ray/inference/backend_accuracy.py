@@ -1,4 +1,4 @@
-"""What a backend costs in accuracy: the same held-out utterances by torch in fp32 and by it.
+"""Accuracy of a backend, compared with torch in fp32 on the same held-out utterances.
 
 Shape suffixes: N utterances, C classes, L languages.
 """
@@ -20,7 +20,7 @@ from lakd_ray.models import CheckpointMetadata
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Utterances with their truth."""
+    """Utterances with their languages and labels."""
 
     waves_N: list[Wave]
     languages_N: list[str]
@@ -28,52 +28,53 @@ class EvalSet:
 
     @property
     def audio_seconds(self) -> float:
-        """Of audio."""
+        """Total duration of the utterances."""
         return sum(map(len, self.waves_N)) / 16_000
 
 
 @dataclass(frozen=True)
 class BackendAccuracy:
-    """One backend beside torch in fp32."""
+    """Scores of a backend, compared with torch in fp32."""
 
     utterances: int
     UR: float
     """Unweighted recall of torch in fp32."""
     UR_backend: float
-    """Of the backend."""
+    """Unweighted recall of the backend."""
     changed_predictions: int
-    """Utterances whose most probable class is another one."""
+    """Utterances with a different most probable class."""
     max_probability_change: float
-    """Of a class's probability."""
+    """Largest change of the probability of a class."""
 
 
 def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
-    """The test utterances of an experiment's fold in the languages of a checkpoint.
+    """Return the test utterances of an experiment's fold in the languages of a checkpoint.
 
     Raises:
         StorageError: the experiment's `prepare` has not run.
-        DataLeakageError: the checkpoint has seen some of them.
-        DataError: there are none, or the experiment has other classes.
+        DataLeakageError: the checkpoint was trained on or selected with some of them.
+        DataError: there is no such utterance, or the experiment has different classes.
     """
     if config.emotions != metadata.emotions:
         raise DataError(
             f"{metadata.model_id} has the classes {', '.join(metadata.emotions)}, {config.name} has "
-            f"{', '.join(config.emotions)}: name the experiment that it was trained in"
+            f"{', '.join(config.emotions)}; give the experiment that trained it"
         )
     manifest = manifests.load_manifest(config)
     rows = manifest.rows("test", metadata.languages)
     if not len(rows):
         raise DataError(
-            f"{config.name} has no test utterance in {', '.join(metadata.languages)}, for {metadata.model_id}"
+            f"{config.name} has no test utterance in {', '.join(metadata.languages)}, the languages of "
+            f"{metadata.model_id}; give the experiment that trained it"
         )
     metadata.provenance.check_leakage(model=metadata.model_id, dev=DataExposure(), test=manifest.data_exposure(rows))
     waves: dict[str, Wave] = {}
     ids = manifest.ids
-    wanted = {ids[row] for row in rows}
+    selected = {ids[row] for row in rows}
     for shard in sorted(set(manifest.shard_N[rows].tolist())):
         table = storage.read_table(manifest.shards[shard], columns=["utterance", "audio"])
         for utterance, content in zip(table["utterance"].to_pylist(), table["audio"].to_pylist(), strict=True):
-            if utterance in wanted:
+            if utterance in selected:
                 waves[utterance] = to_float(decode_flac(content))
     return EvalSet(
         [waves[ids[row]] for row in rows],
@@ -83,17 +84,17 @@ def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
 
 
 def compare_backends(reference: Predictor, candidate: Predictor, eval_set: EvalSet) -> BackendAccuracy:
-    """What another backend of a model changes, each utterance's language given."""
-    expected_NC = reference.probabilities(eval_set.waves_N, eval_set.languages_N)
-    found_NC = candidate.probabilities(eval_set.waves_N, eval_set.languages_N)
+    """Compare the probabilities of two backends of a model, with the true language of each utterance as input."""
+    reference_NC = reference.probabilities(eval_set.waves_N, eval_set.languages_N)
+    candidate_NC = candidate.probabilities(eval_set.waves_N, eval_set.languages_N)
     UR, UR_backend = (
         metrics.compute_scores(probabilities_NC, eval_set.labels_N, reference.emotions).UR
-        for probabilities_NC in (expected_NC, found_NC)
+        for probabilities_NC in (reference_NC, candidate_NC)
     )
     return BackendAccuracy(
         utterances=len(eval_set.waves_N),
         UR=UR,
         UR_backend=UR_backend,
-        changed_predictions=int((expected_NC.argmax(axis=1) != found_NC.argmax(axis=1)).sum()),
-        max_probability_change=float(np.abs(expected_NC - found_NC).max()),
+        changed_predictions=int((reference_NC.argmax(axis=1) != candidate_NC.argmax(axis=1)).sum()),
+        max_probability_change=float(np.abs(reference_NC - candidate_NC).max()),
     )

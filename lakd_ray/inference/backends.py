@@ -1,12 +1,12 @@
-"""What computes a predictor's answers: torch, onnxruntime or OpenVINO, in fp32, bf16 or int8.
+"""Inference backends of the predictor, with torch, onnxruntime or OpenVINO, in fp32, bf16 or int8.
 
-    torch          fp32, on a GPU where there is one: what trains and evaluates
-    torch-bf16     weights and activations in bf16, on a GPU where there is one
-    torch-int8     fp32, linear layers in int8 with activations quantised as they come; CPUs
-    onnx           the graph of `lakd_ray.models.onnx_export` by onnxruntime, fp32; CPUs
-    onnx-int8      the same, products with weights in int8; CPUs
-    openvino       the graph by OpenVINO, fp32; CPUs
-    openvino-bf16  the same, products and convolutions in bf16; CPUs that have it
+    torch          fp32, on a GPU if there is one; training and evaluation use it
+    torch-bf16     weights and activations in bf16, on a GPU if there is one
+    torch-int8     fp32, linear layers in int8 with dynamically quantized activations; CPUs
+    onnx           the graph of `lakd_ray.models.onnx_export` in onnxruntime, fp32; CPUs
+    onnx-int8      the same, matrix products with weights in int8; CPUs
+    openvino       the graph in OpenVINO, fp32; CPUs
+    openvino-bf16  the same, matrix products and convolutions in bf16; CPUs that support it
 
 Shape suffixes: B utterances, T samples, F frames, H channels, C classes.
 """
@@ -33,17 +33,17 @@ from lakd_ray.models.checkpoint import load_local_checkpoint, read_local_metadat
 from lakd_ray.models.onnx_runtime import GraphRuntime, OnnxRuntime, OpenVinoRuntime, require_packages
 
 SharedFeatures = dict[str, tuple[Tensor, Tensor]]
-"""What the first steps of networks made of a batch, and its frames, by `EmotionClassifier.frontend_fingerprint`."""
+"""Frontend outputs for a batch, with their frame counts, by `EmotionClassifier.frontend_fingerprint`."""
 
 _CPU_ONLY: tuple[BackendName, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
 
 
 class Backend(ABC):
-    """Answers padded batches.
+    """Runs a network on padded batches.
 
     Attributes:
-        languages: those that the network knows apart; none if its head does not look at them.
-        warmup_lengths: lengths of waves, in samples, whose first answers take longer than the next.
+        languages: languages that the network identifies; empty if its head is not language-aware.
+        warmup_lengths: lengths of waves, in samples, whose first forward pass is slower than the next ones.
     """
 
     languages: tuple[str, ...]
@@ -53,15 +53,16 @@ class Backend(ABC):
     def forward(
         self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
     ) -> ClassifierOutput:
-        """See `EmotionClassifier.forward`; arguments lie on the CPU.
+        """Run the network, as `EmotionClassifier.forward`; the arguments are on the CPU.
 
         Args:
-            made: what networks asked before made of the same batch; a backend that can share adds its own.
+            shared_features: frontend outputs of other networks for the same batch; backends that can share their own
+                add them.
         """
 
 
 class TorchBackend(Backend):
-    """torch in fp32, on the device where the network lies."""
+    """Runs the network with torch in fp32, on its own device."""
 
     def __init__(self, model: EmotionClassifier) -> None:
         self.model = model.eval()
@@ -69,13 +70,13 @@ class TorchBackend(Backend):
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return next(self.model.parameters()).device
 
     def forward(
         self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
     ) -> ClassifierOutput:
-        """As `Backend`; a first step that was made already is not made again."""
+        """Run the network, with a shared frontend output if there is one."""
         model, device = self.model, self.device
         if model.frontend_fingerprint not in shared_features:
             inputs = wave_BT.to(device), lengths_B.to(device)
@@ -84,52 +85,52 @@ class TorchBackend(Backend):
 
 
 class _UnsharedTorchBackend(TorchBackend):
-    """torch in another arithmetic: its first step is nobody else's."""
+    """torch in reduced precision, whose frontend output cannot be shared."""
 
     def forward(
         self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
     ) -> ClassifierOutput:
-        """As `Backend`."""
+        """Run the complete network."""
         device = self.device
-        found: ClassifierOutput = self.model(wave_BT.to(device), lengths_B.to(device), languages_B.to(device))
-        return found
+        output: ClassifierOutput = self.model(wave_BT.to(device), lengths_B.to(device), languages_B.to(device))
+        return output
 
 
 class TorchBf16Backend(_UnsharedTorchBackend):
-    """Weights and activations in bf16, as `train.precision: bf16` computes. The network is converted in place."""
+    """Weights and activations in bf16, as with `train.precision: bf16`. The network is converted in place."""
 
     def __init__(self, model: EmotionClassifier) -> None:
         super().__init__(model.to(torch.bfloat16))
 
 
 class TorchInt8Backend(_UnsharedTorchBackend):
-    """Linear layers in int8 but for those whose weights transformers reads itself (WavLM's attention).
+    """Linear layers in int8, except those whose weights transformers reads directly (WavLM's attention).
 
     Args:
-        model: stays as it is.
+        model: the network, which is copied.
 
     Raises:
-        ConfigError: this torch has no int8 arithmetic for this CPU.
+        ConfigError: this build of torch has no int8 kernels for this CPU.
     """
 
     def __init__(self, model: EmotionClassifier) -> None:
         network = copy.deepcopy(model.network)
-        wanted = {
+        layers = {
             name
             for name, module in network.named_modules()
             if isinstance(module, nn.Linear) and not _weights_read_by_parent(network, name)
         }
         quantize: Any = torch.ao.quantization.quantize_dynamic  # untyped
         with warnings.catch_warnings():
-            # torch moves this to another package, torchao, which has no counterpart for CPUs yet.
+            # torch moves this to a separate package, torchao, which has no counterpart for CPUs yet.
             warnings.filterwarnings("ignore", "torch.ao.quantization is deprecated", DeprecationWarning)
             try:
-                quantised = quantize(network, wanted, dtype=torch.qint8)
+                quantized = quantize(network, layers, dtype=torch.qint8)
             except RuntimeError as error:
                 raise ConfigError(
-                    f"this torch cannot quantise here ({error}): take the backend onnx-int8, or torch"
+                    f"this build of torch cannot quantize on this CPU ({error}): use backend onnx-int8 or torch"
                 ) from error
-        super().__init__(EmotionClassifier(quantised, freeze_encoder=model.freeze_encoder))
+        super().__init__(EmotionClassifier(quantized, freeze_encoder=model.freeze_encoder))
 
 
 def _weights_read_by_parent(network: nn.Module, name: str) -> bool:
@@ -138,7 +139,7 @@ def _weights_read_by_parent(network: nn.Module, name: str) -> bool:
 
 
 class OnnxBackend(Backend):
-    """A graph, on CPUs."""
+    """An ONNX graph in a runtime for CPUs."""
 
     def __init__(self, runtime: GraphRuntime) -> None:
         self.runtime = runtime
@@ -147,7 +148,7 @@ class OnnxBackend(Backend):
     def forward(
         self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures
     ) -> ClassifierOutput:
-        """As `Backend`."""
+        """Run the graph, which contains the frontend."""
         return self.runtime(wave_BT, lengths_B, languages_B)
 
 
@@ -166,28 +167,28 @@ _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", 
 
 
 def check_available(name: BackendName) -> None:
-    """Refuse what cannot be computed here, before anything is loaded.
+    """Check that a backend can run in this process, before anything is loaded.
 
     Raises:
-        ConfigError: a backend for CPUs where there is a GPU, or packages are missing.
+        ConfigError: a backend for CPUs on a host with a GPU, or packages are missing.
     """
     if name in _CPU_ONLY and torch.cuda.is_available():
         raise ConfigError(
-            f"backend {name} computes on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): take torch "
-            "or torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
+            f"backend {name} runs on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): use torch or "
+            "torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
         )
     if name in _RUNTIMES:
         require_packages(*_REQUIRED_PACKAGES[name.partition("-")[0]])
 
 
 def from_model(name: BackendName, model: EmotionClassifier, threads: int | None = None) -> Backend:
-    """A network, on the CPU, behind a backend; torch's fp32 and bf16 move it to the GPU if there is one.
+    """Return the backend of a network on the CPU; torch and torch-bf16 move it to the GPU if there is one.
 
     Args:
-        threads: of a graph's runtime; torch's number if None.
+        threads: CPU threads of a graph's runtime; torch's number if None.
 
     Raises:
-        ConfigError, CheckpointError: this cannot be had here, or of this network.
+        ConfigError, CheckpointError: the backend is not available, or the network cannot be exported.
     """
     if name in _TORCH_BACKENDS:
         backend = _TORCH_BACKENDS[name](model)
@@ -195,32 +196,32 @@ def from_model(name: BackendName, model: EmotionClassifier, threads: int | None 
             backend.model.to("cuda")
         return backend
     with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-        return OnnxBackend(_RUNTIMES[name](_find_or_export_graph(name, Path(scratch), Path(scratch), model), threads))
+        graph = _find_or_export_graph(name, Path(scratch), Path(scratch), model)
+        return OnnxBackend(_RUNTIMES[name](graph, threads))
 
 
 def from_checkpoint(
     name: BackendName, checkpoint: str, threads: int | None = None
 ) -> tuple[Backend, CheckpointMetadata]:
-    """A sealed checkpoint behind a backend. A graph that an exported folder has is taken; otherwise it is made now.
+    """Return the backend and the metadata of a checkpoint folder; a graph is exported unless the folder has one.
 
     Raises:
-        StorageError, CheckpointError: the folder cannot be trusted.
-        ConfigError: this cannot be had here.
+        StorageError, CheckpointError: the folder is missing or corrupted, or its network cannot be exported.
+        ConfigError: the backend is not available.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(storage.open_checksummed_folder(checkpoint))
         if name in _TORCH_BACKENDS:
-            model, card = load_local_checkpoint(folder)
-            return from_model(name, model), card
+            model, metadata = load_local_checkpoint(folder)
+            return from_model(name, model), metadata
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
         network = None if (folder / onnx_export.MODEL_FILE).is_file() else load_local_checkpoint(folder)[0]
-        return OnnxBackend(
-            _RUNTIMES[name](_find_or_export_graph(name, folder, scratch, network), threads)
-        ), read_local_metadata(folder)
+        graph = _find_or_export_graph(name, folder, scratch, network)
+        return OnnxBackend(_RUNTIMES[name](graph, threads)), read_local_metadata(folder)
 
 
 def _find_or_export_graph(name: BackendName, folder: Path, scratch: Path, model: EmotionClassifier | None) -> Path:
-    """The graph of a folder, or made from its fp32 graph or the network."""
+    """Return the graph file of a folder, or make it from the folder's fp32 graph or from the network."""
     file = folder / (onnx_export.INT8_MODEL_FILE if name == "onnx-int8" else onnx_export.MODEL_FILE)
     if file.is_file():
         return file

@@ -1,6 +1,8 @@
-"""Logits of many utterances by many models, by Ray Data: teacher logits, evaluation and bulk prediction alike.
+"""Logits of many utterances by many models, computed with Ray Data, for teacher logits and evaluation.
 
-The audio is read and decoded once for all models; each actor holds them all.
+The audio is read and decoded once for all models; each actor holds all of them.
+
+Shape suffixes: B utterances of a batch, R rows of the result, C classes, L languages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
-from tqdm import tqdm
 
 from lakd_ray.config import Experiment, ExternalTeacherConfig
 from lakd_ray.data.batch_plan import plan_evaluation_epoch
@@ -19,15 +20,16 @@ from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.reader import ShardSource, build_dataset, stream_batches, unpack_signals
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import Predictor, predict_with_models
+from lakd_ray.progress import progress_bar
 
 LanguageCondition = Literal["given", "identified", "unknown", "wrong"]
-"""What a language-aware student is told about an utterance's language: the truth, nothing and it is to hear it, that it
-is none that it knows, or another one."""
+"""The language input of a language-aware student: the true language, None (the student identifies it), UNKNOWN, or a
+wrong language."""
 
 
 @dataclass(frozen=True)
 class ModelQuery:
-    """A model that is asked, and how."""
+    """A model to run, and the language input it gets."""
 
     checkpoint: str | ExternalTeacherConfig
     condition: LanguageCondition = "given"
@@ -35,15 +37,15 @@ class ModelQuery:
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """What a model said about R rows."""
+    """Outputs of one model for R rows."""
 
     logits_RC: npt.NDArray[np.float32]
     predicted_language_R: npt.NDArray[np.int64]
-    """Position of the language that it heard among those it knows; -1 from models that do not listen for it."""
+    """Index of the identified language in the model's languages; -1 for models that do not identify languages."""
 
 
 class _InferenceActor:
-    """Holds models in a Ray Data actor."""
+    """A Ray Data actor that holds the models."""
 
     def __init__(
         self,
@@ -54,30 +56,36 @@ class _InferenceActor:
         emotions: Sequence[str],
     ) -> None:
         self._source, self._queries, self._language_codes = source, queries, language_codes
-        places = {str(one.checkpoint): one.checkpoint for one in queries.values()}
+        checkpoints = {str(query.checkpoint): query.checkpoint for query in queries.values()}
         self._predictors = {
-            name: Predictor.load(place, emotions=emotions, threads=threads) for name, place in places.items()
+            name: Predictor.load(checkpoint, emotions=emotions, threads=threads)
+            for name, checkpoint in checkpoints.items()
         }
 
     def __call__(self, table: pa.Table) -> pa.Table:
         waves = unpack_signals(table, self._source)
-        codes = [self._language_codes[row] for row in table["rows"][0].as_py()]
-        asked = {}
-        for name, one in self._queries.items():
-            predictor = self._predictors[str(one.checkpoint)]
-            asked[name] = predictor, language_hints(codes, one.condition, predictor.identifiable_languages)
+        languages = [self._language_codes[row] for row in table["rows"][0].as_py()]
+        queries = {}
+        for name, query in self._queries.items():
+            predictor = self._predictors[str(query.checkpoint)]
+            hints = language_hints(languages, query.condition, predictor.identifiable_languages)
+            queries[name] = predictor, hints
         columns = {}
-        for name, (logits_BC, languages_BL) in predict_with_models(waves, asked).items():
-            heard_B = np.full(len(waves), -1) if languages_BL is None else languages_BL.argmax(axis=1)
+        for name, (logits_BC, language_logits_BL) in predict_with_models(waves, queries).items():
+            identified_B = np.full(len(waves), -1) if language_logits_BL is None else language_logits_BL.argmax(axis=1)
             columns[name] = pa.array([logits_BC.reshape(-1)], type=pa.list_(pa.float32()))
-            columns[f"language {name}"] = pa.array([heard_B], type=pa.list_(pa.int64()))
+            columns[f"language {name}"] = pa.array([identified_B], type=pa.list_(pa.int64()))
         return pa.table({"rows": table["rows"], **columns})
 
 
 def language_hints(
     true_languages: Sequence[str], condition: LanguageCondition, known_languages: Sequence[str]
 ) -> list[str | None]:
-    """What a student of some languages is told about utterances in these."""
+    """Return the language input of a student for utterances in `true_languages`.
+
+    Args:
+        known_languages: languages of the student; the wrong language is the next one after the true language.
+    """
     if condition == "identified":
         return [None] * len(true_languages)
     if condition == "unknown":
@@ -91,18 +99,18 @@ def language_hints(
 def run_batch_inference(
     config: Experiment, manifest: Manifest, rows: RowIndices, queries: Mapping[str, ModelQuery], *, title: str
 ) -> dict[str, InferenceResult]:
-    """What each model says about some rows, in the order of `rows`.
+    """Return the outputs of each model for some rows, in the order of `rows`.
 
     Args:
-        asked: by name; one model may be asked in several ways.
-        title: shown beside the progress bar.
+        queries: by name; a model may be queried under several conditions.
+        title: text of the progress bar.
 
     Raises:
-        DataError: not every row came back exactly once.
+        DataError: a row is missing from the output or has logits that are not finite.
     """
-    windows = list(plan_evaluation_epoch(manifest, rows, config.batch).read_groups[0])
+    read_groups = list(plan_evaluation_epoch(manifest, rows, config.batch).read_groups[0])
     source = ShardSource(manifest.shards)
-    scored = build_dataset(manifest, windows, source).map_batches(
+    tables = build_dataset(manifest, read_groups, source).map_batches(
         _InferenceActor,
         fn_constructor_kwargs={
             "queries": dict(queries),
@@ -117,25 +125,27 @@ def run_batch_inference(
         num_cpus=config.train.cpus_per_worker,
         num_gpus=1 if config.train.gpu else 0,
     )
-    position = {int(row): index for index, row in enumerate(rows)}
+    index_of = {int(row): index for index, row in enumerate(rows)}
     shape = (len(rows), len(config.emotions))
-    found = {
+    results = {
         name: InferenceResult(np.full(shape, np.nan, dtype=np.float32), np.full(len(rows), -1, dtype=np.int64))
         for name in queries
     }
     count = 0
-    with tqdm(total=len(rows), desc=title, unit="utt", mininterval=2) as bar:
-        for table in scored.iter_batches(batch_size=1, batch_format="pyarrow"):
-            places = [position[row] for row in table["rows"][0].as_py()]
-            for name, answers in found.items():
+    with progress_bar(len(rows), title, "utterance") as bar:
+        for table in tables.iter_batches(batch_size=1, batch_format="pyarrow"):
+            indices = [index_of[row] for row in table["rows"][0].as_py()]
+            for name, result in results.items():
                 flat = np.asarray(table[name][0].as_py(), dtype=np.float32)
-                answers.logits_RC[places] = flat.reshape(len(places), -1)
-                answers.predicted_language_R[places] = table[f"language {name}"][0].as_py()
-            count += len(places)
-            bar.update(len(places))
-    if count != len(rows) or any(np.isnan(answers.logits_RC).any() for answers in found.values()):
-        raise DataError(f"{title}: {len(rows)} utterances were asked for, {count} came back or have no finite logits")
-    return found
+                result.logits_RC[indices] = flat.reshape(len(indices), -1)
+                result.predicted_language_R[indices] = table[f"language {name}"][0].as_py()
+            count += len(indices)
+            bar.update(len(indices))
+    if count != len(rows) or any(np.isnan(result.logits_RC).any() for result in results.values()):
+        raise DataError(
+            f"{title}: found logits of {count} utterances, expected finite logits of {len(rows)}; run the stage again"
+        )
+    return results
 
 
 def run_rank_inference(
@@ -147,25 +157,27 @@ def run_rank_inference(
     world_size: int,
     source: ShardSource | None = None,
 ) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]]]:
-    """One rank's share of the rows, answered in this process while Ray Data reads and decodes.
+    """Run the models on one rank's share of the rows in this process, while Ray Data reads and decodes.
 
     Args:
-        source: cached features of these models' first step, if there are any.
+        source: cached features of the models' common frontend; the shards' audio if None.
 
     Returns:
-        Positions in `rows`, shape [R], and each model's logits, shape [R, C].
+        Indices into `rows`, shape [R], and each model's logits, shape [R, C].
     """
-    predictors = {name: Predictor.load(place, emotions=config.emotions) for name, place in checkpoints.items()}
-    windows = plan_evaluation_epoch(manifest, rows, config.batch, world_size=world_size).read_groups[rank]
-    answers: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
-    answered: list[RowIndices] = [np.empty(0, dtype=np.int64)]
-    for batch in stream_batches(manifest, windows, source=source, num_readers=world_size):
-        answered.append(batch.rows)
+    predictors = {
+        name: Predictor.load(checkpoint, emotions=config.emotions) for name, checkpoint in checkpoints.items()
+    }
+    read_groups = plan_evaluation_epoch(manifest, rows, config.batch, world_size=world_size).read_groups[rank]
+    logits: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
+    batch_rows: list[RowIndices] = [np.empty(0, dtype=np.int64)]
+    for batch in stream_batches(manifest, read_groups, source=source, num_readers=world_size):
+        batch_rows.append(batch.rows)
         if source is None:
-            found = predict_with_models(batch.signals, {name: (one, None) for name, one in predictors.items()})
+            outputs = predict_with_models(batch.signals, {name: (model, None) for name, model in predictors.items()})
         for name, predictor in predictors.items():
-            answers[name].append(found[name][0] if source is None else predictor.logits_from_features(batch.signals))
+            logits[name].append(outputs[name][0] if source is None else predictor.logits_from_features(batch.signals))
     empty_RC = np.empty((0, len(config.emotions)), dtype=np.float32)
     order = np.argsort(rows)
-    places = order[np.searchsorted(rows[order], np.concatenate(answered))]
-    return places, {name: np.concatenate([empty_RC, *parts]) for name, parts in answers.items()}
+    indices = order[np.searchsorted(rows[order], np.concatenate(batch_rows))]
+    return indices, {name: np.concatenate([empty_RC, *parts]) for name, parts in logits.items()}

@@ -1,6 +1,10 @@
-"""The evaluate stage: what every model says about the test utterances, one Parquet file a model."""
+"""The evaluate stage writes the predictions of every model for the test utterances, one Parquet file per model.
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+Shape suffixes: R rows, C classes.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +20,7 @@ from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.provenance import DataExposure
 from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError
+from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.batch import InferenceResult, LanguageCondition, ModelQuery, run_batch_inference
 from lakd_ray.inference.predictor import softmax
 from lakd_ray.models import CheckpointMetadata
@@ -25,17 +30,15 @@ from lakd_ray.runs.graph import Run, RunGraph
 from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
 from lakd_ray.runs.state import find_best_checkpoint
 
-_MAX_BYTES_IN_MEMORY = 6e9  # bytes of models that one worker holds
-_EXTRA_CONDITIONS: tuple[LanguageCondition, ...] = (
-    "identified",
-    "unknown",
-    "wrong",
-)  # beside "given", which counts as its answer
+_MAX_BYTES_IN_MEMORY = 6e9  # bytes of models in one worker
+_EXTRA_CONDITIONS: tuple[LanguageCondition, ...] = ("identified", "unknown", "wrong")  # beside "given", the scored one
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _EvaluatedModel:
-    """A run whose model is asked, and the cell that its predictions belong to."""
+    """A run to evaluate, with its checkpoint, and the configuration of its cell in the grid."""
 
     config: Experiment
     run: Run
@@ -44,36 +47,42 @@ class _EvaluatedModel:
 
     @property
     def predictions_stem(self) -> str:
-        """Its file of predictions, without the ending."""
+        """Path of the model's predictions, without the suffix."""
         return storage.join(predictions_folder(self.config), self.run.id)
 
     @cached_property
     def metadata(self) -> CheckpointMetadata:
-        """The checkpoint's."""
+        """Metadata of the checkpoint, which is read once."""
         return read_metadata(self.checkpoint)
 
     def calibrated_probabilities(self, logits_RC: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """Calibrated on dev, as the endpoint gives them."""
+        """Return the probabilities that the endpoint returns, calibrated on dev."""
         return list(softmax(logits_RC / self.metadata.calibration_temperature))
 
     @property
     def extra_conditions(self) -> tuple[LanguageCondition, ...]:
-        """In which other ways it is asked; there is no wrong language where there is one."""
+        """Conditions of a language-aware student beside "given"; a single language has no wrong one."""
         if self.run.recipe.model.language_aware is None:
             return ()
-        return tuple(way for way in _EXTRA_CONDITIONS if way != "wrong" or len(self.config.languages) > 1)
+        has_wrong = len(self.config.languages) > 1
+        return tuple(condition for condition in _EXTRA_CONDITIONS if condition != "wrong" or has_wrong)
+
+    @property
+    def conditions(self) -> tuple[LanguageCondition, ...]:
+        """All conditions the model is evaluated under."""
+        return ("given", *self.extra_conditions)
 
     def scored_mask(self, manifest: Manifest, rows: RowIndices) -> npt.NDArray[np.bool_]:
-        """Which of some rows its answers count for: of monolingual students their own language's."""
+        """Return which rows the model is scored on, shape [R]: monolingual students only on their own language."""
         if self.paradigm == "teacher" or self.run.setup != "monolingual":
             return np.ones(len(rows), dtype=bool)
         return np.isin(manifest.languages_N[rows].astype(str), self.run.languages)
 
 
 def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] = ()) -> str:
-    """Ask every teacher and student about the test rows; models that were asked already are skipped.
+    """Predict the test rows with every teacher and student; models with complete predictions are skipped.
 
-    Teachers answer in every language, monolingual students in their own.
+    Teachers are evaluated on every language, monolingual students on their own.
 
     Args:
         graph: the runs of a cell.
@@ -85,8 +94,8 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
 
     Raises:
         StageError: a run is not trained.
-        DataLeakageError: a model has seen a test speaker.
-        DataError: the number of predictions is not the manifest's.
+        DataLeakageError: a model was trained on or selected with a test speaker.
+        DataError: the number of predictions differs from the manifest.
     """
     config = graph.config
     manifest = manifests.load_manifest(config)
@@ -100,23 +109,23 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
         )
     missing = [model for model in models if not _is_done(model, fingerprint[model.predictions_stem])]
     if not missing:
-        print(f"evaluate: already done, {predictions_folder(config)}")
-    for some in _groups_fitting_memory(missing):
-        asked = {
-            f"{model.predictions_stem} {way}": ModelQuery(model.checkpoint, way)
-            for model in some
-            for way in ("given", *model.extra_conditions)
+        logger.info("evaluate: already done, %s", predictions_folder(config))
+    for group in group_by_budget(missing, _checkpoint_bytes, _MAX_BYTES_IN_MEMORY):
+        queries = {
+            f"{model.predictions_stem} {condition}": ModelQuery(model.checkpoint, condition)
+            for model in group
+            for condition in model.conditions
         }
-        answers = run_batch_inference(config, manifest, rows, asked, title="evaluate")
-        for model in some:
-            ways: dict[LanguageCondition, InferenceResult] = {
-                way: answers[f"{model.predictions_stem} {way}"] for way in ("given", *model.extra_conditions)
+        results = run_batch_inference(config, manifest, rows, queries, title="evaluate")
+        for model in group:
+            by_condition = {
+                condition: results[f"{model.predictions_stem} {condition}"] for condition in model.conditions
             }
-            _write_predictions(manifest, rows, model, ways, fingerprint[model.predictions_stem])
+            _write_predictions(manifest, rows, model, by_condition, fingerprint[model.predictions_stem])
     if missing:
         names = list(dict.fromkeys(model.run.id for model in missing))
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        print(f"evaluate: {len(rows)} test utterances by {shown} -> {predictions_folder(config)}")
+        logger.info("evaluate: %d test utterances by %s -> %s", len(rows), shown, predictions_folder(config))
     return predictions_folder(config)
 
 
@@ -133,20 +142,9 @@ def _models_to_evaluate(graph: RunGraph, exclude: Collection[str]) -> list[_Eval
     ]
 
 
-def _groups_fitting_memory(models: Sequence[_EvaluatedModel]) -> Iterator[list[_EvaluatedModel]]:
-    """Models that are in memory together."""
-    some: list[_EvaluatedModel] = []
-    size = 0
-    for model in models:
-        seal = storage.read_json(storage.join(model.checkpoint, storage.CHECKSUMS_FILE))
-        more = sum(entry["bytes"] for entry in seal.values())
-        if some and size + more > _MAX_BYTES_IN_MEMORY:
-            yield some
-            some, size = [], 0
-        some.append(model)
-        size += more
-    if some:
-        yield some
+def _checkpoint_bytes(model: _EvaluatedModel) -> int:
+    checksums = storage.read_json(storage.join(model.checkpoint, storage.CHECKSUMS_FILE))
+    return sum(entry["bytes"] for entry in checksums.values())
 
 
 def _write_predictions(
@@ -199,14 +197,14 @@ def _fingerprint(manifest: Manifest, rows: RowIndices, model: _EvaluatedModel) -
 def _predictions_table(
     manifest: Manifest, rows: RowIndices, model: _EvaluatedModel, logits_RC: npt.NDArray[np.float32]
 ) -> pa.Table:
-    """Predictions of one model, see `lakd_ray.data.schema.PREDICTIONS_SCHEMA`."""
-    run, keep = model.run, model.scored_mask(manifest, rows)
-    part = manifest.table.take(rows[keep])
+    """Return the predictions of one model, see `lakd_ray.data.schema.PREDICTIONS_SCHEMA`."""
+    run, scored_R = model.run, model.scored_mask(manifest, rows)
+    part = manifest.table.take(rows[scored_R])
     count = len(part)
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
-        "sentence_in_train": manifest.sentence_in_train(rows[keep]),
+        "sentence_in_train": manifest.sentence_in_train(rows[scored_R]),
         "fold": [model.config.fold] * count,
         "seed": [model.config.seed] * count,
         "paradigm": [model.paradigm] * count,
@@ -214,7 +212,7 @@ def _predictions_table(
         "variant": [run.variant] * count,
         "model": [run.id] * count,
         "unknown": [", ".join(sorted(model.metadata.provenance.unknown))] * count,
-        "probabilities": model.calibrated_probabilities(logits_RC[keep]),
+        "probabilities": model.calibrated_probabilities(logits_RC[scored_R]),
     }
     return pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA)
 
@@ -222,19 +220,19 @@ def _predictions_table(
 def _language_conditions_table(
     manifest: Manifest, rows: RowIndices, model: _EvaluatedModel, results: Mapping[LanguageCondition, InferenceResult]
 ) -> pa.Table:
-    """A language-aware student's answers by what it was told, see `lakd_ray.data.schema.LANGUAGE_CONDITIONS_SCHEMA`."""
-    keep = model.scored_mask(manifest, rows)
-    part = manifest.table.select(["utterance", "corpus", "language", "emotion"]).take(rows[keep])
+    """Return a student's predictions by condition, see `lakd_ray.data.schema.LANGUAGE_CONDITIONS_SCHEMA`."""
+    scored_R = model.scored_mask(manifest, rows)
+    part = manifest.table.select(["utterance", "corpus", "language", "emotion"]).take(rows[scored_R])
     trained = set(manifest.table["corpus"].take(manifest.rows("train", model.run.languages)).to_pylist())
     tables = []
-    for way, answers in results.items():
+    for condition, result in results.items():
         columns: dict[str, Any] = {
             **{column: part[column] for column in part.column_names},
             "corpus_in_train": [corpus in trained for corpus in part["corpus"].to_pylist()],
             "model": [model.run.id] * len(part),
-            "condition": [way] * len(part),
-            "predicted_language": [model.config.languages[place] for place in answers.predicted_language_R[keep]],
-            "probabilities": model.calibrated_probabilities(answers.logits_RC[keep]),
+            "condition": [condition] * len(part),
+            "predicted_language": [model.config.languages[index] for index in result.predicted_language_R[scored_R]],
+            "probabilities": model.calibrated_probabilities(result.logits_RC[scored_R]),
         }
         tables.append(
             pa.table(
@@ -246,6 +244,6 @@ def _language_conditions_table(
 
 
 def _check_row_count(path: str, expected: int) -> None:
-    found = len(storage.read_table(path, columns=["utterance"]))
-    if found != expected:
-        raise DataError(f"{path} holds {found} predictions, expected {expected}: delete it and evaluate again")
+    count = len(storage.read_table(path, columns=["utterance"]))
+    if count != expected:
+        raise DataError(f"{path} holds {count} predictions, expected {expected}: delete it and evaluate again")

@@ -1,11 +1,11 @@
-"""Cached features: what the frozen part of a network makes of each utterance, computed once, stored beside the audio.
+"""Cache of features, the outputs of a network's frozen frontend for each utterance, stored beside the audio.
 
     <prepare folder>/features/<key>/<shard>.parquet     the rows of that shard, in the same row groups
 
-That part is the convolutional feature encoder or, of a network whose whole encoder is frozen, the encoder and the mean
-over frames. It sees each utterance alone, so no padding is in what is stored. The key is a hash of its weights and
-layout: models that start from the same frozen encoder share its features, teachers and students alike, whatever
-the fold. Valid for unchanged waves only; SpecAugment masks what comes after and goes together with them.
+The frontend is the convolutional feature encoder or, with a frozen encoder, the encoder and the mean over frames. It
+runs on each utterance alone, so the features contain no padding. The key is a hash of its weights and layout: teachers
+and students of all folds that start from the same frozen encoder share its features. The features are valid for
+unchanged waves only; SpecAugment masks later layers and is compatible with them.
 """
 
 import random
@@ -14,7 +14,6 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
@@ -24,6 +23,7 @@ from lakd_ray.data.reader import ShardSource
 from lakd_ray.data.schema import FEATURES_SCHEMA
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, build_model
+from lakd_ray.progress import progress_bar
 
 PartitionFn = Callable[[Callable[[], list[int]]], list[int]]
 
@@ -31,30 +31,35 @@ PartitionFn = Callable[[Callable[[], list[int]]], list[int]]
 def get_or_compute_features(
     config: Experiment, manifest: Manifest, model: ModelConfig, *, partition: PartitionFn = lambda all_: all_()
 ) -> ShardSource | None:
-    """The features of a model's frozen encoder, those that are missing computed first; None if none are to be used.
+    """Compute the missing features of a model's frozen frontend, and return all of them.
 
     Args:
-        share: chooses those of the missing shards that are computed here.
+        partition: selects the missing shards that this process computes.
+
+    Returns:
+        The features; None if the configuration does not cache features.
     """
     if not config.train.cache_features:
         return None
-    encoder = FeatureCache(config, manifest, model)
-    missing = partition(encoder.missing_shards)
-    random.Random().shuffle(missing)  # groups that begin at the same time meet half-way
-    for shard in tqdm(missing, desc="features", unit="shard", mininterval=2):
-        if not encoder.has_shard(shard):
-            encoder.compute_and_store(shard)
-    return encoder.source
+    cache = FeatureCache(config, manifest, model)
+    missing = partition(cache.missing_shards)
+    random.Random().shuffle(missing)  # worker groups that start at the same time then compute different shards
+    with progress_bar(len(missing), "features", "shard") as bar:
+        for shard in missing:
+            if not cache.has_shard(shard):
+                cache.compute_and_store(shard)
+            bar.update()
+    return cache.source
 
 
 class FeatureCache:
-    """The frozen part of a model, and where its features lie.
+    """The frozen frontend of a model and the folder of its features.
 
     Args:
-        model: the network; its head does not matter.
+        model: settings of the network; its head does not matter.
 
     Raises:
-        ConfigError: what its frozen part makes is not worth keeping.
+        ConfigError: the frontend's output is not worth caching.
     """
 
     def __init__(self, config: Experiment, manifest: Manifest, model: ModelConfig) -> None:
@@ -62,9 +67,9 @@ class FeatureCache:
         self._network: EmotionClassifier = build_model(plain, config.emotions, seed=0).eval()
         if not self._network.has_cacheable_features:
             raise ConfigError(
-                f"`train.cache_features` of {model.pretrained} would keep its spectrograms, which are larger than the "
-                "audio and quick to make: set train.cache_features: false, or freeze_encoder: true for a plain head, "
-                "which keeps one vector an utterance"
+                f"`train.cache_features` of {model.pretrained} would store its spectrograms, which are larger than the "
+                "audio and quick to compute: set train.cache_features: false, or freeze_encoder: true for a plain "
+                "head, which stores one vector per utterance"
             )
         if torch.cuda.is_available():
             self._network.to("cuda")
@@ -74,21 +79,21 @@ class FeatureCache:
 
     @property
     def source(self) -> ShardSource:
-        """The features as a source to stream from."""
+        """The files of the features, as a source for `stream_batches`."""
         names = [location.rpartition("/")[2] for location in self._manifest.shards]
-        channels = self._network.feature_dim
-        return ShardSource(tuple(storage.join(self.folder, name) for name in names), channels)
+        files = tuple(storage.join(self.folder, name) for name in names)
+        return ShardSource(files, self._network.feature_dim)
 
     def missing_shards(self) -> list[int]:
-        """Numbers of the shards whose features are not stored yet."""
+        """Return the indices of the shards without stored features."""
         return [index for index in range(len(self.source.files)) if not self.has_shard(index)]
 
     def has_shard(self, shard: int) -> bool:
-        """Whether a shard's features are stored."""
+        """Return whether the features of a shard are stored."""
         return storage.exists(self.source.files[shard])
 
     def compute_and_store(self, shard: int) -> None:
-        """Compute and write the features of a shard, whole or not at all."""
+        """Compute and write the features of a shard; the write is atomic."""
         table = storage.read_table(self._manifest.shards[shard], columns=["utterance", "audio"])
         features = [self._compute_features(content) for content in table["audio"].to_pylist()]
         columns = {"utterance": table["utterance"], "features": pa.array(features, type=pa.binary())}

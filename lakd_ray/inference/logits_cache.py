@@ -1,6 +1,6 @@
-"""Logits that are kept: what a checkpoint said about utterances is asked once, whichever fold or run wants it.
+"""Cache of logits, so that each checkpoint runs once on an utterance for all folds and runs that need its logits.
 
-    <folder>/<key of the checkpoint>/<hash of the utterances>.parquet     one file for each time something was missing
+    <folder>/<key of the checkpoint>/<hash of the utterances>.parquet     a file for each time utterances were missing
 
 Shape suffixes: N utterances of the manifest, R some of them, C classes.
 """
@@ -20,15 +20,15 @@ Logits = npt.NDArray[np.float32]
 
 
 def checkpoint_fingerprint(checkpoint: str | ExternalTeacherConfig) -> str:
-    """Identifies a sealed checkpoint folder by its files' hashes, a teacher from elsewhere by what is said of it."""
+    """Return a hash that identifies the weights of a checkpoint folder, or of an external teacher by its settings."""
     if isinstance(checkpoint, ExternalTeacherConfig):
-        sealed = checkpoint_fingerprint(checkpoint.checkpoint) if is_lakd_checkpoint(checkpoint) else None
-        return record.digest([to_dict(checkpoint), sealed])
+        folder = checkpoint_fingerprint(checkpoint.checkpoint) if is_lakd_checkpoint(checkpoint) else None
+        return record.digest([to_dict(checkpoint), folder])
     return record.folder_fingerprint(checkpoint)
 
 
 def read_logits(folder: str, manifest: Manifest, num_classes: int) -> Logits:
-    """What is kept in a checkpoint's folder, aligned with the manifest, shape [N, C]; NaN where nothing is."""
+    """Return a checkpoint's cached logits, aligned with the manifest, shape [N, C]; NaN where nothing is cached."""
     logits_NC = np.full((len(manifest.table), num_classes), np.nan, dtype=np.float32)
     keys = list(zip(*(manifest.table[name].to_pylist() for name in ("utterance", "audio_sha256")), strict=True))
     row_of = {key: row for row, key in enumerate(keys)}
@@ -36,8 +36,8 @@ def read_logits(folder: str, manifest: Manifest, num_classes: int) -> Logits:
         if not info.name.endswith(".parquet"):
             continue
         table = storage.read_table(info.location)
-        found = zip(*(table[name].to_pylist() for name in ("utterance", "audio_sha256")), strict=True)
-        rows = [row_of.get(key, -1) for key in found]
+        cached_keys = zip(*(table[name].to_pylist() for name in ("utterance", "audio_sha256")), strict=True)
+        rows = [row_of.get(key, -1) for key in cached_keys]
         known = [index for index, row in enumerate(rows) if row >= 0]
         values = np.asarray(table["logits"].to_pylist(), dtype=np.float32).reshape(-1, num_classes)
         logits_NC[[rows[index] for index in known]] = values[known]
@@ -45,7 +45,7 @@ def read_logits(folder: str, manifest: Manifest, num_classes: int) -> Logits:
 
 
 def write_logits(folder: str, model_id: str, manifest: Manifest, rows: RowIndices, logits_RC: Logits) -> None:
-    """Keep a checkpoint's logits on some rows, whole or not at all."""
+    """Add a checkpoint's logits of some rows to the cache; the write is atomic."""
     part = manifest.table.select(["utterance", "audio_sha256"]).take(rows)
     columns = {**{name: part[name] for name in part.column_names}, "model": [model_id] * len(rows)}
     table = pa.table(columns | {"logits": list(logits_RC)}, schema=LOGITS_SCHEMA)

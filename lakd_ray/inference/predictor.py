@@ -82,7 +82,7 @@ class Predictor:
         threads: int | None = None,
         backend: BackendName = "torch",
     ) -> "Predictor":
-        """Load a checkpoint folder.
+        """Load the model of a checkpoint folder.
 
         Args:
             checkpoint: path or s3:// location of a checkpoint folder, or the configuration of an external teacher.
@@ -259,7 +259,7 @@ class Predictor:
 
     @property
     def model(self) -> EmotionClassifier:
-        """The network.
+        """The network of a torch backend.
 
         Raises:
             ConfigError: the backend is not one of torch.

@@ -90,8 +90,8 @@ def _encode_wav(samples: npt.NDArray[np.floating[Any]], sample_rate: int | None,
         raise DataError(f"{name} is an array without a sample rate: pass sample_rate, in Hz")
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
         raise DataError(
-            f"{name} is an array of {samples.dtype}, shape {list(samples.shape)}; expected floats in [-1, 1], shape [T] "
-            "or [T, channels]"
+            f"{name} is an array of {samples.dtype}, shape {list(samples.shape)}; expected floats in [-1, 1], shape "
+            "[T] or [T, channels]"
         )
     buffer: Any = io.BytesIO()
     soundfile.write(buffer, samples, int(sample_rate), format="WAV", subtype="FLOAT")

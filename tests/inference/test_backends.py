@@ -1,4 +1,4 @@
-"""Backends answer as torch in fp32 does, as far as their arithmetic lets them, alone and together."""
+"""Backends give the results of torch in fp32, up to their precision, alone and in any batch."""
 
 import importlib.util
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, onnx_export, save_checkpoint
 from lakd_ray.models.onnx_runtime import OnnxRuntime, OpenVinoRuntime
 
-LOUD = {"initializer_range": 0.5}  # so that utterances are told apart
-CLOSE: dict[Backend, float] = {  # of a probability
+LOUD = {"initializer_range": 0.5}  # so that utterances have different logits
+TOLERANCES: dict[Backend, float] = {  # of a probability
     "torch-bf16": 0.3,
     "torch-int8": 0.2,
     "onnx": 1e-4,
@@ -69,23 +69,23 @@ SHAPES = [name if name in EXPORTED_QUICKLY else pytest.param(name, marks=pytest.
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[EmotionClassifier, Path]]:
-    """Networks and the folders of their graphs, each exported once."""
-    made: dict[str, tuple[EmotionClassifier, Path]] = {}
+    """Return a function from names to networks and the folders of their graphs, each exported once."""
+    cache: dict[str, tuple[EmotionClassifier, Path]] = {}
 
     def export(name: str) -> tuple[EmotionClassifier, Path]:
-        if name not in made:
+        if name not in cache:
             folder = tmp_path_factory.mktemp(name)
             model = NETWORKS[name]().eval()
             onnx_export.export_onnx(model, folder / onnx_export.MODEL_FILE)
             onnx_export.quantize_int8(folder / onnx_export.MODEL_FILE, folder / onnx_export.INT8_MODEL_FILE)
-            made[name] = model, folder
-        return made[name]
+            cache[name] = model, folder
+        return cache[name]
 
     return export
 
 
-def calm(model: EmotionClassifier) -> EmotionClassifier:
-    """With large random weights a network is chaotic, and rounding another answer."""
+def damped(model: EmotionClassifier) -> EmotionClassifier:
+    """Scale down large random weights, with which rounding errors change the results."""
     for weight in model.backbone.transformer_layers.parameters():
         weight.data /= 5
     return model.eval()
@@ -97,107 +97,106 @@ def card(model: EmotionClassifier) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_graph_answers_as_torch_alone_and_in_any_batch(exported, shape, runtime):
+def test_a_graph_equals_torch_alone_and_in_any_batch(exported, shape, runtime):
     if runtime == "openvino" and shape.startswith("whisper"):
-        pytest.skip("OpenVINO does not know its spectrogram")
+        pytest.skip("OpenVINO does not support its spectrogram")
     model, folder = exported(shape)
-    plain = Predictor(model, card(model))
-    other = Predictor(OnnxBackend(RUNTIMES[runtime](folder / onnx_export.MODEL_FILE, 1)), card(model))
-    told = [None, "fi", "xx", "en"] if model.languages else None
-    expected_BC, expected_BL = plain.predict_logits(CLIPS, told)
-    found_BC, found_BL = other.predict_logits(CLIPS, told)
-    np.testing.assert_allclose(found_BC, expected_BC, rtol=0, atol=1e-4)
-    assert (found_BL is None) == (expected_BL is None) == (not model.languages)
-    if found_BL is not None and expected_BL is not None:
-        np.testing.assert_allclose(found_BL, expected_BL, rtol=0, atol=1e-4)
-    for place, clip in enumerate(CLIPS):
-        alone = other.logits([clip], None if told is None else told[place : place + 1])
-        np.testing.assert_allclose(alone[0], found_BC[place], rtol=0, atol=1e-4)
-    assert np.abs(expected_BC - expected_BC[0]).max() > 1e-2  # or else nothing was tested
+    reference = Predictor(model, card(model))
+    candidate = Predictor(OnnxBackend(RUNTIMES[runtime](folder / onnx_export.MODEL_FILE, 1)), card(model))
+    languages = [None, "fi", "xx", "en"] if model.languages else None
+    expected_BC, expected_BL = reference.predict_logits(CLIPS, languages)
+    logits_BC, language_logits_BL = candidate.predict_logits(CLIPS, languages)
+    np.testing.assert_allclose(logits_BC, expected_BC, rtol=0, atol=1e-4)
+    assert (language_logits_BL is None) == (expected_BL is None) == (not model.languages)
+    if language_logits_BL is not None and expected_BL is not None:
+        np.testing.assert_allclose(language_logits_BL, expected_BL, rtol=0, atol=1e-4)
+    for index, clip in enumerate(CLIPS):
+        alone = candidate.logits([clip], None if languages is None else languages[index : index + 1])
+        np.testing.assert_allclose(alone[0], logits_BC[index], rtol=0, atol=1e-4)
+    assert np.abs(expected_BC - expected_BC[0]).max() > 1e-2  # the clips have different logits
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_quantised_graph_is_close_and_has_the_weights_in_int8(exported, shape):
+def test_a_quantized_graph_is_close_and_has_its_weights_in_int8(exported, shape):
     model, folder = exported(shape)
-    plain = Predictor(model, card(model)).probabilities(CLIPS)
-    found = Predictor(OnnxBackend(OnnxRuntime(folder / onnx_export.INT8_MODEL_FILE, 1)), card(model)).probabilities(
-        CLIPS
-    )
-    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["onnx-int8"])
-    assert np.abs(found - plain).max() > 1e-6
-    left = [node.op_type for node in onnx.load(folder / onnx_export.INT8_MODEL_FILE).graph.node]
+    expected = Predictor(model, card(model)).probabilities(CLIPS)
+    backend = OnnxBackend(OnnxRuntime(folder / onnx_export.INT8_MODEL_FILE, 1))
+    probabilities = Predictor(backend, card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=TOLERANCES["onnx-int8"])
+    assert np.abs(probabilities - expected).max() > 1e-6
+    operators = [node.op_type for node in onnx.load(folder / onnx_export.INT8_MODEL_FILE).graph.node]
     assert (
-        left.count("MatMulInteger") >= 6 * model.backbone.num_layers
+        operators.count("MatMulInteger") >= 6 * model.backbone.num_layers
     )  # query, key, value, out and two of feed-forward
 
 
 @pytest.mark.parametrize("shape", ["group-norm", pytest.param("language-aware", marks=pytest.mark.slow)])
-def test_a_graph_in_bf16_is_close_and_is_another(shape, tmp_path):
-    model = calm(NETWORKS[shape]())
+def test_a_graph_in_bf16_is_close_but_different(shape, tmp_path):
+    model = damped(NETWORKS[shape]())
     onnx_export.export_onnx(model, tmp_path / onnx_export.MODEL_FILE)
     try:
         runtime = OpenVinoRuntime(tmp_path / onnx_export.MODEL_FILE, 1, "bf16")
     except ConfigError:
         pytest.skip("this CPU has no bf16")
-    found = Predictor(OnnxBackend(runtime), card(model)).probabilities(CLIPS)
-    plain = Predictor(model, card(model)).probabilities(CLIPS)
-    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE["openvino-bf16"])
-    assert np.abs(found - plain).max() > 1e-6
+    probabilities = Predictor(OnnxBackend(runtime), card(model)).probabilities(CLIPS)
+    expected = Predictor(model, card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=TOLERANCES["openvino-bf16"])
+    assert np.abs(probabilities - expected).max() > 1e-6
 
 
 @pytest.mark.slow
-def test_a_network_that_openvino_does_not_know_is_told(exported):
+def test_a_network_that_openvino_does_not_support_is_an_error(exported):
     with pytest.raises(CheckpointError, match=r"OpenVINO cannot load .*STFT.* use the torch backend"):
         OpenVinoRuntime(exported("whisper")[1] / onnx_export.MODEL_FILE, 1)
 
 
-def test_a_cpu_without_bf16_is_told_what_to_take(exported, monkeypatch):
-    class Old:
+def test_a_cpu_without_bf16_is_an_error(exported, monkeypatch):
+    class CpuWithoutBf16:
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr("openvino.Core", Old)
+    monkeypatch.setattr("openvino.Core", CpuWithoutBf16)
     with pytest.raises(ConfigError, match="no bf16 arithmetic: take the backend openvino"):
         OpenVinoRuntime(exported("group-norm")[1] / onnx_export.MODEL_FILE, 1, "bf16")
 
 
 def test_onnx_attention_of_both_sides_stays_in_fp32(exported, tmp_path):
     _, folder = exported("group-norm")
-    told = onnx_export.quantize_int8(folder / onnx_export.MODEL_FILE, tmp_path / "q.onnx")
-    assert told.int8_matmuls >= 12 and told.fp32_matmuls >= 4
+    counts = onnx_export.quantize_int8(folder / onnx_export.MODEL_FILE, tmp_path / "q.onnx")
+    assert counts.int8_matmuls >= 12 and counts.fp32_matmuls >= 4
 
 
 @pytest.mark.parametrize("shape", NETWORKS)
 @pytest.mark.parametrize("name", ["torch-int8", "torch-bf16"])
-def test_other_arithmetic_of_torch_is_close_and_is_another(shape, name):
-    model = calm(NETWORKS[shape]())
-    plain = Predictor(model, card(model)).probabilities(CLIPS)
-    found = Predictor(backends.from_model(name, model), card(model)).probabilities(CLIPS)
-    np.testing.assert_allclose(found, plain, rtol=0, atol=CLOSE[name])
-    assert np.abs(found - plain).max() > 1e-6
+def test_reduced_precision_of_torch_is_close_but_different(shape, name):
+    model = damped(NETWORKS[shape]())
+    expected = Predictor(model, card(model)).probabilities(CLIPS)
+    probabilities = Predictor(backends.from_model(name, model), card(model)).probabilities(CLIPS)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=TOLERANCES[name])
+    assert np.abs(probabilities - expected).max() > 1e-6
 
 
-def test_int8_leaves_the_network_it_was_made_from_as_it_is():
+def test_int8_does_not_change_the_original_network():
     model = tiny.model(**LOUD).eval()
     before = Predictor(model, tiny.card()).logits(CLIPS)
     backends.from_model("torch-int8", model)
     np.testing.assert_array_equal(Predictor(model, tiny.card()).logits(CLIPS), before)
 
 
-def test_backends_are_asked_together_and_each_answers_for_itself(exported):
+def test_several_backends_in_one_call(exported):
     model, folder = exported("group-norm")
-    asked = {
+    predictors = {
         "torch": Predictor(model, tiny.card()),
         "onnx": Predictor(OnnxBackend(OnnxRuntime(folder / onnx_export.MODEL_FILE, 1)), tiny.card()),
         "torch-int8": Predictor(backends.from_model("torch-int8", model), tiny.card()),
     }
-    together = predict_with_models(CLIPS, {name: (one, None) for name, one in asked.items()})
-    for name, one in asked.items():
-        np.testing.assert_array_equal(together[name][0], one.logits(CLIPS))
+    outputs = predict_with_models(CLIPS, {name: (predictor, None) for name, predictor in predictors.items()})
+    for name, predictor in predictors.items():
+        np.testing.assert_array_equal(outputs[name][0], predictor.logits(CLIPS))
 
 
 def released(folder: Path, exported: Any) -> tuple[str, EmotionClassifier]:
-    """A sealed folder that has its graphs."""
+    """Return a checkpoint folder with graphs, and its network."""
     model, graphs = exported("group-norm")
     (folder / "scratch").mkdir()
     save_checkpoint(str(folder / "plain"), model.network, tiny.card(), scratch=folder / "scratch")
@@ -208,48 +207,50 @@ def released(folder: Path, exported: Any) -> tuple[str, EmotionClassifier]:
     return str(folder / "released"), model
 
 
-def test_a_released_folder_is_answered_by_the_graph_it_has(exported, tmp_path, monkeypatch):
-    place, model = released(tmp_path, exported)
-    monkeypatch.setattr(backends, "load_local_checkpoint", None)  # neither weights are read
-    monkeypatch.setattr(onnx_export, "export_onnx", None)  # nor anything exported
+def test_an_exported_folder_uses_its_own_graph(exported, tmp_path, monkeypatch):
+    folder, model = released(tmp_path, exported)
+    monkeypatch.setattr(backends, "load_local_checkpoint", None)  # fails if weights are read
+    monkeypatch.setattr(onnx_export, "export_onnx", None)  # fails if a graph is exported
     for name in ("onnx", "onnx-int8", "openvino"):
-        loaded = Predictor.load(place, backend=name, threads=1)
+        loaded = Predictor.load(folder, backend=name, threads=1)
         assert loaded.version and loaded.model_id == "test/tiny" and loaded.emotions == PAPER_EMOTIONS
-        found = loaded.probabilities(CLIPS)
-        np.testing.assert_allclose(found, Predictor(model, tiny.card()).probabilities(CLIPS), atol=CLOSE[name])
-        with pytest.raises(ConfigError, match="take backend torch"):
+        probabilities = loaded.probabilities(CLIPS)
+        np.testing.assert_allclose(
+            probabilities, Predictor(model, tiny.card()).probabilities(CLIPS), atol=TOLERANCES[name]
+        )
+        with pytest.raises(ConfigError, match="use backend torch"):
             loaded.logits_from_features([np.zeros((3, 16), np.float32)])
 
 
 def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
-    place = tiny.checkpoint(tmp_path, **LOUD)
-    before = sorted(file.name for file in Path(place).iterdir())
-    loaded = Predictor.load(place, backend="onnx", threads=2)
+    folder = tiny.checkpoint(tmp_path, **LOUD)
+    before = sorted(file.name for file in Path(folder).iterdir())
+    loaded = Predictor.load(folder, backend="onnx", threads=2)
     assert isinstance(loaded.backend, OnnxBackend) and loaded.backend.runtime.threads == 2
-    np.testing.assert_allclose(loaded.logits(CLIPS), Predictor.load(place).logits(CLIPS), rtol=0, atol=1e-4)
-    assert sorted(file.name for file in Path(place).iterdir()) == before
+    np.testing.assert_allclose(loaded.logits(CLIPS), Predictor.load(folder).logits(CLIPS), rtol=0, atol=1e-4)
+    assert sorted(file.name for file in Path(folder).iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"])
-def test_backends_for_cpus_are_refused_where_there_is_a_gpu(name, monkeypatch, tmp_path):
+def test_backends_for_cpus_are_rejected_with_a_gpu(name, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    with pytest.raises(ConfigError, match=f"{name} computes on CPUs, and this process has a GPU"):
+    with pytest.raises(ConfigError, match=f"{name} runs on CPUs, and this process has a GPU"):
         Predictor.load(str(tmp_path), backend=name)
 
 
 @pytest.mark.parametrize(
     ("backend", "package", "extra"), [("onnx", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")]
 )
-def test_without_the_packages_it_says_which_to_install(backend, package, extra, monkeypatch, tmp_path):
+def test_a_missing_package_is_an_error_with_its_name(backend, package, extra, monkeypatch, tmp_path):
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else known(name))
     with pytest.raises(ConfigError, match=rf'needs {package}, .*pip install "lakd-ray\[{extra}\]"'):
         Predictor.load(str(tmp_path), backend=backend)
 
 
-def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monkeypatch):
-    """The exporter's program is that of another network."""
+def test_a_graph_with_different_results_is_not_written(exported, tmp_path, monkeypatch):
+    """The exporter is patched to return the program of a different network."""
     _, folder = exported("group-norm")
 
     class Program:
@@ -264,7 +265,7 @@ def test_a_graph_that_answers_otherwise_is_not_written(exported, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
+def test_an_exporter_error_names_the_network(tmp_path, monkeypatch):
     def refuse(model: EmotionClassifier) -> None:
         raise torch.onnx.OnnxExporterError("no such operator")
 
@@ -273,7 +274,7 @@ def test_what_cannot_be_exported_is_named(tmp_path, monkeypatch):
         onnx_export.export_onnx(tiny.model().eval(), tmp_path / onnx_export.MODEL_FILE)
 
 
-def test_a_foreign_graph_is_refused(exported, tmp_path):
+def test_a_foreign_graph_is_rejected(exported, tmp_path):
     _, folder = exported("group-norm")
     foreign = onnx.load(folder / onnx_export.MODEL_FILE)
     del foreign.metadata_props[:]
@@ -289,7 +290,7 @@ def test_a_foreign_graph_is_refused(exported, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_base_size(tmp_path):
-    """Large weights go other ways through the exporter: none may escape int8, and sums of 768 terms stay close."""
+    """The exporter handles large weights differently: all must be in int8, and sums of 768 terms stay close."""
     model = build_model(
         ModelConfig(config={"model_type": "wav2vec2"}, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0
     )

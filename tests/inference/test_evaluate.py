@@ -1,4 +1,4 @@
-"""What evaluation writes of language-aware students, from answers that are made up."""
+"""Evaluation tables of language-aware students, from synthetic outputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ ROWS = 8
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """The first half is train. Languages take turns; a corpus of the second half is not in train."""
+    """Return a manifest of alternating languages: the first half is train, and a corpus of the second half is new."""
     plain = noise.manifest(tmp_path, train=ROWS // 2, dev=ROWS // 2)
     codes = [LANGUAGES[row % 2] for row in range(ROWS)]
     corpora = [CORPORA[row % 4] if row >= ROWS // 2 else "c" for row in range(ROWS)]
@@ -35,7 +35,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def experiment(folder: Path, languages: tuple[str, ...], setup: str) -> Experiment:
-    recipe: dict[str, Any] = {"model": {"pretrained": "somewhere"}}
+    recipe: dict[str, Any] = {"model": {"pretrained": "unused"}}
     return Experiment.model_validate(
         {
             "name": "e",
@@ -43,7 +43,7 @@ def experiment(folder: Path, languages: tuple[str, ...], setup: str) -> Experime
             "languages": languages,
             "corpora": [{"name": "c", "root": "x"}],
             "teacher": recipe,
-            "student": {"model": {"pretrained": "somewhere", "language_aware": {}}},
+            "student": {"model": {"pretrained": "unused", "language_aware": {}}},
             "distill": {"paradigms": ["mtkd"], "setups": [setup]},
         }
     )
@@ -52,49 +52,49 @@ def experiment(folder: Path, languages: tuple[str, ...], setup: str) -> Experime
 DEV = {"calibration_temperature": 2.0}
 
 
-def model(config: Experiment) -> Any:
+def evaluated_model(config: Experiment) -> Any:
     run = build_run_graph(config).students[-1]
-    one = evaluate._EvaluatedModel(config, run, run.paradigm, "nowhere")
-    one.__dict__["metadata"] = CheckpointMetadata("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
-    return one
+    model = evaluate._EvaluatedModel(config, run, run.paradigm, "unused")
+    model.__dict__["metadata"] = CheckpointMetadata("m", config.emotions, run.languages, Provenance(), {"dev": DEV})
+    return model
 
 
-def written(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
+def table_rows(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
     rows = manifest.rows("test")
     predicted_language_R = np.arange(len(rows)) % 2
     logits_RC = np.eye(4, dtype=np.float32)[: len(rows)]
-    answers = {way: InferenceResult(logits_RC, predicted_language_R) for way in ("given", *model.extra_conditions)}
-    found: list[dict[str, Any]] = evaluate._language_conditions_table(manifest, rows, model, answers).to_pylist()
-    return found
+    results = {condition: InferenceResult(logits_RC, predicted_language_R) for condition in model.conditions}
+    table = evaluate._language_conditions_table(manifest, rows, model, results)
+    return list(table.to_pylist())
 
 
-def test_every_way_of_asking_has_the_test_rows_once(tmp_path: Path, manifest: Manifest):
-    found = written(model(experiment(tmp_path, LANGUAGES, "multilingual")), manifest)
+def test_each_condition_has_the_test_rows_once(tmp_path: Path, manifest: Manifest):
+    rows = table_rows(evaluated_model(experiment(tmp_path, LANGUAGES, "multilingual")), manifest)
     ids = [manifest.ids[row] for row in manifest.rows("test")]
-    for way in ("given", "identified", "unknown", "wrong"):
-        part = [row for row in found if row["condition"] == way]
+    for condition in ("given", "identified", "unknown", "wrong"):
+        part = [row for row in rows if row["condition"] == condition]
         assert [row["utterance"] for row in part] == ids
         assert [row["corpus_in_train"] for row in part] == [True, True, True, False]
         assert [row["predicted_language"] for row in part] == ["en", "fi", "en", "fi"]
-    assert len(found) == 4 * len(ids)
+    assert len(rows) == 4 * len(ids)
 
 
 def test_probabilities_are_calibrated(tmp_path: Path, manifest: Manifest):
-    one = model(experiment(tmp_path, LANGUAGES, "multilingual"))
-    (first, *_) = written(one, manifest)
-    hit = np.exp(1 / DEV["calibration_temperature"])
-    assert max(first["probabilities"]) == pytest.approx(hit / (hit + 3))
+    model = evaluated_model(experiment(tmp_path, LANGUAGES, "multilingual"))
+    (first, *_) = table_rows(model, manifest)
+    largest = np.exp(1 / DEV["calibration_temperature"])
+    assert max(first["probabilities"]) == pytest.approx(largest / (largest + 3))
 
 
-def test_a_monolingual_student_answers_for_its_own_language(tmp_path: Path, manifest: Manifest):
-    """In another one its identifier has never been right and its embedding never been trained."""
-    one = model(experiment(tmp_path, LANGUAGES, "monolingual"))
-    assert one.run.languages == ("fi",)
-    found = written(one, manifest)
-    assert {row["language"] for row in found} == {"fi"}
-    assert len(found) == 4 * 2
-    assert {tuple(np.argmax(row["probabilities"], keepdims=True)) for row in found} == {(1,), (3,)}
+def test_a_monolingual_student_is_scored_on_its_own_language(tmp_path: Path, manifest: Manifest):
+    """For a different language its identifier is always wrong and its embedding is untrained."""
+    model = evaluated_model(experiment(tmp_path, LANGUAGES, "monolingual"))
+    assert model.run.languages == ("fi",)
+    rows = table_rows(model, manifest)
+    assert {row["language"] for row in rows} == {"fi"}
+    assert len(rows) == 4 * 2
+    assert {tuple(np.argmax(row["probabilities"], keepdims=True)) for row in rows} == {(1,), (3,)}
 
 
-def test_with_one_language_nothing_is_wrong(tmp_path: Path):
-    assert model(experiment(tmp_path, ("en",), "multilingual")).extra_conditions == ("identified", "unknown")
+def test_a_single_language_has_no_wrong_condition(tmp_path: Path):
+    assert evaluated_model(experiment(tmp_path, ("en",), "multilingual")).extra_conditions == ("identified", "unknown")

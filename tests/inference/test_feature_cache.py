@@ -1,4 +1,4 @@
-"""Cached features stand for the waves that they were made of."""
+"""Cached features give the results of the waves they were computed from."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lakd_ray.models import EmotionClassifier, build_model, pad_batch, save_chec
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 CLIPS = 9
-SHAPE = tiny.STILL | {"initializer_range": 0.5}  # so that utterances are told apart
+SHAPE = tiny.STILL | {"initializer_range": 0.5}  # so that utterances have different logits
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def experiment(tmp_path: Path) -> Experiment:
 
 
 def read(manifest: Manifest, source: ShardSource, experiment: Experiment) -> dict[int, Signal]:
-    """Everything that a source yields, by row."""
-    windows = plan_evaluation_epoch(manifest, np.arange(CLIPS), experiment.batch).read_groups[0]
-    found = {}
-    for window in windows:
-        tables = read_batches(make_read_request(manifest, window), source)
-        for rows, table in zip(window.batches, tables, strict=True):
-            found |= dict(zip(rows.tolist(), unpack_signals(table, source), strict=True))
-    return found
+    """Return the signals of a source by row."""
+    read_groups = plan_evaluation_epoch(manifest, np.arange(CLIPS), experiment.batch).read_groups[0]
+    signals = {}
+    for read_group in read_groups:
+        tables = read_batches(make_read_request(manifest, read_group), source)
+        for rows, table in zip(read_group.batches, tables, strict=True):
+            signals |= dict(zip(rows.tolist(), unpack_signals(table, source), strict=True))
+    return signals
 
 
-def test_logits_from_features_are_those_from_waves(experiment: Experiment, manifest: Manifest) -> None:
+def test_logits_from_features_equal_logits_from_waves(experiment: Experiment, manifest: Manifest) -> None:
     source = get_or_compute_features(experiment, manifest, experiment.student.model)
     assert source is not None
     model = tiny.model(**SHAPE).eval()
@@ -77,7 +77,7 @@ def test_logits_from_features_are_those_from_waves(experiment: Experiment, manif
     assert torch.cdist(from_features, from_waves).argmin(dim=1).tolist() == order, "not nearest to its own"
 
 
-def test_features_lie_as_their_shard_does(experiment: Experiment, manifest: Manifest) -> None:
+def test_features_have_the_row_groups_of_their_shard(experiment: Experiment, manifest: Manifest) -> None:
     source = get_or_compute_features(experiment, manifest, experiment.student.model)
     assert source is not None
     (location,), (shard,) = source.files, manifest.shards
@@ -93,11 +93,11 @@ def test_features_lie_as_their_shard_does(experiment: Experiment, manifest: Mani
     ):
         wave_1T = torch.from_numpy(to_float(decode_flac(clip))).unsqueeze(0)
         alone_1FH = model.extract_features(wave_1T, torch.tensor([wave_1T.shape[1]]))
-        found_FH = np.frombuffer(content_of, dtype=np.float16).reshape(-1, source.feature_dim)
-        np.testing.assert_allclose(found_FH, alone_1FH[0].detach().numpy(), atol=1e-2)
+        stored_FH = np.frombuffer(content_of, dtype=np.float16).reshape(-1, source.feature_dim)
+        np.testing.assert_allclose(stored_FH, alone_1FH[0].detach().numpy(), atol=1e-2)
 
 
-def test_what_is_stored_is_not_computed_again(
+def test_stored_features_are_not_computed_again(
     experiment: Experiment, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = get_or_compute_features(experiment, manifest, experiment.student.model)
@@ -120,24 +120,24 @@ def test_a_language_aware_student_shares_its_teachers_features(experiment: Exper
     assert (from_features - from_waves).abs().max() < 0.02 * from_waves.abs().max()
 
 
-def test_the_key_is_the_encoder_not_the_head() -> None:
-    one, other = tiny.model(**SHAPE), tiny.model(**SHAPE)
+def test_the_key_depends_on_the_encoder_and_not_on_the_head() -> None:
+    model, other = tiny.model(**SHAPE), tiny.model(**SHAPE)
     torch.nn.init.zeros_(other.network.classifier.weight)
-    assert one.frontend_fingerprint == other.frontend_fingerprint
-    assert one.frontend_fingerprint != tiny.model(seed=1, **SHAPE).frontend_fingerprint
-    assert one.frontend_fingerprint != tiny.model(**SHAPE, feat_extract_activation="relu").frontend_fingerprint
+    assert model.frontend_fingerprint == other.frontend_fingerprint
+    assert model.frontend_fingerprint != tiny.model(seed=1, **SHAPE).frontend_fingerprint
+    assert model.frontend_fingerprint != tiny.model(**SHAPE, feat_extract_activation="relu").frontend_fingerprint
 
 
-def test_features_of_an_encoder_that_is_trained_are_refused(tmp_path: Path) -> None:
+def test_features_of_a_trained_encoder_are_rejected(tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValueError), match="feature encoder's output, but that of teacher and student"):
-        Experiment.model_validate(content(tmp_path, "somewhere", freeze_feature_encoder=False))
+        Experiment.model_validate(content(tmp_path, "unused", freeze_feature_encoder=False))
 
 
 PROBED = {"wav2vec2": tiny.ARCHITECTURE | {"initializer_range": 0.5}, "whisper": tiny.WHISPER | {"init_std": 0.5}}
 
 
 def pretrained(folder: Path, family: str, seed: int = 0) -> str:
-    """A sealed checkpoint, dropout and SpecAugment on."""
+    """Save a checkpoint with dropout and SpecAugment, and return its folder."""
     network = build_model(
         ModelConfig(config=PROBED[family], freeze_feature_encoder=False), PAPER_EMOTIONS, seed=seed
     ).network
@@ -147,20 +147,20 @@ def pretrained(folder: Path, family: str, seed: int = 0) -> str:
 
 
 def head_after_training(model: EmotionClassifier, signals: list[torch.Tensor]) -> torch.Tensor:
-    """The head's weights after some steps, as one vector."""
+    """Return the head's weights after some steps, as one vector."""
     model.train()
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.05)
     batch = TrainBatch(*pad_batch(signals), torch.arange(len(signals)) % len(PAPER_EMOTIONS), ["en"] * len(signals))
     for _ in range(10):
         optimizer.zero_grad()
         (compute_losses(model, batch, Objective()).loss / len(signals)).backward()
         optimizer.step()
-    return torch.cat([each.detach().flatten() for each in model.parameters() if each.requires_grad])
+    return torch.cat([weight.detach().flatten() for weight in model.parameters() if weight.requires_grad])
 
 
 @pytest.mark.parametrize("family", PROBED)
 @pytest.mark.parametrize("convolutions", [True, False])
-def test_a_probe_trained_on_cached_vectors_is_the_one_trained_on_waves(
+def test_a_probe_trained_on_cached_vectors_equals_one_trained_on_waves(
     family: str, convolutions: bool, tmp_path: Path, manifest: Manifest
 ) -> None:
     changes = {"freeze_encoder": True, "freeze_feature_encoder": convolutions}
@@ -170,31 +170,31 @@ def test_a_probe_trained_on_cached_vectors_is_the_one_trained_on_waves(
     vectors, waves = read(manifest, source, experiment), read(manifest, ShardSource(manifest.shards), experiment)
     assert {vector.shape for vector in vectors.values()} == {(1, source.feature_dim)}
     start, by_vectors, by_waves = (build_model(experiment.student.model, PAPER_EMOTIONS, seed=3) for _ in range(3))
-    before = torch.cat([each.detach().flatten() for each in start.parameters() if each.requires_grad])
-    cheap = head_after_training(by_vectors, [torch.from_numpy(vectors[row]) for row in range(CLIPS)])
-    dear = head_after_training(by_waves, [torch.from_numpy(waves[row]) for row in range(CLIPS)])
-    assert (cheap - dear).norm() < 0.01 * (dear - before).norm()  # stored with 11 bits
+    before = torch.cat([weight.detach().flatten() for weight in start.parameters() if weight.requires_grad])
+    from_vectors = head_after_training(by_vectors, [torch.from_numpy(vectors[row]) for row in range(CLIPS)])
+    from_waves = head_after_training(by_waves, [torch.from_numpy(waves[row]) for row in range(CLIPS)])
+    assert (from_vectors - from_waves).norm() < 0.01 * (from_waves - before).norm()  # stored with 11 bits
 
 
 @pytest.mark.parametrize("family", PROBED)
-def test_the_key_of_a_probe_is_its_encoder_wherever_it_lies(family: str, tmp_path: Path) -> None:
-    def key(place: str, **changes: Any) -> str:
+def test_the_key_of_a_probe_does_not_depend_on_the_path_of_its_encoder(family: str, tmp_path: Path) -> None:
+    def key(folder: str, **changes: Any) -> str:
         return build_model(
-            ModelConfig(pretrained=place, freeze_encoder=True, **changes), PAPER_EMOTIONS, seed=5
+            ModelConfig(pretrained=folder, freeze_encoder=True, **changes), PAPER_EMOTIONS, seed=5
         ).frontend_fingerprint
 
-    here, there = (pretrained(tmp_path / name, family) for name in ("here", "there"))
+    first, copy = (pretrained(tmp_path / name, family) for name in ("first", "copy"))
     other = pretrained(tmp_path / "other", family, seed=1)
-    assert key(here) == key(there)
-    assert len({key(here), key(other), key(here, num_layers=1)}) == 3
+    assert key(first) == key(copy)
+    assert len({key(first), key(other), key(first, num_layers=1)}) == 3
 
 
-def test_spectrograms_are_not_kept(tmp_path: Path, manifest: Manifest) -> None:
+def test_spectrograms_are_not_cached(tmp_path: Path, manifest: Manifest) -> None:
     experiment = Experiment.model_validate(content(tmp_path, pretrained(tmp_path / "p", "whisper")))
-    with pytest.raises(ConfigError, match=r"cache_features.*would keep its spectrograms.*freeze_encoder: true"):
+    with pytest.raises(ConfigError, match=r"cache_features.*would store its spectrograms.*freeze_encoder: true"):
         get_or_compute_features(experiment, manifest, experiment.student.model)
 
 
-def test_not_asked_for_is_not_done(experiment: Experiment, manifest: Manifest) -> None:
+def test_no_features_without_cache_features(experiment: Experiment, manifest: Manifest) -> None:
     plain = experiment.model_copy(update={"train": experiment.train.model_copy(update={"cache_features": False})})
     assert get_or_compute_features(plain, manifest, experiment.student.model) is None

@@ -1,9 +1,7 @@
-"""Answers to recordings: a few by the command line, a bucket of them by Ray Data (docs/how-to/predict-in-bulk.md).
+"""Bulk prediction of a folder, a bucket's prefix or a manifest with Ray Data (docs/how-to/predict-in-bulk.md).
 
-ask     files and their answers, from an endpoint or a model in this process; no Ray
-show    answers as a table for people, or as JSON lines
-inputs  what a bulk prediction is about: a folder, a bucket's prefix or a manifest
-opening recordings read and decoded ahead, in processes that may die over them
-bulk    a bulk prediction, resumable part by part: its settings, parts and summary
-worker  what answers one part
+job       settings, parts and summary of a bulk prediction, which is resumable part by part
+inputs    the recordings to predict, from a listing or a manifest
+prefetch  reads and decodes recordings ahead of the model, in sandboxed processes
+worker    the actor that predicts one part
 """

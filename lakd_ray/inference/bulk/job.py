@@ -1,15 +1,16 @@
-"""A bulk prediction: a folder, bucket or manifest of recordings in, Parquet out, by Ray Data on any number of workers.
+"""Bulk prediction from a folder, bucket or manifest of recordings to Parquet, with Ray Data on any number of workers.
 
     <out>/
-      record.json                      which model, inputs and settings it is of; when it was finished, and a summary
-      predictions/part-NNNNN.parquet   a row for each recording (lakd_ray.data.schema.answers), in the order of the inputs
-      quarantine.parquet               those of them without an answer, and why
+      record.json                      model, inputs and settings of the predictions, time of completion, summary
+      predictions/part-NNNNN.parquet   one row per recording, in input order (schema.bulk_predictions_schema)
+      quarantine.parquet               the recordings without a prediction, with the reasons
 
-A part is written whole or not at all, and is not computed again: what was interrupted goes on. Only parts with
-recordings that could not be read for a passing reason (lakd_ray.data.schema.TRANSIENT_KINDS) are, by the next run.
+Parts are written atomically, and an interrupted prediction resumes with the missing parts. The next run repeats only
+parts with recordings that could not be read for a transient reason (lakd_ray.data.schema.TRANSIENT_KINDS).
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 from pydantic import Field, ValidationError
-from tqdm import tqdm
 
 from lakd_ray import storage
 from lakd_ray.config import Backend, Section, resolve_location, to_dict
@@ -31,11 +31,14 @@ from lakd_ray.inference.bulk import inputs
 from lakd_ray.inference.bulk.inputs import InputEntry
 from lakd_ray.inference.bulk.worker import BulkWorker
 from lakd_ray.models.checkpoint import read_metadata
+from lakd_ray.progress import progress_bar
 from lakd_ray.runs import record
 
 PREDICTIONS_FOLDER, QUARANTINE_FILE = "predictions", "quarantine.parquet"
 
-OBJECT_STORE_MB = 100  # enough of one: recordings do not travel through it, only their names
+OBJECT_STORE_MB = 100  # the object store holds only the names of recordings
+
+logger = logging.getLogger(__name__)
 
 _SUMMARY_COLUMNS = ["id", "path", "status", "kind", "reason", "emotion", "duration_s"]
 _READ_THREADS = 16
@@ -43,72 +46,72 @@ _FINGERPRINT_FIELDS = ("backend", "language", "max_seconds", "part_files")
 
 
 class BulkConfig(Section):
-    """What is predicted, by what, and where to."""
+    """Settings of a bulk prediction: inputs, outputs, model and resources."""
 
     input: str
-    """Folder or s3://bucket/prefix with recordings, or a manifest of them (CSV, JSON lines or Parquet)."""
+    """Folder or s3://bucket/prefix with recordings, or a manifest of recordings (CSV, JSON lines or Parquet)."""
     out: str
-    """A folder of its own for the predictions."""
+    """Folder for the predictions, which holds nothing else."""
     model: str
     """Checkpoint folder, for instance one that `lakd export` made."""
     workers: int | None = Field(None, ge=1)
-    """Copies of the model; as many as the cluster has room for if absent."""
+    """Number of copies of the model; as many as fit into the cluster if absent."""
     cpus: int = Field(1, ge=1)
-    """Logical CPUs of one worker; also its torch threads, and the processes by which it decodes."""
+    """Logical CPUs of a worker; also its number of torch threads and of decoding processes."""
     gpu: bool = False
     """One GPU for each worker."""
     backend: Backend = "torch"
-    """What computes, as the endpoint's. Workers read a graph that lies in the checkpoint folder (`lakd export --onnx`);
-    without one each makes its own."""
+    """Inference backend. ONNX backends use the graph in the checkpoint folder (`lakd export --onnx`);
+    without one each worker exports its own."""
     language: str | None = Field(None, pattern="^[a-z]{2,3}$")
-    """Language of the recordings, where the manifest tells none; if absent, what the model hears."""
+    """Language of recordings without one in the manifest; if absent, the model identifies it."""
     max_seconds: float = Field(120.0, gt=0)
     """Longer recordings are quarantined."""
     part_files: int = Field(256, ge=1)
-    """Recordings of one part; an interrupted run loses no more for each worker."""
+    """Recordings per part; an interruption loses at most one part per worker."""
 
 
 def parse_settings(**values: Any) -> BulkConfig:
-    """Settings from the command line, with absolute places.
+    """Return settings from the command line, with absolute paths.
 
     Raises:
-        ConfigError: one is impossible, or relative although this runs as a Ray job.
+        ConfigError: a value is invalid, or a path is relative in a Ray job.
     """
     try:
         bulk = BulkConfig.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        found = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("refused: " + "; ".join(found)) from None
-    places = {
+        problems = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("invalid settings: " + "; ".join(problems)) from None
+    locations = {
         "input": resolve_location(bulk.input, f"the input {bulk.input!r}", "/path or s3://bucket/prefix"),
         "out": resolve_location(bulk.out, f"the output folder {bulk.out!r}", "/path or s3://bucket/prefix"),
         "model": resolve_location(bulk.model, f"the model {bulk.model!r}", "--model /path"),
     }
-    return bulk.model_copy(update=places)
+    return bulk.model_copy(update=locations)
 
 
 @dataclass(frozen=True)
 class BulkSummary:
-    """What came of it."""
+    """Counts of a finished bulk prediction."""
 
     recordings: int
     hours: float
     predicted: dict[str, int]
-    """How many, by emotion."""
+    """Number of recordings by emotion."""
     quarantined: dict[str, int]
-    """How many, by kind."""
+    """Number of recordings by quarantine kind."""
 
     def __str__(self) -> str:
-        answered, refused = sum(self.predicted.values()), sum(self.quarantined.values())
+        predicted, quarantined = sum(self.predicted.values()), sum(self.quarantined.values())
         return (
-            f"{self.recordings} recordings, {self.hours:.2f} h: {answered} answered{_format_counts(self.predicted)}, "
-            f"{refused} quarantined{_format_counts(self.quarantined)}"
+            f"{self.recordings} recordings, {self.hours:.2f} h: {predicted} predicted{_format_counts(self.predicted)}, "
+            f"{quarantined} quarantined{_format_counts(self.quarantined)}"
         )
 
 
 def _format_counts(counts: dict[str, int]) -> str:
-    told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-    return f" ({told})" if told else ""
+    text = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return f" ({text})" if text else ""
 
 
 @dataclass(frozen=True)
@@ -118,37 +121,37 @@ class _OutputPart:
 
 
 def run(config: BulkConfig) -> BulkSummary:
-    """Predict everything that is not predicted yet, in the Ray session this process is connected to.
+    """Predict all recordings without a prediction, in the Ray session of this process.
 
     Raises:
-        DataError: there are no inputs, they cannot be used, none of them could be answered, or rows are missing.
-        StageError: the folder holds predictions of another model, other inputs or with other settings.
-        StorageError, CheckpointError: there is no such model, or something cannot be read or written.
+        DataError: there are no inputs, they are not valid, none of them has a prediction, or rows are missing.
+        StageError: the output folder holds predictions of a different model, different inputs or different settings.
+        StorageError, CheckpointError: there is no such model, or a file cannot be read or written.
         ResourceError: the cluster is too small.
     """
-    emotions, model = _read_model_info(config.model)
-    found = inputs.find_inputs(config.input)
-    fingerprint = _fingerprint(config, model, found, emotions)
-    parts = _plan_parts(config, found.entries)
+    emotions, model_version = _read_model_info(config.model)
+    bulk_inputs = inputs.find_inputs(config.input)
+    fingerprint = _fingerprint(config, model_version, bulk_inputs, emotions)
+    parts = _plan_parts(config, bulk_inputs.entries)
     done = record.is_done(config.out, fingerprint)
     tables = _read_complete_parts(parts, skip_transient=True)
     missing = [part for part in parts if part.path not in tables]
     if done and not missing:
-        print(f"predict: already done, {config.out}")
+        logger.info("predict: already done, %s", config.out)
         return _report_summary(config, list(tables.values()))
     workers = _num_workers(config, len(missing))
     record.mark_started(config.out, fingerprint)
-    _predict_parts(config, missing, len(found.entries), workers)
+    _predict_parts(config, missing, len(bulk_inputs.entries), workers)
     tables |= _read_complete_parts(missing, skip_transient=False)
     return _finalize(config, fingerprint, parts, tables)
 
 
 def _read_model_info(folder: str) -> tuple[tuple[str, ...], str]:
-    """A model's emotions and version."""
+    """Return the emotions and the version of a model."""
     seal = storage.join(folder, storage.CHECKSUMS_FILE)
     if not storage.exists(seal):
         raise CheckpointError(
-            f"{folder} holds no finished checkpoint ({storage.CHECKSUMS_FILE} is missing); check --model"
+            f"{folder} is not a complete checkpoint folder ({storage.CHECKSUMS_FILE} is missing); check --model"
         )
     return read_metadata(folder).emotions, record.folder_fingerprint(folder)
 
@@ -175,41 +178,42 @@ def _plan_parts(config: BulkConfig, entries: list[InputEntry]) -> list[_OutputPa
 
 
 def _read_complete_parts(parts: Sequence[_OutputPart], *, skip_transient: bool) -> dict[str, pa.Table]:
-    """Those of the parts that are there and whole: place -> what is looked at.
+    """Return the summary columns of the parts that are written and intact, by path.
 
     Args:
-        retried: leave out those with recordings that may be readable by now.
+        skip_transient: leave out parts with recordings that may be readable now.
     """
     if not parts:
         return {}
-    there = {info.name for info in storage.list_files(parts[0].path.rpartition("/")[0])}
+    written = {info.name for info in storage.list_files(parts[0].path.rpartition("/")[0])}
 
     def read(part: _OutputPart) -> pa.Table | None:
-        if part.path.rpartition("/")[2] not in there:
+        if part.path.rpartition("/")[2] not in written:
             return None
         try:
             table = storage.read_table(part.path, columns=_SUMMARY_COLUMNS)
         except StorageError as error:
-            print(f"predict: {part.path} cannot be read, it is made anew ({error})")
+            logger.warning("predict: %s cannot be read and is predicted again (%s)", part.path, error)
             return None
-        again = skip_transient and not schema.TRANSIENT_KINDS.isdisjoint(table["kind"].to_pylist())
-        return table if table["id"].to_pylist() == [entry.id for entry in part.entries] and not again else None
+        if skip_transient and not schema.TRANSIENT_KINDS.isdisjoint(table["kind"].to_pylist()):
+            return None
+        return table if table["id"].to_pylist() == [entry.id for entry in part.entries] else None
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        found = zip(parts, pool.map(read, parts), strict=True)
-        return {part.path: table for part, table in found if table is not None}
+        tables = zip(parts, pool.map(read, parts), strict=True)
+        return {part.path: table for part, table in tables if table is not None}
 
 
 def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_recordings: int, workers: int) -> None:
-    """Answer some parts and write them."""
+    """Predict and write the missing parts."""
     if not missing:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [
-        {"part": part.path, "entries": json.dumps([list(vars(one).values()) for one in part.entries])}
+        {"part": part.path, "entries": json.dumps([list(vars(entry).values()) for entry in part.entries])}
         for part in missing
     ]
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    statuses = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         BulkWorker,
         fn_constructor_args=(config.model, config.cpus, config.language, config.max_seconds, config.backend),
         batch_size=1,
@@ -219,67 +223,70 @@ def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_rec
         num_gpus=1 if config.gpu else 0,
     )
     sizes = {part.path: len(part.entries) for part in missing}
-    waiting = sum(sizes.values())
-    print(f"predict: {waiting} of {total_recordings} recordings in {len(missing)} parts, {workers} workers")
-    with tqdm(
-        total=total_recordings, initial=total_recordings - waiting, desc="predict", unit="file", mininterval=2
-    ) as bar:
-        for row in written.iter_rows():
-            if row["error"]:
-                raise StorageError(row["error"])
-            bar.update(sizes[row["part"]])
+    remaining = sum(sizes.values())
+    logger.info(
+        "predict: %d of %d recordings in %d parts, %d workers", remaining, total_recordings, len(missing), workers
+    )
+    with progress_bar(total_recordings, "predict", "file", initial=total_recordings - remaining) as bar:
+        for status in statuses.iter_rows():
+            if status["error"]:
+                raise StorageError(status["error"])
+            bar.update(sizes[status["part"]])
 
 
 def _num_workers(config: BulkConfig, num_parts: int) -> int:
-    """How many there are to be; never more than parts."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    room = int(have.get("CPU", 0) // config.cpus)
+    """Return the number of workers, which is at most the number of parts."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    capacity = int(cpus // config.cpus)
     if config.gpu:
-        room = min(room, int(have.get("GPU", 0)))
-    if room < (config.workers or 1):
-        each = f"{config.cpus} CPUs" + (" and a GPU" if config.gpu else "") + " each"
+        capacity = min(capacity, int(gpus))
+    minimum = config.workers or 1
+    if capacity < minimum:
+        per_worker = f"{config.cpus} CPUs" + (" and a GPU" if config.gpu else "")
         raise ResourceError(
-            f"the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, but {config.workers or 1} "
-            f"workers with {each} were asked for: lower --workers or --cpus, leave out --gpu, or add nodes"
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, but {minimum} workers with {per_worker} each are "
+            "requested: lower --workers or --cpus, leave out --gpu, or add nodes"
         )
-    return min(config.workers or room, num_parts)
+    return min(config.workers or capacity, num_parts)
 
 
 def _finalize(
     config: BulkConfig, fingerprint: dict[str, Any], parts: Sequence[_OutputPart], tables: dict[str, pa.Table]
 ) -> BulkSummary:
-    lost = [part.path for part in parts if part.path not in tables]
-    if lost:
+    invalid = [part.path for part in parts if part.path not in tables]
+    if invalid:
         raise DataError(
-            f"{len(lost)} of {len(parts)} parts are not what was asked for, the first {lost[0]}: is another process "
-            "writing there? Run the same command again"
+            f"{len(invalid)} of {len(parts)} parts do not have the expected rows, the first is {invalid[0]}: is a "
+            "second process writing to this folder? Run the same command again"
         )
     planned = {part.path.rpartition("/")[2] for part in parts}
     for info in storage.list_files(storage.join(config.out, PREDICTIONS_FOLDER)):
-        if info.name not in planned:  # what a killed process was writing
+        if info.name not in planned:  # a partial file of a killed process
             storage.delete(info.location)
-    looked_at = pa.concat_tables([tables[part.path] for part in parts])
-    refused = looked_at.filter(pc.equal(looked_at["status"], "quarantined"))
+    rows = pa.concat_tables([tables[part.path] for part in parts])
+    quarantined = rows.filter(pc.equal(rows["status"], "quarantined"))
     storage.write_table(
         storage.join(config.out, QUARANTINE_FILE),
-        refused.select(schema.BULK_QUARANTINE_SCHEMA.names).cast(schema.BULK_QUARANTINE_SCHEMA),
+        quarantined.select(schema.BULK_QUARANTINE_SCHEMA.names).cast(schema.BULK_QUARANTINE_SCHEMA),
     )
-    record.mark_finished(config.out, fingerprint, [QUARANTINE_FILE], summary=vars(_summarize([looked_at])))
-    return _report_summary(config, [looked_at])
+    record.mark_finished(config.out, fingerprint, [QUARANTINE_FILE], summary=vars(_summarize([rows])))
+    return _report_summary(config, [rows])
 
 
 def _summarize(tables: Sequence[pa.Table]) -> BulkSummary:
-    looked_at = pa.concat_tables(tables)
-    emotions, kinds = (Counter(looked_at[name].drop_null().to_pylist()) for name in ("emotion", "kind"))
-    hours = (pc.sum(looked_at["duration_s"]).as_py() or 0.0) / 3600
-    return BulkSummary(len(looked_at), hours, dict(emotions), dict(kinds))
+    rows = pa.concat_tables(tables)
+    emotions, kinds = (Counter(rows[name].drop_null().to_pylist()) for name in ("emotion", "kind"))
+    hours = (pc.sum(rows["duration_s"]).as_py() or 0.0) / 3600
+    return BulkSummary(len(rows), hours, dict(emotions), dict(kinds))
 
 
 def _report_summary(config: BulkConfig, tables: Sequence[pa.Table]) -> BulkSummary:
     summary = _summarize(tables)
-    print(f"predict: {summary} -> {storage.join(config.out, PREDICTIONS_FOLDER)}")
+    quarantine_file = storage.join(config.out, QUARANTINE_FILE)
+    logger.info("predict: %s -> %s", summary, storage.join(config.out, PREDICTIONS_FOLDER))
     if summary.quarantined:
-        print(f"predict: the reasons are in {storage.join(config.out, QUARANTINE_FILE)}")
+        logger.info("predict: the reasons are in %s", quarantine_file)
     if not summary.predicted:
-        raise DataError(f"none of the {summary.recordings} recordings could be answered: see the reasons")
+        raise DataError(f"all {summary.recordings} recordings were quarantined: see the reasons in {quarantine_file}")
     return summary

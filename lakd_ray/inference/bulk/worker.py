@@ -1,4 +1,4 @@
-"""The worker of a bulk prediction: predicts one part after another. Ray Data calls it; the module itself needs no Ray."""
+"""The worker of a bulk prediction: predicts one part per row. Ray Data calls it; the module needs no Ray."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""A worker without Ray: many recordings at once are answered as each alone is by the endpoint."""
+"""The worker without Ray: predictions of a batch equal those of single recordings."""
 
 import json
 from pathlib import Path
@@ -21,34 +21,35 @@ from lakd_ray.inference.recordings import PredictOptions
 
 @pytest.fixture
 def worker(model):
-    made = BulkWorker(model, 1, "fr", 2.5)
-    yield made
-    made.close()
+    worker = BulkWorker(model, 1, "fr", 2.5)
+    yield worker
+    worker.close()
 
 
-def test_another_backend_answers_a_part(model, clips, predict_file):
-    made = BulkWorker(model, 1, "fr", 2.5, "torch-int8")
+def test_a_different_backend(model, clips, predict_file):
+    worker = BulkWorker(model, 1, "fr", 2.5, "torch-int8")
     try:
-        row = made.predict_part([InputEntry("a", f"{clips}/a.wav", None)]).to_pylist()[0]
+        row = worker.predict_part([InputEntry("a", f"{clips}/a.wav", None)]).to_pylist()[0]
     finally:
-        made.close()
+        worker.close()
     expected = predict_file((clips / "a.wav").read_bytes(), language="fr").probabilities
-    found = {emotion: row[f"p_{emotion}"] for emotion in expected}
-    assert found == pytest.approx(expected, abs=0.2) and found != pytest.approx(expected, abs=1e-7)
+    probabilities = {emotion: row[f"p_{emotion}"] for emotion in expected}
+    assert probabilities == pytest.approx(expected, abs=0.2) and probabilities != pytest.approx(expected, abs=1e-7)
 
 
-def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, clips, predict_file):
+def test_rows_equal_the_results_of_the_endpoint_in_input_order(worker, clips, predict_file):
     entries = [
-        InputEntry(one.id, one.path, "en" if one.id == "a.wav" else None) for one in find_inputs(str(clips)).entries
+        InputEntry(entry.id, entry.path, "en" if entry.id == "a.wav" else None)
+        for entry in find_inputs(str(clips)).entries
     ]
-    entries.append(InputEntry("gone", f"{clips}/gone.wav", None))
+    entries.append(InputEntry("missing", f"{clips}/missing.wav", None))
     table = worker.predict_part(entries)
     assert table.schema == schema.bulk_predictions_schema(predict_file.info.emotions)
     assert [row["id"] for row in table.to_pylist()] == [entry.id for entry in entries]
     rows = {row["id"]: row for row in table.to_pylist()}
     kinds = {name: row["kind"] for name, row in rows.items() if row["status"] == "quarantined"}
-    assert set(kinds) == {*BAD, "sub/e.mp3", "gone"}  # the MP3 is longer than 2.5 s
-    assert (kinds["sub/short.wav"], kinds["sub/e.mp3"], kinds["gone"]) == ("short", "long", "missing")
+    assert set(kinds) == {*BAD, "sub/e.mp3", "missing"}  # the MP3 is longer than 2.5 s
+    assert (kinds["sub/short.wav"], kinds["sub/e.mp3"], kinds["missing"]) == ("short", "long", "missing")
     for name in kinds:
         assert rows[name]["reason"] and rows[name]["emotion"] is None and rows[name]["p_anger"] is None
     for name in sorted({*LENGTHS} - {*kinds}):
@@ -57,9 +58,9 @@ def test_a_part_has_the_endpoints_answers_in_the_order_of_the_inputs(worker, cli
             predict_file((clips / name).read_bytes(), language="en" if name == "a.wav" else "fr"),
         )
         assert row["status"] == "ok" and row["kind"] is row["reason"] is None
-        shares = {emotion: row[f"p_{emotion}"] for emotion in predict_file.info.emotions}
-        assert shares == pytest.approx(expected.probabilities, abs=1e-5)
-        assert row["warnings"] == [remark.code for remark in expected.warnings]
+        probabilities = {emotion: row[f"p_{emotion}"] for emotion in predict_file.info.emotions}
+        assert probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert row["warnings"] == [warning.code for warning in expected.warnings]
         for field in ("emotion", "language", "language_probability", "duration_s", "model", "version"):
             assert row[field] == getattr(expected, field), field
 
@@ -123,22 +124,25 @@ def test_an_error_of_the_model_reaches_the_caller(monkeypatch):
         predictor.predict_recordings([silence] * 2, [PredictOptions()] * 2)
 
 
-def called(worker: BulkWorker, place: Path, entries: list[InputEntry]) -> str:
-    told = json.dumps([list(vars(entry).values()) for entry in entries])
-    return worker(pa.table({"part": [str(place)], "entries": [told]}))["error"][0].as_py()
+def write_part(worker: BulkWorker, path: Path, entries: list[InputEntry]) -> str:
+    """Call the worker as Ray Data does, and return the error in its output."""
+    values = json.dumps([list(vars(entry).values()) for entry in entries])
+    return worker(pa.table({"part": [str(path)], "entries": [values]}))["error"][0].as_py()
 
 
-def test_a_part_is_written_or_an_error_is_told(worker, clips, tmp_path):
-    assert called(worker, tmp_path / "parts/one.parquet", [InputEntry("a", f"{clips}/a.wav", "en")]) == ""
+def test_a_part_is_written_or_an_error_is_returned(worker, clips, tmp_path):
+    assert write_part(worker, tmp_path / "parts/one.parquet", [InputEntry("a", f"{clips}/a.wav", "en")]) == ""
     assert pq.read_table(tmp_path / "parts/one.parquet")["id"].to_pylist() == ["a"]
     (tmp_path / "file").touch()
-    assert "cannot write" in called(worker, tmp_path / "file/one.parquet", [InputEntry("a", f"{clips}/a.wav", "en")])
+    assert "cannot write" in write_part(
+        worker, tmp_path / "file/one.parquet", [InputEntry("a", f"{clips}/a.wav", "en")]
+    )
 
 
-def test_a_damaged_model_is_told(tmp_path, clips):
+def test_a_corrupted_checkpoint_is_an_error(tmp_path, clips):
     folder = tiny.checkpoint(tmp_path)
     storage.write_bytes(f"{folder}/model.safetensors", b"damage")
     worker = BulkWorker(folder, 1, None, 120.0)
-    assert "is damaged" in called(worker, tmp_path / "one.parquet", [InputEntry("a", f"{clips}/a.wav", None)])
+    assert "is damaged" in write_part(worker, tmp_path / "one.parquet", [InputEntry("a", f"{clips}/a.wav", None)])
     worker.close()
     assert not (tmp_path / "one.parquet").exists()

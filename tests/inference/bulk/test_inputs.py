@@ -1,4 +1,4 @@
-"""What a bulk prediction is about, from folders and manifests."""
+"""Inputs of bulk predictions from folders and manifests."""
 
 import json
 
@@ -30,14 +30,14 @@ def manifest(folder, kind: str, rows: list[dict]):
 
 
 def test_a_folder(clips):
-    found = find_inputs(str(clips))
-    assert [entry.id for entry in found.entries] == sorted([*LENGTHS, *BAD])
-    assert found.entries[0] == InputEntry("a.wav", f"{clips}/a.wav", None)
+    inputs = find_inputs(str(clips))
+    assert [entry.id for entry in inputs.entries] == sorted([*LENGTHS, *BAD])
+    assert inputs.entries[0] == InputEntry("a.wav", f"{clips}/a.wav", None)
     assert find_inputs(f"{clips}/").entries[0].id == "a.wav"
-    assert find_inputs(str(clips)).digest == found.digest
+    assert find_inputs(str(clips)).digest == inputs.digest
 
 
-def test_a_changed_or_new_file_is_another_input(tmp_path):
+def test_a_changed_or_new_file_changes_the_digest(tmp_path):
     digests = set()
     for name, content in (("a.wav", b"1"), ("a.wav", b"22"), ("b.wav", b"")):
         (tmp_path / name).write_bytes(content)
@@ -51,26 +51,26 @@ def test_a_changed_or_new_file_is_another_input(tmp_path):
 def test_a_manifest(tmp_path, kind):
     expected = [("1", f"{tmp_path}/sub/a.wav", "en"), ("2", "/abs/b.wav", None), ("3", "s3://bucket/c.wav", None)]
     assert find_inputs(manifest(tmp_path, kind, ROWS)).entries == [InputEntry(*values) for values in expected]
-    alone = find_inputs(manifest(tmp_path, kind, [{"path": row["path"]} for row in ROWS]))
-    assert [(entry.id, entry.path) for entry in alone.entries] == [
+    paths_only = find_inputs(manifest(tmp_path, kind, [{"path": row["path"]} for row in ROWS]))
+    assert [(entry.id, entry.path) for entry in paths_only.entries] == [
         (row["path"], path) for row, (_, path, _) in zip(ROWS, expected, strict=True)
     ]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize(("rows", "words"), [
+@pytest.mark.parametrize(("rows", "message"), [
     ([{"file": "a.wav"}], "has columns file; expected one named path"),
     ([{"path": "a.wav", "id": "1"}, {"path": " ", "id": "2"}], "has the path ' '"),
     ([{"path": "a.wav", "language": "English"}], "has the language 'English'"),
     ([{"path": "a.wav"}, {"path": "a.wav"}], r"has the id 'a.wav' of \w+ \d"),
     ([{"path": "a.wav", "id": "1"}, {"path": "b.wav", "id": "1"}], "has the id '1' of"),
 ])  # fmt: skip
-def test_a_manifest_that_cannot_be_used(tmp_path, kind, rows, words):
-    with pytest.raises(DataError, match=words):
+def test_an_invalid_manifest(tmp_path, kind, rows, message):
+    with pytest.raises(DataError, match=message):
         find_inputs(manifest(tmp_path, kind, rows))
 
 
-def test_bad_lines_are_counted_and_the_first_are_shown(tmp_path):
+def test_invalid_lines_are_counted_and_the_first_are_listed(tmp_path):
     file = tmp_path / "x.jsonl"
     file.write_text('{"path": "a.wav"}\n' + "no JSON\n" * 7)
     with pytest.raises(DataError, match=r"(?s)line 2 is not JSON.*line 6 [^\n]*\n  and 2 more$") as caught:
@@ -78,7 +78,7 @@ def test_bad_lines_are_counted_and_the_first_are_shown(tmp_path):
     assert "line 7" not in str(caught.value)
 
 
-def test_nothing(tmp_path):
+def test_no_recordings(tmp_path):
     with pytest.raises(DataError, match="holds no recordings: expected a folder"):
         find_inputs(str(tmp_path))
     (tmp_path / "x.csv").write_text("path\n")
