@@ -1,14 +1,14 @@
-"""What the predictor's backends gain in speed and cost in accuracy, against torch in fp32 in the same run.
+"""Speed and accuracy of the predictor's backends, compared with torch in fp32 in the same run.
 
     python benchmarks/backends.py [--threads 1] [--repeats 3] [--small]
     python benchmarks/backends.py --checkpoint FOLDER --experiment FILE --storage DIR
 
-Without a checkpoint: a network of wav2vec2-base's size with random weights, for speed does not depend on them. Clips of
-noise, 2 to 10 s, one at a time and eight together; contestants take turns in each repeat. Speeds are audio seconds per
-second, ratios those to torch fp32 of the same repeat, median and range.
+Without a checkpoint, the network has the size of wav2vec2-base and random weights, on which speed does not depend. The
+input is clips of noise of 2 to 10 s, in batches of one and of eight; the backends take turns in each repeat. Speeds are
+audio seconds per second, ratios are to torch in fp32 in the same repeat, as median and range.
 
-With one: the same, and its UR on the experiment's test utterances (whose `prepare` has run) by each backend, with the
-largest difference of a probability. `--accuracy` leaves the speed out.
+With a checkpoint, the benchmark also prints its UR on the experiment's test utterances (after `lakd prepare`) with each
+backend, and the largest change of a probability. `--accuracy` skips the speed.
 """
 
 import argparse
@@ -41,26 +41,26 @@ PLAIN: Backend = "torch"
 
 
 def clips() -> list[Wave]:
-    """Eight, of 2 to 10 s, in no order of length."""
+    """Return eight clips of 2 to 10 s, in random order."""
     random = np.random.default_rng(0)
     seconds = random.permutation(np.linspace(2, 10, 8))
-    return [0.1 * random.standard_normal(int(each * SAMPLE_RATE), dtype=np.float32) for each in seconds]
+    return [0.1 * random.standard_normal(int(length * SAMPLE_RATE), dtype=np.float32) for length in seconds]
 
 
 def checkpoint(folder: Path, architecture: dict[str, Any]) -> str:
-    """A sealed one with random weights."""
+    """Save a checkpoint with random weights and return its folder."""
     model = build_model(ModelConfig(config=architecture, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
     (folder / "scratch").mkdir()
-    card = CheckpointMetadata("random", PAPER_EMOTIONS, ("en",), Provenance(), {})
-    save_checkpoint(str(folder / "model"), model.network, card, scratch=folder / "scratch")
+    metadata = CheckpointMetadata("random", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    save_checkpoint(str(folder / "model"), model.network, metadata, scratch=folder / "scratch")
     return str(folder / "model")
 
 
 def speeds(predictors: dict[Backend, Predictor], repeats: int) -> dict[Backend, dict[int, list[float]]]:
-    """Audio seconds per second by backend and size of the batch, one for each repeat."""
+    """Return audio seconds per second by backend and batch size, one value per repeat."""
     waves = clips()
     seconds = sum(map(len, waves)) / SAMPLE_RATE
-    found: dict[Backend, dict[int, list[float]]] = {name: {1: [], 8: []} for name in predictors}
+    results: dict[Backend, dict[int, list[float]]] = {name: {1: [], 8: []} for name in predictors}
     for predictor in predictors.values():
         predictor.logits(waves[:1])  # the first call is slow
     for repeat in range(repeats):
@@ -69,72 +69,69 @@ def speeds(predictors: dict[Backend, Predictor], repeats: int) -> dict[Backend, 
                 started = time.perf_counter()
                 for start in range(0, len(waves), size):
                     predictor.logits(waves[start : start + size])
-                found[name][size].append(seconds / (time.perf_counter() - started))
-        for name, by_size in found.items():
-            told = ", ".join(f"batch of {size}: {each[-1]:.2f}" for size, each in by_size.items())
-            print(f"{repeat + 1}/{repeats} {name}: {told} audio-s/s", flush=True)
-    return found
+                results[name][size].append(seconds / (time.perf_counter() - started))
+        for name, by_size in results.items():
+            text = ", ".join(f"batch of {size}: {values[-1]:.2f}" for size, values in by_size.items())
+            print(f"{repeat + 1}/{repeats} {name}: {text} audio-s/s", flush=True)
+    return results
 
 
-def print_speeds(found: dict[Backend, dict[int, list[float]]]) -> None:
-    """As a table of docs/how-to/export.md."""
+def print_speeds(results: dict[Backend, dict[int, list[float]]]) -> None:
+    """Print the speeds as the table in docs/how-to/export.md."""
     print("\n| backend | batch of 1, audio-s/s | of torch | batch of 8, audio-s/s | of torch |\n|---|---|---|---|---|")
-    for name, by_size in found.items():
+    for name, by_size in results.items():
         cells = []
-        for size, each in by_size.items():
-            ratios = [one / base for one, base in zip(each, found[PLAIN][size], strict=True)]
-            cells += [spread(each, ".1f"), spread(ratios, ".2f")]
+        for size, values in by_size.items():
+            ratios = [value / base for value, base in zip(values, results[PLAIN][size], strict=True)]
+            cells += [spread(values, ".1f"), spread(ratios, ".2f")]
         print(f"| `{name}` | {' | '.join(cells)} |")
 
 
 def spread(values: list[float], form: str) -> str:
-    """Median and range."""
+    """Format the median and the range of values."""
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def print_accuracy(predictors: dict[Backend, Predictor], options: argparse.Namespace) -> None:
-    """On test, as a table of docs/how-to/export.md."""
+    """Print the accuracy on test as the table in docs/how-to/export.md."""
     config = load_config(options.experiment, [f"storage={options.storage}"] if options.storage else [])
-    plain = predictors[PLAIN]
-    heard = load_test_set(config, plain.metadata)
-    print(
-        f"\n{plain.model_id}: {len(heard.waves_N)} test utterances of {config.name}, {heard.audio_seconds:.0f} s of audio\n"
-    )
-    print("| backend | UR, % | other answers | largest change of a probability |\n|---|---|---|---|")
+    reference = predictors[PLAIN]
+    test = load_test_set(config, reference.metadata)
+    count, seconds = len(test.waves_N), test.audio_seconds
+    print(f"\n{reference.model_id}: {count} test utterances of {config.name}, {seconds:.0f} s of audio\n")
+    print("| backend | UR, % | changed predictions | largest change of a probability |\n|---|---|---|---|")
     for name, predictor in predictors.items():
-        paid = compare_backends(plain, predictor, heard)
-        print(
-            f"| `{name}` | {100 * paid.UR_backend:.1f} | {paid.changed_predictions} | {paid.max_probability_change:.2g} |"
-        )
+        accuracy = compare_backends(reference, predictor, test)
+        cells = [f"{100 * accuracy.UR_backend:.1f}", str(accuracy.changed_predictions)]
+        print(f"| `{name}` | {' | '.join(cells)} | {accuracy.max_probability_change:.2g} |")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the backends and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="a tiny network, to see whether the benchmark works")
+    parser.add_argument("--small", action="store_true", help="use a tiny network, to test the benchmark")
     parser.add_argument("--backends", nargs="+", choices=get_args(Backend), default=get_args(Backend))
-    parser.add_argument("--checkpoint", help="a sealed checkpoint in place of a random network")
-    parser.add_argument("--experiment", help="with --checkpoint: the experiment file that it was trained by")
-    parser.add_argument("--storage", help="with --experiment: its storage, if not the file's")
-    parser.add_argument("--accuracy", action="store_true", help="with --experiment: accuracy alone")
+    parser.add_argument("--checkpoint", help="use this checkpoint folder instead of random weights")
+    parser.add_argument("--experiment", help="with --checkpoint: the experiment that trained it")
+    parser.add_argument("--storage", help="with --experiment: its storage, if not the one in the file")
+    parser.add_argument("--accuracy", action="store_true", help="with --experiment: measure accuracy only")
     options = parser.parse_args()
     if options.experiment and not options.checkpoint:
-        parser.error("--experiment judges a trained model: name its --checkpoint")
+        parser.error("--experiment needs a trained model: give its --checkpoint")
     names: list[Backend] = [PLAIN, *(name for name in options.backends if name != PLAIN)]
     with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
-        place = options.checkpoint or checkpoint(Path(folder), SMALL if options.small else BASE)
-        if not storage.exists(storage.join(place, onnx_export.INT8_MODEL_FILE)):
+        model = options.checkpoint or checkpoint(Path(folder), SMALL if options.small else BASE)
+        if not storage.exists(storage.join(model, onnx_export.INT8_MODEL_FILE)):
             started = time.perf_counter()
-            place = release.export_checkpoint(
-                place, str(Path(folder, "released")), int8=True
-            )  # once for both that take a graph
+            # once for all backends that run a graph
+            model = release.export_checkpoint(model, str(Path(folder, "released")), int8=True)
             print(f"exported in {time.perf_counter() - started:.1f} s", flush=True)
         predictors = {}
         for name in names:
             started = time.perf_counter()
-            predictors[name] = Predictor.load(place, threads=options.threads, backend=name)
+            predictors[name] = Predictor.load(model, threads=options.threads, backend=name)
             print(f"{name}: loaded in {time.perf_counter() - started:.1f} s", flush=True)
             gc.collect()
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)

@@ -1,15 +1,15 @@
-"""Preparing and streaming against plain loops on the same files in the same run.
+"""Speed of `prepare` and of streaming, compared with plain loops on the same files in the same run.
 
     python benchmarks/data.py [--clips 1200] [--repeats 3]
 
-The corpus is synthesised speech strung together to lengths like IEMOCAP's (log-normal, mean 4.5 s, cut at 20 s), WAV at
-22 kHz. Speeds are audio seconds per second, the median of the repeats and their range; all contestants take turns in
-each repeat. Ray is up before anything is timed. A stream is timed from its start to its last batch: what is decoded
-ahead while the first batches are taken would make any shorter time look better than it is.
+The corpus is synthesized speech in WAV files at 22 kHz, concatenated to lengths like those of IEMOCAP (log-normal, mean
+4.5 s, cut at 20 s). Speeds are audio seconds per second, as median and range over the repeats; variants take turns in
+each repeat. Ray runs before anything is timed. A stream is timed from its start to its last batch: over a shorter time,
+batches decoded ahead would make it look faster than it is.
 
     prepare      plain loop: soundfile reads, torchaudio resamples, soundfile encodes FLAC, one Parquet file
     stream       plain loop: soundfile decodes the shards' FLAC entry by entry, to floats
-                 DataLoader: torch's, workers as many as cores, soundfile in the dataset, random batches of 16, padded
+                 DataLoader: torch's, one worker per core, soundfile in the dataset, random batches of 16, padded
 """
 
 import argparse
@@ -47,26 +47,26 @@ EPOCHS = (1, 12)  # of one stream
 
 
 def make_corpus(folder: Path, clips: int) -> None:
-    """WAV files of drawn lengths and their manifest."""
+    """Write WAV files of random lengths and their manifest."""
     parts = synthesis.synthesize_corpus(folder / "parts", languages=("en",), speakers=SPEAKERS, sentences=8)
     with parts.open(newline="") as file:
-        said = [(row, soundfile.read(parts.parent / row["path"], dtype="int16")) for row in csv.DictReader(file)]
+        synthesized = [(row, soundfile.read(parts.parent / row["path"], dtype="int16")) for row in csv.DictReader(file)]
     random = np.random.default_rng(0)
     rows = [("path", "emotion", "language", "speaker")]
     (folder / "corpus").mkdir()
     for index in range(clips):
         seconds = min(20.0, max(0.5, random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7)))
-        row, (_, rate) = said[random.integers(len(said))]
-        own = [wave for other, (wave, _) in said if other["speaker"] == row["speaker"]]
-        strung = np.concatenate([own[number] for number in random.integers(len(own), size=24)])
-        soundfile.write(folder / "corpus" / f"{index:05d}.wav", strung[: round(seconds * rate)], rate)
+        row, (_, rate) = synthesized[random.integers(len(synthesized))]
+        own = [wave for other, (wave, _) in synthesized if other["speaker"] == row["speaker"]]
+        joined = np.concatenate([own[number] for number in random.integers(len(own), size=24)])
+        soundfile.write(folder / "corpus" / f"{index:05d}.wav", joined[: round(seconds * rate)], rate)
         rows.append((f"{index:05d}.wav", row["emotion"], "en", row["speaker"]))
     with (folder / "corpus" / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def experiment(folder: Path, name: str) -> Experiment:
-    """One that has nothing but the corpus."""
+    """Return an experiment with the corpus and unused models."""
     recipe = {"model": {"pretrained": "none"}}
     corpora = [{"name": "c", "root": str(folder / "corpus"), "split": {"folds": 4, "dev_speakers": 1}}]
     audio = {"shard_utterances": 256, "duplicates": "keep", "max_quarantined_fraction": 1.0}
@@ -75,7 +75,7 @@ def experiment(folder: Path, name: str) -> Experiment:
 
 
 def plain_prepare(folder: Path, name: str) -> None:
-    """What anybody would write first."""
+    """Convert the corpus in the simplest way: one loop and one Parquet file."""
     rows = []
     for file in sorted((folder / "corpus").glob("*.wav")):
         wave_TC, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -84,7 +84,7 @@ def plain_prepare(folder: Path, name: str) -> None:
 
 
 def plain_stream(manifest: Manifest) -> float:
-    """Decode every entry of the shards in this process; returns audio seconds."""
+    """Decode every entry of the shards in this process and return the audio seconds."""
     samples = 0
     for location in manifest.shards:
         for content in storage.read_table(location, columns=["audio"])["audio"]:
@@ -94,7 +94,7 @@ def plain_stream(manifest: Manifest) -> float:
 
 
 class Files(Dataset[torch.Tensor]):
-    """The shards' entries for torch's DataLoader."""
+    """Dataset of the shards' entries for torch's DataLoader."""
 
     def __init__(self, manifest: Manifest) -> None:
         tables = [storage.read_table(location, columns=["audio"])["audio"] for location in manifest.shards]
@@ -109,30 +109,31 @@ class Files(Dataset[torch.Tensor]):
 
 
 def torch_loader(manifest: Manifest, workers: int) -> float:
-    """An epoch of random batches of 16; returns audio seconds, padding not counted."""
+    """Load an epoch of random batches of 16 and return the audio seconds, without padding."""
     loader = DataLoader(Files(manifest), batch_size=16, shuffle=True, num_workers=workers, collate_fn=pad_batch)
     return sum(float(lengths_B.sum()) for _, lengths_B in loader) / SAMPLE_RATE
 
 
 def ray_stream(manifest: Manifest, config: Experiment, cores: int, epochs: int) -> float:
-    """Some epochs of planned batches as one stream; returns audio seconds."""
+    """Stream some epochs of planned batches and return the audio seconds."""
     rows = np.arange(len(manifest.table))
-    windows: list[ReadGroup] = []
+    read_groups: list[ReadGroup] = []
     for epoch in range(epochs):
-        windows += plan_training_epoch(manifest, rows, config.batch, seed=0, epoch=epoch, world_size=1).read_groups[0]
+        plan = plan_training_epoch(manifest, rows, config.batch, seed=0, epoch=epoch, world_size=1)
+        read_groups += plan.read_groups[0]
     samples = 0
-    for batch in stream_batches(manifest, windows, num_cpus=cores):
+    for batch in stream_batches(manifest, read_groups, num_cpus=cores):
         pad_batch([torch.from_numpy(wave_T) for wave_T in batch.signals])
         samples += sum(map(len, batch.signals))
     return samples / SAMPLE_RATE
 
 
 def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
-    """Audio seconds per second of every contestant in every repeat."""
-    found: dict[str, list[float]] = {}
+    """Return audio seconds per second of every variant, one value per repeat."""
+    results: dict[str, list[float]] = {}
 
-    def note(name: str, audio: float, seconds: float) -> None:
-        found.setdefault(name, []).append(audio / seconds)
+    def add(name: str, audio: float, seconds: float) -> None:
+        results.setdefault(name, []).append(audio / seconds)
         print(f"  {name:<44} {audio / seconds:7.0f}", file=sys.stderr, flush=True)
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -144,52 +145,52 @@ def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
         print(f"repeat {number + 1} of {repeats}", file=sys.stderr, flush=True)
         config = experiment(folder, f"repeat-{number}")
         seconds, _ = timed(lambda number=number: plain_prepare(folder, f"plain-{number}"))
-        took, _ = timed(lambda config=config: prepare.run(config))
+        ray_seconds, _ = timed(lambda config=config: prepare.run(config))
         manifest = manifests.load_manifest(config)
         total = float(manifest.num_samples_N.sum()) / SAMPLE_RATE
-        note("prepare, plain loop", total, seconds)
-        note(f"prepare, Ray Data, {cores} cores", total, took)
-        note("stream, plain loop", total, timed(lambda manifest=manifest: plain_stream(manifest))[0])
+        add("prepare, plain loop", total, seconds)
+        add(f"prepare, Ray Data, {cores} cores", total, ray_seconds)
+        add("stream, plain loop", total, timed(lambda manifest=manifest: plain_stream(manifest))[0])
         for workers in sorted({1, cores}):
             seconds, audio = timed(lambda m=manifest, w=workers: torch_loader(m, w))
-            note(f"stream, torch DataLoader, {workers} workers", audio, seconds)
+            add(f"stream, torch DataLoader, {workers} workers", audio, seconds)
             for epochs in EPOCHS:
                 seconds, audio = timed(lambda m=manifest, c=config, w=workers, e=epochs: ray_stream(m, c, w, e))
-                note(f"stream, Ray Data, {workers} cores, {epochs} epochs", audio, seconds)
-    return found
+                add(f"stream, Ray Data, {workers} cores, {epochs} epochs", audio, seconds)
+    return results
 
 
 def padding(manifest: Manifest, config: Experiment) -> Iterator[str]:
-    """Waste of planned batches and of random ones, on this corpus."""
+    """Yield table rows with the share of padding in planned and in random batches of this corpus."""
     rows, random = np.arange(len(manifest.table)), np.random.default_rng(0)
     planned = list(plan_training_epoch(manifest, rows, config.batch, seed=0, epoch=0, world_size=1).batches(0))
     shuffled = random.permutation(rows)
     batches = [shuffled[start : start + 16] for start in range(0, len(rows), 16)]
-    for name, chosen in (("planned batches", planned), ("random batches of 16", batches)):
-        padded, audio = padded_and_unpadded_seconds(manifest, chosen)
+    for name, selected in (("planned batches", planned), ("random batches of 16", batches)):
+        padded, audio = padded_and_unpadded_seconds(manifest, selected)
         yield f"| {name} | {1 - audio / padded:.1%} |"
 
 
 def main() -> None:
-    """Measure and print Markdown."""
+    """Measure all variants and print Markdown tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clips", type=int, default=1200)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     cores = os.cpu_count() or 1
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="lakd-bench-") as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(prefix="lakd-bench-") as scratch:
+        folder = Path(scratch)
         make_corpus(folder, options.clips)
         with experiment_session(experiment(folder, "warm")):
-            prepare.run(experiment(folder, "warm"))  # workers are up and have imported what they need
-            found = speeds(folder, options.repeats, cores)
+            prepare.run(experiment(folder, "warm"))  # starts the workers and their imports
+            results = speeds(folder, options.repeats, cores)
         config = experiment(folder, "warm")
         manifest = manifests.load_manifest(config)
         print(f"{options.clips} clips, {manifest.num_samples_N.sum() / SAMPLE_RATE:.0f} s of audio, {cores} cores\n")
         print("| | audio-s/s, median | range | of the plain loop, per core |\n|---|---|---|---|")
-        for name, values in found.items():
-            plain = median(found[f"{name.partition(',')[0]}, plain loop"])
+        for name, values in results.items():
+            plain = median(results[f"{name.partition(',')[0]}, plain loop"])
             used = cores if f", {cores} " in name else 1
             share = median(values) / used / plain
             print(f"| {name} | {median(values):.0f} | {min(values):.0f} to {max(values):.0f} | {share:.2f} |")

@@ -1,9 +1,9 @@
-"""How much of a batch is padding: planned batches against random batches of 16, on lengths like IEMOCAP's.
+"""Share of padding in planned batches, compared with random batches of 16, for lengths like those of IEMOCAP.
 
     python benchmarks/padding.py
 
-Utterance lengths are log-normal with mean 4.5 s, cut at 20 s, as IEMOCAP's are about. Prints the share of padded audio
-over ten drawn corpora: median, and range. Needs no Ray and no audio.
+Utterance lengths are log-normal with mean 4.5 s, cut at 20 s, similar to IEMOCAP. The output is the share of padding
+over ten random corpora, as median and range. The benchmark needs neither Ray nor audio.
 """
 
 from statistics import median
@@ -21,7 +21,7 @@ ROW_GROUP = 64
 
 
 def corpus(random: np.random.Generator) -> Manifest:
-    """Utterances of random lengths in one shard; only what planning looks at is filled in."""
+    """Return a manifest of utterances of random lengths in one shard, with only the columns that planning reads."""
     seconds_N = np.minimum(random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7, UTTERANCES), 20.0)
     index_N = np.arange(UTTERANCES)
     return Manifest(
@@ -38,13 +38,13 @@ def corpus(random: np.random.Generator) -> Manifest:
 
 
 def waste(manifest: Manifest, batches: list[np.ndarray]) -> float:
-    """Share of the batches' audio that is padding."""
+    """Return the share of the batches' audio that is padding."""
     padded, audio = padded_and_unpadded_seconds(manifest, batches)
     return 1 - audio / padded
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both kinds of batches and print the shares."""
     planned, random_16 = [], []
     for seed in range(10):
         random = np.random.default_rng(seed)

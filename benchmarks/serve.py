@@ -1,17 +1,17 @@
-"""The endpoint under load, beside transformers' pipeline behind plain FastAPI and uvicorn with the same weights.
+"""Speed of the endpoint, compared with transformers' pipeline behind FastAPI and uvicorn with the same weights.
 
     python benchmarks/serve.py [--requests 64] [--repeats 3] [--threads 1] [--backends torch onnx-int8] [--small]
 
-Clips of 2 to 10 s of noise, random weights of wav2vec2-base's size: speed depends on neither. Each contestant is a
-server in a process of its own with so many torch threads for its model, loaded over loopback by this process; in each
-repeat they are started and loaded in turn. Throughput is in audio seconds per second at `--concurrency`, with the
-slowest percent of answers beside it; latency is one request at a time.
+The input is clips of noise of 2 to 10 s, the network has the size of wav2vec2-base and random weights; speed depends on
+neither. Each server is a separate process with `--threads` torch threads for its model, which this process loads over
+loopback; the servers take turns in each repeat. Throughput is in audio seconds per second at `--concurrency`, with the
+99th percentile of the response times; latency is with one request at a time.
 
-    pipeline        each request in a thread of uvicorn's pool, as FastAPI does with a plain `def`
+    pipeline        each request in a thread of uvicorn's pool, as with a plain `def` in FastAPI
     pipeline, lock  the same, one forward pass at a time
-    BACKEND         this project's endpoint: Ray Serve, a replica with that backend
-    no-op           a Ray Serve endpoint that reads the body and answers {}: what Serve takes by itself
-    predictor       this project's model in this process, without any server
+    BACKEND         this project's endpoint: Ray Serve with one replica of that backend
+    no-op           a Ray Serve endpoint that reads the body and returns {}: the overhead of Serve
+    predictor       this project's model in this process, without a server
 """
 
 import argparse
@@ -42,18 +42,18 @@ SMALL = BASE | {
 
 
 def clips(count: int) -> list[bytes]:
-    """WAV files of 2 to 10 s."""
+    """Return WAV files of 2 to 10 s."""
     random = np.random.default_rng(0)
-    found = []
+    files = []
     for seconds in random.uniform(2, 10, count):
         buffer = io.BytesIO()
         soundfile.write(buffer, 0.1 * random.standard_normal(round(seconds * RATE)), RATE, format="WAV")
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
-def checkpoint(folder: Path, small: bool) -> str:
-    """A sealed checkpoint with random weights."""
+def make_checkpoint(folder: Path, small: bool) -> str:
+    """Save a checkpoint with random weights and return its folder."""
     from lakd_ray.config import ModelConfig
     from lakd_ray.data.provenance import Provenance
     from lakd_ray.labels import PAPER_EMOTIONS
@@ -62,16 +62,16 @@ def checkpoint(folder: Path, small: bool) -> str:
     model = build_model(
         ModelConfig(config=SMALL if small else BASE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0
     )
-    card = CheckpointMetadata("benchmark", PAPER_EMOTIONS, ("en",), Provenance(), {})
+    metadata = CheckpointMetadata("benchmark", PAPER_EMOTIONS, ("en",), Provenance(), {})
     (folder / "scratch").mkdir()
-    save_checkpoint(str(folder / "model"), model.network, card, scratch=folder / "scratch")
+    save_checkpoint(str(folder / "model"), model.network, metadata, scratch=folder / "scratch")
     return str(folder / "model")
 
 
-def serve(name: str, place: str, threads: int) -> None:
-    """A server, until standard input closes; prints its URL."""
+def serve(name: str, checkpoint: str, threads: int) -> None:
+    """Run a server until standard input closes, and print its URL."""
     if name.startswith("pipeline"):
-        _serve_pipeline(place, threads, one_at_a_time=name.endswith("lock"))
+        _serve_pipeline(checkpoint, threads, one_at_a_time=name.endswith("lock"))
         return
     import ray
 
@@ -86,7 +86,7 @@ def serve(name: str, place: str, threads: int) -> None:
         settings = {"port": 0, "cpus": threads, "backend": name}
         content = {"name": "b", "languages": ["en"], "corpora": [{"name": "c", "root": "c"}], "serve": settings}
         print(
-            deploy.start(Experiment.model_validate({**content, "teacher": recipe, "student": recipe}), place),
+            deploy.start(Experiment.model_validate({**content, "teacher": recipe, "student": recipe}), checkpoint),
             flush=True,
         )
     sys.stdin.read()
@@ -115,7 +115,7 @@ def _no_op() -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _serve_pipeline(place: str, threads: int, *, one_at_a_time: bool) -> None:
+def _serve_pipeline(checkpoint: str, threads: int, *, one_at_a_time: bool) -> None:
     import socket
     import threading
     from contextlib import nullcontext
@@ -126,7 +126,7 @@ def _serve_pipeline(place: str, threads: int, *, one_at_a_time: bool) -> None:
     from transformers import pipeline
 
     torch.set_num_threads(threads)
-    classify = pipeline("audio-classification", model=place, device="cpu")
+    classify = pipeline("audio-classification", model=checkpoint, device="cpu")
     turn: Any = threading.Lock() if one_at_a_time else nullcontext()
     app = FastAPI()
 
@@ -150,9 +150,9 @@ def _serve_pipeline(place: str, threads: int, *, one_at_a_time: bool) -> None:
 
 
 @contextmanager
-def running(name: str, place: str, threads: int) -> Iterator[str]:
-    """URL of a contestant's server."""
-    command = [sys.executable, __file__, "--serve", name, "--place", place, "--threads", str(threads)]
+def running(name: str, checkpoint: str, threads: int) -> Iterator[str]:
+    """Start a server in a process and yield its URL."""
+    command = [sys.executable, __file__, "--serve", name, "--checkpoint", checkpoint, "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -170,43 +170,43 @@ def running(name: str, place: str, threads: int) -> Iterator[str]:
 
 
 async def load(url: str, contents: list[bytes], concurrency: int) -> tuple[float, list[float]]:
-    """Seconds for all, and of each."""
-    waiting, took = list(contents), []
+    """Send all requests; return the total seconds and the seconds of each request."""
+    waiting, latencies = list(contents), []
     headers = {"Content-Type": "application/octet-stream"}
     async with httpx.AsyncClient(base_url=url, timeout=600, headers=headers) as client:
 
-        async def ask() -> None:
+        async def send_requests() -> None:
             while waiting:
                 content, started = waiting.pop(), time.perf_counter()
                 (await client.post("/v1/emotion", content=content)).raise_for_status()
-                took.append(time.perf_counter() - started)
+                latencies.append(time.perf_counter() - started)
 
         started = time.perf_counter()
-        await asyncio.gather(*[ask() for _ in range(concurrency)])
-        return time.perf_counter() - started, took
+        await asyncio.gather(*[send_requests() for _ in range(concurrency)])
+        return time.perf_counter() - started, latencies
 
 
-def in_process(place: str, threads: int, contents: list[bytes]) -> list[float]:
-    """Seconds of each, decoded and answered here."""
+def in_process(checkpoint: str, threads: int, contents: list[bytes]) -> list[float]:
+    """Return the seconds for each clip, decoded and predicted in this process."""
     from lakd_ray.audio import decode_audio
     from lakd_ray.inference.predictor import Predictor
 
-    predictor = Predictor.load(place, threads=threads)
-    took = []
+    predictor = Predictor.load(checkpoint, threads=threads)
+    latencies = []
     for content in contents:
         started = time.perf_counter()
         predictor.probabilities([decode_audio(content, source_name="a clip")])
-        took.append(time.perf_counter() - started)
-    return took
+        latencies.append(time.perf_counter() - started)
+    return latencies
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Median and range."""
+    """Format the median and the range of values."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure all servers and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--concurrency", type=int, default=16)
@@ -215,10 +215,10 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["torch", "onnx", "onnx-int8"])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--place", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve(options.serve, options.place, options.threads)
+        serve(options.serve, options.checkpoint, options.threads)
         return
     names = ["pipeline", "pipeline, lock", *options.backends, "no-op"]
     contents = clips(options.requests)
@@ -227,24 +227,24 @@ def main() -> None:
     worst: dict[str, list[float]] = {name: [] for name in names}
     alone: dict[str, list[float]] = {name: [] for name in [*names, "predictor"]}
     with tempfile.TemporaryDirectory() as folder:
-        place = checkpoint(Path(folder), options.small)
+        model = make_checkpoint(Path(folder), options.small)
         for _ in range(options.repeats):
-            alone["predictor"].append(1e3 * median(in_process(place, options.threads, contents[:12])[2:]))
+            alone["predictor"].append(1e3 * median(in_process(model, options.threads, contents[:12])[2:]))
             for name in names:
-                with running(name, place, options.threads) as url:
+                with running(name, model, options.threads) as url:
                     asyncio.run(load(url, contents[:4], 2))
                     alone[name].append(1e3 * median(asyncio.run(load(url, contents[:12], 1))[1]))
-                    seconds, took = asyncio.run(load(url, contents, options.concurrency))
+                    seconds, latencies = asyncio.run(load(url, contents, options.concurrency))
                 speeds[name].append(audio / seconds)
-                worst[name].append(float(np.quantile(took, 0.99)))
+                worst[name].append(float(np.quantile(latencies, 0.99)))
                 print(f"{name}: {speeds[name][-1]:.1f} audio-s/s, {alone[name][-1]:.0f} ms alone", file=sys.stderr)
     best = max(("pipeline", "pipeline, lock"), key=lambda name: median(speeds[name]))
     print(f"{len(contents)} clips, {audio:.0f} s, concurrency {options.concurrency}, {options.threads} thread(s)\n")
-    print(f"| | audio-s/s | of {best} | slowest percent, s | one at a time, ms |\n|---|---|---|---|---|")
+    print(f"| | audio-s/s | of {best} | 99th percentile, s | one at a time, ms |\n|---|---|---|---|---|")
     for name in names:
-        ratios = [one / other for one, other in zip(speeds[name], speeds[best], strict=True)]
-        of = "" if name == "no-op" else spread(ratios, 2)
-        print(f"| {name} | {spread(speeds[name])} | {of} | {spread(worst[name])} | {spread(alone[name])} |")
+        ratios = [speed / base for speed, base in zip(speeds[name], speeds[best], strict=True)]
+        ratio = "" if name == "no-op" else spread(ratios, 2)
+        print(f"| {name} | {spread(speeds[name])} | {ratio} | {spread(worst[name])} | {spread(alone[name])} |")
     print(f"| predictor | | | | {spread(alone['predictor'])} |")
 
 

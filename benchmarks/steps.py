@@ -1,19 +1,19 @@
-"""One multi-teacher epoch at wav2vec2-base size: this project's step against the reference's and Trainer's. No Ray.
+"""Speed of a multi-teacher epoch at wav2vec2-base size, compared with the reference code and with Trainer. No Ray.
 
     python benchmarks/steps.py [--utterances 64] [--repeats 2] [--batch 16] [--small]
 
-Noise of lengths like IEMOCAP's (log-normal, mean 4.5 s, cut at 20 s) and random weights: speed depends on neither.
-Contestants take turns in each repeat; speeds are audio seconds per second of the whole epoch, median and range. Trainer
-needs accelerate: pip install -e ".[bench]".
+The input is noise with lengths like those of IEMOCAP (log-normal, mean 4.5 s, cut at 20 s), the weights are random;
+speed depends on neither. The variants take turns in each repeat; speeds are audio seconds per second of the complete
+epoch, as median and range. Trainer needs accelerate: pip install -e ".[bench]".
 
     reference    a faithful copy of its step: three live teachers in training mode, random batches of 16 padded to the
                  longest, no mask, everything in fp32, the loss and the batch's weights as in its code
-    trainer      Hugging Face Trainer, group_by_length, bf16 (as it does on this device), three frozen teachers in eval
-                 mode in the step, plain KL: the strongest thing that is simple
-    the ladder   from the reference's step to this project's, one measure at a time
+    trainer      Hugging Face Trainer, group_by_length, bf16 (as implemented for this device), three frozen teachers in
+                 eval mode in the step, plain KL: the strongest simple baseline
+    + ...        from the reference's step to this project's, one optimization at a time
 
-Caches are part of this project's time: teachers' logits and the feature encoder's output are made once, and their time
-is divided by 20 epochs. `--small` takes a tiny network, to see whether the benchmark itself works.
+Caches are part of this project's time: teacher logits and the outputs of the feature encoder are computed once, and
+their time is divided by 20 epochs. `--small` uses a tiny network, to test the benchmark itself.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from lakd_ray.train.engines.base import Engine
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 RATE = 16_000
-EPOCHS = 20  # over which caches are divided
+EPOCHS = 20  # the time of the caches is divided by it
 LANGUAGES = ("en", "fi", "fr")
 BASE: dict[str, Any] = {"model_type": "wav2vec2", "apply_spec_augment": False}
 SMALL = BASE | {
@@ -54,11 +54,11 @@ SMALL = BASE | {
     "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
 }  # fmt: skip
 
-Epoch = Callable[[], float]  # trains one epoch; returns seconds
+Epoch = Callable[[], float]  # trains one epoch and returns its seconds
 
 
 class Task:
-    """Utterances and networks."""
+    """Random utterances and the networks to train on them."""
 
     def __init__(self, utterances: int, architecture: dict[str, Any], batch: int) -> None:
         random = np.random.default_rng(0)
@@ -71,20 +71,20 @@ class Task:
         self.manifest = _manifest(self)
 
     def network(self, seed: int) -> EmotionClassifier:
-        """A network with a frozen feature encoder, as the paper's."""
-        model = ModelConfig(config=self._architecture, freeze_feature_encoder=False)
-        built = build_model(model, PAPER_EMOTIONS, seed=seed)
-        built.backbone.feature_encoder.requires_grad_(False)
-        return built
+        """Return a network with a frozen feature encoder, as in the paper."""
+        settings = ModelConfig(config=self._architecture, freeze_feature_encoder=False)
+        model = build_model(settings, PAPER_EMOTIONS, seed=seed)
+        model.backbone.feature_encoder.requires_grad_(False)
+        return model
 
     def random_batches(self, seed: int) -> Iterator[list[int]]:
-        """So many at a time, as they come."""
+        """Yield random batches of a fixed number of rows."""
         order = np.random.default_rng(seed).permutation(len(self.waves)).tolist()
         for start in range(0, len(order), self.batch):
             yield order[start : start + self.batch]
 
     def planned_batches(self, epoch: int) -> Iterator[list[int]]:
-        """This project's."""
+        """Yield this project's batches of similar lengths."""
         settings = BatchSettings(max_padded_seconds=60, max_utterances=self.batch)
         rows = np.arange(len(self.waves))
         plan = plan_training_epoch(
@@ -111,7 +111,7 @@ def _manifest(task: Task) -> Manifest:
 
 
 def reference(task: Task) -> Epoch:
-    """Its training step, with transformers' own forward."""
+    """Return an epoch of the reference code's training step, with transformers' own forward."""
     student = task.network(0).network.train()
     teachers = [task.network(seed).network.train() for seed in (1, 2, 3)]  # it never calls eval
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-5)
@@ -154,7 +154,7 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def trainer(task: Task) -> Epoch:
-    """transformers' Trainer, one epoch of it."""
+    """Return an epoch of transformers' Trainer."""
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -162,14 +162,14 @@ def trainer(task: Task) -> Epoch:
     teachers = [task.network(seed).network.eval().requires_grad_(False) for seed in (1, 2, 3)]
     T, lam = 5.0, 1 / 13
 
-    class Distilling(Trainer):  # type: ignore[misc]  # untyped here
+    class Distilling(Trainer):  # type: ignore[misc]  # untyped
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             labels_B = inputs.pop("labels")
             outputs = model(**inputs)
             with torch.no_grad():
                 soft = [F.softmax(teacher(**inputs).logits.float() / T, dim=-1) for teacher in teachers]
             log_q_BC = F.log_softmax(outputs.logits.float() / T, dim=-1)
-            kl = sum(F.kl_div(log_q_BC, each, reduction="batchmean") * T * T / len(soft) for each in soft)
+            kl = sum(F.kl_div(log_q_BC, p_BC, reduction="batchmean") * T * T / len(soft) for p_BC in soft)
             loss = (1 - lam) * F.cross_entropy(outputs.logits.float(), labels_B) + lam * kl
             return (loss, outputs) if return_outputs else loss
 
@@ -190,10 +190,10 @@ def trainer(task: Task) -> Epoch:
             bf16=True, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
             logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
-        each = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
+        trainer_ = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            each.train()
+            trainer_.train()
         return time.perf_counter() - started
 
     return epoch
@@ -210,19 +210,19 @@ def ours(
     engine: str,
     compiled: bool,
 ) -> Epoch:
-    """This project's engine and loss, with some of its measures."""
+    """Return an epoch of this project's engine and loss, with some of its optimizations."""
     student = task.network(0)
     settings = TrainConfig.model_construct(**_train(precision, engine, compiled))
-    trainer_: Engine = build_engine(student, OptimConfig(lr=3e-5), settings, total_steps=EPOCHS * len(task.waves) // 8)
+    engine_: Engine = build_engine(student, OptimConfig(lr=3e-5), settings, total_steps=EPOCHS * len(task.waves) // 8)
     teachers = [] if cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
     objective = Objective(DistillLossConfig(), LANGUAGES)
 
-    if compiled:  # which takes as long as it takes, once in a run
+    if compiled:  # compilation happens once in a run and is not part of the epoch
         started = time.perf_counter()
         first = next(task.planned_batches(0))
         inputs, lengths_B = pad_batch([caches.features[row].float() for row in first])
-        inputs, lengths_B = inputs.to(trainer_.device, trainer_.dtype), lengths_B.to(trainer_.device)
-        trainer_.forward(inputs, lengths_B).logits_BC.sum().backward()
+        inputs, lengths_B = inputs.to(engine_.device, engine_.dtype), lengths_B.to(engine_.device)
+        engine_.forward(inputs, lengths_B).logits_BC.sum().backward()
         student.zero_grad()
         print(f"compiled in {time.perf_counter() - started:.0f} s, not counted", flush=True)
 
@@ -237,15 +237,15 @@ def ours(
                 with torch.inference_mode():
                     logits_BKC = torch.stack([teacher(inputs, lengths_B).logits_BC for teacher in teachers], dim=1)
                 logits_BKC = logits_BKC.clone()
-            whole = TrainBatch(
+            train_batch = TrainBatch(
                 inputs, lengths_B, task.labels_N[batch], [task.languages[row] for row in batch], logits_BKC
-            ).to(trainer_.device, trainer_.dtype)
-            parts = compute_losses(trainer_.forward, whole, objective)
-            trainer_.backward(parts.loss, len(batch))
-            trainer_.step()
+            ).to(engine_.device, engine_.dtype)
+            parts = compute_losses(engine_.forward, train_batch, objective)
+            engine_.backward(parts.loss, len(batch))
+            engine_.step()
         float(parts.loss.detach())
         seconds = time.perf_counter() - started
-        trainer_.close()
+        engine_.close()
         return seconds
 
     return epoch
@@ -256,7 +256,7 @@ def _train(precision: str, engine: str, compiled: bool) -> dict[str, Any]:
 
 
 class Caches:
-    """Features and teachers' logits, and what making them took."""
+    """Cached features and teacher logits, and the seconds for computing them."""
 
     def __init__(self, task: Task, precision: torch.dtype) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -265,24 +265,24 @@ class Caches:
         started = time.perf_counter()
         self.features, logits = [], []
         with torch.inference_mode():
-            for wave in task.waves:  # alone, so that nothing is padded
+            for wave in task.waves:  # one at a time, without padding
                 length_1 = torch.tensor([len(wave)], device=device)
                 features_1FH = encoder.extract_features(wave.to(device).unsqueeze(0), length_1)
                 with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                     frames_1 = torch.tensor([features_1FH.shape[1]], device=device)
-                    answers = [teacher(features_1FH, frames_1).logits_BC[0].float() for teacher in teachers]
+                    teacher_logits = [teacher(features_1FH, frames_1).logits_BC[0].float() for teacher in teachers]
                 self.features.append(features_1FH[0].half().cpu())
-                logits.append(torch.stack(answers).cpu())
+                logits.append(torch.stack(teacher_logits).cpu())
         self.logits_NKC = torch.stack(logits)
         self.seconds = time.perf_counter() - started
 
 
 def main() -> None:
-    """Compare."""
+    """Parse the arguments and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16, help="utterances; 16 in fp32 take over 24 GB")
+    parser.add_argument("--batch", type=int, default=16, help="utterances per batch; 16 in fp32 take over 24 GB")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--engine", choices=("deepspeed", "torch"), default="deepspeed")
     options = parser.parse_args()
@@ -296,7 +296,7 @@ def main() -> None:
 
 
 def compare(task: Task, repeats: int, engine: str) -> None:
-    """Measure and print."""
+    """Measure all variants and print a table."""
     caches = Caches(task, torch.bfloat16)
     share = caches.seconds / EPOCHS
     steps: dict[str, dict[str, Any]] = {
@@ -311,35 +311,35 @@ def compare(task: Task, repeats: int, engine: str) -> None:
             "cached_logits": True, "planned": True, "features": True, "precision": "bf16", "compiled": True,
         },
     }  # fmt: skip
-    absent = {
+    defaults = {
         "planned": False, "cached_logits": False, "features": False, "precision": "fp32", "engine": engine,
         "compiled": False,
     }  # fmt: skip
-    contestants: dict[str, Callable[[], Epoch]] = {
+    variants: dict[str, Callable[[], Epoch]] = {
         "reference": lambda: reference(task),
         "trainer, bf16": lambda: trainer(task),
-        **{name: (lambda some=some: ours(task, caches, **absent | some)) for name, some in steps.items()},
+        **{name: (lambda step=step: ours(task, caches, **defaults | step)) for name, step in steps.items()},
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats):
-        for name, prepare in contestants.items():
+        for name, prepare in variants.items():
             extra = share if "cached_logits" in steps.get(name, {}) else 0.0
             seconds[name].append(prepare()() + extra)
-            gc.collect()  # networks and optimizers go in circles, and the next ones need the room
+            gc.collect()  # frees reference cycles of networks and optimizers, for the next variant
             print(f"{repeat + 1}/{repeats} {name}: {task.seconds / seconds[name][-1]:.2f} audio-s/s", flush=True)
     _print(task, seconds, caches, share)
 
 
 def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: float) -> None:
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {where}")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {device}")
     print(f"caches: {caches.seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
     print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")
-    for name, each in seconds.items():
-        speeds = [task.seconds / one for one in each]
+    for name, values in seconds.items():
+        speeds = [task.seconds / value for value in values]
         ratios = [
-            median(base / one for base, one in zip(seconds[other], each, strict=True))
-            for other in ("reference", "trainer, bf16")
+            median(base / value for base, value in zip(seconds[baseline], values, strict=True))
+            for baseline in ("reference", "trainer, bf16")
         ]
         range_ = f"{min(speeds):.2f} to {max(speeds):.2f}"
         print(f"| {name} | {median(speeds):.2f} | {range_} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
@@ -349,7 +349,7 @@ def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: f
     }
     for name, batches in padded.items():
         lengths = [[len(task.waves[row]) for row in batch] for batch in batches]
-        share_padded = 1 - sum(map(sum, lengths)) / sum(max(each) * len(each) for each in lengths)
+        share_padded = 1 - sum(map(sum, lengths)) / sum(max(batch) * len(batch) for batch in lengths)
         print(f"padding of {name}: {100 * share_padded:.1f} %")
 
 

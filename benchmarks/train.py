@@ -1,17 +1,18 @@
-"""Training inside Ray Train against the same steps in a bare loop; start-up; one and two workers.
+"""Overhead of Ray Train over a bare training loop, start-up time, and speed with one and with two workers.
 
     python benchmarks/train.py [--epochs 12] [--repeats 3]
 
-The demo's corpus and network, real shards, DeepSpeed with ZeRO-1 and one thread for a worker. In each repeat, in turn:
+The benchmark uses the demo's corpus and network, real shards, and DeepSpeed with ZeRO-1 and one thread per worker. Each
+repeat measures, in this order:
 
-    bare loop    the plan's batches decoded beforehand, then nothing but engine and loss, in a process of its own
-    Ray Train    a run as `lakd train-teachers` does it: streamed by Ray Data, dev and checkpoints beside; the epochs' own
-                 `seconds` count, from the second epoch on, as the first waits for its stream to start
-    bare loop    once more, so that a machine that gets slower meanwhile does not count
+    bare loop    the plan's batches decoded in advance, then only engine and loss, in a separate process
+    Ray Train    a run of `lakd train-teachers`: streamed by Ray Data, with dev and checkpoints; the `seconds` of the epochs
+                 count, from the second on, as the first waits for its stream to start
+    bare loop    again, so that a slowdown of the machine does not bias the ratio
 
-and a repeat's ratio is that of the medians. Start-up is from the call to the first step's end: cold (a new Ray
-session), and of a second call in the same session. An empty TorchTrainer run beside says how much of it Ray Train takes
-by itself, and what a worker imports is timed in a process of its own.
+The ratio of a repeat is that of the medians. Start-up is from the call to the end of the first step: cold (in a new Ray
+session), and for a second call in the same session. An empty TorchTrainer run shows the share of Ray Train itself, and
+the imports of a worker are timed in a separate process.
 """
 
 import argparse
@@ -43,32 +44,32 @@ DEMO = "demo"
 
 
 def experiment(folder: str, seed: int, epochs: int, workers: int) -> Experiment:
-    """The demo with English alone, whose teacher is another run for every seed."""
+    """Return the demo with English only; its teacher is a different run for every seed."""
     settings = [f"storage={folder}", f"seed={seed}", f"teacher.optim.epochs={epochs}", f"train.workers={workers}"]
     english = ["languages=[en]", "corpora.0.options.languages=[en]"]
     return load_config(DEMO, [*settings, *english, "distill.paradigms=[mtkd]"])
 
 
 def bare(folder: str, epochs: int) -> None:
-    """In its own process: prints seconds of every epoch."""
+    """Run the bare loop in this process and print the seconds of every epoch."""
     torch.set_num_threads(1)
     os.environ.setdefault("LOCAL_RANK", "0")
     with tempfile.TemporaryDirectory() as store:
         dist.init_process_group("gloo", init_method=f"file://{Path(store, 's')}", rank=0, world_size=1)
         config = experiment(folder, 0, epochs, 1)
         run, manifest = build_run_graph(config).teachers[0], manifests.load_manifest(config)
-        feed = RankDataLoader(run, config, manifest, None, 0, 1)
+        loader = RankDataLoader(run, config, manifest, None, 0, 1)
         source = ShardSource(manifest.shards)
         model = build_model(run.recipe.model, run.emotions, seed=run.seed)
-        steps = feed.steps_per_epoch * epochs
+        steps = loader.steps_per_epoch * epochs
         engine = build_engine(model, run.recipe.optim, config.train, total_steps=steps)
         for number in range(epochs):
-            plan = feed.epoch_plan(number)
+            plan = loader.epoch_plan(number)
             batches = [
-                feed.collate(AudioBatch(window.epoch, window.split, rows, unpack_signals(table, source)))
-                for window in plan.read_groups[0]
+                loader.collate(AudioBatch(group.epoch, group.split, rows, unpack_signals(table, source)))
+                for group in plan.read_groups[0]
                 for rows, table in zip(
-                    window.batches, read_batches(make_read_request(manifest, window), source), strict=True
+                    group.batches, read_batches(make_read_request(manifest, group), source), strict=True
                 )
             ]
             started = time.perf_counter()
@@ -81,45 +82,45 @@ def bare(folder: str, epochs: int) -> None:
 
 
 def in_bare_loop(folder: str, epochs: int) -> list[float]:
-    """Seconds of every epoch but the first."""
+    """Run the bare loop in a new process and return the seconds of every epoch but the first."""
     command = [sys.executable, __file__, "--bare", folder, "--epochs", str(epochs)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.replace(".", "").isdigit()]
     return [float(line) for line in lines][1:]
 
 
-class Watched:
-    """When things happened in one call of the teachers stage."""
+class EventLog:
+    """Training events of one call, with their times."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, dict[str, Any]]] = []
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Note an event."""
+        """Add an event with the present time."""
         self.events.append((time.perf_counter(), event))
 
     def when(self, kind: str) -> float:
-        """Of the first event of a kind."""
+        """Return the time of the first event of a kind."""
         return next(at for at, event in self.events if event["event"] == kind)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Every epoch's."""
+        """Metrics of every epoch."""
         return [event["line"] for _, event in self.events if event["event"] == "epoch"]
 
 
-def trained(config: Experiment) -> tuple[float, Watched]:
-    """Train the experiment's first teacher; returns when it was asked for, and what happened."""
+def trained(config: Experiment) -> tuple[float, EventLog]:
+    """Train the experiment's first teacher; return the time of the call and the events."""
     from lakd_ray.launch.driver import train_tasks
     from lakd_ray.launch.worker import TrainingTask
 
-    watched, asked = Watched(), time.perf_counter()
-    train_tasks([TrainingTask(config, build_run_graph(config).teachers[0])], name="bench", on_event=watched)
-    return asked, watched
+    log, called_at = EventLog(), time.perf_counter()
+    train_tasks([TrainingTask(config, build_run_graph(config).teachers[0])], name="bench", on_event=log)
+    return called_at, log
 
 
 def empty_run(folder: str) -> float:
-    """Seconds that Ray Train takes for nothing, one worker that imports torch alone."""
+    """Return the seconds of an empty run of Ray Train with one worker."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -140,33 +141,33 @@ IMPORTS = {
 
 
 def imports() -> dict[str, float]:
-    """Seconds that a fresh process takes for what every worker imports, one after the other."""
+    """Return the seconds that a new process takes for each import of a worker."""
     script = "import importlib, sys, time\nfor name in sys.argv[1:]:\n    started = time.perf_counter()\n"
     script += "    importlib.import_module(name)\n    print('took', time.perf_counter() - started)\n"
     command = [sys.executable, "-W", "ignore", "-c", script, *IMPORTS.values()]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    took = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("took ")]
-    return dict(zip(IMPORTS, took, strict=True))
+    seconds = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("took ")]
+    return dict(zip(IMPORTS, seconds, strict=True))
 
 
-def start_up(asked: float, watched: Watched) -> dict[str, float]:
-    """From the call to the end of the first step, split at the moment when the worker takes its run."""
-    line = watched.lines[0]
+def start_up(called_at: float, log: EventLog) -> dict[str, float]:
+    """Return the seconds from the call to the end of the first step, split at the start of the run in the worker."""
+    line = log.lines[0]
     steps = line["steps"]
-    first_epoch = watched.when("epoch") - line["dev_seconds"] - line["seconds"]
-    taken = watched.when("started")
+    first_epoch = log.when("epoch") - line["dev_seconds"] - line["seconds"]
+    taken = log.when("started")
     return {
-        "worker group: processes, imports, process group": taken - asked,
+        "worker group: processes, imports, process group": taken - called_at,
         "run: manifest, model, engine, stream, first step": first_epoch + line["seconds"] / steps - taken,
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the arguments and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--bare", metavar="FOLDER", help="the bare loop alone; used by the benchmark itself")
+    parser.add_argument("--bare", metavar="FOLDER", help="run only the bare loop; the benchmark calls this itself")
     options = parser.parse_args()
     if options.bare:
         bare(options.bare, options.epochs)
@@ -176,7 +177,7 @@ def main() -> None:
 
 
 def measure(folder: str, epochs: int, repeats: int) -> None:
-    """All of it."""
+    """Run all repeats and print the results."""
     config = experiment(folder, 0, epochs, 1)
     with experiment_session(config):
         prepare.run(config)
@@ -192,10 +193,10 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
         loading.append(imports())
         loop = in_bare_loop(folder, epochs)
         with experiment_session(config):
-            asked, first = trained(experiment(folder, 3 * repeat + 1, 1, 1))
-            starts["cold"].append(start_up(asked, first))
-            asked, second = trained(experiment(folder, 3 * repeat + 2, epochs, 1))
-            starts["second in a session"].append(start_up(asked, second))
+            called_at, first = trained(experiment(folder, 3 * repeat + 1, 1, 1))
+            starts["cold"].append(start_up(called_at, first))
+            called_at, second = trained(experiment(folder, 3 * repeat + 2, epochs, 1))
+            starts["second in a session"].append(start_up(called_at, second))
             empty.append(empty_run(folder))
             _, two = trained(experiment(folder, 3 * repeat + 3, epochs, 2))
         loop += in_bare_loop(folder, epochs)
@@ -203,8 +204,8 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
         audio = lines[0]["audio_seconds"]
         ratios.append(median(line["seconds"] for line in lines) / median(loop))
         waits.append(100 * median(line["seconds_data"] / line["seconds"] for line in lines))
-        for workers, each in ((1, second), (2, two)):
-            speeds[workers].append(median(line["audio_seconds_per_second"] for line in each.lines[1:]))
+        for workers, events in ((1, second), (2, two)):
+            speeds[workers].append(median(line["audio_seconds_per_second"] for line in events.lines[1:]))
         memory.append(max(line["memory_mb"] for line in second.lines))
         print(f"{repeat + 1}/{repeats}: Ray Train takes {ratios[-1]:.3f} of the bare loop", flush=True)
     _print(audio, epochs, ratios, waits, starts, loading, empty, speeds, memory)
@@ -230,14 +231,14 @@ def _print(
     print("| start-up to the first step, s | cold | second in a session |\n|---|---|---|")
     parts = list(starts["cold"][0])
     for part in parts:
-        cells = [_range([each[part] for each in some], 1) for some in starts.values()]
+        cells = [_range([seconds[part] for seconds in repeats], 1) for repeats in starts.values()]
         print(f"| {part} | {' | '.join(cells)} |")
-    sums = [_range([sum(each.values()) for each in some], 1) for some in starts.values()]
+    sums = [_range([sum(seconds.values()) for seconds in repeats], 1) for repeats in starts.values()]
     print(f"| together | {' | '.join(sums)} |")
-    print(f"| an empty run of Ray Train, all of it | | {_range(empty, 1)} |")
+    print(f"| an empty run of Ray Train, in total | | {_range(empty, 1)} |")
     for part in IMPORTS:
-        cell = _range([each[part] for each in loading], 1)
-        print(f"| importing {part}, in a process of its own | {cell} | |")
+        cell = _range([seconds[part] for seconds in loading], 1)
+        print(f"| importing {part}, in a separate process | {cell} | |")
 
 
 def _range(values: list[float], digits: int) -> str:
