@@ -129,7 +129,7 @@ def test_the_key_depends_on_the_encoder_and_not_on_the_head() -> None:
 
 
 def test_features_of_a_trained_encoder_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, ValueError), match="feature encoder's output, but that of teacher and student"):
+    with pytest.raises((ConfigError, ValueError), match="the feature encoder of teacher and student is trained"):
         Experiment.model_validate(content(tmp_path, "unused", freeze_feature_encoder=False))
 
 
