@@ -6,8 +6,8 @@ The benchmark uses the demo's corpus and network, real shards, and DeepSpeed wit
 repeat measures, in this order:
 
     bare loop    the plan's batches decoded in advance, then only engine and loss, in a separate process
-    Ray Train    a run of `lakd train-teachers`: streamed by Ray Data, with dev and checkpoints; the `seconds` of the epochs
-                 count, from the second on, as the first waits for its stream to start
+    Ray Train    a run of `lakd train-teachers`, streamed by Ray Data, with dev and checkpoints; the `seconds` of its
+                 epochs count, from the second on, as the first waits for its stream to start
     bare loop    again, so that a slowdown of the machine does not bias the ratio
 
 The ratio of a repeat is that of the medians. Start-up is from the call to the end of the first step: cold (in a new Ray

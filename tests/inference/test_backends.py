@@ -283,7 +283,7 @@ def test_a_foreign_graph_is_rejected(exported, tmp_path):
     onnx.save(foreign, tmp_path / "foreign.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"x")
     for runtime in RUNTIMES.values():
-        with pytest.raises(CheckpointError, match="has no metadata lakd.languages: expected a graph that"):
+        with pytest.raises(CheckpointError, match=r"has no metadata lakd\.languages: expected a graph that"):
             runtime(tmp_path / "foreign.onnx")
         with pytest.raises(CheckpointError, match="cannot load"):
             runtime(tmp_path / "broken.onnx")

@@ -69,9 +69,7 @@ def test_which_layers(count: int, kept: list[int]):
 
 
 def test_more_layers_than_there_are():
-    with pytest.raises(
-        ConfigError, match=r"`model\.num_layers` is 6, but the network has 5 layers: set it to 5 or lower"
-    ):
+    with pytest.raises(ConfigError, match=r"`model\.num_layers` is 6, but the network has 5 layers: set it to 5 or lower"):
         prune_layers(network("wav2vec2", **DEEP).network, 6)
 
 
