@@ -109,7 +109,7 @@ def run_stage(config: Experiment, stage: str) -> None:
 
 
 def run_pipeline(config: Experiment) -> None:
-    """Run the stages that the experiment names in `stages`, in a Ray session, which is opened if there is none.
+    """Run the stages that the experiment names in `stages`, in a Ray session, which is opened if this process has none.
 
     Raises:
         LakdError: a stage fails.
