@@ -6,6 +6,7 @@ import time
 
 import ray
 from ray import serve
+from ray.serve.context import _set_global_client
 from ray.serve.schema import ApplicationStatus
 
 from lakd_ray import cluster, storage
@@ -74,6 +75,8 @@ def stop(*, before_cluster_shutdown: bool = False) -> None:
     """
     if before_cluster_shutdown:
         serve.delete(APPLICATION_NAME)
+        # Serve takes a later cluster of this process for the same one, because its jobs have the same ids
+        _set_global_client(None)  # type: ignore[no-untyped-call] # Ray leaves it untyped
     else:
         serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 

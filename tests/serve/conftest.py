@@ -79,7 +79,7 @@ def _running(checkpoint: str, folder: Path, settings: dict[str, Any]) -> Iterato
             yield url, process
         finally:
             process.stdin.close()
-            if process.wait(timeout=60):
+            if process.wait(timeout=120):
                 print(log.read_text())
 
 

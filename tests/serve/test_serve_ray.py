@@ -54,7 +54,7 @@ def test_endpoint_predicts_as_the_predictor_does(endpoint, recording, tiny_check
 
     process.stdin.close()
     assert process.stdout.read() == "stopped\n"
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 

@@ -7,9 +7,14 @@ import json
 import sys
 
 import ray
+from ray import serve
 
 from lakd_ray.config import Experiment
 from lakd_ray.serve.deploy import start, stop
+
+
+def start_cluster() -> None:
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
 
 
 def main(checkpoint: str, settings: str) -> None:
@@ -24,10 +29,13 @@ def main(checkpoint: str, settings: str) -> None:
             "serve": {"port": 0, "max_upload_mb": 1, "max_seconds": 10, **json.loads(settings)},
         }
     )
-    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    start_cluster()
     print(start(config, checkpoint), flush=True)
     sys.stdin.read()
     stop(before_cluster_shutdown=True)
+    ray.shutdown()
+    start_cluster()  # a second cluster in the same process has no connection to the first
+    assert not serve.status().proxies
     ray.shutdown()
     print("stopped", flush=True)
 
