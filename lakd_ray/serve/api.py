@@ -196,6 +196,7 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
         "/-/healthz",
         operation_id="get_health",
         summary="Check that the endpoint is running",
+        response_description="The endpoint is running.",
         tags=[openapi.OPERATIONS],
         response_class=PlainTextResponse,
     )
@@ -223,6 +224,7 @@ def _create_api_router(service: _Service) -> APIRouter:
         "/v1/emotion",
         operation_id="predict",
         summary="Predict the emotion of a recording",
+        response_description="The result of the recording.",
         tags=[openapi.PREDICTION],
         responses=openapi.PREDICT_ERRORS,
         openapi_extra=openapi.PREDICT_BODY,
@@ -236,6 +238,7 @@ def _create_api_router(service: _Service) -> APIRouter:
         "/v1/emotion:batch",
         operation_id="predict_batch",
         summary="Predict the emotions of several recordings",
+        response_description="A result or an error for each recording, in the order of the request.",
         tags=[openapi.PREDICTION],
         responses=openapi.PREDICT_ERRORS,
         openapi_extra=openapi.PREDICT_BATCH_BODY,
@@ -252,6 +255,7 @@ def _create_api_router(service: _Service) -> APIRouter:
         "/v1/model",
         operation_id="get_model",
         summary="Get the metadata of the served model",
+        response_description="The metadata of the model.",
         tags=[openapi.MODEL],
         responses=openapi.error_responses(401, 429, 500, 503),
     )
@@ -263,6 +267,7 @@ def _create_api_router(service: _Service) -> APIRouter:
         "/metrics",
         operation_id="get_metrics",
         summary="Get the metrics for Prometheus",
+        response_description="The metrics.",
         tags=[openapi.OPERATIONS],
         responses=openapi.TEXT_RESPONSE | openapi.error_responses(401),
         response_class=Response,  # without a media type, so that errors are documented as JSON

@@ -63,8 +63,8 @@ _ERRORS = {
     413: "The recording is larger or longer than the limits of the endpoint.",
     415: "The Content-Type is not audio or a form.",
     422: "The recording cannot be decoded, or a parameter is invalid.",
-    429: "Too many requests are waiting; send it again after `Retry-After` seconds.",
+    429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
     500: "Internal error; the log of the server has the details.",
-    503: "The model is unavailable; send it again after `Retry-After` seconds.",
+    503: "The model is unavailable; send the request again after `Retry-After` seconds.",
 }
 PREDICT_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 429, 500, 503)
