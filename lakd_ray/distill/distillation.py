@@ -1,4 +1,4 @@
-"""Compute the distillation loss: cross-entropy against the labels and KL divergence against weighted teachers.
+"""Compute the loss of distillation: cross-entropy against the labels and KL divergence against weighted teachers.
 
     soft_k = softmax(z_k / T)      logq = log_softmax(z_s / T)      KL_k = KL(soft_k || q) T^2
     total  = (1 - lam) CE(z_s, y) + lam mean_i sum_k w_ik KL_ik
