@@ -1,4 +1,4 @@
-# `make demo` and `make test` are the two commands; each makes .venv when it is missing or out of date.
+# `make demo` and `make test` are the main targets. Each creates .venv if it is missing or out of date.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.made
 DEMO := demo
 STORAGE ?= outputs
 
-# DeepSpeed builds one small op on first use; a folder of the project's own, so that it is built once and HOME is not touched.
+# DeepSpeed builds a small op at its first use: it is cached in a folder of the project, not in HOME.
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A Ray cluster on this machine. Every port asks for a token that only you can read; the dashboard, through which jobs
+# A Ray cluster on this machine. Every port requires a token that only you can read; the dashboard, through which jobs
 # are submitted, listens on 127.0.0.1. (Ray's other ports listen on all addresses: on a laptop, keep a firewall.)
 #
 #   cluster/local.sh start [--cpus N] [--workers K] [--port P] [--dashboard-port P]
 #   cluster/local.sh stop | status
 #
 # --cpus N     logical CPUs of each node (default: what Ray finds)
-# --workers K  further nodes on this machine, to try what happens on several (default 0)
+# --workers K  further nodes on this machine, to test a cluster of several nodes (default 0)
 #
-# Run it from the environment in which lakd-ray is installed: jobs use the Python that started Ray. State lies in
-# $LAKD_RAY_DIR (default /tmp/lakd-ray-UID). AWS_* of the shell that runs `start` is what jobs see.
+# Run it from the environment in which lakd-ray is installed: jobs use the Python that started Ray. The state is in
+# $LAKD_RAY_DIR (default /tmp/lakd-ray-UID). Jobs see the AWS_* variables of the shell that runs `start`.
 set -euo pipefail
 
 dir=${LAKD_RAY_DIR:-/tmp/lakd-ray-$(id -u)}
@@ -26,7 +26,7 @@ usage() {
   exit 2
 }
 
-# Our own node under that process id, and not some other process that got the number since.
+# Succeeds if the process is a node of this cluster, and not a later process with the same id.
 alive() {
   [[ -O /proc/$1 ]] && tr '\0' '\n' 2>/dev/null <"/proc/$1/environ" | grep -qxF "RAY_AUTH_TOKEN_PATH=$token"
 }
@@ -44,8 +44,8 @@ number() {
   [[ ${2:-} =~ ^[0-9]+$ ]] || die "$1 takes a number, found '${2:-nothing}'"
 }
 
-# launch NAME OPTION... : one node in the background, its output in a log. A raylet gives up when its agents have not
-# told it their ports after 15 s each; naming those that can be named leaves a busy machine fewer of them to miss.
+# launch NAME OPTION... : one node in the background, its output in a log. A raylet stops if its agents have not
+# reported their ports within 15 s each; fixed ports leave fewer reports that a busy machine can miss.
 launch() {
   local name=$1 ports
   shift
@@ -136,16 +136,16 @@ start() {
 
 next() {
   cat <<TEXT
-In every shell that talks to it:
+In every shell that uses the cluster:
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_API_SERVER_ADDRESS=http://127.0.0.1:$1
 Then, from the repository:
   ray job submit --runtime-env runtime_env.yaml --working-dir . -- python jobs/pipeline.py demo --set storage=$HOME/lakd
-  (python jobs/submit.py pipeline demo --set storage=$HOME/lakd   the same, with an honest exit status)
-The dashboard asks for the token once: cat $token
+  (python jobs/submit.py pipeline demo --set storage=$HOME/lakd   the same, with the exit status of the job)
+The dashboard requests the token once: cat $token
 TEXT
 }
 
-# Ends our own nodes only: \`ray stop\` would end every Ray on the machine.
+# Stops the nodes of this cluster only: \`ray stop\` would stop every Ray on the machine.
 stop() {
   local pid name deadline left
   if [[ ! -f $nodes ]]; then
@@ -163,8 +163,8 @@ stop() {
   echo "stopped"
 }
 
-# Whatever of this cluster is left: its processes carry the token's path in their environment and its folder in their
-# arguments, so that a shell which merely talks to the cluster is not among them.
+# Prints the remaining processes of this cluster: they have the path of the token in their environment and the folder in
+# their arguments, unlike a shell that only uses the cluster.
 ours() {
   local process pid
   for process in /proc/[0-9]*; do

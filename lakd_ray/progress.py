@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, plain lines in a file or a job log. Both go to standard error."""
+"""Show the progress of long loops on standard error: a bar on a terminal, plain lines in a file or a job log."""
 
 import logging
 import sys
@@ -132,7 +132,7 @@ def _rich_bar(total: int | None, description: str, unit: str, initial: int) -> I
 
 
 def format_rate(count: int, elapsed: float, unit: str) -> str:
-    """Return the rate as `54.3 clip/s`, or `4.0 s/clip` for slow ones; an empty string if there is none yet."""
+    """Return the rate as `54.3 clip/s`, or `4.0 s/clip` for slow ones; an empty string before the first item."""
     if count <= 0 or elapsed <= 0:
         return ""
     rate = count / elapsed

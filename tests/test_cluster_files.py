@@ -1,4 +1,4 @@
-"""The files under cluster/ and jobs/ fit each other, the package and the pinned versions; nothing is started here."""
+"""The files in cluster/ and jobs/ agree with each other, the package and the pinned versions; nothing is started."""
 
 import ast
 import importlib
@@ -71,19 +71,19 @@ def test_versions_are_those_of_the_package():
     assert images == {project["version"]}
 
 
-def test_no_registry_has_an_address_here():
+def test_no_address_of_a_registry_is_committed():
     for name in ("constraints.txt", "pyproject.toml"):
         assert not re.search(r"https?://|index-url|find-links", read(name)), name
 
 
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.name)
-def test_paths_that_are_named_exist(file):
+def test_paths_in_the_files_exist(file):
     for path in re.findall(r"\b(?:jobs|cluster|lakd_ray|docs)/[\w./-]*\w\.(?:py|yaml|sh|md)\b", file.read_text()):
         if "NAME" not in path:
             assert (ROOT / path).is_file(), f"{file.name} names {path}"
 
 
-def test_dockerfile_copies_what_is_there_and_what_the_build_needs():
+def test_dockerfile_copies_existing_files_and_those_of_the_build():
     copied = {
         name
         for line in read("cluster/Dockerfile").splitlines()
@@ -106,7 +106,7 @@ def test_scripts_in_jobs_run_commands_that_exist():
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.name)
-def test_experiments_load_and_what_is_printed_loads_the_same(file, tmp_path):
+def test_experiments_load_and_their_printed_form_loads_the_same(file, tmp_path):
     config = load_config(file)
     assert config.name == file.stem
     printed = tmp_path / "printed.yaml"
@@ -114,7 +114,7 @@ def test_experiments_load_and_what_is_printed_loads_the_same(file, tmp_path):
     assert load_config(printed) == config
 
 
-def test_the_paper_fold_is_the_papers():
+def test_the_paper_fold_has_the_settings_of_the_paper():
     config = load_config("paper-fold")
     assert config.train.workers * config.batch.max_utterances * config.train.gradient_accumulation_steps == 16
     assert config.batch.max_padded_seconds >= config.batch.max_utterances * config.audio.max_seconds
@@ -128,7 +128,7 @@ def test_the_paper_fold_is_the_papers():
     assert config.distill.mtkd.lam == pytest.approx(defaults.mtkd.lam)
 
 
-def test_the_papers_grid_is_the_papers():
+def test_the_paper_grid_has_the_settings_of_the_paper():
     config, fold = (load_config(name) for name in ("paper", "paper-fold"))
     assert config.corpora == fold.corpora and config.teacher == fold.teacher and config.student == fold.student
     assert config.distill == fold.distill and set(config.distill.setups) == {"monolingual", "multilingual"}
@@ -157,14 +157,14 @@ def test_the_kubernetes_job_has_room_for_its_experiment():
     assert job()["shutdownAfterJobFinishes"] is True
 
 
-def test_slurm_asks_for_the_gpus_of_the_paper_fold():
-    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
+def test_slurm_reserves_the_gpus_of_the_paper_fold():
+    reserved = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
     train = load_config("paper-fold").train
-    assert int(asked["nodes"]) * int(asked["gpus-per-node"]) >= train.workers
-    assert int(asked["nodes"]) * int(asked["cpus-per-task"]) > train.workers * train.cpus_per_worker
+    assert int(reserved["nodes"]) * int(reserved["gpus-per-node"]) >= train.workers
+    assert int(reserved["nodes"]) * int(reserved["cpus-per-task"]) > train.workers * train.cpus_per_worker
 
 
-def test_clusters_ask_for_a_token():
+def test_clusters_require_a_token():
     assert job()["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert service()["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     assert all("RAY_AUTH_MODE=token" in script.read_text() for script in SCRIPTS)
@@ -177,27 +177,27 @@ def test_serve_arguments_are_accepted(application, tmp_path):
     build = getattr(importlib.import_module(module), name)
     assert len(inspect.signature(build).parameters) == 1
     absent = {**application["args"], "checkpoint": str(tmp_path)}
-    with pytest.raises(CheckpointError, match="SEAL"):  # everything before the look at the checkpoint was fine
+    with pytest.raises(CheckpointError, match="SEAL"):  # raised after all other checks
         build(absent)
     with pytest.raises(ConfigError, match="absolute"):
         build({**absent, "checkpoint": "relative"})
 
 
-def test_runtime_env_leaves_out_what_is_large_or_secret():
+def test_runtime_env_excludes_large_and_secret_files():
     env = parsed("runtime_env.yaml")
     assert set(env) == {"working_dir", "excludes", "env_vars"}, "nothing is installed when a job starts"
     assert {".git", ".venv", "outputs", "__pycache__"} <= set(env["excludes"])
     assert all(isinstance(value, str) for value in env["env_vars"].values())
     assert not any(name.startswith("AWS_") or "TOKEN_PATH" in name for name in env["env_vars"])
-    ignored = {line.strip("/") for line in read(".gitignore").split()}  # what a plain `--working-dir .` goes by
+    ignored = {line.strip("/") for line in read(".gitignore").split()}  # a plain `--working-dir .` excludes these
     assert set(env["excludes"]) - {".git"} <= ignored
 
 
-def test_workers_get_the_same_settings_wherever_they_run():
+def test_workers_get_the_same_settings_on_every_cluster():
     from lakd_ray.cluster import _WORKER_ENVIRONMENT
 
     settings = parsed("runtime_env.yaml")["env_vars"]
-    starting = {"RAY_raylet_start_wait_time_s"}  # matters to whoever starts Ray, not to jobs
+    starting = {"RAY_raylet_start_wait_time_s"}  # for the process that starts Ray, not for jobs
     assert {
         name: value for name, value in _WORKER_ENVIRONMENT.items() if name not in starting
     }.items() <= settings.items()
@@ -206,7 +206,7 @@ def test_workers_get_the_same_settings_wherever_they_run():
             assert re.search(rf"\b{name}={re.escape(value)}(\s|$)", read(file)), f"{file} lacks {name}"
 
 
-def test_submit_knows_every_job():
+def test_submit_accepts_every_job():
     shown = subprocess.run(
         [sys.executable, "jobs/submit.py", "--help"], cwd=ROOT, check=True, capture_output=True, text=True
     )

@@ -1,1 +1,1 @@
-"""The command line: `main` is the command `lakd`, and the other modules have its commands in groups."""
+"""The command line `lakd`, with its entry point in `main` and one module for each group of commands."""

@@ -1,4 +1,4 @@
-"""Commands about experiment files: config and init."""
+"""Define the commands that print and write experiment files: config and init."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Commands about corpora: list the importers, scan a corpus."""
+"""Define the commands that list importers and scan corpora."""
 
 import dataclasses
 import json

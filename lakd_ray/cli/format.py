@@ -1,47 +1,47 @@
-"""Answers as lines of a table for people, or as JSON lines."""
+"""Formats predictions as lines of a table, or as JSON lines."""
 
 import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from lakd_ray.inference.results import EmotionResult
+from lakd_ray.inference.results import EmotionResult, Segment
 
-_MAX_FILE_WIDTH = 60  # of the column with file names
+_MAX_FILE_WIDTH = 60  # characters of the column with file names
 
 
 class Formatter(Protocol):
-    """How answers are shown."""
+    """Formats the results of files as lines."""
 
     header: Sequence[str]
-    """Lines before the first file's."""
+    """Lines before those of the first file."""
 
     def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
-        """The lines of one file."""
+        """Return the lines of one file."""
 
 
 def make_formatter(as_json: bool, emotions: Sequence[str], top_k: int | None, files: Sequence[str]) -> Formatter:
-    """The way of showing that was asked for; what is to come decides how wide columns are."""
+    """Return the formatter; the names of all files determine the widths of a table's columns."""
     return JsonLinesFormatter() if as_json else TableFormatter(emotions, top_k, files)
 
 
 class JsonLinesFormatter:
-    """A JSON object a file: `file` with the fields of the answer, or `file` and `error`."""
+    """Formats each file as a JSON object: `file` with the fields of the prediction, or `file` and `error`."""
 
     header: Sequence[str] = ()
 
     def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
-        """One line."""
-        told = {"error": error} if prediction is None else prediction.model_dump(mode="json")
-        return [json.dumps({"file": _printable(file), **told}, ensure_ascii=False)]
+        """Return one line with the JSON object of the file."""
+        fields = {"error": error} if prediction is None else prediction.model_dump(mode="json")
+        return [json.dumps({"file": _printable(file), **fields}, ensure_ascii=False)]
 
 
 class TableFormatter:
-    """Columns for people; a timeline goes below its file.
+    """Formats results as a table; the segments of a timeline follow the line of their file.
 
     Args:
-        emotions: those that may be said.
-        top_k: how many of them are shown; the first alone if None.
-        files: their names.
+        emotions: classes of the model.
+        top_k: number of emotions that are shown; only the most probable if None.
+        files: names of all files.
     """
 
     def __init__(self, emotions: Sequence[str], top_k: int | None, files: Sequence[str]):
@@ -50,25 +50,25 @@ class TableFormatter:
         self._file_width = max(4, min(_MAX_FILE_WIDTH, max((len(_printable(file)) for file in files), default=0)))
         self._emotions_width = self._top_k * (self._emotion_width + 5) + 2 * (self._top_k - 1)
         self.header: Sequence[str] = [
-            f"{'file':<{self._file_width}}  {'emotion':<{self._emotions_width}}  {'language':<9}  {'seconds':>7}  notes".rstrip()
+            f"{'file':<{self._file_width}}  {'emotion':<{self._emotions_width}}  {'language':<9}  {'seconds':>7}  notes"
         ]
 
     def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
-        """A line for the file, and one for each segment."""
+        """Return a line for the file, and one for each segment."""
         name = f"{_printable(file):<{self._file_width}}"
         if prediction is None:
-            return [f"{name}  no answer: {error}"]
+            return [f"{name}  error: {error}"]
         language = prediction.language or "-"
         if prediction.language_probability is not None:
             language += f" {prediction.language_probability:.2f}"
         notes = "; ".join(remark.message for remark in prediction.warnings)
-        said = self._format_probabilities(prediction.probabilities)
-        whole = f"{name}  {said}  {language:<9}  {prediction.duration_s:7.2f}  {notes}".rstrip()
-        parts = [
-            f"{f'{part.start_s:.2f} - {part.end_s:.2f}':>{self._file_width}}  {self._format_probabilities(part.probabilities)}".rstrip()
-            for part in prediction.segments or ()
-        ]
-        return [whole, *parts]
+        emotions = self._format_probabilities(prediction.probabilities)
+        line = f"{name}  {emotions}  {language:<9}  {prediction.duration_s:7.2f}  {notes}".rstrip()
+        return [line, *(self._format_segment(segment) for segment in prediction.segments or ())]
+
+    def _format_segment(self, segment: Segment) -> str:
+        times = f"{segment.start_s:.2f} - {segment.end_s:.2f}"
+        return f"{times:>{self._file_width}}  {self._format_probabilities(segment.probabilities)}".rstrip()
 
     def _format_probabilities(self, probabilities: dict[str, float]) -> str:
         best = sorted(probabilities.items(), key=lambda item: -item[1])[: self._top_k]
@@ -76,5 +76,5 @@ class TableFormatter:
 
 
 def _printable(file: str) -> str:
-    """A name that can be printed, whatever bytes it is made of."""
+    """Return a printable form of a file name, which may contain any bytes."""
     return file.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -12,6 +12,19 @@ import typer
 _LEVEL_COLORS = {logging.WARNING: typer.colors.YELLOW, logging.ERROR: typer.colors.RED}
 
 
+_LIBRARY_SETTINGS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # also the bars "Loading weights" of transformers
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def silence_libraries() -> None:
+    """Turn off progress bars and messages of libraries before they are imported; the environment takes precedence."""
+    for name, value in _LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def supports_color(stream: TextIO) -> bool:
     """Return whether the stream is a terminal that shows colors, and NO_COLOR is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""The command `lakd`: entry points, global options and exit status."""
+"""Define the application `lakd` with its entry points, global options and exit status."""
 
 import sys
 import traceback
@@ -10,7 +10,7 @@ import typer
 from lakd_ray import __version__
 from lakd_ray.cli import configuration, data, models, operations, stages
 from lakd_ray.cli.group import LakdGroup
-from lakd_ray.cli.logging import log_level, log_to_console, print_message
+from lakd_ray.cli.logging import log_level, log_to_console, print_message, silence_libraries
 from lakd_ray.errors import LakdError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def _global_options(
 ) -> None:
     if verbose and quiet:
         raise typer.BadParameter("give either -v or -q, not both")
+    silence_libraries()
     context.with_resource(log_to_console(log_level(verbose, quiet)))
 
 

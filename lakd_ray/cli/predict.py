@@ -1,15 +1,13 @@
-"""A few recordings and their answers, from an endpoint or from a model in this process. Without Ray."""
+"""Predict a few recordings with an endpoint or with a model in this process, without Ray."""
 
 import glob
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
-
-from tqdm import tqdm
 
 from lakd_ray import storage
 from lakd_ray.audio import sources
@@ -18,27 +16,27 @@ from lakd_ray.config import Backend
 from lakd_ray.errors import ConfigError, LakdError
 from lakd_ray.inference.recordings import MAX_SECONDS, PredictOptions, decode_and_validate, validate_segment_count
 from lakd_ray.inference.results import EmotionResult
+from lakd_ray.progress import ProgressBar, progress_bar
 from lakd_ray.serve.client import Client
 
-_MAX_IN_FLIGHT = 4  # requests: while one is answered, others are sent and decoded
-_PROGRESS_DELAY_S = 2.0  # no progress is shown before
+_MAX_IN_FLIGHT = 4  # requests: while the endpoint computes one, others are sent and decoded
 
 
 class RecordingPredictor(Protocol):
-    """Whoever answers."""
+    """A source of predictions, either an endpoint or a local model."""
 
     emotions: tuple[str, ...]
     max_in_flight: int
 
     def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
-        """The answer to an encoded recording; raises LakdError if there is none."""
+        """Return the prediction for an encoded recording; raise LakdError if that fails."""
 
 
 class RemotePredictor:
-    """A running endpoint.
+    """Predicts with a running endpoint.
 
     Raises:
-        ResourceError: it does not answer.
+        ResourceError: the endpoint does not respond.
     """
 
     max_in_flight = _MAX_IN_FLIGHT
@@ -48,36 +46,33 @@ class RemotePredictor:
         self.emotions = client.model_info().emotions
 
     def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
-        """The endpoint's answer."""
+        """Return the response of the endpoint."""
         return self._client.predict(content, **asdict(options))
 
 
 class LocalPredictor:
-    """A model in this process, which answers as the endpoint does.
+    """Predicts with a model in this process; the results are those of the endpoint.
 
     Args:
-        folder: checkpoint folder, a path or s3:// location.
-        max_seconds: longer recordings are refused.
-        backend: what computes.
+        checkpoint: checkpoint folder, a path or s3:// location.
+        max_seconds: longer recordings are rejected.
+        backend: inference backend.
 
     Raises:
-        StorageError, CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: the backend cannot be had here.
+        StorageError, CheckpointError: there is no such checkpoint, or it is corrupted.
+        ConfigError: the backend is not available.
     """
 
     max_in_flight = 1
 
     def __init__(self, checkpoint: str, max_seconds: float, backend: Backend):
-        import transformers  # it and torch take seconds to load
+        from lakd_ray.inference.predictor import Predictor  # torch and transformers take seconds to load
 
-        from lakd_ray.inference.predictor import Predictor
-
-        transformers.utils.logging.disable_progress_bar()  # of a moment, and it would go where nobody looks for one
         self._predictor, self._max_seconds = Predictor.load(checkpoint, backend=backend), max_seconds
         self.emotions = self._predictor.emotions
 
     def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
-        """The model's answer."""
+        """Return the prediction of the model."""
         recording = decode_and_validate(content, self._max_seconds)
         validate_segment_count(len(recording.wave_T), options)
         (result,) = self._predictor.predict_recordings([recording], [options])
@@ -86,7 +81,7 @@ class LocalPredictor:
 
 @dataclass(frozen=True)
 class FileResult:
-    """A file, and its answer or the reason why there is none."""
+    """A file with its prediction, or the reason why it has none."""
 
     file: str
     prediction: EmotionResult | None = None
@@ -103,69 +98,77 @@ def run(
     backend: Backend = "torch",
     as_json: bool = False,
 ) -> int:
-    """Print the answer to every recording; a file without one does not stop the others.
+    """Print the prediction for every recording; a file that fails does not stop the others.
 
     Args:
-        named: files, folders, patterns; local, or s3:// files and prefixes.
-        url: the endpoint that is asked; its key is in LAKD_API_KEY.
-        model: else the checkpoint folder that is loaded here.
-        max_seconds: longer recordings are refused; the endpoint has a limit of its own.
-        backend: what computes here; the endpoint has its own.
-        as_json: print JSON lines, one a file, instead of a table.
+        inputs: files, folders and patterns; local, or s3:// files and prefixes.
+        options: options of the predictions.
+        url: endpoint to query; its key is read from LAKD_API_KEY.
+        model: checkpoint folder to load in this process, if there is no `url`.
+        max_seconds: longer recordings are rejected by `model`; the endpoint has its own limit.
+        backend: inference backend of `model`; the endpoint has its own.
+        as_json: print JSON lines, one per file, instead of a table.
 
     Returns:
-        0 if all were answered, else 1.
+        0 if all files have a prediction, otherwise 1.
 
     Raises:
         ConfigError: no file is found, or neither or both of `url` and `model` are given.
-        LakdError: there is no endpoint or no model.
+        LakdError: the endpoint or the model is not available.
     """
     if (url is None) == (model is None):
         raise ConfigError("give either an endpoint (--url) or a checkpoint folder (--model)")
-    found = list(dict.fromkeys(place for name in inputs for place in expand_paths(name)))
-    if not any(isinstance(place, str) for place in found):
-        reasons = "".join(f"\n  {place.file}: {place.error}" for place in found if isinstance(place, FileResult))
-        raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were named")
+    files = list(dict.fromkeys(file for name in inputs for file in expand_paths(name)))
+    if not any(isinstance(file, str) for file in files):
+        reasons = "".join(f"\n  {file.file}: {file.error}" for file in files if isinstance(file, FileResult))
+        raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were given")
     with ExitStack() as stack:
-        asked = (
+        predictor = (
             RemotePredictor(stack.enter_context(Client(str(url))))
             if model is None
             else LocalPredictor(model, max_seconds, backend)
         )
-        shown = format.make_formatter(as_json, asked.emotions, options.top_k, [_file_name(place) for place in found])
-        bar = stack.enter_context(
-            tqdm(total=len(found), unit="file", delay=_PROGRESS_DELAY_S, leave=False, disable=not sys.stderr.isatty())
-        )
-        for line in shown.header:
-            bar.write(line, file=sys.stdout)
+        names = [_file_name(file) for file in files]
+        formatter = format.make_formatter(as_json, predictor.emotions, options.top_k, names)
+        bar = stack.enter_context(_terminal_bar(len(files)))
+        for line in formatter.header:
+            print(line)
         failed = 0
-        for result in _predict_files(found, asked, options):
+        for result in _predict_files(files, predictor, options):
             failed += result.prediction is None
-            for line in shown.format_result(result.file, result.prediction, result.error):
-                bar.write(line, file=sys.stdout)
-            sys.stdout.flush()  # whoever reads it through a pipe need not wait for the others
-            bar.update()
+            for line in formatter.format_result(result.file, result.prediction, result.error):
+                print(line)
+            sys.stdout.flush()  # the reader of a pipe receives each result at once
+            if bar:
+                bar.update()
     if failed:
-        print(f"{failed} of {len(found)} without an answer", file=sys.stderr)
+        print(f"{failed} of {len(files)} files have no prediction", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _terminal_bar(count: int) -> AbstractContextManager[ProgressBar | None]:
+    """Return a progress bar if the results go to a file or pipe and a terminal can show the bar."""
+    if sys.stderr.isatty() and not sys.stdout.isatty():
+        return progress_bar(count, "predict", "file")
+    return nullcontext()
 
 
 def _predict_files(
     files: Sequence[str | FileResult], predictor: RecordingPredictor, options: PredictOptions
 ) -> Iterator[FileResult]:
-    """In the order of what was found."""
+    """Yield the results in the order of the files."""
 
-    def one(place: str | FileResult) -> FileResult:
-        if isinstance(place, FileResult):
-            return place
+    def predict_file(file: str | FileResult) -> FileResult:
+        if isinstance(file, FileResult):
+            return file
         try:
-            return FileResult(place, predictor.predict(sources.read_clip_source(place), options))
+            return FileResult(file, predictor.predict(sources.read_clip_source(file), options))
         except LakdError as error:
-            return FileResult(place, error=str(error))
+            return FileResult(file, error=str(error))
 
     with ThreadPoolExecutor(predictor.max_in_flight) as pool:
         try:
-            yield from pool.map(one, files)
+            yield from pool.map(predict_file, files)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -175,7 +178,7 @@ def _file_name(item: str | FileResult) -> str:
 
 
 def expand_paths(pattern: str) -> Iterator[str | FileResult]:
-    """The recordings that an argument names: itself, those below a folder, or those that match a pattern."""
+    """Yield the recordings of an argument: a file, all files below a folder, or all that match a pattern."""
     remote = storage.is_remote(pattern)
     if (sources.has_audio_suffix(pattern) and remote) or (not remote and Path(pattern).is_file()):
         yield pattern
@@ -189,10 +192,10 @@ def expand_paths(pattern: str) -> Iterator[str | FileResult]:
 
 def _expand_pattern(pattern: str) -> Iterator[str | FileResult]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 -- patterns may be absolute
-    folders = [] if "**" in pattern else [match for match in matches if Path(match).is_dir()]  # ** goes in by itself
+    folders = [] if "**" in pattern else [match for match in matches if Path(match).is_dir()]  # ** is recursive already
     files = [match for match in matches if sources.has_audio_suffix(match) and Path(match).is_file()]
     if not files and not folders:
-        yield FileResult(pattern, error="no recording matches it")
+        yield FileResult(pattern, error="no recording matches this pattern")
     yield from files
     for folder in folders:
         yield from _list_recordings(folder)
@@ -205,8 +208,6 @@ def _list_recordings(folder: str) -> Iterator[str | FileResult]:
         yield FileResult(folder, error=str(error))
         return
     if not files:
-        yield FileResult(
-            folder, error=f"no file in it ends as recordings do ({', '.join(sources.AUDIO_SUFFIXES[:4])} ...)"
-        )
+        yield FileResult(folder, error=f"the folder has no recordings ({', '.join(sources.AUDIO_SUFFIXES[:4])} ...)")
     for file in files:
         yield storage.join(folder, file)

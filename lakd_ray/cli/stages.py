@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
-    """Import the corpora: a validated manifest and 16 kHz FLAC in Parquet shards."""
+    """Import the corpora into a validated manifest and 16 kHz FLAC in Parquet shards."""
     _run_stage("prepare", load_config(experiment, overrides or ()))
 
 
@@ -47,7 +47,7 @@ def train_teachers(experiment: ExperimentArgument, overrides: OverridesOption = 
 
 
 def distill(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
-    """Train the students: fine-tuning (ft), distillation from one teacher (kd) and from several (mtkd)."""
+    """Train the students by fine-tuning (ft) and distillation from one teacher (kd) or several (mtkd)."""
     _run_stage("distill", load_config(experiment, overrides or ()), ("distill",))
 
 
@@ -87,7 +87,7 @@ def run_grid(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")] = False,
     throughput: ThroughputOption = None,
 ) -> None:
-    """Run the complete grid: every fold, seed and variant, and one table over them.
+    """Run the complete grid of folds, seeds and variants, with one table over them.
 
     Runs that several cells share are trained once; an interrupted grid resumes.
     """
