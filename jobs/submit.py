@@ -3,8 +3,8 @@
 python jobs/submit.py pipeline EXPERIMENT [--set dotted.key=value ...]
 
 `ray job submit --runtime-env runtime_env.yaml --working-dir .` does the same, but exits with 0 also if the job was
-stopped or the connection to its log broke. Exit status here: 0 the job succeeded, 130 it was stopped, 2 the cluster cannot be
-reached or rejects the job, otherwise the job's own. RAY_API_SERVER_ADDRESS is the address of the cluster, and
+stopped or the connection to its log broke. Exit status here: 0 the job succeeded, 130 it was stopped, 2 the cluster
+cannot be reached or rejects the job, otherwise the job's own. RAY_API_SERVER_ADDRESS is the address of the cluster, and
 RAY_AUTH_TOKEN_PATH the file with its token.
 """
 

@@ -12,7 +12,7 @@ import typer
 from lakd_ray.cli import options
 from lakd_ray.cli.group import LakdCommand
 from lakd_ray.cli.options import JsonOption, OverridesOption
-from lakd_ray.config import Experiment, load_config, to_dict, to_documented_yaml
+from lakd_ray.config import json_schema, load_config, to_dict, to_documented_yaml
 from lakd_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def config(
     The output is an experiment file again. --schema prints a JSON schema, with which editors complete and check keys.
     """
     if schema:
-        print(json.dumps(Experiment.model_json_schema(), indent=2, ensure_ascii=False))
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
     if experiment is None:
         raise typer.BadParameter("give an EXPERIMENT, or --schema")

@@ -269,7 +269,7 @@ def test_a_reader_that_ends_early_is_no_error():
 def test_light_commands_load_neither_torch_nor_ray(tmp_path):
     code = (
         "import sys; from lakd_ray.cli.main import main\n"
-        "for arguments in (['--help'], ['config', 'demo'], ['init', 'mine'], ['corpora']):\n    assert main(arguments) == 0\n"
+        "for arguments in ('--help', 'config demo', 'init mine', 'corpora'): assert main(arguments.split()) == 0\n"
         "sys.exit(str({'torch', 'ray', 'transformers', 'matplotlib'} & set(sys.modules) or ''))"
     )
     done = subprocess.run(
