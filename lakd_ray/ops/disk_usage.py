@@ -1,7 +1,7 @@
-"""What an experiment will take, stage by stage, beside what lies there now.
+"""Disk usage of an experiment by stage: what it has written, and what it will need.
 
-Estimates err upwards: weights in fp32, every search trial trained to its end. Corpora are measured by their listing and
-by a few recordings, models by transformers without allocating them.
+Estimates err on the high side: weights in fp32, every search trial trained to the end. Corpora are estimated from their
+listing and a few recordings, models by transformers without allocating them.
 """
 
 from collections.abc import Sequence
@@ -13,96 +13,96 @@ from lakd_ray.config import Experiment, Stage
 from lakd_ray.ops import size_estimates
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 
-_STAGE_METADATA_BYTES = 1_000_000  # records, metrics and pictures of a stage
+_STAGE_METADATA_BYTES = 1_000_000  # records, metrics and figures of a stage
 
 
 @dataclass(frozen=True)
 class StageUsage:
-    """One stage's bytes."""
+    """Bytes of one stage's folder, now and later."""
 
     stage: str
     contents: str
     final: int
-    """Once the stage is finished."""
+    """When the stage is finished."""
     peak: int
-    """At most while it runs."""
+    """At most, while it runs."""
     current: int
     """Now."""
 
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """The whole experiment's bytes; `source` and `temporary` are not among the parts."""
+    """Bytes of an experiment; `corpora` and `temporary` are not part of any stage."""
 
     folder: str
     stages: tuple[StageUsage, ...]
     corpora: int
-    """The corpora themselves."""
+    """Bytes of the corpora themselves."""
     temporary: int
-    """In each worker's temporary folder while it saves."""
+    """In the temporary folder of each worker while it saves."""
     free: int | None
-    """On the storage's disk; None for a bucket."""
+    """On the disk of the storage; None for a bucket."""
     notes: tuple[str, ...]
 
     @property
     def final(self) -> int:
-        """Once all stages are finished."""
+        """Bytes when all stages are finished."""
         return sum(part.final for part in self.stages)
 
     @property
     def current(self) -> int:
-        """Now."""
+        """Bytes of all stages now."""
         return sum(part.current for part in self.stages)
 
     @property
     def required(self) -> int:
-        """Bytes that have to be free for what is left, at most: stages run one after the other."""
-        left = [max(0, part.final - part.current) for part in self.stages]
-        most = max((part.peak - part.final for part in self.stages), default=0)
-        return sum(left) + max(0, most)
+        """Free bytes needed for the remaining work, at most; stages run one after the other."""
+        remaining = sum(max(0, part.final - part.current) for part in self.stages)
+        overhead = max((part.peak - part.final for part in self.stages), default=0)
+        return remaining + max(0, overhead)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the usage as plain JSON types."""
         totals = {"final": self.final, "current": self.current, "required": self.required}
         return asdict(self) | {"notes": list(self.notes), "total": totals}
 
 
 def estimate_usage(config: Experiment) -> DiskUsage:
-    """Estimate and list.
+    """Measure what exists and estimate the rest.
 
     Raises:
         StorageError: the storage or a corpus cannot be listed.
-        ConfigError: transformers refuses an architecture.
+        ConfigError: transformers rejects an architecture.
     """
     notes: list[str] = []
-    there = _current_sizes(config)
-    speech = size_estimates.estimate_corpus_size(config, notes)
+    current_sizes = _current_sizes(config)
+    corpus_size = size_estimates.estimate_corpus_size(config, notes)
     teacher, student = (
         size_estimates.estimate_checkpoint_size(recipe.model, config, notes)
         for recipe in (config.teacher, config.student)
     )
     graph = build_run_graph(config)
-    predictions = _estimate_predictions(graph, speech.utterances)
+    predictions = _estimate_predictions(graph, corpus_size.utterances)
     stages: dict[Stage, tuple[str, int, int]] = {
-        "prepare": _estimate_prepare(speech),
-        "teachers": _estimate_teachers(graph, teacher, speech.utterances),
+        "prepare": _estimate_prepare(corpus_size),
+        "teachers": _estimate_teachers(graph, teacher, corpus_size.utterances),
         "distill": _estimate_runs(config, student, graph.trained_students),
         "tune": _estimate_search(config, student),
         "evaluate": ("predictions", predictions, predictions),
         "report": ("report.json, report.html", 2 * _STAGE_METADATA_BYTES, 2 * _STAGE_METADATA_BYTES),
     }
     parts = []
-    for stage, (what, finished, peak) in stages.items():
+    for stage, (contents, final, peak) in stages.items():
         if config.base_experiment is not None and stage in ("prepare", "teachers"):
-            notes.append(f"{stage}: those of {config.base_experiment} are used")
-        elif stage in config.stages or there.get(stage):
-            parts.append(StageUsage(stage, what, finished, peak, there.pop(stage, 0)))
-    if rest := sum(there.values()):
-        parts.append(StageUsage("other", ", ".join(sorted(there)), rest, rest, rest))
+            notes.append(f"{stage}: the experiment uses those of {config.base_experiment}")
+        elif stage in config.stages or current_sizes.get(stage):
+            parts.append(StageUsage(stage, contents, final, peak, current_sizes.pop(stage, 0)))
+    if other := sum(current_sizes.values()):
+        parts.append(StageUsage("other", ", ".join(sorted(current_sizes)), other, other, other))
     return DiskUsage(
         folder=config.folder,
         stages=tuple(parts),
-        corpora=speech.corpora,
+        corpora=corpus_size.corpora,
         temporary=max(weights.checkpoint + weights.resume for weights in (teacher, student)),
         free=None if storage.is_remote(config.storage) else storage.free_bytes(config.storage),
         notes=tuple(dict.fromkeys(notes)),
@@ -110,12 +110,12 @@ def estimate_usage(config: Experiment) -> DiskUsage:
 
 
 def _current_sizes(config: Experiment) -> dict[str, int]:
-    """Bytes of every folder directly below the experiment's."""
-    found: dict[str, int] = {}
+    """Return the bytes of every folder directly below the experiment's folder."""
+    sizes: dict[str, int] = {}
     for info in storage.list_files(config.folder):
         stage = info.location[len(config.folder) + 1 :].partition("/")[0]
-        found[stage] = found.get(stage, 0) + info.size
-    return found
+        sizes[stage] = sizes.get(stage, 0) + info.size
+    return sizes
 
 
 def _estimate_prepare(corpus_size: size_estimates.CorpusSize) -> tuple[str, int, int]:
@@ -126,37 +126,37 @@ def _estimate_prepare(corpus_size: size_estimates.CorpusSize) -> tuple[str, int,
 def _estimate_teachers(
     graph: RunGraph, checkpoint_size: size_estimates.CheckpointSize, utterances: int
 ) -> tuple[str, int, int]:
-    what, finished, peak = _estimate_runs(graph.config, checkpoint_size, (*graph.teachers, *graph.cross_fitted))
-    names = {name for run in graph.students for name in run.teachers}
-    logits = len(names) * utterances * size_estimates.logits_row_bytes(graph.config)
-    return f"{what}, logits of {len(names)}", finished + logits, peak + logits
+    contents, final, peak = _estimate_runs(graph.config, checkpoint_size, (*graph.teachers, *graph.cross_fitted))
+    teachers = {name for run in graph.students for name in run.teachers}
+    logits = len(teachers) * utterances * size_estimates.logits_row_bytes(graph.config)
+    return f"{contents}, logits of {len(teachers)} teachers", final + logits, peak + logits
 
 
 def _estimate_runs(
     config: Experiment, checkpoint_size: size_estimates.CheckpointSize, runs: Sequence[Run]
 ) -> tuple[str, int, int]:
-    """A finished run keeps its best checkpoints; a running one has one more of everything for a moment."""
-    finished = len(runs) * (config.train.keep_checkpoints * checkpoint_size.checkpoint + _STAGE_METADATA_BYTES)
-    at_once = min(len(runs), config.train.parallel_runs)
+    """Estimate training runs; a finished run keeps its best checkpoints, a running one briefly has one more of each."""
+    final = len(runs) * (config.train.keep_checkpoints * checkpoint_size.checkpoint + _STAGE_METADATA_BYTES)
+    concurrent = min(len(runs), config.train.parallel_runs)
     states = config.train.keep_resume_states + 1
     return (
         f"{len(runs)} runs",
-        finished,
-        finished + at_once * (checkpoint_size.checkpoint + states * checkpoint_size.resume),
+        final,
+        final + concurrent * (checkpoint_size.checkpoint + states * checkpoint_size.resume),
     )
 
 
 def _estimate_search(config: Experiment, checkpoint_size: size_estimates.CheckpointSize) -> tuple[str, int, int]:
-    """A trial that is stopped early keeps the states to go on from, and what was best before each."""
-    trials, at_once = config.tune.trials, min(config.tune.trials, config.tune.max_concurrent_trials)
+    """Estimate the search; a trial that is stopped early keeps its resume states and the best checkpoint of each."""
+    trials, concurrent = config.tune.trials, min(config.tune.trials, config.tune.max_concurrent_trials)
     states = config.train.keep_resume_states
-    finished = trials * (
+    final = trials * (
         (config.train.keep_checkpoints + states - 1) * checkpoint_size.checkpoint
         + states * checkpoint_size.resume
         + _STAGE_METADATA_BYTES
     )
-    peak = finished + at_once * (checkpoint_size.checkpoint + checkpoint_size.resume)
-    return f"{trials} trials", finished, peak
+    peak = final + concurrent * (checkpoint_size.checkpoint + checkpoint_size.resume)
+    return f"{trials} trials", final, peak
 
 
 def _estimate_predictions(graph: RunGraph, utterances: int) -> int:
@@ -164,18 +164,20 @@ def _estimate_predictions(graph: RunGraph, utterances: int) -> int:
 
 
 def format_usage(usage: DiskUsage) -> str:
-    """The usage for people."""
+    """Format the usage as a human-readable table."""
     size = storage.format_bytes
-    rows = [("stage", "finished", "at most", "now", "")]
+    rows = [("stage", "final", "peak", "now", "")]
     rows += [
         (part.stage, size(part.final), size(part.peak), size(part.current), part.contents) for part in usage.stages
     ]
     peak = usage.current + usage.required
     rows.append(("total", size(usage.final), size(peak), size(usage.current), usage.folder))
     lines = [f"{row[0]:<10}{row[1]:>12}{row[2]:>12}{row[3]:>12}  {row[4]}".rstrip() for row in rows]
-    lines.append(f"the corpora themselves take {size(usage.corpora)}")
-    lines.append(f"every worker's temporary folder needs up to {size(usage.temporary)} while it saves")
+    lines.append(f"corpora: {size(usage.corpora)}")
+    lines.append(f"temporary folder of each worker: up to {size(usage.temporary)} while it saves")
     if usage.free is not None:
-        enough = "enough" if usage.free >= usage.required else "NOT ENOUGH: free some, or choose another `storage`"
-        lines.append(f"free on that disk: {size(usage.free)}; still to come at most {size(usage.required)}: {enough}")
+        verdict = "enough" if usage.free >= usage.required else "NOT ENOUGH, free some space or change `storage`"
+        lines.append(
+            f"free on this disk: {size(usage.free)}, still required: at most {size(usage.required)}: {verdict}"
+        )
     return "\n".join([*lines, *(f"note: {note}" for note in usage.notes)])

@@ -1,7 +1,8 @@
-"""What of an experiment can be deleted without anybody missing it.
+"""Find and delete files of an experiment that are no longer needed.
 
-Only files below `<storage>/<name>/` are looked at, from one listing. What a run's `state.json` names stays, but for the
-weights of search trials: once the search is finished, `trials.json` has their results, and only the best one's stay.
+Only files below `<storage>/<name>/` are considered, from one listing. Folders that the `state.json` of a run refers to
+are in use, except those of search trials: once the search is finished, `trials.json` has the results, and only the
+weights of the best trial are still needed.
 """
 
 import os
@@ -19,28 +20,26 @@ from lakd_ray.runs import record as records
 from lakd_ray.runs.layout import RECORD_FILE, STATE_FILE
 
 RECENT_WRITE_S = 3600.0
-"""Where a stage is unfinished and something was written within this time, it is taken to be running."""
+"""An unfinished stage with a write within this time counts as running."""
 
 _TEMPORARY_PATTERN = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_CHECKPOINT_PATTERN = re.compile(
-    r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+"
-)  # what a run keeps of an epoch
+_CHECKPOINT_PATTERN = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+")
 _LOGITS_PATTERN = re.compile(r"(?P<path>teachers/logits/(?P<teacher>[^/]+)/(?P<key>[^/]+))/[^/]+\.parquet")
 
 
 @dataclass(frozen=True)
 class GarbageItem:
-    """Something that can be deleted."""
+    """Files and folders that can be deleted together."""
 
     paths: tuple[str, ...]
-    """Files and folders, relative to the experiment's, in the order in which they are to go."""
+    """Relative to the experiment's folder, in the order of deletion."""
     size: int
     reason: str
 
 
 @dataclass
 class GarbageReport:
-    """What was found, and what was left alone."""
+    """Garbage of an experiment, and notes on what is left alone."""
 
     folder: str
     items: list[GarbageItem] = field(default_factory=list)
@@ -48,12 +47,12 @@ class GarbageReport:
 
     @property
     def size(self) -> int:
-        """Bytes of all items."""
+        """Bytes of all items together."""
         return sum(item.size for item in self.items)
 
 
 def find_garbage(config: Experiment) -> GarbageReport:
-    """Look through an experiment's folder. While it seems to be running, only what finished runs left is offered.
+    """Find the garbage in an experiment's folder; while it seems to be running, only that of finished runs.
 
     Raises:
         StorageError: the folder cannot be listed, or a record in it is damaged.
@@ -62,44 +61,45 @@ def find_garbage(config: Experiment) -> GarbageReport:
     findings = GarbageReport(config.folder)
     busy = tree.running_stage()
     if busy:
-        findings.notes.append(
-            f"{busy}: the experiment seems to be running, so only what finished runs left behind is listed"
-        )
-    found = [*_stale_checkpoints(tree, idle=not busy), *_losing_trial_weights(tree), *_ray_tune_state(tree)]
+        findings.notes.append(f"{busy}: the experiment seems to be running, so only garbage of finished runs is listed")
+    candidates = [*_stale_checkpoints(tree, idle=not busy), *_losing_trial_weights(tree), *_ray_tune_state(tree)]
     if not busy:
-        found += [*_ray_train_state(tree), *_unreferenced_shards(tree), *_stale_logits(tree)]
-        found += _abandoned_writes(tree, [place for places, _ in found for place in places])
-    for places, reason in found:
-        if outside := [place for place in places if not tree.contains(place)]:
-            findings.notes.append(f"{outside[0]} is a link to somewhere else: left alone")
+        candidates += [*_ray_train_state(tree), *_unreferenced_shards(tree), *_stale_logits(tree)]
+        candidates += _abandoned_writes(tree, [path for paths, _ in candidates for path in paths])
+    for paths, reason in candidates:
+        if links := [path for path in paths if not tree.contains(path)]:
+            findings.notes.append(f"{links[0]} is a link out of the experiment's folder: left alone")
         else:
-            findings.items.append(GarbageItem(places, sum(map(tree.total_size, places)), reason))
+            findings.items.append(GarbageItem(paths, sum(map(tree.total_size, paths)), reason))
     return findings
 
 
 def delete_garbage(config: Experiment, report: GarbageReport) -> int:
-    """Delete what was found and is rubbish still: the experiment may have been started since. Returns the bytes freed.
+    """Delete the items of a report that are still garbage, since the experiment may have been started again.
 
-    A folder loses its seal first, so that half of it is never taken for whole.
+    The checksum file of a folder is deleted first, so that an interrupted deletion leaves no folder that looks intact.
+
+    Returns:
+        Number of bytes freed.
 
     Raises:
-        StorageError: something cannot be deleted; what comes after it is left.
+        StorageError: an item cannot be deleted; the items after it are left.
     """
-    still = set(find_garbage(config).items)
-    items = [item for item in report.items if item in still]
+    current = set(find_garbage(config).items)
+    items = [item for item in report.items if item in current]
     for item in items:
-        for place in item.paths:
-            location = storage.join(report.folder, place)
+        for path in item.paths:
+            location = storage.join(report.folder, path)
             storage.remove_checksums(location)
             storage.delete(location)
     return sum(item.size for item in items)
 
 
 def format_report(report: GarbageReport) -> str:
-    """The findings for people."""
+    """Format a report as a human-readable list, the largest items first."""
     items = sorted(report.items, key=lambda item: -item.size)
     lines = [f"{storage.format_bytes(item.size):>10}  {', '.join(item.paths)}: {item.reason}" for item in items]
-    total = f"{storage.format_bytes(report.size):>10}  in all, in {report.folder}" if items else "nothing to delete"
+    total = f"{storage.format_bytes(report.size):>10}  total in {report.folder}" if items else "nothing to delete"
     return "\n".join([*lines, total, *(f"note: {note}" for note in report.notes)])
 
 
@@ -107,23 +107,23 @@ Candidates = Iterator[tuple[tuple[str, ...], str]]
 
 
 class _ExperimentTree:
-    """The files of an experiment by their names below its folder."""
+    """Files and records of an experiment by their paths relative to its folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.files = {info.location[len(folder) + 1 :]: info for info in storage.list_files(folder)}
-        places = [name.rpartition("/")[0] for name in self.files if name.rpartition("/")[2] == RECORD_FILE]
-        self.records = {place: self.read_json(f"{place}/{RECORD_FILE}") for place in places}
+        folders = [name.rpartition("/")[0] for name in self.files if name.rpartition("/")[2] == RECORD_FILE]
+        self.records = {path: self.read_json(f"{path}/{RECORD_FILE}") for path in folders}
 
     def read_json(self, name: str) -> Any:
         return storage.read_json(storage.join(self.folder, name))
 
     def is_finished(self, path: str) -> bool:
-        """Whether a folder has a record that says so."""
+        """Return whether the record of a folder marks it as finished."""
         return self.records.get(path, {}).get("finished") is not None
 
     def files_under(self, path: str) -> list[storage.FileInfo]:
-        """Files of a folder, or the file."""
+        """Return the files of a folder, or the file at the path."""
         return [info for name, info in self.files.items() if name == path or name.startswith(path + "/")]
 
     def total_size(self, path: str) -> int:
@@ -133,19 +133,19 @@ class _ExperimentTree:
         return max(info.modified for info in self.files_under(path))
 
     def running_stage(self) -> str | None:
-        """The unfinished folder that was written to a short while ago, if there is one."""
-        for place, record in sorted(self.records.items()):
-            seconds = time.time() - self.last_modified(place)
-            if record["finished"] is None and seconds < RECENT_WRITE_S and not self._is_stopped_trial(place):
-                return f"{place} is not finished and was written to {seconds / 60:.0f} minutes ago"
+        """Describe an unfinished folder with a recent write, or return None."""
+        for path, record in sorted(self.records.items()):
+            seconds = time.time() - self.last_modified(path)
+            if record["finished"] is None and seconds < RECENT_WRITE_S and not self._is_stopped_trial(path):
+                return f"{path} is not finished and was written to {seconds / 60:.0f} minutes ago"
         return None
 
     def _is_stopped_trial(self, path: str) -> bool:
-        """Whether it is a trial that the finished search stopped early."""
+        """Return whether it is a trial that the finished search stopped early."""
         return path.startswith("tune/trials/") and self.is_finished("tune")
 
     def contains(self, path: str) -> bool:
-        """Whether it lies in the folder itself and not behind a link."""
+        """Return whether a path is in the folder itself and not behind a link."""
         if storage.is_remote(self.folder):
             return True
         folder = os.path.realpath(storage.resolve_filesystem(self.folder)[1])
@@ -153,25 +153,22 @@ class _ExperimentTree:
 
 
 def _stale_checkpoints(tree: _ExperimentTree, *, idle: bool) -> Candidates:
-    """Checkpoints and states that their run does not name: a crash came before they were named, or before they went."""
-    kept = {(match["run"], match["name"]) for name in tree.files if (match := _CHECKPOINT_PATTERN.fullmatch(name))}
-    for run in sorted({run for run, _ in kept}):
+    """Yield checkpoints and resume states that `state.json` does not refer to, which crashes leave."""
+    folders = {(match["run"], match["name"]) for name in tree.files if (match := _CHECKPOINT_PATTERN.fullmatch(name))}
+    for run in sorted({run for run, _ in folders}):
         if run not in tree.records or not (idle or tree.is_finished(run)):
             continue
         state = tree.read_json(f"{run}/{STATE_FILE}") if f"{run}/{STATE_FILE}" in tree.files else {}
-        named = set(state.get("folders", ()))
-        for name in sorted(name for of, name in kept if of == run and name not in named):
-            sealed = f"{run}/{name}/{storage.CHECKSUMS_FILE}" in tree.files
-            why = (
-                "state of a finished run"
-                if tree.is_finished(run) and name.startswith("resume")
-                else "not its run's any more"
-            )
-            yield (f"{run}/{name}",), why if sealed else "never finished"
+        in_use = set(state.get("folders", ()))
+        for name in sorted(name for parent, name in folders if parent == run and name not in in_use):
+            is_complete = f"{run}/{name}/{storage.CHECKSUMS_FILE}" in tree.files
+            is_finished_state = tree.is_finished(run) and name.startswith("resume")
+            reason = "resume state of a finished run" if is_finished_state else "no longer used by its run"
+            yield (f"{run}/{name}",), reason if is_complete else "incomplete write"
 
 
 def _losing_trial_weights(tree: _ExperimentTree) -> Candidates:
-    """Weights of all trials but the best, once the search is finished."""
+    """Yield the weights of all trials except the best one, once the search is finished."""
     if not tree.is_finished("tune") or "tune/trials.json" not in tree.files:
         return
     best = tree.read_json("tune/trials.json")[0]["trial"]
@@ -181,31 +178,34 @@ def _losing_trial_weights(tree: _ExperimentTree) -> Candidates:
         if f"{trial}/{STATE_FILE}" not in tree.files:
             continue
         state = tree.read_json(f"{trial}/{STATE_FILE}")
-        named = [f"{trial}/{folder}" for folder in state["folders"]]
-        if named := [place for place in named if tree.files_under(place)]:
-            yield (f"{trial}/{STATE_FILE}", *named), "weights of a trial that did not win; its result is in trials.json"
+        folders = [path for name in state["folders"] if tree.files_under(path := f"{trial}/{name}")]
+        if folders:
+            yield (
+                (f"{trial}/{STATE_FILE}", *folders),
+                "weights of a trial that is not the best; trials.json has its result",
+            )
 
 
 def _ray_tune_state(tree: _ExperimentTree) -> Candidates:
     if tree.is_finished("tune") and tree.files_under("tune/ray"):
-        yield ("tune/ray",), "Ray Tune's own state; the search is finished"
+        yield ("tune/ray",), "state of Ray Tune; the search is finished"
 
 
 def _ray_train_state(tree: _ExperimentTree) -> Candidates:
     if tree.files_under("ray"):
-        yield ("ray",), "Ray Train's own state; nothing reads it"
+        yield ("ray",), "state of Ray Train; no stage reads it"
 
 
 def _abandoned_writes(tree: _ExperimentTree, deleted_paths: list[str]) -> Candidates:
-    """Unfinished files, but for those in folders that go anyway."""
+    """Yield temporary files of interrupted writes, except in folders that are deleted as well."""
     for name, info in tree.files.items():
         old = time.time() - info.modified > RECENT_WRITE_S
         if (
             old
             and _TEMPORARY_PATTERN.fullmatch(info.name)
-            and not any(name.startswith(place + "/") for place in deleted_paths)
+            and not any(name.startswith(path + "/") for path in deleted_paths)
         ):
-            yield (name,), "a write that was never finished"
+            yield (name,), "incomplete write"
 
 
 def _unreferenced_shards(tree: _ExperimentTree) -> Candidates:
@@ -218,22 +218,22 @@ def _unreferenced_shards(tree: _ExperimentTree) -> Candidates:
         if shard in used or _TEMPORARY_PATTERN.fullmatch(shard):
             continue
         if folder == f"prepare/{SHARDS_FOLDER}":
-            yield (name,), "no shard of the manifest's"
+            yield (name,), "shard that the manifest does not list"
         elif folder.startswith(f"prepare/{FEATURES_FOLDER}/"):
-            yield (name,), "features of a shard that the manifest does not name"
+            yield (name,), "features of a shard that the manifest does not list"
 
 
 def _stale_logits(tree: _ExperimentTree) -> Candidates:
-    """Logits of another checkpoint than the finished teacher's."""
-    found = {match["path"]: match for name in tree.files if (match := _LOGITS_PATTERN.fullmatch(name))}
-    for place, match in sorted(found.items()):
+    """Yield cached logits of checkpoints that are no longer the ones of their finished teachers."""
+    caches = {match["path"]: match for name in tree.files if (match := _LOGITS_PATTERN.fullmatch(name))}
+    for path, match in sorted(caches.items()):
         teacher = f"teachers/{match['teacher']}"
         if not tree.is_finished(teacher):
             continue
         state = tree.read_json(f"{teacher}/{STATE_FILE}")
         try:
             current = records.folder_fingerprint(storage.join(tree.folder, teacher, state["best"]))
-        except StorageError:  # a teacher without its checkpoint has to be looked after first
+        except StorageError:  # the checkpoint of the teacher is damaged or missing, which is a different problem
             continue
         if match["key"] != current:
-            yield (place,), f"logits of another {match['teacher']} than the one there now"
+            yield (path,), f"logits of an earlier checkpoint of {match['teacher']}"

@@ -1,6 +1,7 @@
-"""Estimates beside what real files and models take."""
+"""Estimates of disk usage against the sizes of real files and models."""
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def corpus(root: str, tmp_path: Path) -> int:
-    """Recordings of half a second and a manifest; returns their bytes."""
+    """Write recordings of half a second and a manifest; return their bytes."""
     random = np.random.default_rng(0)
     for number in range(CLIPS):
         soundfile.write(tmp_path / "clip.wav", 0.05 * random.standard_normal(round(RATE * SECONDS)), RATE)
@@ -55,7 +56,7 @@ def stages(config: Experiment) -> dict[str, disk_usage.StageUsage]:
     return {part.stage: part for part in disk_usage.estimate_usage(config).stages}
 
 
-def test_before_anything_is_there(root, corpus):
+def test_estimate_for_an_empty_storage(root, corpus):
     usage = disk_usage.estimate_usage(experiment(root))
     assert usage.corpora == corpus
     assert usage.current == 0
@@ -67,22 +68,50 @@ def test_before_anything_is_there(root, corpus):
     assert (usage.free is None) == storage.is_remote(root)
 
 
-def test_what_lies_there(root, corpus):
+def test_existing_files_are_measured(root, corpus):
     config = experiment(root, stages=["prepare", "teachers"])
     table = pa.table({"num_samples": [16_000] * 1000})
     storage.write_table(f"{config.folder}/prepare/manifest.parquet", table)
     storage.write_bytes(f"{config.folder}/prepare/shards/a.parquet", bytes(5_000_000))
     storage.write_bytes(f"{config.folder}/teachers/teacher-en/best-0001/model.safetensors", bytes(2_000))
     storage.write_bytes(f"{config.folder}/mine/notes.txt", bytes(10))
-    found = stages(config)
-    assert set(found) == {"prepare", "teachers", "other"}
-    assert found["prepare"].current == found["prepare"].final > 5_000_000
-    assert found["teachers"].current == 2_000
-    assert (found["other"].contents, found["other"].current) == ("mine", 10)
-    assert found["teachers"].final > 3 * 1000 * 4 * 4  # logits of three teachers on the manifest's utterances
+    usage = stages(config)
+    assert set(usage) == {"prepare", "teachers", "other"}
+    assert usage["prepare"].current == usage["prepare"].final > 5_000_000
+    assert usage["teachers"].current == 2_000
+    assert (usage["other"].contents, usage["other"].current) == ("mine", 10)
+    assert usage["teachers"].final > 3 * 1000 * 4 * 4  # logits of three teachers on the manifest's utterances
 
 
-def test_more_runs_take_more(tmp_path):
+@pytest.mark.parametrize("suffix", [".m4a", ".webm", ".amr"])
+def test_recordings_that_need_ffmpeg_are_counted(tmp_path, monkeypatch, suffix):
+    header = {".m4a": b"\0\0\0\x20ftypM4A ", ".webm": b"\x1aE\xdf\xa3", ".amr": b"#!AMR\n"}[suffix]
+    for number in range(CLIPS):
+        storage.write_bytes(f"{tmp_path}/corpus/{number}{suffix}", header + bytes(20_000))
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    usage = disk_usage.estimate_usage(experiment(str(tmp_path)))
+    assert usage.corpora == CLIPS * (20_000 + len(header))
+    assert next(part for part in usage.stages if part.stage == "prepare").final > usage.corpora  # FLAC is larger
+    (note,) = usage.notes
+    assert "need ffmpeg, which is not installed" in note
+
+
+def test_damaged_recordings_have_no_duration(tmp_path):
+    for number in range(CLIPS):
+        storage.write_bytes(f"{tmp_path}/corpus/{number}.wav", bytes(20_000))
+    usage = disk_usage.estimate_usage(experiment(str(tmp_path)))
+    assert usage.corpora == CLIPS * 20_000
+    assert next(part for part in usage.stages if part.stage == "prepare").final == CLIPS * 400  # manifest rows
+    assert usage.notes == ()
+
+
+def test_duration_of_a_container_is_that_of_the_decoded_recording(tmp_path, monkeypatch):
+    monkeypatch.setattr(size_estimates, "decode_audio", lambda content, source_name: np.zeros(3 * 16_000))
+    storage.write_bytes(f"{tmp_path}/a.m4a", b"\0\0\0\x20ftypM4A ")
+    assert size_estimates._read_duration(f"{tmp_path}/a.m4a") == 3
+
+
+def test_more_runs_need_more_space(tmp_path):
     few = stages(experiment(str(tmp_path)))
     many = stages(experiment(str(tmp_path), tune={"trials": 32}, distill={"setups": ["monolingual", "multilingual"]}))
     assert many["tune"].final == 2 * few["tune"].final
@@ -90,7 +119,7 @@ def test_more_runs_take_more(tmp_path):
     assert few["teachers"].final < few["teachers"].peak
 
 
-def test_cached_features_take_room(root, corpus):
+def test_cached_features_are_part_of_prepare(root, corpus):
     frozen = {"model": {"pretrained": "not/here"}}
     recipes = {"teacher": frozen, "student": frozen}
     plain = stages(experiment(root, **recipes))["prepare"]
@@ -100,49 +129,47 @@ def test_cached_features_take_room(root, corpus):
     assert "features" not in plain.contents
 
 
-def test_a_base_has_its_own(tmp_path):
+def test_stages_of_a_base_experiment_are_left_out(tmp_path):
     usage = disk_usage.estimate_usage(experiment(str(tmp_path), base_experiment="other"))
     assert {"prepare", "teachers"}.isdisjoint(part.stage for part in usage.stages)
-    assert "teachers: those of other are used" in usage.notes
+    assert "teachers: the experiment uses those of other" in usage.notes
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_models_are_counted_as_they_are_built(tmp_path, frozen):
+def test_parameter_counts_are_those_of_the_built_model(tmp_path, frozen):
     network = tiny.model().network
     model = tiny.config()
     if frozen:
         network.freeze_feature_encoder()
         network.config.save_pretrained(tmp_path)
         model = ModelConfig(pretrained=str(tmp_path))
-    everything = sum(parameter.numel() for parameter in network.parameters())
+    total = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    found = size_estimates.count_parameters(model, notes := [])
-    head = 0 if frozen else 2 * (16 + 1)  # the architecture alone is counted with transformers' two classes, not four
-    assert [everything - found[0], trained - found[1]] == [head, head]
+    counts = size_estimates.count_parameters(model, notes := [])
+    head = 0 if frozen else 2 * (16 + 1)  # an architecture without weights has two classes by default, not four
+    assert [total - counts[0], trained - counts[1]] == [head, head]
     assert notes == []
-    assert (trained < everything) == frozen
+    assert (trained < total) == frozen
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_layers": 1}, {"freeze_encoder": True}], ids=str)
 @pytest.mark.parametrize("shape", [tiny.ARCHITECTURE, tiny.WHISPER], ids=["wav2vec2", "whisper"])
-def test_every_family_and_part_of_one_is_counted_as_it_is_built(tmp_path, shape, changes):
+def test_parameter_counts_of_every_family_with_pruning_and_freezing(tmp_path, shape, changes):
     start = build_model(ModelConfig(config=shape, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0).network
     (tmp_path / "scratch").mkdir()
     save_checkpoint(str(tmp_path / "start"), start, tiny.card(), scratch=tmp_path / "scratch")
     model = ModelConfig(pretrained=str(tmp_path / "start"), **changes)
     built = list(build_model(model, PAPER_EMOTIONS, seed=0).parameters())
-    trained = sum(each.numel() for each in built if each.requires_grad)
-    assert size_estimates.count_parameters(model, []) == (sum(each.numel() for each in built), trained)
+    trained = sum(parameter.numel() for parameter in built if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in built)
+    assert size_estimates.count_parameters(model, []) == (total, trained)
 
 
 def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
     tiny.checkpoint(tmp_path)
-    taken = sum(info.size for info in storage.list_files(str(tmp_path / "tiny")))
-    assert (
-        taken
-        < size_estimates.estimate_checkpoint_size(tiny.config(), experiment(str(tmp_path)), []).checkpoint
-        < taken + 2_000_000
-    )
+    size = sum(info.size for info in storage.list_files(str(tmp_path / "tiny")))
+    estimate = size_estimates.estimate_checkpoint_size(tiny.config(), experiment(str(tmp_path)), [])
+    assert size < estimate.checkpoint < size + 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -157,27 +184,27 @@ def test_a_checkpoint_is_not_larger_than_estimated(tmp_path):
         (3, "bf16", 12),
     ],
 )
-def test_the_state_to_go_on_from_is_as_measured(tmp_path, zero_stage, precision, per_parameter):
-    """Bytes that DeepSpeed 0.19 saved for each parameter of a model of 470,212."""
+def test_resume_state_has_the_measured_size(tmp_path, zero_stage, precision, per_parameter):
+    """DeepSpeed 0.19 saves this number of bytes per parameter, measured with a model of 470,212 parameters."""
     config = experiment(str(tmp_path), train={"zero_stage": zero_stage, "precision": precision})
-    everything, _ = size_estimates.count_parameters(tiny.config(), [])
-    found = size_estimates.estimate_checkpoint_size(tiny.config(), config, [])
-    assert found.resume - found.checkpoint == everything * (per_parameter - 4)  # a checkpoint has 4 for each
+    parameters, _ = size_estimates.count_parameters(tiny.config(), [])
+    size = size_estimates.estimate_checkpoint_size(tiny.config(), config, [])
+    assert size.resume - size.checkpoint == parameters * (per_parameter - 4)  # a checkpoint has 4 per parameter
 
 
-def test_an_unknown_model_is_assumed_and_told(tmp_path):
+def test_an_unknown_model_counts_as_base_size_with_a_note(tmp_path):
     notes: list[str] = []
-    assert size_estimates.count_parameters(ModelConfig(pretrained="nobody/nothing"), notes)[0] > 90_000_000
-    assert "nobody/nothing is not on this machine" in notes[0]
-    with pytest.raises(ConfigError, match="refused by transformers"):
+    assert size_estimates.count_parameters(ModelConfig(pretrained="unknown/model"), notes)[0] > 90_000_000
+    assert "unknown/model is not on this machine" in notes[0]
+    with pytest.raises(ConfigError, match="transformers rejects"):
         size_estimates.count_parameters(ModelConfig(config={"model_type": "nothing"}, freeze_feature_encoder=False), [])
 
 
-def test_command(tmp_path, capsys, monkeypatch):
+def test_command_prints_a_table_or_json(tmp_path, capsys, monkeypatch):
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(str(tmp_path))))
     assert main(["disk", str(tmp_path / "e.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert "no recordings below" in printed
+    assert "no recordings in" in printed
     assert ": enough" in printed
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
     assert main(["disk", str(tmp_path / "e.yaml")]) == 0

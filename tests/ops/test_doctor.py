@@ -1,6 +1,7 @@
-"""Every check can fail, none can hang, and stages that train are not started where one fails."""
+"""Every check can fail, a slow check does not block, and a failed check prevents stages that train."""
 
 import json
+import re
 import resource
 import shutil
 import socket
@@ -35,7 +36,7 @@ GB = 10**9
 
 @pytest.fixture(autouse=True)
 def _no_cluster(request, monkeypatch):
-    """Other tests of this process may have started Ray; only those marked so are to see it."""
+    """Hide a Ray session that other tests of this process started from tests without the marker `ray`."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if request.node.get_closest_marker("ray") is None:
         monkeypatch.setattr(cluster_checks.ray, "is_initialized", lambda: False)
@@ -43,7 +44,7 @@ def _no_cluster(request, monkeypatch):
 
 @pytest.fixture
 def content(tmp_path: Path) -> dict[str, Any]:
-    """An experiment that is healthy here."""
+    """Return an experiment that passes all checks on this machine."""
     (tmp_path / "corpus").mkdir()
     recipe = {"model": to_dict(tiny.config()), "optim": {"epochs": 1}}
     return {
@@ -70,7 +71,7 @@ def file(content: dict[str, Any], tmp_path: Path) -> str:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a server that accepts connections and never says a word."""
+    """Return the port of a server that accepts connections and never responds."""
     connections = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -104,23 +105,23 @@ def silent_bucket(silent: int, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_healthy_experiment(file, tmp_path, capsys):
     assert main(["doctor", file]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert {line.split("  ")[0] for line in printed[:-1]} >= {"versions", "shared memory", "room", "port"}
+    assert {line.split("  ")[0] for line in printed[:-1]} >= {"versions", "shared memory", "disk space", "port"}
     assert len({line.index(" ok ") for line in printed if " ok " in line}) == 1
     assert printed[-1] == "13 checks: 0 failed, 0 with a warning"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "experiment.yaml"]
 
 
-def test_failures_are_told_to_people_and_to_machines(file, capsys):
+def test_failures_as_table_and_as_json(file, capsys):
     broken = ["doctor", file, "--set", "corpora.0.root=/not/there", "cluster.cpus=2", "train.workers=8"]
     assert main(broken) == 2
     printed = capsys.readouterr().out
-    assert "corpora        FAIL  c at /not/there: there is nothing\n" in printed
-    assert "               to do: correct `root`" in printed.replace("      to do", "to do")
+    assert "corpora            FAIL  c at /not/there" in printed
+    assert re.search(r"\n +fix: correct `root`", printed)
     assert "13 checks: 2 failed, 0 with a warning" in printed
     assert main([*broken, "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is False
-    failed = {check["name"]: check for check in told["checks"] if check["status"] == "fail"}
+    result = json.loads(capsys.readouterr().out)
+    assert result["ok"] is False
+    failed = {check["name"]: check for check in result["checks"] if check["status"] == "fail"}
     assert set(failed) == {"corpora", "resources"}
     assert failed["corpora"]["expected"] == "all corpora"
     assert "need 9" in failed["resources"]["hint"]
@@ -135,14 +136,14 @@ def test_stages_that_train_are_not_started(file, tmp_path, monkeypatch, capsys, 
     (tmp_path / "file").touch()
     broken = [f"storage={tmp_path}/file/below", "corpora.0.root=/not/there", "cluster.cpus=2", "train.workers=8"]
     assert main([command, file, "--set", *broken]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: not started, for ")
-    assert all(f"\n  {name}: " in told for name in failures)
-    assert ("\n  corpora: " in told) == (command != "teachers")
+    message = capsys.readouterr().err
+    assert message.startswith("error: not started: ")
+    assert all(f"\n  {name}: " in message for name in failures)
+    assert ("\n  corpora: " in message) == (command != "teachers")
 
 
 @pytest.mark.parametrize(("changed", "kind"), [({}, StorageError), ({"cluster": {"cpus": 2}}, ResourceError)])
-def test_the_error_says_whether_it_is_but_the_storage(content, tmp_path, changed, kind):
+def test_only_failed_storage_checks_are_a_storage_error(content, tmp_path, changed, kind):
     (tmp_path / "file").touch()
     config = experiment(content, storage=str(tmp_path / "file" / "below"), train={"workers": 8}, **changed)
     with pytest.raises(kind, match="storage: cannot write"), doctor.checked_session(config, ["teachers"]):
@@ -163,7 +164,7 @@ def test_a_healthy_session_is_ready(content, monkeypatch):
     assert steps == ["session", "stage"]
 
 
-def test_checks_are_asked_together_and_never_waited_for_too_long():
+def test_checks_run_concurrently_and_time_out():
     forever = threading.Event()
 
     def hang() -> CheckResult:
@@ -177,7 +178,7 @@ def test_checks_are_asked_together_and_never_waited_for_too_long():
         forever.set()
     assert time.monotonic() - started < 2
     assert [result.status for result in results] == ["fail"] * 4
-    assert results[0].found == "no answer from the moon within 0.2 s"
+    assert results[0].found == "no response from the moon within 0.2 s"
     assert "on fire" in results[3].found
 
 
@@ -186,27 +187,27 @@ def broken_disk() -> CheckResult:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_mistake_in_a_check_fails_that_check_alone():
+def test_an_exception_in_a_check_fails_only_that_check():
     first, second = run_checks(
         [Check("a", lambda: CheckResult("a", "ok", str(1 / 0))), Check("b", lambda: CheckResult("b", "ok", "y"))]
     )
     assert (first.status, second.status) == ("fail", "ok")
-    assert "the check itself broke off" in first.found
+    assert "the check raised the error above" in first.found
 
 
-def test_warnings_are_shown_and_refuse_nothing():
+def test_warnings_are_listed_and_raise_nothing():
     results = [CheckResult("a", "ok", "x"), CheckResult("longer", "warn", "y", "z", "do")]
     raise_on_failure(results, ())
     assert format_table(results).splitlines() == [
         "a       ok    x",
         "longer  warn  y",
         "              expected: z",
-        "              to do: do",
+        "              fix: do",
         "2 checks: 0 failed, 1 with a warning",
     ]
 
 
-# The machine
+# Host
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_compiler(content, monkeypatch, tmp_path):
     assert host_checks.check_compiler(on_cpu).status == "fail"
     (tmp_path / "deepspeed_shm_comm").mkdir()
     (tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").touch()
-    assert host_checks.check_compiler(on_cpu).status == "warn"  # it was built before
+    assert host_checks.check_compiler(on_cpu).status == "warn"  # an earlier build exists
     (tools / "c++").touch(0o755)
     assert host_checks.check_compiler(on_cpu).status == "ok"
 
@@ -261,8 +262,8 @@ def test_gpu(content, monkeypatch):
     device = SimpleNamespace(name="Tesla", total_memory=16 * GB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    found = host_checks.check_gpu(config)
-    assert (found.status, found.found) == ("fail", "Tesla with 16.0 GB, Tesla with 16.0 GB, without bf16")
+    result = host_checks.check_gpu(config)
+    assert (result.status, result.found) == ("fail", "Tesla with 16.0 GB, Tesla with 16.0 GB, without bf16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert host_checks.check_gpu(config).status == "ok"
 
@@ -276,9 +277,9 @@ def test_memory(content, monkeypatch, tmp_path, limit, available_gb, status):
     (tmp_path / "limit").write_text(limit + "\n")
     monkeypatch.setattr(host_checks, "_MEMINFO", str(tmp_path / "meminfo"))
     monkeypatch.setattr(host_checks, "_CGROUP_LIMITS", (str(tmp_path / "limit"), str(tmp_path / "absent")))
-    found = host_checks.check_memory(experiment(content))
-    assert found.status == status
-    assert ("5 processes" in found.expected) == (status != "ok")
+    result = host_checks.check_memory(experiment(content))
+    assert result.status == status
+    assert ("5 processes" in result.expected) == (status != "ok")
 
 
 @pytest.mark.parametrize(("free", "store_mb", "status"), [(GB, 800, "ok"), (GB, 2000, "warn"), (GB, 20_000, "fail")])
@@ -307,21 +308,21 @@ def test_temporary(monkeypatch, free_gb, inodes, status):
 def test_a_temporary_folder_that_cannot_be_used(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "below"))
-    (result,) = run_checks([Check("temporary", host_checks.check_temporary)])
+    (result,) = run_checks([Check("temporary folder", host_checks.check_temporary)])
     assert (result.status, str(tmp_path / "file") in result.found) == ("fail", True)
 
 
-# Places
+# Storage
 
 
-def test_storage_leaves_nothing(content, tmp_path):
+def test_storage_check_leaves_no_files(content, tmp_path):
     assert storage_checks.check_writable(experiment(content, storage=str(tmp_path / "a" / "b"))).status == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
-def test_storage_that_forgets(content, monkeypatch):
+def test_storage_with_different_content(content, monkeypatch):
     monkeypatch.setattr(storage, "read_bytes", lambda location: b"else")
-    assert "other bytes" in storage_checks.check_writable(experiment(content)).found
+    assert "different bytes" in storage_checks.check_writable(experiment(content)).found
 
 
 def test_a_bucket(content, s3):
@@ -332,7 +333,7 @@ def test_a_bucket(content, s3):
     assert [result.status for result in results] == ["ok", "ok"]
 
 
-def test_a_bucket_that_does_not_answer(content, silent_bucket):
+def test_a_bucket_that_does_not_respond(content, silent_bucket):
     config = experiment(content, storage=silent_bucket, corpora=[{"name": "c", "root": silent_bucket + "/corpus"}])
     started = time.monotonic()
     with pytest.raises(StorageError, match=r"no response from http://127.0.0.1:\d+ in 1 attempt") as caught:
@@ -343,11 +344,11 @@ def test_a_bucket_that_does_not_answer(content, silent_bucket):
     assert "corpora: " in str(caught.value)
 
 
-def test_room(content, monkeypatch):
+def test_disk_space(content, monkeypatch):
     config = experiment(content)
     assert storage_checks.check_disk_space(config).status == "ok"
-    here = tempfile.gettempdir()
-    monkeypatch.setattr(storage, "free_bytes", lambda folder: 10 if folder == here else 10**15)
+    temporary = tempfile.gettempdir()
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 10 if folder == temporary else 10**15)
     assert storage_checks.check_disk_space(config).status == "warn"
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 10)
     assert storage_checks.check_disk_space(config).status == "fail"
@@ -356,27 +357,29 @@ def test_room(content, monkeypatch):
 def test_corpora(content, monkeypatch, tmp_path):
     config = experiment(content)
     assert storage_checks.check_corpora(config).status == "ok"
-    monkeypatch.setattr(storage_checks.os, "access", lambda place, how: False)  # root may read everything
-    assert "may not be read" in storage_checks.check_corpora(config).found
+    monkeypatch.setattr(storage_checks.os, "access", lambda path, mode: False)  # root can read all files
+    assert "no permission to read it" in storage_checks.check_corpora(config).found
     shutil.rmtree(tmp_path / "corpus")
     assert storage_checks.check_corpora(config).status == "fail"
     storage.write_bytes(f"{config.stage_folder('prepare')}/manifest.parquet", b"")
-    assert storage_checks.check_corpora(config).status == "warn"  # it is prepared, so the corpus is only compared with
+    assert (
+        storage_checks.check_corpora(config).status == "warn"
+    )  # after prepare, the corpus is only compared with the data
 
 
-def test_a_corpus_that_is_made(content, monkeypatch):
-    config = experiment(content, corpora=[{"name": "c", "importer": "espeak", "root": "{storage}/made"}])
+def test_a_corpus_to_synthesize(content, monkeypatch):
+    config = experiment(content, corpora=[{"name": "c", "importer": "espeak", "root": "{storage}/synthesized"}])
     monkeypatch.setattr(storage_checks.importlib.util, "find_spec", lambda name: object())
     assert storage_checks.check_corpora(config).status == "ok"
     monkeypatch.setattr(storage_checks.importlib.util, "find_spec", lambda name: None)
     assert "lakd-ray[demo]" in storage_checks.check_corpora(config).found
 
 
-def test_encoders_in_folders(content, tmp_path):
+def test_pretrained_models_in_folders(content, tmp_path):
     folder = tmp_path / "encoder"
     config = experiment(content, student={"model": {"pretrained": str(folder)}})
     stages = ("teachers", "distill")
-    assert "there is nothing at" in pretrained_checks.check_pretrained(config, stages, timeout_s=None).found
+    assert "does not exist" in pretrained_checks.check_pretrained(config, stages, timeout_s=None).found
     folder.mkdir()
     (folder / "config.json").touch()
     assert (
@@ -385,12 +388,12 @@ def test_encoders_in_folders(content, tmp_path):
     (folder / "model.safetensors").touch()
     assert pretrained_checks.check_pretrained(config, stages, timeout_s=None).status == "ok"
     assert pretrained_checks.check_pretrained(experiment(content), stages, timeout_s=None).status == "ok"
-    brought = experiment(content, distill={"external_teachers": [{"name": "b", "checkpoint": str(tmp_path / "gone")}]})
-    assert pretrained_checks.check_pretrained(brought, stages, timeout_s=None).status == "fail"
-    assert pretrained_checks.check_pretrained(brought, ["teachers"], timeout_s=None).status == "ok"
+    external = experiment(content, distill={"external_teachers": [{"name": "b", "checkpoint": str(tmp_path / "gone")}]})
+    assert pretrained_checks.check_pretrained(external, stages, timeout_s=None).status == "fail"
+    assert pretrained_checks.check_pretrained(external, ["teachers"], timeout_s=None).status == "ok"
 
 
-def test_encoders_of_the_hub(content, monkeypatch, tmp_path, silent):
+def test_pretrained_models_of_the_hub(content, monkeypatch, tmp_path, silent):
     from huggingface_hub import constants
 
     cache = tmp_path / "cache" / "models--some--one"
@@ -399,8 +402,8 @@ def test_encoders_of_the_hub(content, monkeypatch, tmp_path, silent):
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{silent}")
     config = experiment(content, teacher={"model": {"pretrained": "some/one"}})
     assert pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=None).status == "warn"
-    found = pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=0.3)
-    assert (found.status, "cannot be had" in found.found) == ("fail", True)
+    result = pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=0.3)
+    assert (result.status, "not available from it" in result.found) == ("fail", True)
     (cache / "snapshots" / "abc").mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
@@ -408,16 +411,16 @@ def test_encoders_of_the_hub(content, monkeypatch, tmp_path, silent):
         (cache / "snapshots" / "abc" / name).touch()
     assert (
         pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=None).found
-        == "some/one is in the hub's cache"
+        == "some/one is in the cache of the hub"
     )
     shutil.rmtree(cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=1).found
 
 
-def test_a_taken_port(content, silent):
-    found = storage_checks.check_port(experiment(content, serve={"port": silent}))
-    assert (found.status, str(silent) in found.found) == ("fail", True)
+def test_a_port_in_use(content, silent):
+    result = storage_checks.check_port(experiment(content, serve={"port": silent}))
+    assert (result.status, str(silent) in result.found) == ("fail", True)
     assert storage_checks.check_port(experiment(content)).status == "ok"
 
 
@@ -434,7 +437,7 @@ def test_a_taken_port(content, silent):
         (["serve"], {"serve": {"replicas": 3, "cpus": 2}}, {"CPU": 5}, "serve.replicas=3"),
     ],
 )
-def test_what_a_cluster_cannot_give(content, stages, changes, have, words):
+def test_insufficient_resources(content, stages, changes, have, words):
     config = experiment(content, **changes)
     with pytest.raises(ResourceError, match=words):
         cluster.check_resources(config, stages, have)
@@ -442,14 +445,16 @@ def test_what_a_cluster_cannot_give(content, stages, changes, have, words):
     cluster.check_resources(config, ["prepare", "evaluate", "report"], {})
 
 
-def test_all_shortages_are_told_and_each_once(content):
+def test_each_shortage_is_listed_once(content):
     config = experiment(content, train={"workers": 4, "gpu": True})
     assert len(cluster.missing_resources(config, ["teachers", "distill"], {"CPU": 1})) == 2
 
 
-def test_a_machine_has_room_unless_told_otherwise(content):
+def test_local_resources_are_sufficient_by_default(content):
     config = experiment(content, train={"workers": 50})
-    assert cluster_checks.check_capacity(config, ["teachers"]).status == "ok"  # CPUs are but numbers here
+    assert (
+        cluster_checks.check_capacity(config, ["teachers"]).status == "ok"
+    )  # CPUs of a local cluster are only numbers
     assert (
         cluster_checks.check_capacity(experiment(content, train={"workers": 50, "gpu": True}), ["teachers"]).status
         == "fail"
@@ -467,50 +472,52 @@ def test_token(monkeypatch, tmp_path):
     (tmp_path / ".ray" / "auth_token").write_text("\n")
     assert "is empty" in cluster_checks.check_token("head:6379").found
     (tmp_path / ".ray" / "auth_token").write_text("secret\n")
-    found = cluster_checks.check_token("head:6379")
-    assert (found.status, "secret" in str(found)) == ("ok", False)
+    result = cluster_checks.check_token("head:6379")
+    assert (result.status, "secret" in str(result)) == ("ok", False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
     assert cluster_checks.check_token("head:6379").status == "fail"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert cluster_checks.check_token("head:6379").status == "ok"
 
 
-def test_a_cluster_that_does_not_answer(content, monkeypatch, silent):
+def test_a_cluster_that_does_not_respond(content, monkeypatch, silent):
     monkeypatch.setattr(cluster_checks, "CONNECT_TIMEOUT_S", 0.3)
     monkeypatch.setattr(cluster, "experiment_session", lambda config: pytest.fail("it was joined"))
     with socket.create_server(("127.0.0.1", 0)) as gone:
         closed = gone.getsockname()[1]
     for port in (silent, closed):
         config = experiment(content, cluster={"address": f"127.0.0.1:{port}"})
-        found = {result.name: result for result in doctor.run_all_checks(config)}
-        assert found["cluster"].status == "fail"
-        assert found["storage"].status == "ok"  # places are looked at all the same
+        results = {result.name: result for result in doctor.run_all_checks(config)}
+        assert results["cluster"].status == "fail"
+        assert results["storage"].status == "ok"  # independent of the cluster
         with pytest.raises(ResourceError, match=str(port)), doctor.checked_session(config, ["teachers"]):
             pytest.fail("it started")
     assert cluster_checks.check_connection("auto").status == "ok"
 
 
 @pytest.mark.ray
-def test_a_named_cluster_is_joined_and_its_nodes_looked_at(content, ray_session):
+def test_nodes_of_a_cluster_are_checked(content, ray_session):
     import ray
 
     address = ray.get_runtime_context().gcs_address
     config = experiment(content, cluster={"address": address}, train={"workers": 8})
-    found = {result.name: result for result in doctor.run_all_checks(config)}
-    assert [name for name, result in found.items() if result.status == "fail"] == ["resources"]
-    assert found["resources"].found == "4 CPUs, 0 GPUs"
-    assert found["token"].status == "ok"
-    assert found["versions"].found.endswith(f"({address.rpartition(':')[0]})")
+    results = {result.name: result for result in doctor.run_all_checks(config)}
+    assert [name for name, result in results.items() if result.status == "fail"] == ["resources"]
+    assert results["resources"].found == "4 CPUs, 0 GPUs"
+    assert results["token"].status == "ok"
+    assert results["versions"].found.endswith(f"({address.rpartition(':')[0]})")
     with pytest.raises(ResourceError, match="the cluster has 4 CPUs"), doctor.checked_session(config, ["distill"]):
         pytest.fail("it started")
     assert not Path(content["storage"]).exists()
 
 
-def test_nodes_are_told_together():
+def test_results_of_nodes_are_merged():
     def on(address: str, status: Any, found: str) -> tuple[str, CheckResult]:
-        return address, CheckResult("temporary", status, found, "room", "make some")
+        return address, CheckResult("temporary folder", status, found, "space", "free some")
 
-    merged = cluster_checks._worst("temporary", [on("a", "ok", "x"), on("b", "fail", "full"), on("c", "fail", "full")])
-    assert merged == CheckResult("temporary", "fail", "full (b, c)", "room", "make some")
-    many = cluster_checks._worst("temporary", [on(name, "ok", "x") for name in "abcd"])
-    assert many.found == "x (4 nodes, a the first)"
+    merged = cluster_checks._worst(
+        "temporary folder", [on("a", "ok", "x"), on("b", "fail", "full"), on("c", "fail", "full")]
+    )
+    assert merged == CheckResult("temporary folder", "fail", "full (b, c)", "space", "free some")
+    many = cluster_checks._worst("temporary folder", [on(name, "ok", "x") for name in "abcd"])
+    assert many.found == "x (4 nodes such as a)"

@@ -1,4 +1,4 @@
-"""What may be deleted and, above all, what may not: on a disk and in a bucket."""
+"""Garbage collection deletes all garbage and nothing else, on a disk and in a bucket."""
 
 import os
 import uuid
@@ -26,7 +26,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def config(root: str) -> Experiment:
-    """An experiment's folder after a search, a killed run and a change of teacher, beside another experiment's."""
+    """Write the folder of an experiment after a search, a killed run and a new teacher, and two other experiments."""
     folder = f"{root}/e"
     write(f"{root}/other/ray/state")
     write(f"{root}/e-too/distill/x/resume-0001/a")
@@ -59,7 +59,7 @@ def config(root: str) -> Experiment:
     return experiment(root)
 
 
-RUBBISH = {
+GARBAGE = {
     "prepare/shards/old.parquet",
     "prepare/features/abc/old.parquet",
     f"prepare/{PART}",
@@ -73,7 +73,7 @@ RUBBISH = {
     "tune/ray",
     "ray",
 }
-OF_FINISHED_RUNS = {name for name in RUBBISH if name.startswith(("teachers/teacher", "tune"))}
+GARBAGE_OF_FINISHED_RUNS = {name for name in GARBAGE if name.startswith(("teachers/teacher", "tune"))}
 
 
 def experiment(root: str, **changes: Any) -> Experiment:
@@ -94,51 +94,51 @@ def write(location: str, size: int = 1000) -> None:
 def run(
     folder: str, best: int, *, resume: int | None = None, left: tuple[str, ...] = (), finished: bool = True
 ) -> None:
-    """A run's folder, with what crashes left in it."""
+    """Write the folder of a run, with folders that crashes left in it."""
     (record.mark_finished if finished else record.mark_started)(folder, {}, *([["state.json"]] if finished else []))
-    named = [f"best-{best:04d}", *([f"resume-{resume:04d}"] if resume else [])]
-    for name in (*named, *left):
+    in_use = [f"best-{best:04d}", *([f"resume-{resume:04d}"] if resume else [])]
+    for name in (*in_use, *left):
         write(f"{folder}/{name}/model.safetensors", 5000)
-        if name in named:
+        if name in in_use:
             storage.write_checksums(
                 f"{folder}/{name}", [{"model.safetensors": {"bytes": 5000, "sha256": uuid.uuid4().hex}}]
             )
-    state = {"best": named[0], "folders": named}
+    state = {"best": in_use[0], "folders": in_use}
     storage.write_json(f"{folder}/state.json", state)
     write(f"{folder}/metrics.jsonl")
 
 
-def everything(root: str) -> dict[str, int]:
+def list_sizes(root: str) -> dict[str, int]:
     return {info.location.removeprefix(root + "/"): info.size for info in storage.list_files(root)}
 
 
-def found(config: Experiment) -> set[str]:
+def find(config: Experiment) -> set[str]:
     return {" ".join(item.paths) for item in garbage.find_garbage(config).items}
 
 
-def test_what_is_found_and_nothing_else_is_deleted(root, config, monkeypatch):
-    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)  # nothing is that new
-    before = everything(root)
+def test_garbage_and_nothing_else_is_deleted(root, config, monkeypatch):
+    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)  # no write counts as recent
+    before = list_sizes(root)
     findings = garbage.find_garbage(config)
-    assert {" ".join(item.paths) for item in findings.items} == RUBBISH
+    assert {" ".join(item.paths) for item in findings.items} == GARBAGE
     assert findings.notes == []
-    places = [f"e/{place}" for names in RUBBISH for place in names.split()]
-    gone = {name for name in before if any(name == place or name.startswith(place + "/") for place in places)}
-    assert findings.size == sum(before[name] for name in gone)
-    assert everything(root) == before
+    paths = [f"e/{path}" for names in GARBAGE for path in names.split()]
+    deleted = {name for name in before if any(name == path or name.startswith(path + "/") for path in paths)}
+    assert findings.size == sum(before[name] for name in deleted)
+    assert list_sizes(root) == before
     assert garbage.delete_garbage(config, findings) == findings.size
-    assert everything(root) == {name: size for name, size in before.items() if name not in gone}
-    assert found(config) == set()
+    assert list_sizes(root) == {name: size for name, size in before.items() if name not in deleted}
+    assert find(config) == set()
 
 
-def test_while_it_runs(config):
+def test_only_garbage_of_finished_runs_while_the_experiment_runs(config):
     findings = garbage.find_garbage(config)
-    assert {" ".join(item.paths) for item in findings.items} == OF_FINISHED_RUNS
+    assert {" ".join(item.paths) for item in findings.items} == GARBAGE_OF_FINISHED_RUNS
     assert "distill/mtkd-multilingual is not finished and was written to 0 minutes ago" in findings.notes[0]
     assert "seems to be running" in findings.notes[0]
 
 
-def test_what_was_started_since_is_left(config, monkeypatch):
+def test_garbage_of_a_run_started_since_is_left(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(garbage, "RECENT_WRITE_S", -60.0)
         findings = garbage.find_garbage(config)
@@ -148,22 +148,24 @@ def test_what_was_started_since_is_left(config, monkeypatch):
     assert not storage.exists(f"{config.folder}/tune/ray/tuner.pkl")
 
 
-def test_a_search_that_is_not_finished_keeps_its_trials(config, monkeypatch):
+def test_an_unfinished_search_retains_its_trials(config, monkeypatch):
     monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
     record.mark_started(f"{config.folder}/tune", {})
-    assert found(config) == {name for name in RUBBISH if not name.startswith("tune")}
+    assert find(config) == {name for name in GARBAGE if not name.startswith("tune")}
 
 
-def test_reasons(config, monkeypatch):
+def test_report_has_sizes_and_reasons(config, monkeypatch):
     monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
     lines = garbage.format_report(garbage.find_garbage(config)).splitlines()
-    assert any("distill/mtkd-multilingual/resume-0003: never finished" in line for line in lines)
+    assert any("distill/mtkd-multilingual/resume-0003: incomplete write" in line for line in lines)
     assert any("5.0 kB  teachers/teacher-en/resume-0003" in line for line in lines)
-    assert any("teachers/logits/teacher-en/another: logits of another teacher-en" in line for line in lines)
-    assert lines[-1].endswith(f"in all, in {config.folder}")
+    assert any(
+        "teachers/logits/teacher-en/another: logits of an earlier checkpoint of teacher-en" in line for line in lines
+    )
+    assert lines[-1].endswith(f"total in {config.folder}")
 
 
-def test_nothing_there(root):
+def test_no_garbage(root):
     findings = garbage.find_garbage(experiment(root, name="absent"))
     assert (findings.items, findings.notes) == ([], [])
     assert garbage.format_report(findings) == "nothing to delete"
@@ -171,16 +173,16 @@ def test_nothing_there(root):
 
 def test_links_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
-    elsewhere = tmp_path / "elsewhere"
-    write(f"{elsewhere}/precious")
+    target = tmp_path / "target"
+    write(f"{target}/precious")
     (tmp_path / "out" / "e").mkdir(parents=True)
-    (tmp_path / "out" / "e" / "ray").symlink_to(elsewhere)
+    (tmp_path / "out" / "e" / "ray").symlink_to(target)
     config = experiment(str(tmp_path / "out"))
     findings = garbage.find_garbage(config)
     assert findings.items == []
-    assert "ray is a link to somewhere else" in findings.notes[0]
+    assert "ray is a link out of the experiment's folder" in findings.notes[0]
     garbage.delete_garbage(config, findings)
-    assert (elsewhere / "precious").exists()
+    assert (target / "precious").exists()
 
 
 class TestCommand:
@@ -194,25 +196,25 @@ class TestCommand:
         (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(root)))
         return str(tmp_path / "e.yaml")
 
-    def test_without_a_terminal_it_wants_yes(self, root, file, capsys):
-        before = everything(root)
+    def test_without_a_terminal_it_requires_yes(self, root, file, capsys):
+        before = list_sizes(root)
         assert main(["gc", file]) == 1
-        told = capsys.readouterr()
-        assert "add --yes" in told.err
-        assert "ray: Ray Train's own state" in told.out
+        captured = capsys.readouterr()
+        assert "add --yes" in captured.err
+        assert "ray: state of Ray Train" in captured.out
         assert main(["gc", file, "--dry-run"]) == 0
-        assert everything(root) == before
+        assert list_sizes(root) == before
 
     @pytest.mark.parametrize(("answer", "deletes"), [("", False), ("n", False), ("y", True)])
-    def test_in_a_terminal_it_asks(self, root, file, capsys, monkeypatch, answer, deletes):
-        before = everything(root)
+    def test_in_a_terminal_it_requires_confirmation(self, root, file, capsys, monkeypatch, answer, deletes):
+        before = list_sizes(root)
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
         monkeypatch.setattr("builtins.input", lambda prompt: answer)
         assert main(["gc", file]) == 0
-        assert (everything(root) != before) == deletes
+        assert (list_sizes(root) != before) == deletes
         assert ("freed" in capsys.readouterr().out) == deletes
 
-    def test_yes(self, root, config, file, capsys):
+    def test_yes_deletes_without_confirmation(self, root, config, file, capsys):
         assert main(["gc", file, "--yes"]) == 0
         assert "freed" in capsys.readouterr().out
         assert main(["gc", file, "--yes"]) == 0

@@ -1,6 +1,12 @@
-"""Looks before anything is started: what would stop an experiment, all at once, and what to do about it.
+"""Check the environment of an experiment, and report everything that would stop it and how to fix it.
 
-`examine` is `lakd doctor`; `preflight` is the quick part of it, before the stages that train.
+`run_all_checks` is the command `lakd doctor`; `checked_session` runs the quick checks before stages that train.
+
+    check              a check, its result, running checks concurrently
+    host_checks        versions, compiler, GPU, memory, disk of a machine
+    storage_checks     storage, corpora, port
+    pretrained_checks  pretrained encoders and external teachers
+    cluster_checks     Ray: token, connection, resources, nodes
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,24 +22,26 @@ __all__ = ["CheckResult", "checked_session", "format_table", "run_all_checks"]
 
 
 def run_all_checks(config: Experiment) -> list[CheckResult]:
-    """Everything, for the experiment's own stages. A named cluster is joined, and its nodes looked at."""
+    """Run all checks for the stages of the experiment; connect to its cluster, if it has one, and check the nodes."""
     stages = config.stages
     address = cluster.cluster_address(config)
-    around = storage_checks.experiment_checks(config, stages, quick=False)
+    storage_and_models = storage_checks.experiment_checks(config, stages, quick=False)
     if address is None:
-        return run_checks([*host_checks.host_checks(config), cluster_checks.capacity_check(config, stages), *around])
-    reached = run_checks([Check("token", lambda: cluster_checks.check_token(address)), _connection_check(address)])
-    if any(result.status == "fail" for result in reached):
-        return [*reached, *run_checks(around)]
+        return run_checks(
+            [*host_checks.host_checks(config), cluster_checks.capacity_check(config, stages), *storage_and_models]
+        )
+    connection = run_checks([Check("token", lambda: cluster_checks.check_token(address)), _connection_check(address)])
+    if any(result.status == "fail" for result in connection):
+        return [*connection, *run_checks(storage_and_models)]
     try:
         with cluster.experiment_session(config):
             return [
-                *reached,
-                *run_checks([cluster_checks.capacity_check(config, stages), *around]),
+                *connection,
+                *run_checks([cluster_checks.capacity_check(config, stages), *storage_and_models]),
                 *cluster_checks.check_nodes(config),
             ]
     except ResourceError as error:
-        return [*reached, CheckResult("session", "fail", str(error)), *run_checks(around)]
+        return [*connection, CheckResult("session", "fail", str(error)), *run_checks(storage_and_models)]
 
 
 def _connection_check(address: str) -> Check:
@@ -42,13 +50,13 @@ def _connection_check(address: str) -> Check:
 
 @contextmanager
 def checked_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]:
-    """A Ray session in which these stages can begin: the quick checks come first.
+    """Run the quick checks for these stages and open a Ray session.
 
-    A machine is looked at before Ray starts on it and takes its share; a cluster that is named, once it is joined.
+    The local machine is checked before Ray starts on it and takes resources; a cluster is checked after connecting.
 
     Raises:
-        ResourceError: a check failed, or the named cluster cannot be reached.
-        StorageError: checks of places failed, and no others.
+        ResourceError: a check failed, or the cluster cannot be reached.
+        StorageError: only storage checks failed.
     """
     address = cluster.cluster_address(config)
     if address is None:

@@ -1,4 +1,4 @@
-"""What a check is, what it finds, and how checks are asked so that none can keep the others waiting."""
+"""Checks, their results, and running checks concurrently so that a slow one does not delay the others."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check has found. All but `found` is empty where all is well."""
+    """Result of a check; `expected` and `hint` are empty if the check passed."""
 
     name: str
     status: Status
@@ -24,88 +24,90 @@ class CheckResult:
 
     def __str__(self) -> str:
         expected = f"; expected {self.expected}" if self.expected else ""
-        return f"{self.name}: {self.found}{expected}" + (f". To do: {self.hint}" if self.hint else "")
+        return f"{self.name}: {self.found}{expected}" + (f". Fix: {self.hint}" if self.hint else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the result as plain JSON types."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A question to the machine, the storage or the cluster."""
+    """A named check of the machine, the storage or the cluster."""
 
     name: str
     run: Callable[[], CheckResult]
     target: str = "this machine"
-    """Whose answer it waits for, told where none comes."""
+    """What it waits for; named in the result of a timeout."""
     timeout_s: float = CHECK_TIMEOUT_S
-    """Longest wait."""
+    """Seconds until the check counts as failed."""
 
 
 def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
-    """All results, in the order of the checks, which are asked at the same time.
+    """Run checks concurrently and return their results in order.
 
-    A check that does not answer in time is left behind in its thread, which does not keep the process from ending.
+    A check that exceeds its timeout is abandoned in a daemon thread, which does not delay the exit of the process.
     """
     started = time.monotonic()
-    asked = [(check, *_start_check(check)) for check in checks]
+    running = [(check, *_start_check(check)) for check in checks]
     results = []
-    for check, thread, answer in asked:
+    for check, thread, output in running:
         thread.join(max(0.0, started + check.timeout_s - time.monotonic()))
-        results.append(answer[0] if answer else _missing_result(check, alive=thread.is_alive()))
+        results.append(output[0] if output else _missing_result(check, alive=thread.is_alive()))
     return results
 
 
 def _start_check(check: Check) -> tuple[threading.Thread, list[CheckResult]]:
-    answer: list[CheckResult] = []
+    output: list[CheckResult] = []
 
-    def look() -> None:
+    def run() -> None:
         try:
-            answer.append(check.run())
+            output.append(check.run())
         except (LakdError, OSError) as error:
-            answer.append(CheckResult(check.name, "fail", str(error)))
+            output.append(CheckResult(check.name, "fail", str(error)))
 
-    thread = threading.Thread(target=look, name=f"doctor: {check.name}", daemon=True)
+    thread = threading.Thread(target=run, name=f"doctor: {check.name}", daemon=True)
     thread.start()
-    return thread, answer
+    return thread, output
 
 
 def _missing_result(check: Check, *, alive: bool) -> CheckResult:
     if alive:
-        found = f"no answer from {check.target} within {check.timeout_s:g} s"
-        return CheckResult(check.name, "fail", found, "an answer", "see whether it is up, reachable and not overloaded")
-    return CheckResult(check.name, "fail", "the check itself broke off, with the error above", "an answer", "report it")
+        found = f"no response from {check.target} within {check.timeout_s:g} s"
+        hint = "make sure that it is running, reachable and not overloaded"
+        return CheckResult(check.name, "fail", found, "a response", hint)
+    return CheckResult(check.name, "fail", "the check raised the error above", "a result", "report this as a bug")
 
 
 def raise_on_failure(results: Sequence[CheckResult], storage_checks: Iterable[str]) -> None:
-    """Raise if anything failed, with everything that did.
+    """Raise an error that lists all failed checks, if there are any.
 
     Args:
-        storage: names of the checks of places.
+        results: results of all checks.
+        storage_checks: names of the storage checks.
 
     Raises:
-        StorageError: only places failed.
-        ResourceError: something else did, too.
+        StorageError: only storage checks failed.
+        ResourceError: other checks failed.
     """
     failed = [result for result in results if result.status == "fail"]
     if not failed:
         return
     kind = StorageError if {result.name for result in failed} <= set(storage_checks) else ResourceError
     listed = "".join(f"\n  {result}" for result in failed)
-    raise kind(f"not started, for {_format_count(len(failed))} failed (`lakd doctor` looks more closely):{listed}")
+    raise kind(f"not started: {_format_count(len(failed))} failed (run `lakd doctor` for all checks):{listed}")
 
 
 def format_table(results: Sequence[CheckResult]) -> str:
-    """The results for people."""
-    shown = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
+    """Format results as a human-readable table."""
+    labels = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
     width = max(len(result.name) for result in results) + 2
     lines = []
     for result in results:
-        lines.append(f"{result.name:<{width}}{shown[result.status]:<6}{result.found}")
+        lines.append(f"{result.name:<{width}}{labels[result.status]:<6}{result.found}")
         indent = " " * (width + 6)
         lines += [f"{indent}expected: {result.expected}"] if result.expected else []
-        lines += [f"{indent}to do: {result.hint}"] if result.hint else []
+        lines += [f"{indent}fix: {result.hint}"] if result.hint else []
     failed, warned = (sum(result.status == status for result in results) for status in ("fail", "warn"))
     lines.append(f"{_format_count(len(results))}: {failed} failed, {warned} with a warning")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Checks of the machine that they run on. No Ray: they are also sent to a cluster's nodes.
+"""Checks of the machine that they run on, without Ray, so that a Ray task can run them on each node of a cluster.
 
-Limits that are sure to break a stage fail; what only makes it slow or fragile warns.
+A limit that certainly breaks a stage is a failure; one that makes it slow or fragile is a warning.
 """
 
 import os
@@ -19,50 +19,48 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status
 
-_CRITICAL_PACKAGES = ("torch", "ray", "deepspeed")  # another version of these is another program; of others, a risk
+_CRITICAL_PACKAGES = ("torch", "ray", "deepspeed")  # an unsupported version of these is a failure, of others a warning
 _DEEPSPEED_OP = "deepspeed_shm_comm"
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _MEMINFO, _SHM = "/proc/meminfo", "/dev/shm"
-_STORE_FRACTION, _MAX_STORE_BYTES, _MAX_SLOW_STORE_BYTES = (
-    0.3,
-    200 * 10**9,
-    10**10,
-)  # Ray's own: of memory, at most, refused in /tmp
-_PROCESS_BYTES, _MIN_PROCESS_BYTES = 10**9, 250 * 10**6  # a worker with torch and Ray: as a rule, and at the very least
-_EXTRA_PROCESSES = 3  # processes besides the workers: the driver and Ray's own
+# Defaults of Ray for its object store: fraction of memory, maximum, and maximum outside /dev/shm.
+_STORE_FRACTION, _MAX_STORE_BYTES, _MAX_SLOW_STORE_BYTES = 0.3, 200 * 10**9, 10**10
+_PROCESS_BYTES, _MIN_PROCESS_BYTES = 10**9, 250 * 10**6  # typical and minimal memory of a worker with torch and Ray
+_EXTRA_PROCESSES = 3  # the driver and processes of Ray
 _MIN_OPEN_FILES, _RECOMMENDED_OPEN_FILES = 1024, 8192  # Ray recommends the latter
-_MIN_TEMP_BYTES, _MIN_INODES, _MAX_TEMP_USAGE = 200 * 10**6, 1000, 0.95  # Ray refuses objects on a disk that is fuller
+_MIN_TEMP_BYTES, _MIN_INODES = 200 * 10**6, 1000
+_MAX_TEMP_USAGE = 0.95  # above it, Ray does not spill objects to the disk
 
 
 def host_checks(config: Experiment) -> list[Check]:
-    """The quick ones."""
-    looks: dict[str, Callable[[], CheckResult]] = {
+    """Return all checks of the local machine."""
+    checks: dict[str, Callable[[], CheckResult]] = {
         "versions": check_versions,
         "compiler": lambda: check_compiler(config),
         "gpu": lambda: check_gpu(config),
         "memory": lambda: check_memory(config),
         "shared memory": lambda: check_shared_memory(config),
         "open files": check_open_files,
-        "temporary": check_temporary,
+        "temporary folder": check_temporary,
     }
-    return [Check(name, look) for name, look in looks.items()]
+    return [Check(name, check) for name, check in checks.items()]
 
 
 def node_checks(config: Experiment, *, gpu: bool) -> list[Check]:
-    """Those that say something of one node of a cluster, which does not do all of the work by itself."""
-    general = {"versions", "compiler", "open files", "temporary"} | ({"gpu"} if gpu else set())
+    """Return the checks that apply to a single node of a cluster."""
+    general = {"versions", "compiler", "open files", "temporary folder"} | ({"gpu"} if gpu else set())
     return [check for check in host_checks(config) if check.name in general]
 
 
 def check_versions() -> CheckResult:
-    """Python and packages against the package's own requirements."""
+    """Compare the versions of Python and of packages with the requirements of lakd-ray."""
     try:
-        about = metadata.metadata("lakd-ray")
+        package = metadata.metadata("lakd-ray")
     except metadata.PackageNotFoundError:
         return CheckResult("versions", "warn", "lakd-ray is not installed", "its requirements", "pip install lakd-ray")
-    found = {"Python": platform.python_version()}
-    python = SpecifierSet(about["Requires-Python"] or "")
-    wrong = [] if python.contains(found["Python"]) else [("Python", f"Python {python}")]
+    versions = {"Python": platform.python_version()}
+    python = SpecifierSet(package["Requires-Python"] or "")
+    wrong = [] if python.contains(versions["Python"]) else [("Python", f"Python {python}")]
     for requirement in map(Requirement, metadata.requires("lakd-ray") or ()):
         if requirement.marker is not None:
             continue  # extras
@@ -71,144 +69,151 @@ def check_versions() -> CheckResult:
         except metadata.PackageNotFoundError:
             version = "missing"
         if requirement.name in _CRITICAL_PACKAGES or version == "missing":
-            found[requirement.name] = version
+            versions[requirement.name] = version
         if version == "missing" or not requirement.specifier.contains(version, prereleases=True):
-            found[requirement.name] = version
+            versions[requirement.name] = version
             wrong.append((requirement.name, f"{requirement.name}{requirement.specifier}"))
-    told = ", ".join(f"{name} {version}" for name, version in found.items())
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
     if not wrong:
-        return CheckResult("versions", "ok", told)
-    grave = any(name in ("Python", *_CRITICAL_PACKAGES) or found[name] == "missing" for name, _ in wrong)
-    todo = "install again: pip install -c constraints.txt ."
-    return CheckResult("versions", "fail" if grave else "warn", told, ", ".join(text for _, text in wrong), todo)
+        return CheckResult("versions", "ok", found)
+    is_critical = any(name in ("Python", *_CRITICAL_PACKAGES) or versions[name] == "missing" for name, _ in wrong)
+    expected = ", ".join(text for _, text in wrong)
+    hint = "install again: pip install -c constraints.txt ."
+    return CheckResult("versions", "fail" if is_critical else "warn", found, expected, hint)
 
 
 def check_compiler(config: Experiment) -> CheckResult:
-    """What DeepSpeed builds its CPU op with. torch calls ninja in every process; the compiler only if the op is new."""
+    """Check the tools with which DeepSpeed builds its CPU op: ninja for each process, g++ unless the op is cached."""
     tools = {"g++": os.environ.get("CXX", "c++"), "ninja": "ninja"}
     missing = [name for name, command in tools.items() if shutil.which(command) is None]
     if not missing:
         return CheckResult("compiler", "ok", ", ".join(str(shutil.which(command)) for command in tools.values()))
-    todo = {"g++": "install g++ (Debian: apt-get install g++)", "ninja": "activate the environment, which has ninja"}
-    spared = config.train.gpu or (missing == ["g++"] and _is_op_built())  # on GPUs there is no such op
+    hints = {
+        "g++": "install g++ (Debian: apt-get install g++)",
+        "ninja": "activate the virtual environment, which has ninja",
+    }
+    is_optional = config.train.gpu or (missing == ["g++"] and _is_op_built())  # GPUs do not use this op
     return CheckResult(
         "compiler",
-        "warn" if spared else "fail",
+        "warn" if is_optional else "fail",
         f"no {' and no '.join(missing)} on PATH",
         "g++ and ninja, with which DeepSpeed builds an op on first use",
-        "; ".join(todo[name] for name in missing),
+        "; ".join(hints[name] for name in missing),
     )
 
 
 def _is_op_built() -> bool:
-    """Whether an earlier run left DeepSpeed's op where torch looks for it."""
+    """Return whether the extensions folder of torch has a build of the op."""
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions").expanduser()
     return any(folder.rglob(f"{_DEEPSPEED_OP}/{_DEEPSPEED_OP}.so"))
 
 
 def check_gpu(config: Experiment) -> CheckResult:
-    """Whether torch can use the GPUs, which they are, and bf16 where it is asked for."""
+    """Check that torch can use the GPUs and, if configured, bf16."""
     if not config.train.gpu:
-        return CheckResult("gpu", "ok", "not asked for (train.gpu: false)")
+        return CheckResult("gpu", "ok", "not used (train.gpu: false)")
     import torch  # takes a second
 
     if not torch.cuda.is_available():
         found = f"torch {torch.__version__} cannot use a GPU"
-        todo = "see whether nvidia-smi works and fits torch's CUDA, or set train.gpu: false"
-        return CheckResult("gpu", "fail", found, "a GPU, for train.gpu: true", todo)
+        hint = "check that nvidia-smi works and that its CUDA version fits that of torch, or set train.gpu: false"
+        return CheckResult("gpu", "fail", found, "a GPU, for train.gpu: true", hint)
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    told = ", ".join(f"{each.name} with {storage.format_bytes(each.total_memory)}" for each in properties)
+    found = ", ".join(f"{gpu.name} with {storage.format_bytes(gpu.total_memory)}" for gpu in properties)
     if config.train.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        todo = "set train.precision: fp32, or take GPUs from Ampere on"
-        return CheckResult("gpu", "fail", f"{told}, without bf16", "bf16, for train.precision: bf16", todo)
-    return CheckResult("gpu", "ok", told)
+        hint = "set train.precision: fp32, or use GPUs of the Ampere generation or later"
+        return CheckResult("gpu", "fail", f"{found}, without bf16", "bf16, for train.precision: bf16", hint)
+    return CheckResult("gpu", "ok", found)
 
 
 def check_memory(config: Experiment) -> CheckResult:
-    """Memory, or the container's part of it, against the object store and the workers' processes."""
+    """Compare the memory of the machine or container with the object store and the worker processes."""
     total, available = _read_memory()
     store = _object_store_bytes(config, total)
     processes = _count_processes(config)
-    least, good = store + processes * _MIN_PROCESS_BYTES, store + processes * _PROCESS_BYTES
-    told = f"{storage.format_bytes(total)}, {storage.format_bytes(available)} of it available"
-    expected = f"{storage.format_bytes(good)}: object store {storage.format_bytes(store)} and {processes} processes"
-    todo = "lower train.parallel_runs, train.workers, tune.max_concurrent_trials or cluster.object_store_mb, or take more memory"
-    if total < least:
-        return CheckResult("memory", "fail", told, expected, todo)
-    return (
-        CheckResult("memory", "warn", told, expected, todo) if available < good else CheckResult("memory", "ok", told)
+    minimum, typical = store + processes * _MIN_PROCESS_BYTES, store + processes * _PROCESS_BYTES
+    found = f"{storage.format_bytes(total)}, {storage.format_bytes(available)} available"
+    expected = f"{storage.format_bytes(typical)}: object store {storage.format_bytes(store)} and {processes} processes"
+    hint = (
+        "lower train.parallel_runs, train.workers, tune.max_concurrent_trials or cluster.object_store_mb, or use a "
+        "machine with more memory"
     )
+    if total < minimum:
+        return CheckResult("memory", "fail", found, expected, hint)
+    if available < typical:
+        return CheckResult("memory", "warn", found, expected, hint)
+    return CheckResult("memory", "ok", found)
 
 
 def check_shared_memory(config: Experiment) -> CheckResult:
-    """Room in /dev/shm for the object store; Ray takes a disk instead, or refuses if the store is large."""
+    """Check that the object store fits into /dev/shm; Ray uses a disk otherwise, or fails if the store is large."""
     free, store = shutil.disk_usage(_SHM).free, _object_store_bytes(config, _read_memory()[0])
-    told = f"{storage.format_bytes(free)} free in {_SHM}, object store {storage.format_bytes(store)}"
+    found = f"{storage.format_bytes(free)} free in {_SHM}, object store {storage.format_bytes(store)}"
     if free >= store:
-        return CheckResult("shared memory", "ok", told)
+        return CheckResult("shared memory", "ok", found)
     slow = store <= _MAX_SLOW_STORE_BYTES or os.environ.get("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE")
     status: Status = "warn" if slow else "fail"
-    todo = f"raise it (docker run --shm-size), or set cluster.object_store_mb below {free // 1024**2}"
-    return CheckResult("shared memory", status, told, "room for the object store; a disk in its place is slow", todo)
+    hint = f"enlarge it (docker run --shm-size), or set cluster.object_store_mb below {free // 1024**2}"
+    return CheckResult("shared memory", status, found, "space for the object store, since a disk is slow", hint)
 
 
 def check_open_files() -> CheckResult:
-    """How many files a process may open; Ray raises the soft limit to the hard one by itself."""
+    """Check the hard limit of open files per process, to which Ray raises the soft limit."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if limit == resource.RLIM_INFINITY or limit >= _RECOMMENDED_OPEN_FILES:
         return CheckResult("open files", "ok", "no limit" if limit == resource.RLIM_INFINITY else f"at most {limit}")
-    todo = f"raise the hard limit (limits.conf, or LimitNOFILE of the service) to {_RECOMMENDED_OPEN_FILES}"
+    hint = f"raise the hard limit (limits.conf, or LimitNOFILE of the service) to {_RECOMMENDED_OPEN_FILES}"
     status: Status = "fail" if limit < _MIN_OPEN_FILES else "warn"
-    return CheckResult("open files", status, f"at most {limit}", f"{_RECOMMENDED_OPEN_FILES} or more", todo)
+    return CheckResult("open files", status, f"at most {limit}", f"{_RECOMMENDED_OPEN_FILES} or more", hint)
 
 
 def check_temporary() -> CheckResult:
-    """Room where files are made before they are sent, and where Ray keeps its session and spills objects."""
-    here = tempfile.gettempdir()
-    folders = dict.fromkeys([here, str(storage.nearest_existing_parent(os.environ.get("RAY_TMPDIR") or here))])
-    told, wrong = [], []
-    full = False
+    """Check the space in the folders for temporary files and for the session and spilled objects of Ray."""
+    default = tempfile.gettempdir()
+    folders = dict.fromkeys([default, str(storage.nearest_existing_parent(os.environ.get("RAY_TMPDIR") or default))])
+    found, expected = [], []
+    is_full = False
     for folder in folders:
-        with tempfile.TemporaryFile(dir=folder) as probe:  # an error names the folder
+        with tempfile.TemporaryFile(dir=folder) as probe:  # the message of an OSError has the folder's name
             probe.write(b"lakd")
         usage, inodes = shutil.disk_usage(folder), _free_inodes(folder)
-        told.append(f"{storage.format_bytes(usage.free)} free in {folder}")
+        found.append(f"{storage.format_bytes(usage.free)} free in {folder}")
         if usage.free < _MIN_TEMP_BYTES:
-            wrong.append(f"{storage.format_bytes(_MIN_TEMP_BYTES)} free in {folder}")
+            expected.append(f"{storage.format_bytes(_MIN_TEMP_BYTES)} free in {folder}")
         if inodes is not None and inodes < _MIN_INODES:
-            told[-1] += f" and room for {inodes} files"
-            wrong.append(f"room for {_MIN_INODES} files in {folder}")
-        full = full or 1 - usage.free / usage.total > _MAX_TEMP_USAGE
-    todo = "make room there, or set TMPDIR and RAY_TMPDIR to a folder on another disk"
-    if wrong:
-        return CheckResult("temporary", "fail", ", ".join(told), ", ".join(wrong), todo)
-    if full:
-        expected = f"a disk that is less than {_MAX_TEMP_USAGE:.0%} full: Ray refuses to spill objects to a fuller one"
-        return CheckResult("temporary", "warn", ", ".join(told), expected, todo)
-    return CheckResult("temporary", "ok", ", ".join(told))
+            found[-1] += f" and {inodes} free inodes"
+            expected.append(f"{_MIN_INODES} free inodes in {folder}")
+        is_full = is_full or 1 - usage.free / usage.total > _MAX_TEMP_USAGE
+    hint = "free some space, or set TMPDIR and RAY_TMPDIR to a folder on a different disk"
+    if expected:
+        return CheckResult("temporary folder", "fail", ", ".join(found), ", ".join(expected), hint)
+    if is_full:
+        limit = f"a disk less than {_MAX_TEMP_USAGE:.0%} full, since Ray does not spill objects to a fuller one"
+        return CheckResult("temporary folder", "warn", ", ".join(found), limit, hint)
+    return CheckResult("temporary folder", "ok", ", ".join(found))
 
 
 def _free_inodes(folder: str) -> int | None:
-    """None where the file system does not count them."""
-    found = os.statvfs(folder)
-    return found.f_favail if found.f_files else None
+    """Return the number of free inodes; None if the file system does not count them."""
+    status = os.statvfs(folder)
+    return status.f_favail if status.f_files else None
 
 
 def _read_memory() -> tuple[int, int]:
-    """Bytes in all and bytes available, the container's limit observed."""
+    """Return total and available bytes of memory, within the limit of the container."""
     entries = (line.split() for line in Path(_MEMINFO).read_text(encoding="ascii").splitlines())
-    found = {entry[0]: int(entry[1]) * 1024 for entry in entries}
+    sizes = {entry[0]: int(entry[1]) * 1024 for entry in entries}
     limits = [Path(file).read_text(encoding="ascii").strip() for file in _CGROUP_LIMITS if Path(file).exists()]
-    total = min([found["MemTotal:"], *(int(limit) for limit in limits if limit.isdigit())])
-    return total, min(total, found["MemAvailable:"])
+    total = min([sizes["MemTotal:"], *(int(limit) for limit in limits if limit.isdigit())])
+    return total, min(total, sizes["MemAvailable:"])
 
 
 def _object_store_bytes(config: Experiment, total: int) -> int:
-    """The object store of a cluster started here; Ray's default takes no more than /dev/shm has, if that has enough."""
+    """Return the size of a local object store; by default Ray does not exceed /dev/shm if that is large enough."""
     if config.cluster.object_store_mb is not None:
         return config.cluster.object_store_mb * 1024**2
-    room = max(_MAX_SLOW_STORE_BYTES, round(shutil.disk_usage(_SHM).free * 0.95))
-    return min(round(total * _STORE_FRACTION), _MAX_STORE_BYTES, room)
+    shared_memory = max(_MAX_SLOW_STORE_BYTES, round(shutil.disk_usage(_SHM).free * 0.95))
+    return min(round(total * _STORE_FRACTION), _MAX_STORE_BYTES, shared_memory)
 
 
 def _count_processes(config: Experiment) -> int:

@@ -1,4 +1,4 @@
-"""Whether pretrained encoders and teachers brought along can be had, without loading any."""
+"""Check of the availability of pretrained models and external teachers, without loading them."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,72 +12,77 @@ _Finding = tuple[Status, str]
 
 
 def check_pretrained(config: Experiment, stages: Collection[str], *, timeout_s: float | None) -> CheckResult:
-    """In their folder, in the hub's cache, or at the hub.
+    """Check that every pretrained model is in a folder, in the cache of the hub, or on the hub.
 
     Args:
-        answer_s: seconds that the hub has for an answer; None: it is not asked.
+        config: the experiment.
+        stages: stages to run.
+        timeout_s: seconds for a response of the hub; None skips requests to the hub.
     """
     models = [recipe.model for recipe in (config.teacher, config.student)]
-    wanted = {(model.pretrained, model.revision) for model in models if model.pretrained is not None}
+    required = {(model.pretrained, model.revision) for model in models if model.pretrained is not None}
     if {"distill", "tune"} & set(stages):
-        wanted |= {(teacher.checkpoint, teacher.revision) for teacher in config.distill.external_teachers}
-    if not wanted:
-        return CheckResult("encoders", "ok", "none is needed: networks start at random")
-    found = [_check_model(name, revision, timeout_s) for name, revision in sorted(wanted, key=str)]
-    told = "; ".join(text for _, text in found)
-    statuses = {status for status, _ in found}
+        required |= {(teacher.checkpoint, teacher.revision) for teacher in config.distill.external_teachers}
+    if not required:
+        return CheckResult("pretrained models", "ok", "none required, networks are initialized at random")
+    findings = [_check_model(name, revision, timeout_s) for name, revision in sorted(required, key=str)]
+    found = "; ".join(text for _, text in findings)
+    statuses = {status for status, _ in findings}
     if statuses == {"ok"}:
-        return CheckResult("encoders", "ok", told)
-    expected = "folders with config.json and model.safetensors, or models of the hub that have them"
-    todo = "correct the name, give network access, or load it beforehand: hf download NAME"
-    return CheckResult("encoders", "fail" if "fail" in statuses else "warn", told, expected, todo)
+        return CheckResult("pretrained models", "ok", found)
+    expected = "folders or models of the hub with config.json and model.safetensors"
+    hint = "correct the name, allow network access, or download it first: hf download NAME"
+    return CheckResult("pretrained models", "fail" if "fail" in statuses else "warn", found, expected, hint)
 
 
 def _check_model(name: str, revision: str | None, timeout_s: float | None) -> _Finding:
-    """A folder where there is one, else a name of the hub, as transformers takes it."""
+    """Check a folder if there is one with this name, a model of the hub otherwise, as transformers does."""
     if storage.is_remote(name) or Path(name).is_absolute() or Path(name).is_dir():
         return _check_folder(name)
     if _is_cached(name, revision):
-        return "ok", f"{name} is in the hub's cache"
+        return "ok", f"{name} is in the cache of the hub"
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "fail", f"{name} is not in the hub's cache, and HF_HUB_OFFLINE forbids asking"
+        return "fail", f"{name} is not in the cache of the hub, and HF_HUB_OFFLINE disables requests"
     if timeout_s is None:
-        return "warn", f"{name} is not in the hub's cache"
+        return "warn", f"{name} is not in the cache of the hub"
     return _check_hub(name, revision, timeout_s)
 
 
 def _check_folder(location: str) -> _Finding:
     if not storage.exists(location):
-        return "fail", f"there is nothing at {location}"
+        return "fail", f"{location} does not exist"
     names = {info.name for info in storage.list_files(location) if info.location == storage.join(location, info.name)}
     missing = [] if _CONFIG_FILE in names else [_CONFIG_FILE]
     missing += [] if names & set(_WEIGHT_FILES) else [_WEIGHT_FILES[0]]
-    return ("fail", f"{location} has no {' and no '.join(missing)}") if missing else ("ok", f"{location} is there")
+    return ("fail", f"{location} has no {' and no '.join(missing)}") if missing else ("ok", f"{location} exists")
 
 
 def _is_cached(name: str, revision: str | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    def there(file: str) -> bool:
+    def is_cached(file: str) -> bool:
         return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
     try:
-        return there(_CONFIG_FILE) and any(map(there, _WEIGHT_FILES))
-    except HFValidationError:  # no possible name; asking the hub says so
+        return is_cached(_CONFIG_FILE) and any(map(is_cached, _WEIGHT_FILES))
+    except HFValidationError:  # not a valid name; the request to the hub reports it
         return False
 
 
 def _check_hub(name: str, revision: str | None, timeout_s: float) -> _Finding:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # its client's own
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # of its HTTP client
 
     try:
         files = HfApi().model_info(name, revision=revision, timeout=timeout_s).siblings or []
     except (OSError, HTTPError, HFValidationError) as error:
-        return "fail", f"{name} is not in the hub's cache, and cannot be had from it ({str(error).splitlines()[0]})"
+        return (
+            "fail",
+            f"{name} is not in the cache of the hub, and not available from it ({str(error).splitlines()[0]})",
+        )
     if not {file.rfilename for file in files} & set(_WEIGHT_FILES):
-        return "warn", f"{name} has no {_WEIGHT_FILES[0]} at the hub"
-    return "ok", f"{name} is at the hub, not yet in its cache"
+        return "warn", f"{name} has no {_WEIGHT_FILES[0]} on the hub"
+    return "ok", f"{name} is on the hub, not yet in the cache"
