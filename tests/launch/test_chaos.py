@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from support.chaos import SMALL, Runs, does, kill_all, machines, marked, workers
-from support.loop_scenario import _read_here
+from support.loop_scenario import read_in_process
 
 from lakd_ray.config import Experiment, load_config
 from lakd_ray.data import manifest as manifests
@@ -97,7 +97,7 @@ def train_here(config: Experiment, folder: str, scratch: Path) -> None:
     run, manifest = build_run_graph(config).teachers[0], manifests.load_manifest(config)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, when DeepSpeed is imported
-        patch.setattr(feeds, "stream_batches", _read_here)
+        patch.setattr(feeds, "stream_batches", read_in_process)
         patch.setenv("LOCAL_RANK", "0")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The network: batch independence, agreement with transformers, and golden numbers."""
+"""Test batch independence, agreement with transformers, and golden values of the classifier."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, pad_batch
 from lakd_ray.models.wav2vec2 import masked_group_norm, normalize_waveform
 
-# wav2vec2-base has a group norm and normalises after each layer; -large and XLS-R have layer norms before each layer.
+# wav2vec2-base has a group norm and normalizes after each layer; -large and XLS-R have layer norms before each layer.
 STYLES: dict[str, dict[str, Any]] = {
     "group": {"feat_extract_norm": "group"},
     "layer": {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True},
@@ -29,7 +29,7 @@ LENGTHS = (16_000, 2_500, 9_999, 4_321, 12_800)
 
 
 def network(family: str, style: str) -> EmotionClassifier:
-    """In eval mode, its norms away from the identity they start as."""
+    """Build a model in eval mode, with random norms instead of the initial identity."""
     model = tiny.model(model_type=family, **STYLES[style]).eval()
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
@@ -41,38 +41,38 @@ def network(family: str, style: str) -> EmotionClassifier:
 
 def waves(lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return [normalised_alone(torch.randn(length, generator=generator)) for length in lengths]
+    return [normalize_utterance(torch.randn(length, generator=generator)) for length in lengths]
 
 
-def normalised_alone(wave_T: Tensor) -> Tensor:
-    """As transformers' networks want it."""
+def normalize_utterance(wave_T: Tensor) -> Tensor:
+    """Normalize a wave as transformers' networks expect it."""
     return normalize_waveform(wave_T[None], torch.tensor([len(wave_T)]))[0]
 
 
 @pytest.mark.parametrize(("family", "style"), BACKBONES)
 @torch.inference_mode()
-def test_an_answer_does_not_depend_on_the_batch(family, style):
+def test_logits_do_not_depend_on_the_batch(family, style):
     model, clips = network(family, style), waves()
-    alone = torch.cat([model(*pad_batch([clip])).logits_BC for clip in clips])
-    assert (alone[0] - alone[1]).abs().max() > 1e-3  # answers differ, so agreement below says something
-    for chosen in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0], [1, 3], [2, 2, 0]):
-        together = model(*pad_batch([clips[index] for index in chosen])).logits_BC
-        torch.testing.assert_close(together, alone[chosen], atol=1e-5, rtol=0)
+    unbatched = torch.cat([model(*pad_batch([clip])).logits_BC for clip in clips])
+    assert (unbatched[0] - unbatched[1]).abs().max() > 1e-3, "equal logits would make the test void"
+    for indices in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0], [1, 3], [2, 2, 0]):
+        batched = model(*pad_batch([clips[index] for index in indices])).logits_BC
+        torch.testing.assert_close(batched, unbatched[indices], atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_what_lies_in_the_padding_does_not_matter():
+def test_values_in_the_padding_have_no_effect():
     for family, style in BACKBONES:
         model = network(family, style)
         wave_BT, lengths_B = pad_batch(waves((3_000, 8_000)))
-        clean = model(wave_BT, lengths_B).logits_BC
+        expected = model(wave_BT, lengths_B).logits_BC
         wave_BT[0, 3_000:] = 50.0
-        torch.testing.assert_close(model(wave_BT, lengths_B).logits_BC, clean, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model(wave_BT, lengths_B).logits_BC, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("family", "style"), BACKBONES)
 @torch.inference_mode()
-def test_one_utterance_is_answered_as_transformers_does(family, style):
+def test_logits_of_one_utterance_match_transformers(family, style):
     model = network(family, style)
     for clip in waves():
         torch.testing.assert_close(
@@ -81,49 +81,49 @@ def test_one_utterance_is_answered_as_transformers_does(family, style):
 
 
 @torch.inference_mode()
-def test_transformers_own_answer_depends_on_the_batch():
-    """Why the forward pass is this project's own; should this fail, transformers has changed and ours can go."""
+def test_logits_of_transformers_depend_on_the_batch():
+    """This is why the project has its own forward pass; if the test fails, it is no longer needed."""
     model, clips = network("wav2vec2", "group"), waves((2_500, 16_000))
     wave_BT, lengths_B = pad_batch(clips)
     mask_BT = (torch.arange(wave_BT.shape[1]) < lengths_B[:, None]).long()
-    theirs = model.network(wave_BT, attention_mask=mask_BT).logits[0]
-    assert (theirs - model.network(clips[0][None]).logits[0]).abs().max() > 1e-4
+    batched = model.network(wave_BT, attention_mask=mask_BT).logits[0]
+    assert (batched - model.network(clips[0][None]).logits[0]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("length", [1_600, 2_000, 16_000])
-def test_frames_are_what_the_encoder_makes(length):
+def test_the_frame_count_matches_the_features(length):
     model = network("wav2vec2", "group")
     wave_BT, lengths_B = pad_batch(waves((length,)))
     assert model.extract_features(wave_BT, lengths_B).shape == (1, int(model.count_frames(lengths_B)), 16)
 
 
 @pytest.mark.parametrize("valid", [[20, 20, 20], [7, 20, 1]])
-def test_masked_group_norm_is_group_norm_of_each_utterances_own_steps(valid):
+def test_masked_group_norm_matches_the_group_norm_of_each_utterance(valid):
     torch.manual_seed(0)
     norm = nn.GroupNorm(8, 8)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     hidden_BHT = 3 * torch.randn(3, 8, 20) + 1
-    found = masked_group_norm(hidden_BHT, torch.tensor(valid), norm)
+    normalized = masked_group_norm(hidden_BHT, torch.tensor(valid), norm)
     for index, steps in enumerate(valid):
-        if steps > 1:  # torch refuses to normalise one value
+        if steps > 1:  # torch cannot normalize a single value
             expected = norm(hidden_BHT[index : index + 1, :, :steps])[0]
-            torch.testing.assert_close(found[index, :, :steps], expected, atol=1e-5, rtol=1e-5)
-    assert torch.isfinite(found).all()
+            torch.testing.assert_close(normalized[index, :, :steps], expected, atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(normalized).all()
 
 
-def test_waves_are_normalised_as_by_transformers_feature_extractor():
+def test_waves_are_normalized_as_by_transformers_feature_extractor():
     clips = [3 * torch.randn(length, generator=torch.Generator().manual_seed(length)) + 0.2 for length in LENGTHS]
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    theirs = extractor([clip.numpy() for clip in clips], sampling_rate=16_000, padding=True, return_tensors="pt")
+    expected = extractor([clip.numpy() for clip in clips], sampling_rate=16_000, padding=True, return_tensors="pt")
     wave_BT, lengths_B = pad_batch(clips)
     wave_BT[1, LENGTHS[1] :] = 99
-    torch.testing.assert_close(normalize_waveform(wave_BT, lengths_B), theirs.input_values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalize_waveform(wave_BT, lengths_B), expected.input_values, atol=1e-5, rtol=0)
     assert normalize_waveform(torch.zeros(1, 100), torch.tensor([100])).abs().max() == 0
 
 
 @torch.inference_mode()
-def test_an_answer_does_not_depend_on_loudness():
+def test_logits_do_not_depend_on_loudness():
     model, (clip, *_) = network("wav2vec2", "group"), waves()
     quiet, loud = (model(*pad_batch([loudness * clip])).logits_BC for loudness in (0.1, 1.0))
     torch.testing.assert_close(quiet, loud, atol=1e-4, rtol=0)
@@ -131,38 +131,37 @@ def test_an_answer_does_not_depend_on_loudness():
 
 @pytest.mark.parametrize(("family", "style"), BACKBONES)
 @torch.inference_mode()
-def test_every_layer_is_what_transformers_gives_out(family, style):
+def test_every_hidden_state_matches_transformers(family, style):
     model, (clip, *_) = network(family, style), waves()
     features_BFH = model.extract_features(*pad_batch([clip]))
     frames_B = model.count_frames(torch.tensor([len(clip)]))
-    found = model.backbone.encode(features_BFH, frames_B, output_hidden_states=True)
+    hidden_states = model.backbone.encode(features_BFH, frames_B, output_hidden_states=True)
     base = getattr(model.network, model.network.base_model_prefix)
-    theirs = base(clip[None], output_hidden_states=True)
-    assert len(found) == len(theirs.hidden_states) == model.backbone.num_layers + 1
-    for ours, expected in zip(found, [*theirs.hidden_states[:-1], theirs.last_hidden_state], strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    outputs = base(clip[None], output_hidden_states=True)
+    assert len(hidden_states) == len(outputs.hidden_states) == model.backbone.num_layers + 1
+    for hidden, expected in zip(hidden_states, [*outputs.hidden_states[:-1], outputs.last_hidden_state], strict=True):
+        torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=0)
 
 
 def test_masked_group_norm_needs_a_group_per_channel():
-    with pytest.raises(ConfigError, match="expected a group per channel, found 2 for 8 channels"):
+    with pytest.raises(ConfigError, match="the group norm has 2 groups for 8 channels"):
         masked_group_norm(torch.zeros(1, 8, 5), torch.tensor([5]), nn.GroupNorm(2, 8))
 
 
-def test_training_reaches_every_weight_and_batch_mates_get_no_gradient():
+def test_every_weight_gets_a_gradient_and_other_utterances_get_none():
     model = tiny.model(**tiny.STILL)
     wave_BT, lengths_B = pad_batch(waves((3_000, 8_000)))
     wave_BT.requires_grad_()
     logits_BC = model(wave_BT, lengths_B).logits_BC
-    (of_first,) = torch.autograd.grad(logits_BC[0].sum(), wave_BT, retain_graph=True)
-    assert of_first[0, :3_000].abs().max() > 0
-    assert of_first[0, 3_000:].abs().max() == 0
-    assert of_first[1].abs().max() == 0
+    (gradient_BT,) = torch.autograd.grad(logits_BC[0].sum(), wave_BT, retain_graph=True)
+    assert gradient_BT[0, :3_000].abs().max() > 0
+    assert gradient_BT[0, 3_000:].abs().max() == 0
+    assert gradient_BT[1].abs().max() == 0
     logits_BC[:, 0].sum().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert without == []
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_another_family_is_refused():
+def test_an_unsupported_family_is_rejected():
     config = ASTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     with pytest.raises(
         ConfigError,
@@ -171,7 +170,7 @@ def test_another_family_is_refused():
         EmotionClassifier(ASTForAudioClassification(config))
 
 
-# Seeded model, synthetic waves, seeded teachers. After a change that is meant to change them, print them anew:
+# Seeded model, synthetic waves, seeded teachers. After an intended change of these values, print them again:
 #     PYTHONPATH=tests:. .venv/bin/python tests/models/test_classifier.py
 GOLDEN: dict[str, list[Any]] = {
     "group logits": [[0.00287, -0.00663, 0.00779, -0.00014], [3e-05, -0.01795, 0.01234, -0.01461]],
@@ -189,28 +188,28 @@ def golden(style: str) -> dict[str, list[Any]]:
     model = tiny.model(seed=42, **STYLES[style], **tiny.STILL)
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
-    wave_BT, lengths_B = pad_batch([normalised_alone(clip) for clip in clips])
+    wave_BT, lengths_B = pad_batch([normalize_utterance(clip) for clip in clips])
     with torch.no_grad():
         logits_BC = model(wave_BT, lengths_B).logits_BC
     teachers_BKC = torch.tensor([[[2.0, 0, -1, 0], [0, 1, 0, 0]], [[0, 0, 3, 1], [-1, 0, 1, 2]]])
-    parts = distillation_loss(
+    losses = distillation_loss(
         logits_BC, teachers_BKC, torch.tensor([0, 2]), DistillLossConfig(temperature=5.0, lam=0.25)
     )
     return {
         f"{style} {name}": [[round(number, 5) for number in row] for row in value.view(2, -1).tolist()]
-        for name, value in (("logits", logits_BC), ("total", parts.total_B), ("ce", parts.ce_B), ("kl", parts.kl_B))
+        for name, value in (("logits", logits_BC), ("total", losses.total_B), ("ce", losses.ce_B), ("kl", losses.kl_B))
     }
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_golden_numbers(style):
-    found = golden(style)
-    assert found
-    for name, value in found.items():
+def test_golden_values(style):
+    values = golden(style)
+    assert values
+    for name, value in values.items():
         torch.testing.assert_close(torch.tensor(value), torch.tensor(GOLDEN[name]), atol=1e-4, rtol=0, msg=name)
 
 
-def test_the_network_is_transformers_own_class():
+def test_the_network_is_a_transformers_class():
     network = tiny.model().network
     assert type(network) is type(AutoModelForAudioClassification.from_config(network.config))
 

@@ -1,4 +1,4 @@
-"""Pickled checkpoints: read once, as tensors alone, and written as safetensors."""
+"""Test converting pickled checkpoints to safetensors, with unpickling restricted to tensors."""
 
 import os
 from pathlib import Path
@@ -15,16 +15,16 @@ from lakd_ray.models import build_model
 from lakd_ray.models.convert import convert_to_safetensors
 
 
-def pickled(folder: Path, state: object) -> str:
+def write_pickled(folder: Path, state: object) -> str:
     folder.mkdir()
     AutoConfig.for_model(**tiny.ARCHITECTURE).save_pretrained(folder)
     torch.save(state, folder / "pytorch_model.bin")
     return str(folder)
 
 
-def test_the_same_weights(tmp_path: Path):
+def test_the_weights_do_not_change(tmp_path: Path):
     encoder = AutoModel.from_config(AutoConfig.for_model(**tiny.ARCHITECTURE))
-    old = pickled(tmp_path / "old", encoder.state_dict())
+    old = write_pickled(tmp_path / "old", encoder.state_dict())
     with pytest.raises(ConfigError, match="lakd to-safetensors"):
         build_model(ModelConfig(pretrained=old), PAPER_EMOTIONS, seed=0)
     new = convert_to_safetensors(old, str(tmp_path / "new"))
@@ -35,7 +35,9 @@ def test_the_same_weights(tmp_path: Path):
         assert torch.equal(weights[name], value), name
 
 
-class Evil:
+class MaliciousPickle:
+    """Creates a folder when it is unpickled."""
+
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
@@ -43,14 +45,14 @@ class Evil:
         return os.mkdir, (str(self.mark),)
 
 
-def test_code_is_not_run(tmp_path: Path):
-    old = pickled(tmp_path / "old", {"weight": Evil(tmp_path / "mark")})
-    with pytest.raises(CheckpointError, match="tensors alone"):
+def test_code_in_a_pickle_is_not_run(tmp_path: Path):
+    old = write_pickled(tmp_path / "old", {"weight": MaliciousPickle(tmp_path / "mark")})
+    with pytest.raises(CheckpointError, match="only tensors"):
         convert_to_safetensors(old, str(tmp_path / "new"))
     assert not (tmp_path / "mark").exists() and not (tmp_path / "new").exists()
 
 
-def test_nothing_is_overwritten(tmp_path: Path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="holds files"):
+def test_existing_files_are_not_overwritten(tmp_path: Path):
+    (tmp_path / "file").write_text("content")
+    with pytest.raises(ConfigError, match="is not empty"):
         convert_to_safetensors("anything", str(tmp_path))

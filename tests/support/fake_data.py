@@ -1,4 +1,4 @@
-"""Noise in a real shard, and the manifest that names it: data for what needs no speech and no Ray."""
+"""Write noise to a real shard and build its manifest, for tests that need neither speech nor Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ ROW_GROUP = 4
 
 
 def write(folder: Path, count: int) -> None:
-    """A shard of clips of a quarter to half a second."""
+    """Write a shard of clips between a quarter and half a second."""
     random = np.random.default_rng(0)
     clips = [(3000 * random.standard_normal(length)).astype(np.int16) for length in _lengths(count)]
     columns = _columns(count) | {"audio": [encode_flac(clip) for clip in clips]}
@@ -25,7 +25,7 @@ def write(folder: Path, count: int) -> None:
 
 
 def manifest(folder: Path, train: int, dev: int) -> Manifest:
-    """Its first rows are train, the others dev."""
+    """Return the manifest, with the first rows in train and the rest in dev."""
     count = train + dev
     return Manifest(
         table=pa.table(_columns(count)),

@@ -1,9 +1,10 @@
-"""A run on real shards, uninterrupted and killed at several steps, for one rank of `engine_worker`.
+"""Train runs on real shards, uninterrupted and killed at several steps, for one rank of `engine_worker`.
 
-Windows are read here in the process itself; that Ray Data yields the same is what tests/data asserts.
+Batches are read in the process itself; tests/data checks that Ray Data yields the same batches.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines.base import Engine
 from support import fake_data as noise
 from support import tiny_models as tiny
+from support.engine_results import KilledRun, TrainedRun, TrainerResults
 
 TRAIN, DEV, EPOCHS = 30, 8, 2
 KILLS = ((None, 9), (2, 4))
@@ -32,51 +34,53 @@ KILLS = ((None, 9), (2, 4))
 
 
 class Killed(Exception):  # noqa: N818 -- not an error of the code under test
-    """Stands for the end of the process: nothing that was in memory is used again."""
+    """Stand for the end of the process: nothing in memory is used again."""
 
 
-def run(folder: Path, rank: int, world: int) -> dict[Any, Any]:
-    """Rows trained on, last state and weights: of the run that nothing interrupts (`whole`), and of each of `KILLS`."""
+def run(folder: Path, rank: int, world_size: int) -> TrainerResults:
+    """Train an uninterrupted run, each run of `KILLS`, and the same run from waves and from cached features."""
     if rank == 0:
         noise.write(folder, TRAIN + DEV)
     dist.barrier()
     manifest = noise.manifest(folder, TRAIN, DEV)
-    results: dict[Any, Any] = {"whole": _end(folder / "whole", _train(manifest, folder / "whole", rank, world))}
-    for every, steps in KILLS:
-        place = folder / f"killed-{every}-{steps}"
-        before = _train(manifest, place, rank, world, kill_after=steps, checkpoint_steps=every)
-        reached = RunState.read(str(place))
+    rows = _train(manifest, folder / "uninterrupted", rank, world_size)
+    uninterrupted = _collect(folder / "uninterrupted", rows)
+    killed: dict[tuple[int | None, int], KilledRun] = {}
+    for save_interval, steps in KILLS:
+        run_folder = folder / f"killed-{save_interval}-{steps}"
+        rows_before = _train(manifest, run_folder, rank, world_size, kill_after=steps, checkpoint_steps=save_interval)
+        saved_state = RunState.read(str(run_folder))
         dist.barrier()
-        after = _train(manifest, place, rank, world, checkpoint_steps=every)
-        results[every, steps] = _end(place, after) | {"before": before, "reached": reached}
+        rows = _train(manifest, run_folder, rank, world_size, checkpoint_steps=save_interval)
+        killed[save_interval, steps] = KilledRun(rows_before, saved_state, _collect(run_folder, rows))
     if rank == 0:
         tiny.checkpoint(folder, **tiny.STILL)
     dist.barrier()
-    start = {"model": {"pretrained": str(folder / "tiny")}}
-    for name, use in (("from waves", False), ("from features", True)):
-        rows = _train(manifest, folder / name, rank, world, start, cache_features=use)
-        results[name] = _end(folder / name, rows)
-    return results
+    model = {"model": {"pretrained": str(folder / "tiny")}}
+    rows = _train(manifest, folder / "waves", rank, world_size, model, cache_features=False)
+    from_waves = _collect(folder / "waves", rows)
+    rows = _train(manifest, folder / "features", rank, world_size, model, cache_features=True)
+    return TrainerResults(uninterrupted, killed, from_waves, _collect(folder / "features", rows))
 
 
-def leave_for_one(folder: Path, rank: int, world: int) -> None:
-    """A run that two ranks have begun and that is killed in its second epoch."""
+def kill_with_two_ranks(folder: Path, rank: int) -> None:
+    """Train with two ranks until the run is killed in its second epoch."""
     manifest = noise.manifest(folder, TRAIN, DEV)
-    _train(manifest, folder / "fewer", rank, world, kill_after=11, checkpoint_steps=2)
+    _train(manifest, folder / "fewer-ranks", rank, 2, kill_after=11, checkpoint_steps=2)
 
 
-def go_on_alone(folder: Path) -> dict[str, Any]:
-    """One rank finishes it."""
-    told: list[str] = []
-    rows = _train(noise.manifest(folder, TRAIN, DEV), folder / "fewer", 0, 1, told=told)
-    return _end(folder / "fewer", rows) | {"told": told}
+def resume_with_one_rank(folder: Path) -> TrainedRun:
+    """Finish the run of `kill_with_two_ranks` with one rank."""
+    messages: list[str] = []
+    rows = _train(noise.manifest(folder, TRAIN, DEV), folder / "fewer-ranks", 0, 1, messages=messages)
+    return replace(_collect(folder / "fewer-ranks", rows), messages=messages)
 
 
 MODEL = {"config": tiny.ARCHITECTURE | {"mask_time_length": 2}, "freeze_feature_encoder": False}
 
 
-def _experiment(folder: Path, start: dict[str, Any], **train: Any) -> Experiment:
-    recipe = {"optim": {"epochs": EPOCHS, "lr": 0.003}, **start}
+def _experiment(folder: Path, model: dict[str, Any], **train: Any) -> Experiment:
+    recipe = {"optim": {"epochs": EPOCHS, "lr": 0.003}, **model}
     content = {"name": "t", "storage": str(folder), "languages": ["en"], "teacher": recipe, "student": recipe}
     batch = {"max_padded_seconds": 2, "max_utterances": 2, "shuffle_row_groups": 2}
     corpora = [{"name": "c", "root": str(folder)}]
@@ -93,60 +97,61 @@ def _experiment(folder: Path, start: dict[str, Any], **train: Any) -> Experiment
 
 def _train(
     manifest: Manifest,
-    place: Path,
+    folder: Path,
     rank: int,
-    world: int,
-    start: dict[str, Any] | None = None,
+    world_size: int,
+    model: dict[str, Any] | None = None,
     *,
     kill_after: int | None = None,
-    told: list[str] | None = None,
+    messages: list[str] | None = None,
     **settings: Any,
 ) -> list[int]:
-    """Train the run in a folder to its end, or until it is killed; returns the rows trained on, in order."""
-    config = _experiment(place, start or {"model": MODEL}, **settings)
-    group = rank_group.RankGroup(rank, world)
-    run_of = build_run_graph(config).teachers[0]
-    source = group.get_or_compute_features(config, manifest, run_of.recipe.model)
-    feed = RankDataLoader(run_of, config, manifest, None, rank, world, source)
-    arrived: list[AudioBatch] = []
+    """Train the run in a folder to its end, or until it is killed; return the rows trained on, in order."""
+    config = _experiment(folder, model or {"model": MODEL}, **settings)
+    group = rank_group.RankGroup(rank, world_size)
+    teacher = build_run_graph(config).teachers[0]
+    source = group.get_or_compute_features(config, manifest, teacher.recipe.model)
+    loader = RankDataLoader(teacher, config, manifest, None, rank, world_size, source)
+    collated: list[AudioBatch] = []
     rows: list[int] = []
     step, collate = Engine.step, RankDataLoader.collate
 
-    def remembering(self: RankDataLoader, batch: AudioBatch) -> Any:
-        arrived.append(batch)
+    def recording_collate(self: RankDataLoader, batch: AudioBatch) -> Any:
+        collated.append(batch)
         return collate(self, batch)
 
-    def counting(self: Engine) -> None:
-        trained = [batch for batch in arrived if batch.split == "train"]
+    def counting_step(self: Engine) -> None:
+        trained = [batch for batch in collated if batch.split == "train"]
         if kill_after is not None and len(trained) > kill_after:
             raise Killed
         rows.extend(trained[-1].rows.tolist())
         step(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "stream_batches", _read_here)
-        patch.setattr(RankDataLoader, "collate", remembering)
-        patch.setattr(Engine, "step", counting)
+        patch.setattr(feeds, "stream_batches", read_in_process)
+        patch.setattr(RankDataLoader, "collate", recording_collate)
+        patch.setattr(Engine, "step", counting_step)
         try:
-            tell = print if told is None else told.append
-            trainer.train_run(feed, str(place), {"made": "by a test"}, [], lambda _: None, log=tell)
+            log = print if messages is None else messages.append
+            trainer.train_run(loader, str(folder), {"made": "by a test"}, [], lambda _: None, log=log)
         except Killed:
             dist.barrier()
     return rows
 
 
-def _read_here(
-    manifest: Manifest, windows: Iterable[ReadGroup], *, source: ShardSource | None, **_: Any
+def read_in_process(
+    manifest: Manifest, read_groups: Iterable[ReadGroup], *, source: ShardSource | None, **_: Any
 ) -> Iterator[AudioBatch]:
+    """Yield the same batches as `stream_batches`, without Ray."""
     source = source or ShardSource(manifest.shards)
-    for window in windows:
-        tables = streams.read_batches(streams.make_read_request(manifest, window), source)
-        for rows, table in zip(window.batches, tables, strict=True):
-            yield AudioBatch(window.epoch, window.split, rows, streams.unpack_signals(table, source))
+    for group in read_groups:
+        tables = streams.read_batches(streams.make_read_request(manifest, group), source)
+        for rows, table in zip(group.batches, tables, strict=True):
+            yield AudioBatch(group.epoch, group.split, rows, streams.unpack_signals(table, source))
 
 
-def _end(place: Path, rows: list[int]) -> dict[str, Any]:
+def _collect(folder: Path, rows: list[int]) -> TrainedRun:
     dist.barrier()
-    state = RunState.read(str(place))
-    weights = load_file(place / str(state.best_checkpoint_name) / "model.safetensors")
-    return {"rows": rows, "state": state, "weights": weights, "left": sorted(path.name for path in place.iterdir())}
+    state = RunState.read(str(folder))
+    weights = load_file(folder / str(state.best_checkpoint_name) / "model.safetensors")
+    return TrainedRun(rows, state, weights, sorted(path.name for path in folder.iterdir()))

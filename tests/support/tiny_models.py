@@ -1,4 +1,4 @@
-"""Very small real models: transformers' own classes with a few thousand weights."""
+"""Build very small real models: transformers' own classes with a few thousand weights."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ NETWORK = (
     "num_attention_heads: 2, intermediate_size: 64, num_conv_pos_embeddings: 16, num_conv_pos_embedding_groups: 4, "
     "classifier_proj_size: 32}"
 )
-"""`model.config` for an experiment file; a frame is 20 ms, as in the models that people use."""
+"""`model.config` for an experiment file; a frame is 20 ms, as in published models."""
 WHISPER: dict[str, Any] = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 16, "vocab_size": 50, "pad_token_id": 0,
@@ -36,7 +36,7 @@ WHISPER: dict[str, Any] = {
 }  # fmt: skip
 DROPOUTS = ("hidden", "attention", "activation", "feat_proj", "final")
 STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_time_prob": 0.0}
-"""Without dropout and SpecAugment: a training step is then a function of its batch."""
+"""Settings without dropout and SpecAugment, so that a training step is a deterministic function of its batch."""
 
 
 def config(*, aware: LanguageAwareHeadConfig | None = None, **changes: Any) -> ModelConfig:
@@ -44,7 +44,7 @@ def config(*, aware: LanguageAwareHeadConfig | None = None, **changes: Any) -> M
 
 
 def model(seed: int = 0, **changes: Any) -> EmotionClassifier:
-    """From a random start, in training mode."""
+    """Build a model with random weights, in training mode."""
     return build_model(config(**changes), PAPER_EMOTIONS, seed=seed)
 
 
@@ -55,19 +55,21 @@ LANGUAGES = ("en", "fi", "fr")
 def aware(
     seed: int = 0, *, teachers: int = 3, head: LanguageAwareHeadConfig = AWARE, **changes: Any
 ) -> EmotionClassifier:
-    """A language-aware student of three languages, from a random start, in training mode."""
+    """Build a language-aware student of three languages with random weights, in training mode."""
     return build_model(
         config(aware=head, **changes), PAPER_EMOTIONS, seed=seed, languages=LANGUAGES, num_teachers=teachers
     )
 
 
 def card(languages: tuple[str, ...] = ("en", "de")) -> CheckpointMetadata:
-    seen = Provenance(DataExposure(frozenset({"c:one"}), frozenset({"0" * 64})), DataExposure(frozenset({"c:two"})))
-    return CheckpointMetadata("test/tiny", PAPER_EMOTIONS, languages, seen, {"epoch": 3})
+    provenance = Provenance(
+        DataExposure(frozenset({"c:one"}), frozenset({"0" * 64})), DataExposure(frozenset({"c:two"}))
+    )
+    return CheckpointMetadata("test/tiny", PAPER_EMOTIONS, languages, provenance, {"epoch": 3})
 
 
 def checkpoint(folder: Path, *, languages: tuple[str, ...] = ("en", "de"), seed: int = 0, **changes: Any) -> str:
-    """A sealed checkpoint below a folder."""
+    """Write a checkpoint below a folder and return its location."""
     scratch = folder / "scratch"
     scratch.mkdir()
     save_checkpoint(str(folder / "tiny"), model(seed, **changes).network, card(languages), scratch=scratch)

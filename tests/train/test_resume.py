@@ -1,4 +1,4 @@
-"""One rank and the plain engine: what is saved, when a run ends, and what it goes on from if something is damaged."""
+"""Test saving, resuming and stopping with one rank and the torch engine, also with corrupted states."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load
 from support import fake_data as noise
 from support import tiny_models as tiny
-from support.loop_scenario import _read_here
+from support.loop_scenario import read_in_process
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
@@ -24,16 +24,16 @@ from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines.base import Engine
 
 TRAIN, DEV, STEPS = 24, 8, 12
-MADE = {"made": "by a test"}
+FINGERPRINT = {"made": "by a test"}
 
 
 class Killed(Exception):  # noqa: N818 -- not an error of the code under test
-    """Stands for the end of the process."""
+    """Stand for the end of the process."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one."""
+def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Create a process group of one rank."""
     store = tmp_path_factory.mktemp("group") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
@@ -49,12 +49,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 @pytest.fixture(autouse=True)
-def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeds, "stream_batches", _read_here)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "stream_batches", read_in_process)
 
 
 class Run:
-    """A run in a folder, which may be trained again and again."""
+    """A run in a folder, which can be trained repeatedly."""
 
     def __init__(
         self, manifest: Manifest, folder: Path | str, *, optim: dict[str, Any] | None = None, **train: Any
@@ -68,20 +68,20 @@ class Run:
             "train": {"engine": "torch", **train},
         }  # fmt: skip
         config = Experiment.model_validate(content)
-        self.folder, self.told, self.lines = str(folder), list[str](), list[dict[str, Any]]()
-        self._feed = RankDataLoader(build_run_graph(config).teachers[0], config, manifest, None, 0, 1)
+        self.folder, self.messages, self.reports = str(folder), list[str](), list[dict[str, Any]]()
+        self._loader = RankDataLoader(build_run_graph(config).teachers[0], config, manifest, None, 0, 1)
 
-    def train(self, **more: Any) -> RunState:
+    def train(self, **kwargs: Any) -> RunState:
         trainer.train_run(
-            self._feed, self.folder, MADE, [], self.lines.append, log=self.told.append, **more
+            self._loader, self.folder, FINGERPRINT, [], self.reports.append, log=self.messages.append, **kwargs
         )  # fmt: skip
         return self.state
 
-    def kill(self, after: int, **more: Any) -> RunState:
-        """Train, and be killed at an optimizer step."""
+    def kill(self, after: int, **kwargs: Any) -> RunState:
+        """Train until the run is killed at an optimizer step."""
         steps = 0
 
-        def counting(engine: Engine) -> None:
+        def counting_step(engine: Engine) -> None:
             nonlocal steps
             steps += 1
             if steps > after:
@@ -90,8 +90,8 @@ class Run:
 
         step = Engine.step
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Engine, "step", counting)
-            self.train(**more)
+            patch.setattr(Engine, "step", counting_step)
+            self.train(**kwargs)
         return self.state
 
     @property
@@ -108,139 +108,144 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def whole(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Trained without an interruption."""
-    run = Run(manifest, tmp_path_factory.mktemp("whole"), optim={"ema_decay": 0.9})
+def uninterrupted(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Train a run without an interruption."""
+    run = Run(manifest, tmp_path_factory.mktemp("uninterrupted"), optim={"ema_decay": 0.9})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feeds, "stream_batches", _read_here)
+        patch.setattr(feeds, "stream_batches", read_in_process)
         run.train()
     return run
 
 
-def same(one: Run, other: Run) -> None:
-    UR = [[(line["loss"], line["dev_UR"], line["dev_ce"]) for line in each.state.metrics] for each in (one, other)]
-    assert UR[0] == UR[1]
-    for name, value in one.weights.items():
-        assert torch.equal(value, other.weights[name]), name
+def assert_same_result(actual: Run, expected: Run) -> None:
+    metrics = [
+        [(epoch["loss"], epoch["dev_UR"], epoch["dev_ce"]) for epoch in run.state.metrics] for run in (actual, expected)
+    ]
+    assert metrics[0] == metrics[1]
+    for name, value in actual.weights.items():
+        assert torch.equal(value, expected.weights[name]), name
 
 
-def spoil(folder: str) -> None:
-    """One byte of the largest file is another one."""
+def corrupt(folder: str) -> None:
+    """Change one byte of the largest file."""
     file = max(Path(folder).iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
 
 
-def test_a_damaged_state_is_found_and_the_one_before_it_used(manifest: Manifest, tmp_path: Path, whole: Run):
+def test_a_corrupted_state_is_detected_and_the_previous_one_is_used(
+    manifest: Manifest, tmp_path: Path, uninterrupted: Run
+):
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 9)
     assert (state.latest.epoch, state.latest.cursor, state.previous[0].cursor) == (1, 8, 4)
-    spoil(f"{run.folder}/{state.latest.resume_folder}")
+    corrupt(f"{run.folder}/{state.latest.resume_folder}")
     run.train()
-    (told,) = run.told
-    assert "is damaged" in told and "Going on from the state before it: epoch 1, batch 4" in told
-    same(run, whole)
+    (message,) = run.messages
+    assert "Resuming from the previous state: epoch 1, batch 4" in message
+    assert_same_result(run, uninterrupted)
 
 
-def test_a_state_without_its_seal_is_not_taken_for_whole_and_none_at_all_is_the_beginning(
-    manifest: Manifest, tmp_path: Path, whole: Run
+def test_states_without_checksums_are_skipped_and_the_run_starts_from_the_beginning(
+    manifest: Manifest, tmp_path: Path, uninterrupted: Run
 ):
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
     state = run.kill(after=2 * STEPS + 2)
     for position in (state.latest, *state.previous):
         storage.delete(f"{run.folder}/{position.resume_folder}/SEAL.json")
     run.train()
-    assert len(run.told) == 2 and "the beginning" in run.told[1]
-    same(run, whole)
+    assert len(run.messages) == 2 and "the beginning" in run.messages[1]
+    assert_same_result(run, uninterrupted)
 
 
-def test_a_notice_saves_the_state_at_once_and_training_goes_on(manifest: Manifest, tmp_path: Path, whole: Run):
-    asked: list[int] = []
+def test_a_pending_preemption_saves_the_state_at_once(manifest: Manifest, tmp_path: Path, uninterrupted: Run):
+    num_checks = 0
 
     def preemption_pending() -> bool:
-        asked.append(1)
+        nonlocal num_checks
+        num_checks += 1
         return True
 
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
     state = run.kill(after=11, preemption_pending=preemption_pending)
-    assert (state.latest.epoch, state.latest.cursor, len(asked)) == (0, 10, 1), (
-        "saved at the step at which it was asked"
+    assert (state.latest.epoch, state.latest.cursor, num_checks) == (0, 10, 1), (
+        "the state is not that of the step of the check"
     )
     run.train()
-    same(run, whole)
+    assert_same_result(run, uninterrupted)
 
 
-def test_a_run_in_a_bucket_goes_on(manifest: Manifest, whole: Run, s3: str):
-    run = Run(manifest, f"{s3}/going-on", optim={"ema_decay": 0.9}, checkpoint_steps=4)
+def test_a_run_in_a_bucket_resumes(manifest: Manifest, uninterrupted: Run, s3: str):
+    run = Run(manifest, f"{s3}/resumed", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 5)
     assert (state.latest.epoch, state.latest.cursor) == (1, 4)
     run.train()
-    same(run, whole)
+    assert_same_result(run, uninterrupted)
     assert run.folders == {run.state.best_checkpoint_name}
 
 
-def test_what_is_kept(manifest: Manifest, tmp_path: Path):
+def test_the_number_of_retained_states_and_checkpoints(manifest: Manifest, tmp_path: Path):
     run = Run(manifest, tmp_path / "run", keep_checkpoints=2, keep_resume_states=3)
     state = run.kill(after=3 * STEPS - 1)
-    assert len([name for name in run.folders if name.startswith("resume-")]) == 2  # no third one was saved yet
+    assert len([name for name in run.folders if name.startswith("resume-")]) == 2  # the third one is not saved yet
     assert set(state.best_checkpoints(2)) <= run.folders
     state = run.train()
     assert run.folders == set(state.best_checkpoints(2)) and len(run.folders) == 2
     assert (state.latest, state.previous) == (ResumePoint(3), ())
 
 
-def test_a_run_ends_when_dev_gets_no_better(manifest: Manifest, tmp_path: Path):
+def test_a_run_stops_early_when_dev_does_not_improve(manifest: Manifest, tmp_path: Path):
     run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "early_stopping_patience": 2})
     state = run.train()
     assert (len(state.metrics), state.best_checkpoint_name) == (3, "best-0001")
-    assert run.train() == state and len(run.lines) == 3, "it is done, and not trained again"
+    assert run.train() == state and len(run.reports) == 3, "a finished run is trained again"
 
 
-def test_a_patient_run_goes_on_where_it_was_killed(manifest: Manifest, tmp_path: Path):
+def test_the_patience_survives_an_interruption(manifest: Manifest, tmp_path: Path):
     run = Run(manifest, tmp_path / "run", optim={"lr": 1e-30, "epochs": 9, "early_stopping_patience": 2})
     run.kill(after=2 * STEPS + 3)
     assert len(run.train().metrics) == 3
 
 
-def test_a_loss_that_runs_away_is_diagnosed_and_nothing_bad_is_kept(manifest: Manifest, tmp_path: Path):
+def test_a_diverged_loss_raises_with_a_diagnosis_and_saves_nothing(manifest: Manifest, tmp_path: Path):
     run = Run(manifest, tmp_path / "run", optim={"lr": 1e9, "max_grad_norm": 1e9, "warmup_ratio": 0.0})
     with pytest.raises(
-        TrainingError, match=r"epoch 1 the loss is .* on utt.*Learning rate .*e\+08, last gradient norm.* have run away"
+        TrainingError, match=r"epoch 1 the loss is .* on utt.*Learning rate .*e\+08, last gradient norm.* have diverged"
     ):
         run.train()
     assert not run.folders
 
 
-def test_a_batch_that_is_not_a_number_is_named(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_with_nan_is_listed_in_the_error(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     collate = RankDataLoader.collate
 
-    def spoilt(self: RankDataLoader, arrived: Any) -> Any:
-        batch = collate(self, arrived)
-        if 3 in arrived.rows:
+    def collate_with_nan(self: RankDataLoader, raw_batch: Any) -> Any:
+        batch = collate(self, raw_batch)
+        if 3 in raw_batch.rows:
             batch.inputs[0, :] = float("nan")
         return batch
 
-    monkeypatch.setattr(RankDataLoader, "collate", spoilt)
+    monkeypatch.setattr(RankDataLoader, "collate", collate_with_nan)
     run = Run(manifest, tmp_path / "run")
     utterance = manifest.table["utterance"][3].as_py()
-    with pytest.raises(TrainingError, match=rf"{utterance}.*weights are sound, so it comes from this batch"):
+    with pytest.raises(TrainingError, match=rf"{utterance}.*weights are normal, so the cause is this batch"):
         run.train()
 
 
-def test_what_cannot_be_saved_ends_the_run(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(source: Path, location: str) -> Any:
+def test_a_failed_upload_ends_the_run(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(source: Path, location: str) -> Any:
         raise StorageError("no space left")
 
-    monkeypatch.setattr(checkpointing.storage, "upload_folder", full)
+    monkeypatch.setattr(checkpointing.storage, "upload_folder", fail)
     run = Run(manifest, tmp_path / "run")
     with pytest.raises(StorageError, match="rank 0 could not save its state: no space left"):
         run.train()
     assert run.state == RunState()
 
 
-def test_a_line_says_what_an_epoch_cost(whole: Run):
-    line = whole.lines[-1]
-    parts = sum(line[f"seconds_{part}"] for part in ("data", "forward", "backward", "optimizer"))
-    assert 0.5 * line["seconds"] < parts <= line["seconds"]
-    assert line["grad_norm"] > 0 and line["memory_mb"] > 100
+def test_the_metrics_of_an_epoch_include_its_cost(uninterrupted: Run):
+    metrics = uninterrupted.reports[-1]
+    phases = sum(metrics[f"seconds_{phase}"] for phase in ("data", "forward", "backward", "optimizer"))
+    assert 0.5 * metrics["seconds"] < phases <= metrics["seconds"]
+    assert metrics["grad_norm"] > 0 and metrics["memory_mb"] > 100

@@ -1,4 +1,4 @@
-"""What a training step sums: every option of the configuration reaches the loss, and shares add up to their union."""
+"""Test that every loss setting takes effect, and that the losses of shares add up to those of their union."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ B, K, C = 7, 3, 4
 TEACHERS = ("en", "fi", None)
 RANDOM = np.random.default_rng(1)
 LOGITS = torch.from_numpy(2 * RANDOM.normal(size=(B, C))).float()
-WHOLE = TrainBatch(
-    inputs=LOGITS,  # the model of these tests hands them on
+FULL_BATCH = TrainBatch(
+    inputs=LOGITS,  # the model of these tests returns its inputs as logits
     lengths_B=torch.ones(B, dtype=torch.long),
     labels_B=torch.from_numpy(RANDOM.integers(0, C, B)),
     languages=["en", "fi", "fr", "en", "fi", "fr", "en"],
@@ -28,7 +28,9 @@ WHOLE = TrainBatch(
     label_weights_B=torch.from_numpy(RANDOM.uniform(0.5, 2, B)).float(),
 )
 Settings = dict[str, Any]
-CHANGES: list[tuple[Settings, Settings, Settings]] = [  # distillation before, distillation after, labels after
+CHANGES: list[
+    tuple[Settings, Settings, Settings]
+] = [  # (distillation settings before, after the change, label loss settings after)
     *(
         ({}, {"weighting": name}, {})
         for name in ("uniform", "similarity-centered", "language", "confidence", "top1", "rank")
@@ -51,64 +53,68 @@ def forward(inputs: torch.Tensor, *_: torch.Tensor | None) -> ClassifierOutput:
     return ClassifierOutput(inputs)
 
 
-def part(rows: list[int], *, weighted: bool = True) -> TrainBatch:
-    assert WHOLE.teacher_logits_BKC is not None and WHOLE.label_weights_B is not None
+def select_rows(rows: list[int], *, weighted: bool = True) -> TrainBatch:
+    assert FULL_BATCH.teacher_logits_BKC is not None and FULL_BATCH.label_weights_B is not None
     return TrainBatch(
-        WHOLE.inputs[rows],
-        WHOLE.lengths_B[rows],
-        WHOLE.labels_B[rows],
-        [WHOLE.languages[row] for row in rows],
-        WHOLE.teacher_logits_BKC[rows],
-        label_weights_B=WHOLE.label_weights_B[rows] if weighted else None,
+        FULL_BATCH.inputs[rows],
+        FULL_BATCH.lengths_B[rows],
+        FULL_BATCH.labels_B[rows],
+        [FULL_BATCH.languages[row] for row in rows],
+        FULL_BATCH.teacher_logits_BKC[rows],
+        label_weights_B=FULL_BATCH.label_weights_B[rows] if weighted else None,
     )
 
 
-def total(batch: TrainBatch, distill: Settings | None, label: Settings) -> torch.Tensor:
+def loss_sums(batch: TrainBatch, distill: Settings | None, label: Settings) -> torch.Tensor:
     loss = None if distill is None else DistillLossConfig(**distill)
     return compute_losses(forward, batch, Objective(loss, TEACHERS, LabelLossConfig(**label))).to_tensor()
 
 
 @pytest.mark.parametrize(("before", "after", "label"), CHANGES, ids=str)
-def test_every_setting_takes_part_and_shares_add_up(before, after, label):
+def test_every_setting_takes_effect_and_shares_add_up(before, after, label):
     weighted = "class_balance" in label
-    whole = total(part(ROWS, weighted=weighted), after, label)
-    assert (whole - total(part(ROWS, weighted=False), before, {})).abs().max() > 1e-3, "the setting changes nothing"
+    union = loss_sums(select_rows(ROWS, weighted=weighted), after, label)
+    assert (union - loss_sums(select_rows(ROWS, weighted=False), before, {})).abs().max() > 1e-3, (
+        "the setting has no effect"
+    )
     if not after.get("reference_compat"):
-        shares = [total(part(rows, weighted=weighted), after, label) for rows in (ROWS[:2], ROWS[2:3], ROWS[3:])]
-        torch.testing.assert_close(torch.stack(shares).sum(dim=0), whole, atol=1e-5, rtol=0)
+        shares = [
+            loss_sums(select_rows(rows, weighted=weighted), after, label) for rows in (ROWS[:2], ROWS[2:3], ROWS[3:])
+        ]
+        torch.testing.assert_close(torch.stack(shares).sum(dim=0), union, atol=1e-5, rtol=0)
 
 
-def test_fine_tuning_is_cross_entropy_to_the_bit():
-    found = compute_losses(forward, part(ROWS, weighted=False), Objective())
-    assert torch.equal(found.loss, F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))
-    assert not found.kl.any()
+def test_fine_tuning_is_bit_identical_to_cross_entropy():
+    losses = compute_losses(forward, select_rows(ROWS, weighted=False), Objective())
+    assert torch.equal(losses.loss, F.cross_entropy(LOGITS, FULL_BATCH.labels_B, reduction="sum"))
+    assert not losses.kl.any()
 
 
-def test_parts_that_an_objective_has():
+def test_the_loss_names_of_an_objective():
     assert Objective().loss_names == Objective(DistillLossConfig()).loss_names == ("loss", "ce", "kl")
     assert Objective(language_id_loss_weight=0.1).loss_names == ("loss", "ce", "kl", "language")
     assert Objective(DistillLossConfig(weighting="attention"), language_id_loss_weight=0.1).loss_names == LOSS_NAMES
 
 
 @pytest.mark.parametrize("label", [{"class_balance": 0.9}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}], ids=str)
-def test_fine_tuning_and_students_have_the_same_loss_against_labels(label):
-    batch = part(ROWS, weighted="class_balance" in label)
-    loss, ce, *_ = total(batch, None, label)
-    assert loss == ce == pytest.approx(float(total(batch, {"lam": 0.0}, label)[0]), abs=1e-5)
-    assert abs(ce - float(F.cross_entropy(LOGITS, WHOLE.labels_B, reduction="sum"))) > 1e-3
+def test_fine_tuning_and_distillation_have_the_same_label_loss(label):
+    batch = select_rows(ROWS, weighted="class_balance" in label)
+    loss, ce, *_ = loss_sums(batch, None, label)
+    assert loss == ce == pytest.approx(float(loss_sums(batch, {"lam": 0.0}, label)[0]), abs=1e-5)
+    assert abs(ce - float(F.cross_entropy(LOGITS, FULL_BATCH.labels_B, reduction="sum"))) > 1e-3
 
 
-def test_class_balance_without_weights():
-    with pytest.raises(ValueError, match="needs the weights of the utterances' classes, found none"):
-        total(part([0, 1], weighted=False), None, {"class_balance": 1.0})
+def test_class_balance_without_weights_raises():
+    with pytest.raises(ValueError, match="needs class weights, but the batch has no"):
+        loss_sums(select_rows([0, 1], weighted=False), None, {"class_balance": 1.0})
 
 
 @pytest.mark.parametrize("balance", [0.0, 1.0])
-def test_weights_of_classes_go_by_all_of_train_and_not_by_the_batch(balance, tmp_path):
+def test_class_weights_depend_on_all_of_train_and_not_on_the_batch(balance, tmp_path):
     recipe = {"model": {"pretrained": "some/model"}, "label_loss": {"class_balance": balance}}
     content = {"name": "t", "languages": ["en"], "corpora": [{"name": "c", "root": "x"}]}
     config = Experiment.model_validate(content | {"teacher": recipe, "student": recipe})
-    feed = RankDataLoader(
+    loader = RankDataLoader(
         build_run_graph(config).teachers[0],
         config,
         noise.manifest(tmp_path, train=10, dev=4),
@@ -116,8 +122,8 @@ def test_weights_of_classes_go_by_all_of_train_and_not_by_the_batch(balance, tmp
         rank=0,
         world_size=1,
     )
-    rows = np.array([0, 4, 3])  # classes 0, 0 and 3; of the ten in train 3, 3, 2 and 2
-    batch = feed.collate(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
+    rows = np.array([0, 4, 3])  # classes 0, 0 and 3; the ten train rows have 3, 3, 2 and 2 of each class
+    batch = loader.collate(AudioBatch(0, "train", rows, [np.ones(8, dtype=np.float32)] * 3))
     assert batch.labels_B.tolist() == [0, 0, 3]
     if balance:
         assert batch.to(torch.device("cpu"), torch.float32).label_weights_B.tolist() == pytest.approx(
