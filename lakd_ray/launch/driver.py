@@ -1,4 +1,4 @@
-"""The driver of training: starts Ray Train worker groups, hands them runs, and waits until all runs are done.
+"""Start Ray Train worker groups, assign runs to them, and wait until all runs are done.
 
 Starting a worker group takes tens of seconds (processes and imports). So a group trains one run after the other, and
 takes from a queue the next run that can be trained; `train.parallel_runs` groups do so at the same time.

@@ -1,7 +1,7 @@
-"""What the ranks of a worker group do together before a run: agree, compute teacher logits, cache features.
+"""Collective operations of a worker group's ranks before a run: decide, compute teacher logits, cache features.
 
-Each rank takes a share on its own device, so that nothing waits for resources that the group itself holds. All ranks
-must call these functions, in the same order. No Ray.
+Each rank computes its share on its own device, so that no operation waits for resources that the group itself holds.
+All ranks must call these functions, in the same order. No Ray.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from lakd_ray.errors import DataError
 from lakd_ray.inference.batch import run_rank_inference
 from lakd_ray.inference.feature_cache import get_or_compute_features
 
-# Shares differ in length, and Ray Train ends the group when a rank is lost: waiting itself needs no other limit.
+# Shares take different times, and Ray Train ends the group when a rank is lost: waiting needs no other limit.
 _TIMEOUT = timedelta(days=7)
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankGroup:
-    """This process's place among the ranks."""
+    """The ranks of a worker group, from the view of this process."""
 
     rank: int
     world_size: int
@@ -39,14 +39,14 @@ class RankGroup:
         return dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def broadcast_from_rank0(self, decide: Callable[[], T]) -> T:
-        """What the first rank decides, on all ranks."""
-        box: list[T | None] = [decide() if self.rank == 0 else None]
-        dist.broadcast_object_list(box, src=0, group=self._process_group)
-        decided: T = box[0]  # type: ignore[assignment]  # the first rank's
-        return decided
+        """Call `decide` on the first rank, and return its result on all ranks."""
+        results: list[T | None] = [decide() if self.rank == 0 else None]
+        dist.broadcast_object_list(results, src=0, group=self._process_group)
+        result: T = results[0]  # type: ignore[assignment]  # the first rank's
+        return result
 
     def barrier(self) -> None:
-        """Until every rank has come here."""
+        """Wait until every rank has called this."""
         dist.barrier(group=self._process_group)
 
     def compute_logits(
@@ -56,22 +56,31 @@ class RankGroup:
         rows: RowIndices,
         checkpoints: Mapping[str, str | ExternalTeacherConfig],
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Logits of some rows by each model, shape [len(rows), C], on the first rank; nothing elsewhere."""
-        own = not any(isinstance(place, ExternalTeacherConfig) for place in checkpoints.values())
-        source = self.get_or_compute_features(config, manifest, config.teacher.model) if own else None
+        """Compute the logits of the given rows with each model.
+
+        Returns:
+            Logits of shape [len(rows), C] by model on the first rank; an empty dictionary on the others.
+
+        Raises:
+            DataError: the ranks returned a different number of utterances.
+        """
+        has_external = any(isinstance(checkpoint, ExternalTeacherConfig) for checkpoint in checkpoints.values())
+        source = None if has_external else self.get_or_compute_features(config, manifest, config.teacher.model)
         share = run_rank_inference(config, manifest, rows, checkpoints, self.rank, self.world_size, source)
         shares: list[Any] = [None] * self.world_size
         dist.gather_object(share, shares if self.rank == 0 else None, group=self._process_group)
         if self.rank != 0:
             return {}
-        places = np.concatenate([each[0] for each in shares])
-        if not np.array_equal(np.sort(places), np.arange(len(rows))):
-            raise DataError(f"teacher logits: {len(rows)} utterances were asked for, {len(places)} came back")
-        found = {name: np.concatenate([each[1][name] for each in shares]) for name in checkpoints}
-        return {name: logits_RC[np.argsort(places)] for name, logits_RC in found.items()}
+        indices = np.concatenate([rank_indices for rank_indices, _ in shares])
+        if not np.array_equal(np.sort(indices), np.arange(len(rows))):
+            raise DataError(
+                f"teacher logits: expected one result for each of {len(rows)} utterances, got {len(indices)} results"
+            )
+        order = np.argsort(indices)
+        return {name: np.concatenate([logits[name] for _, logits in shares])[order] for name in checkpoints}
 
     def get_or_compute_features(self, config: Experiment, manifest: Manifest, model: ModelConfig) -> ShardSource | None:
-        """As `lakd_ray.inference.feature_cache.cached`, each rank computing some of the shards."""
+        """Run `lakd_ray.inference.feature_cache.get_or_compute_features`; each rank computes some of the shards."""
         source = get_or_compute_features(
             config,
             manifest,

@@ -1,4 +1,4 @@
-"""What every Ray Train worker does: take runs from the queue and train them, one after the other."""
+"""The training loop of a Ray Train worker: takes runs from the queue and trains them, one after the other."""
 
 import os
 import time
@@ -22,33 +22,33 @@ _POLL_INTERVAL_S = 1.0
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """A run, and the experiment with the fold, seed and variant that it belongs to."""
+    """A run, and the experiment with the fold, seed and variant of its cell."""
 
     config: Experiment
     run: Run
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for Ray."""
+        """Convert the task to plain JSON types, for Ray."""
         return {"config": to_dict(self.config), "run": to_dict(self.run)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "TrainingTask":
-        """The inverse of `dump`."""
+        """Create a task from the result of `to_dict`."""
         return cls(Experiment.model_validate(content["config"]), Run.model_validate(content["run"]))
 
     @property
     def is_finished(self) -> bool:
-        """Whether its folder holds a finished run; `records.is_done` tells whether it is this one."""
+        """Whether its folder contains a finished run; `records.is_done` checks that it is this one."""
         record = records.read_record(self.run.folder(self.config))
         return record is not None and record["finished"] is not None
 
 
 def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
-    """Ray Train's training function.
+    """Train the runs that the queue assigns to this worker's group; called by Ray Train on every rank.
 
     Args:
-        content: `queue`, an actor of `lakd_ray.launch.run_queue.RunQueue`; `group`, the worker group's name; `tasks`, all runs
-            that may be in the queue, as `Task.dump` makes them.
+        loop_config: `queue`, an actor of `lakd_ray.launch.run_queue.RunQueue`; `group`, the worker group's name;
+            `tasks`, all runs that may be in the queue, each converted by `TrainingTask.to_dict`.
     """
     import torch  # only workers need it
 
@@ -67,10 +67,10 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
 
 
 def _next_run(queue: Any, group: str) -> str:
-    """The run that this group is to train; empty when there are none left."""
+    """Return the id of the group's next run; empty if none is left."""
     while True:
-        what, run = ray.get(queue.next_run.remote(group))
-        if what != "wait":
+        action, run = ray.get(queue.next_run.remote(group))
+        if action != "wait":
             return str(run)
         time.sleep(_POLL_INTERVAL_S)
 
@@ -84,17 +84,17 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
     config, run = task.config, task.run
     graph = build_run_graph(config)
     manifest = manifests.load_manifest(config)
-    job = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, graph, manifest, run))
+    inputs = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, graph, manifest, run))
     logits = None
     if run.teachers:
         logits = torch.from_numpy(_ensure_teacher_logits(graph, task, tasks, manifest, group))
     source = group.get_or_compute_features(config, manifest, run.recipe.model)
-    feed = RankDataLoader(run, config, manifest, logits, group.rank, group.world_size, source)
+    loader = RankDataLoader(run, config, manifest, logits, group.rank, group.world_size, source)
     train_run(
-        feed,
+        loader,
         run.folder(config),
-        job.fingerprint,
-        list(job.teacher_provenance),
+        inputs.fingerprint,
+        list(inputs.teacher_provenance),
         partial(_report_epoch, queue),
         log=lambda text: queue.publish.remote({"event": "message", "run": run.id, "reason": text}),
         preemption_pending=_preemption_pending,
@@ -104,16 +104,16 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
 def _ensure_teacher_logits(
     graph: RunGraph, task: TrainingTask, tasks: Sequence[TrainingTask], manifest: Manifest, group: Any
 ) -> teacher_logits.Logits:
-    """Kept logits, computed first where they are missing; those of the cell's other runs in the same pass."""
-    asked = group.broadcast_from_rank0(lambda: [other.run for other in _tasks_sharing_teacher_pass(task, tasks)])
+    """Load the teacher logits of a run; missing ones are computed first, in one pass with those of the cell's runs."""
+    runs = group.broadcast_from_rank0(lambda: [other.run for other in _tasks_sharing_teacher_pass(task, tasks)])
     compute = partial(group.compute_logits, graph.config, manifest)
-    teacher_logits.ensure_logits(graph, manifest, asked, compute, group.broadcast_from_rank0)
+    teacher_logits.ensure_logits(graph, manifest, runs, compute, group.broadcast_from_rank0)
     group.barrier()
     return teacher_logits.load_logits(graph, manifest, task.run)
 
 
 def _tasks_sharing_teacher_pass(task: TrainingTask, tasks: Sequence[TrainingTask]) -> list[TrainingTask]:
-    """Runs of the same fold and seed whose teachers are all trained."""
+    """Return the tasks of the same cell whose teachers are all trained."""
     by_id = {other.run.id: other for other in tasks}
     return [
         other
@@ -126,14 +126,14 @@ def _tasks_sharing_teacher_pass(task: TrainingTask, tasks: Sequence[TrainingTask
 
 
 def _preemption_pending() -> bool:
-    """Whether a machine of the group is about to be taken away. All ranks must ask: it is a barrier."""
+    """Return whether a node of the group is about to be preempted. All ranks must call this: it is a barrier."""
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return False
     return ray.train.get_preemption_info() is not None
 
 
 def _report_epoch(queue: Any, epoch_metrics: dict[str, Any]) -> None:
-    """Tell Ray Train, and by the first rank the driver, of an epoch."""
+    """Report an epoch to Ray Train and, on the first rank, to the driver."""
     if queue is not None:
         queue.publish.remote({"event": "epoch", "run": epoch_metrics["run"], "line": epoch_metrics})
     ray.train.report({key: value for key, value in epoch_metrics.items() if isinstance(value, int | float | str)})

@@ -1,4 +1,4 @@
-"""Training runs: the graph of runs, their state on storage, and records of finished work."""
+"""The graph of training runs, their state on storage, and records of finished work."""
 
 from lakd_ray.runs.graph import Run, RunGraph, SpeakerFold, build_run_graph, external_teacher_id
 

@@ -1,7 +1,8 @@
-"""What made an output folder: the configuration, versions and inputs, written beside the output.
+"""Write the configuration, versions and inputs of an output folder to the folder itself.
 
-A folder's record is written twice. `start` writes it before any output, so that a folder cannot be continued under
-another configuration; `finish` writes it again with the outputs' sizes, so that `is_done` can tell whole from half.
+A record is written twice. `mark_started` writes it before any output, so that a folder cannot be continued with a
+different configuration; `mark_finished` writes it again with the names of the outputs, so that `is_done` can
+distinguish complete from incomplete folders.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ _VERSIONED_PACKAGES = ("lakd-ray", "ray", "torch", "torchaudio", "transformers",
 
 
 def digest(value: Any) -> str:
-    """A short stable hash of plain JSON data."""
+    """Return a short stable hash of plain JSON data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -34,16 +35,20 @@ def folder_fingerprint(folder: str) -> str:
 
 
 def read_record(folder: str) -> dict[str, Any] | None:
-    """The record of a folder, or None."""
+    """Read the record of a folder; None if it has no record."""
     location = storage.join(folder, RECORD_FILE)
     return dict(storage.read_json(location)) if storage.exists(location) else None
 
 
 def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the finished outputs of exactly this configuration and these inputs.
+    """Return whether the folder contains the complete outputs of exactly this configuration and these inputs.
+
+    Args:
+        folder: the output folder.
+        fingerprint: configuration and inputs, as plain JSON types.
 
     Raises:
-        StageError: the folder was made by something else; the message names the differences.
+        StageError: the folder belongs to a different configuration; the message lists the differences.
     """
     record = read_record(folder)
     if record is None:
@@ -51,9 +56,9 @@ def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
     differences = find_differences(record["fingerprint"], json.loads(json.dumps(fingerprint)))
     if differences:
         raise StageError(
-            f"{folder} was made by a different configuration:\n  "
+            f"{folder} belongs to a different configuration:\n  "
             + "\n  ".join(differences)
-            + "\nNothing was changed. Choose another `name`, undo the change, or delete that folder to make it anew."
+            + "\nNothing was written. Choose a different `name`, undo the change, or delete that folder to start again."
         )
     return record["finished"] is not None and all(
         storage.exists(storage.join(folder, name)) for name in record["outputs"]
@@ -61,12 +66,19 @@ def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
 
 
 def mark_started(folder: str, fingerprint: Mapping[str, Any]) -> None:
-    """Claim a folder for this configuration; call `is_done` first."""
+    """Reserve a folder for this configuration; call `is_done` first."""
     _write_record(folder, fingerprint, finished=None, outputs=())
 
 
 def mark_finished(folder: str, fingerprint: Mapping[str, Any], outputs: Sequence[str], **notes: Any) -> None:
-    """Declare the folder's outputs (names below it) whole; `notes` are kept in the record and never compared."""
+    """Record that the folder is complete.
+
+    Args:
+        folder: the output folder.
+        fingerprint: configuration and inputs, as plain JSON types.
+        outputs: names of the output files, relative to the folder.
+        notes: further entries of the record, which are never compared.
+    """
     _write_record(folder, fingerprint, datetime.now(UTC).isoformat(timespec="seconds"), outputs, **notes)
 
 
@@ -84,18 +96,18 @@ def _write_record(
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape results."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that influence results."""
+    versions = {"python": platform.python_version()}
     for name in _VERSIONED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions
 
 
 def find_differences(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Lines `dotted.key: found X, now Y` for every difference between two JSON trees."""
+    """Return a line for every difference between two JSON trees, such as `fold: found 0, now 1`."""
     if isinstance(found, dict) and isinstance(expected, dict):
         return [
             line

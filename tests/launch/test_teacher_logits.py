@@ -1,4 +1,4 @@
-"""What a run inherits from the checkpoint it starts from, and whom it asks about which utterance."""
+"""Inputs of a run: provenance of its checkpoints and teachers, and the plan and cache of teacher logits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,32 +51,32 @@ def manifest() -> Manifest:
     )
 
 
-def experiment(tmp_path: Path, heard: set[str]) -> Experiment:
-    """An experiment whose teacher starts from a checkpoint that was trained on some speakers."""
+def experiment(tmp_path: Path, seen: set[str]) -> Experiment:
+    """Return an experiment whose teacher starts from a checkpoint that was trained on the given speakers."""
     model = build_model(ModelConfig(config=ARCHITECTURE, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
     (tmp_path / "scratch").mkdir()
-    card = CheckpointMetadata(
-        "earlier", PAPER_EMOTIONS, ("en",), Provenance(trained_on=DataExposure(frozenset(heard))), {}
+    metadata = CheckpointMetadata(
+        "earlier", PAPER_EMOTIONS, ("en",), Provenance(trained_on=DataExposure(frozenset(seen))), {}
     )
-    save_checkpoint(str(tmp_path / "earlier"), model.network, card, scratch=tmp_path / "scratch")
+    save_checkpoint(str(tmp_path / "earlier"), model.network, metadata, scratch=tmp_path / "scratch")
     recipe = Recipe(model=ModelConfig(pretrained=str(tmp_path / "earlier")))
     corpora = ({"name": "demo", "root": "nowhere"},)
     content = {"name": "x", "storage": str(tmp_path), "languages": ["en"], "corpora": corpora}
     return Experiment.model_validate({**content, "teacher": recipe, "student": recipe})
 
 
-@pytest.mark.parametrize("heard", ["demo:dev", "demo:test"])
-def test_a_checkpoint_that_heard_whom_it_is_judged_on_is_no_start(tmp_path: Path, heard: str) -> None:
-    config = experiment(tmp_path, {heard})
-    with pytest.raises(DataLeakageError, match=heard):
+@pytest.mark.parametrize("speaker", ["demo:dev", "demo:test"])
+def test_an_initial_checkpoint_trained_on_dev_or_test_is_rejected(tmp_path: Path, speaker: str) -> None:
+    config = experiment(tmp_path, {speaker})
+    with pytest.raises(DataLeakageError, match=speaker):
         teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
 
 
-def test_what_the_start_has_heard_is_inherited(tmp_path: Path) -> None:
+def test_provenance_of_the_initial_checkpoint_is_inherited(tmp_path: Path) -> None:
     config = experiment(tmp_path, {"other:someone"})
-    job = teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
-    assert Provenance().inherit(job.teacher_provenance).trained_on.speakers == {"other:someone"}
-    assert str(tmp_path / "earlier") in job.fingerprint["inputs"]
+    inputs = teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
+    assert Provenance().inherit(inputs.teacher_provenance).trained_on.speakers == {"other:someone"}
+    assert str(tmp_path / "earlier") in inputs.fingerprint["inputs"]
 
 
 LANGUAGES = ("en", "fi")
@@ -111,8 +111,8 @@ def distilling(tmp_path: Path, **distill: Any) -> Experiment:
     return Experiment.model_validate({**content, "corpora": corpora, "teacher": recipe, "student": recipe})
 
 
-def heard(manifest: Manifest, run: Run) -> set[int]:
-    """Rows that a teacher is trained on."""
+def seen_rows(manifest: Manifest, run: Run) -> set[int]:
+    """Return the rows that a teacher is trained on."""
     rows = manifest.rows("train", run.languages)
     if run.held_out_fold:
         rows = rows[manifest.speaker_folds(rows, run.held_out_fold.num_folds) != run.held_out_fold.index]
@@ -121,26 +121,27 @@ def heard(manifest: Manifest, run: Run) -> set[int]:
 
 @pytest.mark.parametrize("setup", ["monolingual", "multilingual"])
 @pytest.mark.parametrize("paradigm", ["kd", "mtkd"])
-def test_cross_fitted_teachers_are_asked_about_what_they_have_not_heard(tmp_path, paradigm, setup) -> None:
+def test_cross_fitted_teachers_compute_rows_that_they_have_not_seen(tmp_path, paradigm, setup) -> None:
     config = distilling(tmp_path, paradigms=[paradigm], setups=[setup], **{paradigm: {"cross_fit": 3}})
     data = polyglot()
-    asked = {run.id: run for run in (*build_run_graph(config).teachers, *build_run_graph(config).cross_fitted)}
-    for run in build_run_graph(config).students:
-        questions = teacher_logits.plan_teacher_queries(build_run_graph(config), data, run)
-        for place in range(len(run.teachers)):
-            rows = np.concatenate([question.rows for question in questions if question.teacher_index == place])
+    graph = build_run_graph(config)
+    teachers = {run.id: run for run in (*graph.teachers, *graph.cross_fitted)}
+    for run in graph.students:
+        queries = teacher_logits.plan_teacher_queries(graph, data, run)
+        for index in range(len(run.teachers)):
+            rows = np.concatenate([query.rows for query in queries if query.teacher_index == index])
             assert sorted(rows) == data.rows("train", run.languages).tolist()
-        for question in questions:
-            assert not heard(data, asked[question.model_id]) & set(question.rows.tolist())
+        for query in queries:
+            assert not seen_rows(data, teachers[query.model_id]) & set(query.rows.tolist())
 
 
-def test_without_cross_fitting_every_teacher_is_asked_about_everything(tmp_path) -> None:
+def test_without_cross_fitting_every_teacher_computes_all_rows(tmp_path) -> None:
     config, data = distilling(tmp_path, paradigms=["mtkd"]), polyglot()
-    questions = teacher_logits.plan_teacher_queries(build_run_graph(config), data, build_run_graph(config).students[0])
-    assert [question.rows.tolist() for question in questions] == [data.rows("train").tolist()] * 2
+    queries = teacher_logits.plan_teacher_queries(build_run_graph(config), data, build_run_graph(config).students[0])
+    assert [query.rows.tolist() for query in queries] == [data.rows("train").tolist()] * 2
 
 
-def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
+def test_too_few_speakers_for_cross_fitting_are_rejected(tmp_path) -> None:
     config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
     with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 folds"):
         teacher_logits.plan_teacher_queries(build_run_graph(config), polyglot(), build_run_graph(config).students[0])
@@ -148,19 +149,19 @@ def test_too_few_speakers_for_the_parts_are_refused(tmp_path) -> None:
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch) -> Experiment:
-    """Teachers that are trained, as far as their folders tell."""
+    """An experiment whose teachers have the folders of finished runs."""
     config = distilling(tmp_path, paradigms=["kd", "mtkd"], mtkd={"weighting": "confidence", "cross_fit": 2})
     for run in build_run_graph(config).all_runs:
         if run.stage == "teachers":
-            (tmp_path / "one").mkdir(exist_ok=True)
-            (tmp_path / "one" / "weights").write_text(run.id)
-            storage.write_checksummed_folder(tmp_path / "one", storage.join(run.folder(config), "best-0001"))
+            (tmp_path / "checkpoint").mkdir(exist_ok=True)
+            (tmp_path / "checkpoint" / "weights").write_text(run.id)
+            storage.write_checksummed_folder(tmp_path / "checkpoint", storage.join(run.folder(config), "best-0001"))
             RunState(ResumePoint(1), metrics=({"dev_UR": 0.5, "dev_ce": 1.0},)).write(run.folder(config))
             record.mark_finished(run.folder(config), {}, [])
     return config
 
 
-def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None:
+def test_a_teacher_computes_each_row_once(trained: Experiment) -> None:
     data, passes = polyglot(), []
 
     def compute(rows: Any, checkpoints: Mapping[str, str]) -> dict[str, Any]:
@@ -171,24 +172,24 @@ def test_a_teacher_is_asked_about_an_utterance_once(trained: Experiment) -> None
         }
 
     students = build_run_graph(trained).students
-    kd, many = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
+    kd, mtkd_run = (next(run for run in students if run.paradigm == paradigm) for paradigm in ("kd", "mtkd"))
     teacher_logits.ensure_logits(build_run_graph(trained), data, [kd], compute)
     assert passes == [(24, ["teacher-all-f0-s42"])]
-    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, many], compute)
-    asked = [(count, name) for count, names in passes[1:] for name in names]
-    assert sum(count for count, _ in asked) == 2 * 24  # two teachers about every row
-    assert {name for _, name in asked} == set(many.dependencies)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, mtkd_run], compute)
+    computed = [(count, name) for count, names in passes[1:] for name in names]
+    assert sum(count for count, _ in computed) == 2 * 24  # two teachers for every row
+    assert {name for _, name in computed} == set(mtkd_run.dependencies)
     before = len(passes)
-    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, many], compute)
+    teacher_logits.ensure_logits(build_run_graph(trained), data, [kd, mtkd_run], compute)
     assert len(passes) == before
-    found_NKC = teacher_logits.load_logits(build_run_graph(trained), data, many)
+    logits_NKC = teacher_logits.load_logits(build_run_graph(trained), data, mtkd_run)
     train = data.rows("train")
-    assert found_NKC.shape == (32, 2, 4)
-    assert (found_NKC[train, :, 0] == train[:, None]).all()
-    assert np.isnan(found_NKC[data.rows("test")]).all()
+    assert logits_NKC.shape == (32, 2, 4)
+    assert (logits_NKC[train, :, 0] == train[:, None]).all()
+    assert np.isnan(logits_NKC[data.rows("test")]).all()
 
 
-def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained: Experiment, tmp_path: Path) -> None:
+def test_cached_logits_of_a_different_checkpoint_or_recording_are_not_used(trained: Experiment, tmp_path: Path) -> None:
     data = polyglot()
     (kd, *_) = [run for run in build_run_graph(trained).students if run.paradigm == "kd"]
 
@@ -196,31 +197,31 @@ def test_logits_of_another_checkpoint_or_another_recording_are_not_taken(trained
         return {name: np.zeros((len(rows), 4), dtype=np.float32) for name in checkpoints}
 
     teacher_logits.ensure_logits(build_run_graph(trained), data, [kd], compute)
-    others = data.table.set_column(1, "audio_sha256", pa.array([f"{row}" for row in range(32)]))
+    changed = data.table.set_column(1, "audio_sha256", pa.array([f"{row}" for row in range(32)]))
     with pytest.raises(StageError, match="24 of 24 logits of teacher-all-f0-s42 are not in"):
-        teacher_logits.load_logits(build_run_graph(trained), replace(data, table=others), kd)
-    (tmp_path / "one" / "weights").write_text("trained anew")
+        teacher_logits.load_logits(build_run_graph(trained), replace(data, table=changed), kd)
+    (tmp_path / "checkpoint" / "weights").write_text("trained again")
     storage.write_checksummed_folder(
-        tmp_path / "one", storage.join(build_run_graph(trained).teachers[-1].folder(trained), "best-0001")
+        tmp_path / "checkpoint", storage.join(build_run_graph(trained).teachers[-1].folder(trained), "best-0001")
     )
     with pytest.raises(StageError, match="24 of 24"):
         teacher_logits.load_logits(build_run_graph(trained), data, kd)
 
 
-def bring(config: Experiment, **teacher: Any) -> Experiment:
-    one = ExternalTeacherConfig.model_validate(
+def with_external_teacher(config: Experiment, **teacher: Any) -> Experiment:
+    external = ExternalTeacherConfig.model_validate(
         {"name": "theirs", "checkpoint": "some/hub-model", "language": "fi"} | teacher
     )
-    return config.model_copy(update={"distill": config.distill.model_copy(update={"external_teachers": (one,)})})
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"external_teachers": (external,)})})
 
 
 @pytest.fixture
-def carded(trained: Experiment) -> Experiment:
-    """Trained teachers that have heard nobody, as their cards say."""
-    card = CheckpointMetadata("a teacher", PAPER_EMOTIONS, ("en",), Provenance(), {})
+def with_metadata(trained: Experiment) -> Experiment:
+    """Trained teachers whose metadata list no training data."""
+    metadata = CheckpointMetadata("a teacher", PAPER_EMOTIONS, ("en",), Provenance(), {})
     for run in build_run_graph(trained).all_runs:
         if run.stage == "teachers":
-            storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), card.to_json())
+            storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), metadata.to_json())
     return trained
 
 
@@ -228,38 +229,40 @@ def mtkd(config: Experiment) -> Run:
     return next(run for run in build_run_graph(config).students if run.paradigm == "mtkd")
 
 
-def test_a_teacher_from_elsewhere_is_asked_about_everything_and_needs_no_training(trained: Experiment) -> None:
-    config, data = bring(trained, trained_on=[]), polyglot()
+def test_an_external_teacher_computes_all_rows_and_is_no_dependency(trained: Experiment) -> None:
+    config, data = with_external_teacher(trained, trained_on=[]), polyglot()
     run = mtkd(config)
     assert run.teachers[-1] == "external-theirs" and run.teacher_languages == ("en", "fi", "fi")
     assert "external-theirs" not in run.dependencies
-    questions = [
-        question
-        for question in teacher_logits.plan_teacher_queries(build_run_graph(config), data, run)
-        if question.teacher_index == 2
+    queries = [
+        query
+        for query in teacher_logits.plan_teacher_queries(build_run_graph(config), data, run)
+        if query.teacher_index == 2
     ]
-    assert [(question.model_id, question.rows.tolist()) for question in questions] == [
+    assert [(query.model_id, query.rows.tolist()) for query in queries] == [
         ("external-theirs", data.rows("train").tolist())
     ]
 
 
-@pytest.mark.parametrize(("heard", "known"), [([], True), (None, False)])
-def test_what_a_teacher_from_elsewhere_has_heard_is_declared_or_unknown(carded: Experiment, heard, known) -> None:
-    config = bring(carded, trained_on=heard)
-    job = teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
-    assert Provenance().inherit(job.teacher_provenance).unknown == (frozenset() if known else {"theirs"})
-    assert "external-theirs" in job.fingerprint["inputs"]
+@pytest.mark.parametrize(("trained_on", "known"), [([], True), (None, False)])
+def test_provenance_of_an_external_teacher_is_declared_or_unknown(with_metadata: Experiment, trained_on, known) -> None:
+    config = with_external_teacher(with_metadata, trained_on=trained_on)
+    inputs = teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
+    assert Provenance().inherit(inputs.teacher_provenance).unknown == (frozenset() if known else {"theirs"})
+    assert "external-theirs" in inputs.fingerprint["inputs"]
 
 
 @pytest.mark.parametrize(
-    ("heard", "message"),
+    ("trained_on", "message"),
     [
         (["fi-7"], "external-theirs was trained on data of the test split of this fold: fi-7"),
         (["c"], "external-theirs was trained on"),
-        (["nobody"], r"said to have heard nobody, which is neither a corpus \(c\)"),
+        (["unknown"], r"`trained_on` lists unknown, which is neither a corpus \(c\)"),
     ],
 )
-def test_a_teacher_that_has_heard_test_speakers_is_refused(carded: Experiment, heard, message) -> None:
-    config = bring(carded, trained_on=heard)
+def test_an_external_teacher_trained_on_test_speakers_is_rejected(
+    with_metadata: Experiment, trained_on, message
+) -> None:
+    config = with_external_teacher(with_metadata, trained_on=trained_on)
     with pytest.raises((DataLeakageError, ConfigError), match=message):
         teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))

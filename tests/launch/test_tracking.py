@@ -1,4 +1,4 @@
-"""Trackers are told every epoch once, whatever was interrupted; what fails in one stays there."""
+"""Trackers receive every epoch once across interruptions; a failing tracker affects neither training nor others."""
 
 import struct
 import threading
@@ -25,15 +25,15 @@ EN, FI = "teacher-en-f0-s42", "teacher-fi-f0-s42"
 Points = dict[str, list[tuple[int, float]]]
 
 
-def experiment(where: str, **tracked: Any) -> Experiment:
+def experiment(storage_root: str, **tracked: Any) -> Experiment:
     recipe = {"model": {"pretrained": "some/model"}}
     split = {"scheme": "speaker-groups", "groups": [["anna"], ["berta"]]}
     corpus = {"name": "one", "root": "/home/carla", "emotion_map": {"Freude!": "happiness"}, "split": split}
-    brought = [{"name": "other", "checkpoint": "hub/name", "trained_on": ["one:dora"]}]
+    external = [{"name": "other", "checkpoint": "hub/name", "trained_on": ["one:dora"]}]
     return Experiment.model_validate(
         {
-            "name": "watched", "storage": where, "languages": ["en", "fi"], "corpora": [corpus], "teacher": recipe,
-            "student": recipe, "distill": {"external_teachers": brought}, "tracking": tracked,
+            "name": "watched", "storage": storage_root, "languages": ["en", "fi"], "corpora": [corpus],
+            "teacher": recipe, "student": recipe, "distill": {"external_teachers": external}, "tracking": tracked,
         }
     )  # fmt: skip
 
@@ -42,7 +42,7 @@ def tasks_of(config: Experiment) -> dict[str, TrainingTask]:
     return {run.id: TrainingTask(config, run) for run in build_run_graph(config).evaluated}
 
 
-def line(epoch: int, run: str = EN) -> dict[str, Any]:
+def metrics_of(epoch: int, run: str = EN) -> dict[str, Any]:
     recall = {"en": 0.25 * epoch, "fi": 0.5}
     return {
         "run": run, "epoch": epoch, "epochs": 4, "loss": 1 / epoch, "ce": 0.5, "lr": 0.125, "dev_UR": 0.25 * epoch,
@@ -52,24 +52,24 @@ def line(epoch: int, run: str = EN) -> dict[str, Any]:
 
 
 def event(epoch: int, run: str = EN) -> dict[str, Any]:
-    return {"event": "epoch", "run": run, "line": line(epoch, run)}
+    return {"event": "epoch", "run": run, "line": metrics_of(epoch, run)}
 
 
 def finished(run: str = EN) -> dict[str, Any]:
     return {"event": "finished", "run": run, "group": "teachers"}
 
 
-def trained(task: TrainingTask, epochs: int) -> None:
-    """Leave a run's folder as its worker has by then."""
+def save_state(task: TrainingTask, epochs: int) -> None:
+    """Write the state of a run as its worker does after some epochs."""
     folder = task.run.folder(task.config)
-    RunState(metrics=tuple(line(epoch, task.run.id) for epoch in range(1, epochs + 1))).write(folder)
+    RunState(metrics=tuple(metrics_of(epoch, task.run.id) for epoch in range(1, epochs + 1))).write(folder)
 
 
 def points(location: str) -> Points:
-    """What TensorBoard reads from a run's folder, not knowing of our restarts: any epoch that is twice shows."""
+    """Read a run's event files as TensorBoard does, without knowledge of restarts: a repeated epoch shows."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found: Points = {}
+    read: Points = {}
     for file in sorted(info.location for info in storage.list_files(location)):
         content = storage.read_bytes(file)
         while content:
@@ -77,30 +77,30 @@ def points(location: str) -> Points:
             record = Event.FromString(content[12 : 12 + size])
             content = content[16 + size :]
             for value in record.summary.value:
-                found.setdefault(value.tag, []).append((record.step, value.simple_value))
-    return found
+                read.setdefault(value.tag, []).append((record.step, value.simple_value))
+    return read
 
 
-class Fake:
-    """Remembers what it was told, and fails at an epoch."""
+class FakeTracker:
+    """Records its calls, and fails at a given epoch."""
 
     name = "Fake"
 
-    def __init__(self, *, fails_at: int = 0, holds: int = 0) -> None:
-        self.fails_at, self.holds = fails_at, holds
-        self.told: list[tuple[str, str | int]] = []
+    def __init__(self, *, fails_at: int = 0, last_epoch: int = 0) -> None:
+        self.fails_at, self.last_epoch = fails_at, last_epoch
+        self.calls: list[tuple[str, str | int]] = []
 
     def start_run(self, config: Experiment, run: Run) -> int:
-        self.told.append((run.id, "open"))
-        return self.holds
+        self.calls.append((run.id, "open"))
+        return self.last_epoch
 
-    def log_epoch(self, run: str, line: Any) -> None:
-        if line["epoch"] == self.fails_at:
+    def log_epoch(self, run: str, metrics: Any) -> None:
+        if metrics["epoch"] == self.fails_at:
             raise OSError(28, "No space left on device")
-        self.told.append((run, line["epoch"]))
+        self.calls.append((run, metrics["epoch"]))
 
-    def end_run(self, run: str, outcome: RunStatus) -> None:
-        self.told.append((run, outcome))
+    def end_run(self, run: str, status: RunStatus) -> None:
+        self.calls.append((run, status))
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def tasks(config: Experiment) -> dict[str, TrainingTask]:
     return tasks_of(config)
 
 
-def test_numbers_are_grouped_and_the_rest_is_left_alone():
+def test_numbers_are_grouped_and_other_values_are_omitted():
     extra = {"grad_norm": 3, "memory_mb": None, "steps": 7, "note": "x", "flag": True, "other_one": 2, "dev_seconds": 1}
-    assert flatten_metrics(line(2) | extra) == {
+    assert flatten_metrics(metrics_of(2) | extra) == {
         "loss/total": 0.5, "loss/ce": 0.5, "dev/UR": 0.5, "dev/UR/en": 0.5, "dev/UR/fi": 0.5, "dev/ce": 1.0,
         "optim/lr": 0.125,
         "optim/grad_norm": 3.0, "optim/steps": 7.0, "speed/audio_seconds_per_second": 64.0, "data/padding": 0.0625,
@@ -123,128 +123,133 @@ def test_numbers_are_grouped_and_the_rest_is_left_alone():
     }  # fmt: skip
 
 
-def test_settings_name_neither_speakers_nor_places(tasks):
+def test_hyperparameters_contain_neither_speakers_nor_locations(tasks):
     for task in tasks.values():
-        told = hyperparameters(task.config, task.run)
-        assert not [name for name in ("anna", "berta", "carla", "dora") if name in str(told)]
-        assert (told["corpora.one.split.groups"], told["student.optim.betas"]) == (2, "0.9, 0.999")
-        assert (told["fold"], told["distill.external_teachers.0.name"], told["variant"]) == (0, "other", "null")
+        settings = hyperparameters(task.config, task.run)
+        assert not [name for name in ("anna", "berta", "carla", "dora") if name in str(settings)]
+        assert (settings["corpora.one.split.groups"], settings["student.optim.betas"]) == (2, "0.9, 0.999")
+        assert (settings["fold"], settings["distill.external_teachers.0.name"], settings["variant"]) == (
+            0,
+            "other",
+            "null",
+        )
     assert run_tags(task.config, task.run)["paradigm"] == "mtkd"
 
 
-@pytest.mark.parametrize("place", ["disk", "bucket"])
-def test_event_files(place, tmp_path, request):
-    where = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
-    config = experiment(where)
-    with track_runs(build_trackers(config), tasks_of(config)) as tell:
+@pytest.mark.parametrize("backend", ["disk", "bucket"])
+def test_event_files(backend, tmp_path, request):
+    root = str(tmp_path) if backend == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    config = experiment(root)
+    with track_runs(build_trackers(config), tasks_of(config)) as track:
         for epoch in (1, 2):
-            tell({"event": "started", "run": EN, "group": "teachers"})
-            tell(event(epoch, EN))
-            tell(event(epoch, FI))
-        tell(finished(EN))
+            track({"event": "started", "run": EN, "group": "teachers"})
+            track(event(epoch, EN))
+            track(event(epoch, FI))
+        track(finished(EN))
     for run in (EN, FI):
-        found = points(f"{where}/watched/tensorboard/{run}")
-        assert found["dev/UR/en"] == [(1, 0.25), (2, 0.5)]
-        assert found["loss/total"] == [(1, 1.0), (2, 0.5)]
-        assert found.keys() == flatten_metrics(line(1)).keys()
-    assert not (tmp_path / "watched").exists() or place == "disk"
+        read = points(f"{root}/watched/tensorboard/{run}")
+        assert read["dev/UR/en"] == [(1, 0.25), (2, 0.5)]
+        assert read["loss/total"] == [(1, 1.0), (2, 0.5)]
+        assert read.keys() == flatten_metrics(metrics_of(1)).keys()
+    assert not (tmp_path / "watched").exists() or backend == "disk"
 
 
-def test_an_epoch_lies_there_before_the_run_ends(config, tasks):
-    with track_runs(build_trackers(config), tasks) as tell:
-        tell(event(1))
+def test_an_epoch_is_written_before_the_run_ends(config, tasks):
+    with track_runs(build_trackers(config), tasks) as track:
+        track(event(1))
         deadline = time.monotonic() + 10
         while not points(f"{config.folder}/tensorboard/{EN}") and time.monotonic() < deadline:
             time.sleep(0.02)
         assert points(f"{config.folder}/tensorboard/{EN}")["dev/UR"] == [(1, 0.25)]
 
 
-def test_no_epoch_is_there_twice_after_an_interruption(config, tasks):
-    with track_runs(build_trackers(config), tasks) as tell:
+def test_no_epoch_is_repeated_after_an_interruption(config, tasks):
+    with track_runs(build_trackers(config), tasks) as track:
         for epoch in (1, 2, 3):
-            tell(event(epoch))
-    trained(tasks[EN], 2)  # the state of the third is lost, and it is trained again
-    with track_runs(build_trackers(config), tasks) as tell:
+            track(event(epoch))
+    save_state(tasks[EN], 2)  # the state of the third is lost, and it is trained again
+    with track_runs(build_trackers(config), tasks) as track:
         for epoch in (3, 3, 4):
-            tell(event(epoch))
-        tell(finished())
+            track(event(epoch))
+        track(finished())
     assert points(f"{config.folder}/tensorboard/{EN}")["dev/UR"] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
 
 
-def test_what_nobody_was_there_to_tell_is_made_up_for(tasks):
-    trained(tasks[EN], 3)
-    fakes = [Fake(), Fake(holds=1), Fake(holds=3)]
-    with track_runs(fakes, tasks) as tell:
-        tell(event(4))
-        tell(finished())
-    assert [fake.told[1:-1] for fake in fakes] == [[(EN, epoch) for epoch in range(first, 5)] for first in (1, 2, 4)]
+def test_missed_epochs_are_taken_from_the_saved_metrics(tasks):
+    save_state(tasks[EN], 3)
+    trackers = [FakeTracker(), FakeTracker(last_epoch=1), FakeTracker(last_epoch=3)]
+    with track_runs(trackers, tasks) as track:
+        track(event(4))
+        track(finished())
+    assert [tracker.calls[1:-1] for tracker in trackers] == [
+        [(EN, epoch) for epoch in range(first, 5)] for first in (1, 2, 4)
+    ]
 
 
-def test_how_runs_end(tasks):
-    fake = Fake()
-    with track_runs([fake], tasks) as tell:
-        tell({"event": "lost", "run": "teachers", "reason": "the node went"})
-        tell(event(1, EN))
-        tell(event(1, FI))
-        tell({"event": "failed", "run": EN, "reason": "the loss is nan"})
-        tell({"event": "failed", "run": "mtkd-multilingual-f0-s42", "reason": f"needs {EN}, which failed"})
-    assert fake.told == [(EN, "open"), (EN, 1), (FI, "open"), (FI, 1), (EN, "failed"), (FI, "interrupted")]
+def test_status_at_the_end_of_runs(tasks):
+    tracker = FakeTracker()
+    with track_runs([tracker], tasks) as track:
+        track({"event": "lost", "run": "teachers", "reason": "the node was shut down"})
+        track(event(1, EN))
+        track(event(1, FI))
+        track({"event": "failed", "run": EN, "reason": "the loss is nan"})
+        track({"event": "failed", "run": "mtkd-multilingual-f0-s42", "reason": f"needs {EN}, which failed"})
+    assert tracker.calls == [(EN, "open"), (EN, 1), (FI, "open"), (FI, 1), (EN, "failed"), (FI, "interrupted")]
 
 
-def test_runs_that_are_not_trained_leave_nothing(config, tasks):
-    with track_runs(build_trackers(config), tasks) as tell:
-        tell(finished())
+def test_runs_without_training_write_no_files(config, tasks):
+    with track_runs(build_trackers(config), tasks) as track:
+        track(finished())
     assert not Path(config.folder).exists()
     assert build_trackers(experiment(config.storage, tensorboard=False)) == []
 
 
-def test_one_that_fails_is_left_out_and_says_so_once(tasks, capsys):
-    good, bad = Fake(), Fake(fails_at=2)
-    with track_runs([bad, good], tasks) as tell:
+def test_a_failing_tracker_is_disabled_with_one_warning(tasks, caplog):
+    good, bad = FakeTracker(), FakeTracker(fails_at=2)
+    with track_runs([bad, good], tasks) as track:
         for epoch in (1, 2, 3, 4):
-            tell(event(epoch))
-        tell(finished())
-    assert bad.told == [(EN, "open"), (EN, 1), (EN, "interrupted")]
-    assert [what for _, what in good.told] == ["open", 1, 2, 3, 4, "finished"]
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert "Fake is left out from here on" in said[0]
-    assert "No space left" in said[0]
+            track(event(epoch))
+        track(finished())
+    assert bad.calls == [(EN, "open"), (EN, 1), (EN, "interrupted")]
+    assert [call for _, call in good.calls] == ["open", 1, 2, 3, 4, "finished"]
+    (warning,) = caplog.messages
+    assert "Fake is disabled" in warning
+    assert "No space left" in warning
 
 
-def test_a_full_disk_is_told_and_nothing_else_happens(config, tasks, capsys):
+def test_a_full_disk_disables_the_tracker_only(config, tasks, caplog):
     Path(config.folder).parent.mkdir(exist_ok=True)
     Path(config.folder).write_text("a file where a folder should be")
-    with track_runs(build_trackers(config), tasks) as tell:
-        tell(event(1))
-    assert "TensorBoard is left out from here on" in capsys.readouterr().out
+    with track_runs(build_trackers(config), tasks) as track:
+        track(event(1))
+    assert "TensorBoard is disabled" in caplog.text
 
 
-def test_one_that_hangs_is_not_waited_for_long(tasks, monkeypatch, capsys):
+def test_a_tracker_that_hangs_delays_the_end_briefly(tasks, monkeypatch, caplog):
     monkeypatch.setattr(manager, "_CLOSE_TIMEOUT_S", 0.2)
-    released, good = threading.Event(), Fake()
+    released, good = threading.Event(), FakeTracker()
 
-    class Hangs(Fake):
+    class Hangs(FakeTracker):
         def start_run(self, config: Experiment, run: Run) -> int:
             released.wait(20)
             return 0
 
     started = time.monotonic()
     try:
-        with track_runs([Hangs(), good], tasks) as tell:
-            tell(event(1))
+        with track_runs([Hangs(), good], tasks) as track:
+            track(event(1))
         assert time.monotonic() - started < 5
     finally:
         released.set()
-    assert [what for _, what in good.told] == ["open", 1, "interrupted"]
-    assert "it has not taken everything" in capsys.readouterr().out
+    assert [call for _, call in good.calls] == ["open", 1, "interrupted"]
+    assert "it has not handled all events" in caplog.text
     for thread in threading.enumerate():
         if thread.name.startswith("track"):
             thread.join(20)
 
 
 @pytest.mark.parametrize(("name", "content"), [("mlflow", {"uri": "https://host:5000"}), ("wandb", {})])
-def test_what_is_not_installed_is_refused_at_once(name, content, tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_before_training(name, content, tmp_path, monkeypatch):
     monkeypatch.setattr(manager, "_is_installed", lambda _: False)
     with pytest.raises(ConfigError, match=rf"`tracking\.{name}` is set, .* install lakd-ray\[{name}\]"):
         build_trackers(experiment(str(tmp_path), **{name: content}))
@@ -252,88 +257,88 @@ def test_what_is_not_installed_is_refused_at_once(name, content, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("uri", "refusal"),
+    ("uri", "message"),
     [
         ("mlruns", "expected a server"),
         ("sqlite:///here.db", "absolute path"),
         ("https://anna:secret@host", "MLFLOW_TRACKING_PASSWORD"),
     ],
 )
-def test_places_that_mlflow_is_not_to_write_to(uri, refusal, tmp_path):
-    with pytest.raises(ValidationError, match=refusal):
+def test_invalid_mlflow_servers_are_rejected(uri, message, tmp_path):
+    with pytest.raises(ValidationError, match=message):
         experiment(str(tmp_path), mlflow={"uri": uri})
     experiment(str(tmp_path), mlflow={"uri": "sqlite:////data/mlflow.db"})
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A home of its own: both packages write there."""
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A temporary home directory: both packages write to it."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     yield
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("own_home")
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow(tmp_path, capsys):
+def test_mlflow(tmp_path, caplog):
     client_of = pytest.importorskip("mlflow.tracking", reason="the mlflow extra is not installed").MlflowClient
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = experiment(str(tmp_path), tensorboard=False, mlflow={"uri": uri})
     tasks = tasks_of(config)
     for first in (1, 3):
-        with track_runs(build_trackers(config), tasks) as tell:
+        with track_runs(build_trackers(config), tasks) as track:
             for epoch in (first, first + 1):
-                tell(event(epoch))
-        trained(tasks[EN], 2)
-    assert "left out" not in capsys.readouterr().out
+                track(event(epoch))
+        save_state(tasks[EN], 2)
+    assert "disabled" not in caplog.text
     client = client_of(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("watched").experiment_id])
     history = client.get_metric_history(run.info.run_id, "dev/UR/en")
-    assert [(one.step, one.value) for one in history] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
     assert (run.info.run_name, run.info.status) == (EN, "KILLED")
     assert run.data.params["teacher.model.pretrained"] == "some/model"
     assert run_tags(config, tasks[EN].run).items() <= run.data.tags.items()
 
 
-@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.usefixtures("own_home")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("place", ["disk", "bucket"])
-def test_weights_and_biases_offline(place, tmp_path, capsys, request):
+@pytest.mark.parametrize("backend", ["disk", "bucket"])
+def test_weights_and_biases_offline(backend, tmp_path, caplog, request):
     pytest.importorskip("wandb", reason="the wandb extra is not installed")
-    where = str(tmp_path) if place == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
-    config = experiment(where, tensorboard=False, wandb={})
+    root = str(tmp_path) if backend == "disk" else f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    config = experiment(root, tensorboard=False, wandb={})
     tasks = tasks_of(config)
     for first in (1, 3):
-        with track_runs(build_trackers(config), tasks) as tell:
+        with track_runs(build_trackers(config), tasks) as track:
             for run in (EN, FI):
-                tell(event(first, run))
-                tell(event(first + 1, run))
-            tell(finished())
+                track(event(first, run))
+                track(event(first + 1, run))
+            track(finished())
         for run in (EN, FI):
-            trained(tasks[run], 2)
-    assert "left out" not in capsys.readouterr().out
+            save_state(tasks[run], 2)
+    assert "disabled" not in caplog.text
     for run in (EN, FI):
-        files = [info.location for info in storage.list_files(f"{where}/watched/wandb/{run}")]
+        files = [info.location for info in storage.list_files(f"{root}/watched/wandb/{run}")]
         (file,) = [file for file in files if file.endswith(".wandb") and "latest-run" not in file]
         assert wandb_history(storage.read_bytes(file)) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
 
 
 def wandb_history(content: bytes) -> list[tuple[int, float]]:
-    """Steps and `dev/UR` of a file that `wandb sync` would send: LevelDB's log format after a head of 7 bytes."""
+    """Read steps and `dev/UR` from a file for `wandb sync`: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    position, whole, found = 7, b"", []
+    position, payload, history = 7, b"", []
     while position + 7 <= len(content):
-        if 32768 - position % 32768 < 7:  # the rest of a block, too short for a record's head
+        if 32768 - position % 32768 < 7:  # the rest of a block, too short for a record's header
             position += 32768 - position % 32768
             continue
         size, kind = struct.unpack_from("<HB", content, position + 4)
-        whole += content[position + 7 : position + 7 + size]
+        payload += content[position + 7 : position + 7 + size]
         position += 7 + size
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record, whole = Record.FromString(whole), b""
+        if kind in (1, 4):  # a complete record, or the last part of one
+            record, payload = Record.FromString(payload), b""
             values = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
             if "dev/UR" in values:
-                found.append((record.history.step.num, float(values["dev/UR"])))
-    return found
+                history.append((record.history.step.num, float(values["dev/UR"])))
+    return history

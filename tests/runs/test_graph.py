@@ -1,4 +1,4 @@
-"""Which runs an experiment consists of."""
+"""The runs of an experiment, their ids, dependencies and folders."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_teachers():
     ]
 
 
-def test_students_of_another_recipe():
+def test_students_with_a_different_recipe():
     config = experiment(same_recipe=False, setups=["monolingual", "multilingual"])
     runs = {run.id: run for run in build_run_graph(config).students}
     assert list(runs) == [
@@ -99,18 +99,18 @@ def paper(fold: int, **distill: Any) -> Experiment:
     return Experiment.model_validate(to_dict(experiment(**distill)) | {"fold": fold, "corpora": corpora})
 
 
-def test_what_a_fold_repeats_is_one_run():
+def test_a_repeated_fold_shares_its_runs():
     assert [run.id for run in build_run_graph(paper(7)).teachers] == [
         "teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5", "teacher-all-f7-s5",
     ]  # fmt: skip
     students = {run.id: run for run in build_run_graph(paper(7, setups=["monolingual", "multilingual"])).students}
     assert "mtkd-en-f7-s5" in students  # its teachers of other languages are this fold's
     assert students["mtkd-en-f7-s5"].teachers == ("teacher-en-f2-s5", "teacher-fi-f7-s5", "teacher-fr-f1-s5")
-    of_all = {run.id for fold in range(9) for run in build_run_graph(paper(fold)).teachers}
-    assert len(of_all) == 5 + 9 + 3 + 9
+    teachers = {run.id for fold in range(9) for run in build_run_graph(paper(fold)).teachers}
+    assert len(teachers) == 5 + 9 + 3 + 9
 
 
-def test_folds_that_only_the_data_tell_are_not_taken_for_each_other():
+def test_folds_whose_number_depends_on_the_data_have_different_runs():
     content = to_dict(experiment())
     content["corpora"][0]["split"]["scheme"] = "leave-one-speaker-out"
     runs = [build_run_graph(Experiment.model_validate(content | {"fold": fold})).teachers[0].id for fold in (0, 4, 8)]
@@ -132,7 +132,7 @@ def test_cross_fitted_teachers():
     assert build_run_graph(experiment()).cross_fitted == ()
 
 
-def test_a_variant_is_in_the_names_of_students_alone():
+def test_only_students_have_a_variant_in_their_ids():
     config = experiment(paradigms=["mtkd"]).model_copy(update={"variant": "half"})
     assert [run.id for run in build_run_graph(config).students] == ["mtkd-multilingual-half-f2-s5"]
     assert build_run_graph(config).teachers == build_run_graph(experiment(paradigms=["mtkd"])).teachers

@@ -1,4 +1,4 @@
-"""Folders say what made them, and are not continued by something else."""
+"""Records of folders: a folder is not continued with a different configuration."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from lakd_ray import storage
 from lakd_ray.errors import StageError, StorageError
 from lakd_ray.runs import record as records
 
-MADE_BY = {"stage": "prepare", "languages": ("en", "fi"), "audio": {"max_seconds": 20.0, "min_seconds": 0.1}}
+FINGERPRINT = {"stage": "prepare", "languages": ("en", "fi"), "audio": {"max_seconds": 20.0, "min_seconds": 0.1}}
 
 
 @pytest.fixture
@@ -16,31 +16,31 @@ def folder(tmp_path):
 
 def test_from_start_to_finish(folder):
     assert records.read_record(folder) is None
-    assert not records.is_done(folder, MADE_BY)
-    records.mark_started(folder, MADE_BY)
-    assert not records.is_done(folder, MADE_BY)
+    assert not records.is_done(folder, FINGERPRINT)
+    records.mark_started(folder, FINGERPRINT)
+    assert not records.is_done(folder, FINGERPRINT)
     assert records.read_record(folder)["finished"] is None
     storage.write_bytes(f"{folder}/below/out.bin", b"1")
-    records.mark_finished(folder, MADE_BY, ["below/out.bin"])
-    assert records.is_done(folder, MADE_BY)
+    records.mark_finished(folder, FINGERPRINT, ["below/out.bin"])
+    assert records.is_done(folder, FINGERPRINT)
     record = records.read_record(folder)
     assert record["outputs"] == ["below/out.bin"]
     assert record["versions"]["ray"][0].isdigit()
 
 
-def test_lost_output_is_not_done(folder):
+def test_a_folder_with_a_missing_output_is_not_done(folder):
     storage.write_bytes(f"{folder}/a", b"")
-    records.mark_finished(folder, MADE_BY, ["a", "b"])
-    assert not records.is_done(folder, MADE_BY)
+    records.mark_finished(folder, FINGERPRINT, ["a", "b"])
+    assert not records.is_done(folder, FINGERPRINT)
     storage.write_bytes(f"{folder}/b", b"")
-    assert records.is_done(folder, MADE_BY)
+    assert records.is_done(folder, FINGERPRINT)
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_configuration_is_refused(folder, finished):
-    (records.mark_finished if finished else lambda *made: records.mark_started(*made[:2]))(folder, MADE_BY, [])
+def test_a_different_configuration_is_rejected(folder, finished):
+    (records.mark_finished if finished else lambda *args: records.mark_started(*args[:2]))(folder, FINGERPRINT, [])
     before = storage.read_bytes(f"{folder}/{records.RECORD_FILE}")
-    other = {**MADE_BY, "audio": {"max_seconds": 10.0, "min_seconds": 0.1}, "new": 1}
+    other = {**FINGERPRINT, "audio": {"max_seconds": 10.0, "min_seconds": 0.1}, "new": 1}
     with pytest.raises(StageError) as caught:
         records.is_done(folder, other)
     message = str(caught.value)
@@ -51,7 +51,7 @@ def test_another_configuration_is_refused(folder, finished):
     assert storage.read_bytes(f"{folder}/{records.RECORD_FILE}") == before
 
 
-def test_compare():
+def test_differences():
     assert records.find_differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
     assert records.find_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: found 2, now 3"]
     assert records.find_differences({"a": {"b": 1}}, {"a": 1}) == ['a: found {"b": 1}, now 1']
@@ -65,7 +65,7 @@ def test_digest():
     assert len({records.digest(value) for value in values}) == len(values)
 
 
-def test_damaged_record(folder):
+def test_corrupted_record(folder):
     storage.write_bytes(f"{folder}/{records.RECORD_FILE}", b"{")
     with pytest.raises(StorageError, match="damaged"):
-        records.is_done(folder, MADE_BY)
+        records.is_done(folder, FINGERPRINT)

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what makes a run another one."""
+"""The state of a run in its folder, and the fingerprint of its inputs."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def epoch(UR: float, ce: float = 1.0) -> dict[str, Any]:
     return {"dev_UR": UR, "dev_ce": ce}
 
 
-def test_a_new_run_has_a_fresh_state(tmp_path):
+def test_a_new_run_has_an_empty_state(tmp_path):
     state = RunState.read(str(tmp_path / "nothing"))
     assert state == RunState() and (state.best_checkpoint_name, state.best_dev_score, state.latest) == (
         None,
@@ -48,33 +48,33 @@ def test_state_round_trip(tmp_path):
     before = ResumePoint(1, 6, "resume-0001-00006", 2)
     state = RunState(ResumePoint(2, 0, "resume-0002", 2), (before,), (epoch(0.5, 1.25), epoch(0.4)))
     state.write(str(tmp_path))
-    found = RunState.read(str(tmp_path))
-    assert found == state
-    assert (found.best_checkpoint_name, found.best_dev_score) == ("best-0001", (0.5, -1.25))
-    assert found.best_dev_score < (0.5, -1.2)  # comparable with a new epoch's
+    read = RunState.read(str(tmp_path))
+    assert read == state
+    assert (read.best_checkpoint_name, read.best_dev_score) == ("best-0001", (0.5, -1.25))
+    assert read.best_dev_score < (0.5, -1.2)  # comparable with a new epoch's
     assert (tmp_path / METRICS_FILE).read_text().count("\n") == 2
 
 
-def test_epochs_are_ranked_by_recall_then_loss_and_the_earlier_of_two_alike_is_better():
+def test_epochs_are_ranked_by_recall_then_loss_then_order():
     state = RunState(metrics=(epoch(0.5, 1.0), epoch(0.6, 2.0), epoch(0.6, 1.5), epoch(0.6, 1.5)))
     assert state.best_checkpoints(3) == ["best-0003", "best-0004", "best-0002"]
     assert state.best_checkpoints(3, epochs=2) == ["best-0002", "best-0001"]
     assert (state.best_checkpoint_name, state.epochs_since_best, RunState().epochs_since_best) == ("best-0003", 1, 0)
 
 
-def test_positions_that_are_kept():
-    """As many as asked for, and always one that another number of workers can go on from."""
+def test_stored_resume_points():
+    """The given number, and always one from which a different number of workers can resume."""
     state = RunState()
     names = []
     for number, (done, cursor) in enumerate([(0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (1, 12), (2, 0)]):
-        line = epoch(0.5 + 0.1 * done) if cursor == 0 else None
-        state = state.advance(ResumePoint(done, cursor, f"p{number}"), line, keep_resume_states=2)
-        names.append([position.resume_folder for position in (state.latest, *state.previous)])
+        metrics = epoch(0.5 + 0.1 * done) if cursor == 0 else None
+        state = state.advance(ResumePoint(done, cursor, f"p{number}"), metrics, keep_resume_states=2)
+        names.append([point.resume_folder for point in (state.latest, *state.previous)])
     expected = ["p0", "p1 p0", "p2 p1", "p3 p2", "p4 p3 p2", "p5 p4 p2", "p6 p5"]
-    assert [" ".join(map(str, each)) for each in names] == expected
+    assert [" ".join(map(str, folders)) for folders in names] == expected
 
 
-def test_the_state_before_knows_nothing_of_what_came_after():
+def test_rollback_restores_the_previous_state():
     first = RunState().advance(ResumePoint(1, 0, "one"), epoch(0.6), keep_resume_states=2)
     second = first.advance(ResumePoint(2, 0, "two"), epoch(0.9), keep_resume_states=2)
     assert second.rollback() == first and first.rollback() == RunState()
@@ -105,7 +105,7 @@ def test_best_checkpoint_of_a_finished_run(tmp_path):
         find_best_checkpoint(run, config)
 
 
-def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
+def fingerprint(config: Experiment, run: Run | None = None, **inputs: str) -> str:
     run = run or next(run for run in build_run_graph(config).students if run.paradigm == "mtkd")
     return record.digest(fingerprint_inputs(run, config, {"prepare": "p", **inputs}))
 
@@ -115,7 +115,7 @@ def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
     [
         {"seed": 1},
         {"fold": 1},
-        {"student": {"model": {"pretrained": "another"}}},
+        {"student": {"model": {"pretrained": "different"}}},
         {"distill": {"mtkd": {"lam": 0.5}}},
         {"batch": {"max_utterances": 3}},
         {"train": {"zero_stage": 2}},
@@ -124,8 +124,8 @@ def made(config: Experiment, run: Run | None = None, **inputs: str) -> str:
         {"corpora": [{"name": "c", "root": "x", "split": {"folds": 5}}]},
     ],
 )
-def test_what_shapes_weights_makes_another_run(change):
-    assert made(experiment(**change)) != made(experiment())
+def test_settings_that_affect_weights_change_the_fingerprint(change):
+    assert fingerprint(experiment(**change)) != fingerprint(experiment())
 
 
 @pytest.mark.parametrize(
@@ -141,18 +141,18 @@ def test_what_shapes_weights_makes_another_run(change):
                 "gradient_checkpointing": True,
             }
         },
-        {"train": {"workers": 2}},  # it goes on, and says so
+        {"train": {"workers": 2}},  # a run may resume with a different number
         {"serve": {"port": 0}},
         {"tune": {"trials": 1}},
         {"stages": ["distill"]},
     ],
 )
-def test_what_does_not_shape_weights_leaves_the_run_the_same(change):
-    assert made(experiment(**change)) == made(experiment())
+def test_settings_that_do_not_affect_weights_keep_the_fingerprint(change):
+    assert fingerprint(experiment(**change)) == fingerprint(experiment())
 
 
-def test_inputs_make_another_run_and_names_do_not():
+def test_inputs_change_the_fingerprint_and_names_do_not():
     config = experiment()
     run = build_run_graph(config).students[0]
-    assert made(config, teacher="one") != made(config, teacher="two")
-    assert made(config, run) == made(config, run.model_copy(update={"id": "elsewhere", "stage": "tune"}))
+    assert fingerprint(config, teacher="one") != fingerprint(config, teacher="two")
+    assert fingerprint(config, run) == fingerprint(config, run.model_copy(update={"id": "renamed", "stage": "tune"}))

@@ -1,4 +1,4 @@
-"""Experiment trackers: MLflow, TensorBoard, and Weights & Biases.
+"""Log training runs to experiment trackers: MLflow, TensorBoard, and Weights & Biases.
 
 `track_runs` passes the events of training to the trackers of the configuration, which `build_trackers` returns.
 `base.Tracker` is the interface of a tracker; `mlflow`, `tensorboard` and `wandb` implement it.

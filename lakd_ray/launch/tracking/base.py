@@ -1,4 +1,4 @@
-"""What a tracker is, and what all of them send: numbers of an epoch, settings of a run. Never audio, never speakers."""
+"""The tracker interface, and the content that trackers send: metrics and hyperparameters, never audio or speakers."""
 
 import json
 import tempfile
@@ -37,30 +37,30 @@ _METRIC_TAGS = {
     "seconds_left": "time/left",
 }
 _EXCLUDED_SECTIONS = ("storage", "stages", "grid", "tune", "serve", "tracking", "cluster")
-_PRIVATE_CORPUS_KEYS = ("root", "options")  # of a corpus: they can name people, and folders of machines
+_PRIVATE_CORPUS_KEYS = ("root", "options")  # of a corpus: they may contain names of persons and folders
 
 
 class Tracker(Protocol):
-    """Somebody who is told of runs. Any error means that it is told no more; each is called by one thread only."""
+    """Receives the epochs of runs. It is called by one thread only; after any error it is not called again."""
 
     name: str
 
     def start_run(self, config: Experiment, run: Run) -> int:
-        """Take a run up, perhaps one that goes on; returns the last epoch that is known of it already, 0 for none."""
+        """Start or resume a run; return the last epoch that the tracker already has, 0 if it has none."""
         ...
 
     def log_epoch(self, run: str, epoch_metrics: EpochMetrics) -> None:
-        """An epoch of a run that is open; each is told once, in order."""
+        """Log the metrics of an epoch of a started run; called once per epoch, in order."""
         ...
 
     def end_run(self, run: str, status: RunStatus) -> None:
-        """The end of a run that is open, for now at least."""
+        """End a started run; it may be started again later."""
         ...
 
 
 def flatten_metrics(epoch_metrics: EpochMetrics) -> dict[str, float]:
-    """All numbers of a line, grouped: `dev/UR/fi`. What is not known here goes to `other/`."""
-    found: dict[str, float] = {}
+    """Return all numbers of an epoch by grouped names such as `dev/UR/fi`; unknown names get the prefix `other/`."""
+    metrics: dict[str, float] = {}
     for key, value in epoch_metrics.items():
         if key in ("epoch", "epochs"):
             continue
@@ -68,18 +68,17 @@ def flatten_metrics(epoch_metrics: EpochMetrics) -> dict[str, float]:
         numbers = (
             {f"{tag}/{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {tag: value}
         )
-        found |= {name: float(number) for name, number in numbers.items() if _is_number(number)}
-    return found
+        metrics |= {name: float(number) for name, number in numbers.items() if _is_number(number)}
+    return metrics
 
 
 def hyperparameters(config: Experiment, run: Run) -> dict[str, Scalar]:
-    """What shapes a run, by dotted keys; without the names of speakers and the places of audio."""
+    """Return the settings of a run by dotted keys, without names of speakers and locations of audio."""
     tree = {key: value for key, value in to_dict(config).items() if key not in _EXCLUDED_SECTIONS}
     for corpus in tree["corpora"]:
         corpus["split"]["groups"] = len(corpus["split"]["groups"])
-        corpus["emotion_map"] = json.dumps(
-            corpus["emotion_map"]
-        )  # keys as a corpus has them, which not everybody takes
+        # as one string: its keys are a corpus's own labels, with characters that some trackers reject
+        corpus["emotion_map"] = json.dumps(corpus["emotion_map"])
     tree["corpora"] = {
         corpus["name"]: {key: value for key, value in corpus.items() if key not in _PRIVATE_CORPUS_KEYS}
         for corpus in tree["corpora"]
@@ -90,7 +89,7 @@ def hyperparameters(config: Experiment, run: Run) -> dict[str, Scalar]:
 
 
 def run_tags(config: Experiment, run: Run) -> dict[str, str]:
-    """What runs are grouped and sorted by."""
+    """Return the tags by which runs can be grouped and sorted."""
     return {
         "experiment": config.name,
         "fold": str(run.fold),
@@ -123,7 +122,7 @@ def _flatten(value: Any, key: str = "") -> dict[str, Scalar]:
 
 
 class StagingDir:
-    """A folder on this machine's disk, emptied first, whose files end up at a location: there at once, or copied."""
+    """A local folder, initially empty, whose files are stored at a location: the folder itself, or one in a bucket."""
 
     def __init__(self, location: str) -> None:
         storage.delete(location)
@@ -133,12 +132,12 @@ class StagingDir:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def upload(self) -> None:
-        """Copy what is there by now to a bucket. The files are small: nothing is gained by sending parts."""
+        """Copy all files to the bucket, if the location is in one. The files are small enough to copy all each time."""
         if self._temporary is not None:
             storage.upload_folder(self.path, self._location)
 
     def close(self) -> None:
-        """Push for the last time."""
+        """Upload the files for the last time and delete the temporary folder."""
         try:
             self.upload()
         finally:

@@ -1,10 +1,11 @@
-"""Tells trackers (TensorBoard, MLflow, Weights & Biases) of every epoch, beside training and never in its way.
+"""Pass every epoch to the trackers (TensorBoard, MLflow, Weights & Biases) without delaying training.
 
-Each tracker has a thread of its own, which alone calls it. One that fails is left out from then on, which is said once;
-one that hangs is waited for at the end, but not for long. What a tracker has missed of a run that goes on, since it or
-the driver was away, it is told from the run's metrics.
+Each tracker has a thread of its own, the only one that calls it. A tracker that fails is disabled with one warning; the
+end of training waits at most `_CLOSE_TIMEOUT_S` for a tracker that hangs. Epochs that a tracker has missed, because it
+or the driver was down, are taken from the run's metrics.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -22,66 +23,69 @@ from lakd_ray.launch.tracking.wandb import WandbTracker
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs.state import RunState
 
+logger = logging.getLogger(__name__)
+
 _CLOSE_TIMEOUT_S = 30.0
 _PACKAGES = {"mlflow": ("mlflow-skinny", "mlflow"), "wandb": ("wandb",)}
 
 
 def check_tracker_packages(config: Experiment) -> None:
-    """See that what the configured trackers need is installed.
+    """Check that the packages of the configured trackers are installed.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: a package is missing.
     """
     for name, packages in _PACKAGES.items():
         if getattr(config.tracking, name) is not None and not any(map(_is_installed, packages)):
             raise ConfigError(
-                f"`tracking.{name}` is set, but {name} is not installed where this runs: install lakd-ray[{name}], or "
+                f"`tracking.{name}` is set, but {name} is not installed here: install lakd-ray[{name}], or "
                 f"set tracking.{name}: null"
             )
 
 
 def build_trackers(config: Experiment) -> list[Tracker]:
-    """The configured trackers. They load and reach what they need when the first run is opened.
+    """Create the trackers of the configuration. They load their package and connect when the first run starts.
 
     Raises:
-        ConfigError: one is not installed.
+        ConfigError: a package is missing.
     """
     check_tracker_packages(config)
-    found: list[Tracker] = [TensorBoardTracker()] if config.tracking.tensorboard else []
+    trackers: list[Tracker] = [TensorBoardTracker()] if config.tracking.tensorboard else []
     if config.tracking.mlflow is not None:
-        found.append(MlflowTracker(config.tracking.mlflow))
+        trackers.append(MlflowTracker(config.tracking.mlflow))
     if config.tracking.wandb is not None:
-        found.append(WandbTracker(config.tracking.wandb))
-    return found
+        trackers.append(WandbTracker(config.tracking.wandb))
+    return trackers
 
 
 @contextmanager
 def track_runs(
     trackers: Sequence[Tracker], tasks: Mapping[str, TrainingTask]
 ) -> Iterator[Callable[[TrainingEvent], None]]:
-    """Pass events on to trackers until the block ends: yields the function that takes an event, which never waits.
+    """Pass events to trackers until the block ends; yields the function that accepts an event and never blocks.
 
     Args:
+        trackers: the trackers.
         tasks: the runs that are trained, by id.
     """
-    followers = [_TrackerThread(tracker, tasks) for tracker in trackers]
+    threads = [_TrackerThread(tracker, tasks) for tracker in trackers]
 
-    def tell(event: TrainingEvent) -> None:
-        for follower in followers:
-            follower.put(event)
+    def track(event: TrainingEvent) -> None:
+        for thread in threads:
+            thread.put(event)
 
     try:
-        yield tell
+        yield track
     finally:
-        for follower in followers:
-            follower.put(None)
+        for thread in threads:
+            thread.put(None)
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        for follower in followers:
-            follower.join(deadline)
+        for thread in threads:
+            thread.join(deadline)
 
 
 class _TrackerThread:
-    """One tracker's thread, the events that it has still to take, and what it knows of each open run."""
+    """One tracker's thread, its queue of events, and the last epoch of each started run."""
 
     def __init__(self, tracker: Tracker, tasks: Mapping[str, TrainingTask]) -> None:
         self._tracker, self._tasks = tracker, tasks
@@ -92,15 +96,15 @@ class _TrackerThread:
         self._thread.start()
 
     def put(self, event: TrainingEvent | None) -> None:
-        """Something has happened; None: nothing more will."""
+        """Add an event to the queue; None ends the thread."""
         if not self._disabled:
             self._events.put(event)
 
     def join(self, deadline: float) -> None:
-        """Until all is taken, or it is too late; the thread of one that hangs ends with the process."""
+        """Wait until all events are handled or the deadline has passed; a thread that hangs ends with the process."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._disable(f"it has not taken everything {_CLOSE_TIMEOUT_S:.0f} s after the end of training")
+            self._disable(f"it has not handled all events {_CLOSE_TIMEOUT_S:.0f} s after the end of training")
 
     def _run(self) -> None:
         try:
@@ -108,7 +112,7 @@ class _TrackerThread:
                 self._handle(event)
             for run in list(self._last_epochs):
                 self._end_run(run, "interrupted")
-        except Exception as error:  # noqa: BLE001 -- whatever it is, training goes on
+        except Exception as error:  # noqa: BLE001 -- no tracker error may end training
             self._disable(f"{type(error).__name__}: {error}")
             for run in list(self._last_epochs):
                 with suppress(Exception):
@@ -118,33 +122,27 @@ class _TrackerThread:
         if self._disabled:
             return
         self._disabled = True
-        print(
-            f"warning: {self._tracker.name} is left out from here on, training goes on without it ({reason[:300]})",
-            flush=True,
-        )
+        logger.warning(f"{self._tracker.name} is disabled, training continues without it ({reason[:300]})")
 
     def _handle(self, event: TrainingEvent) -> None:
         kind, run = event["event"], event["run"]
         if kind == "epoch":
             if run not in self._last_epochs:
                 self._last_epochs[run] = self._tracker.start_run(self._tasks[run].config, self._tasks[run].run)
-            for line in [*self._backfill(run, event["line"]), event["line"]]:
-                if line["epoch"] > self._last_epochs[run]:  # an epoch is trained again where its state was lost
-                    self._tracker.log_epoch(run, line)
-                    self._last_epochs[run] = line["epoch"]
+            for metrics in [*self._backfill(run, event["line"]), event["line"]]:
+                if metrics["epoch"] > self._last_epochs[run]:  # an epoch whose state was lost is trained again
+                    self._tracker.log_epoch(run, metrics)
+                    self._last_epochs[run] = metrics["epoch"]
         elif kind in ("finished", "failed") and run in self._last_epochs:
             self._end_run(run, kind)
 
     def _backfill(self, run: str, epoch_metrics: EpochMetrics) -> list[EpochMetrics]:
-        """Epochs between the last one that the tracker has and this one."""
+        """Return the epochs between the last one that the tracker has and this one."""
         if epoch_metrics["epoch"] <= self._last_epochs[run] + 1:
             return []
         task = self._tasks[run]
-        return [
-            known
-            for known in RunState.read(task.run.folder(task.config)).metrics
-            if known["epoch"] < epoch_metrics["epoch"]
-        ]
+        saved = RunState.read(task.run.folder(task.config)).metrics
+        return [metrics for metrics in saved if metrics["epoch"] < epoch_metrics["epoch"]]
 
     def _end_run(self, run: str, status: RunStatus) -> None:
         del self._last_epochs[run]
@@ -152,7 +150,7 @@ class _TrackerThread:
 
 
 def _is_installed(package: str) -> bool:
-    """Not by looking for a module: the folder `wandb`, which it leaves behind, would be one."""
+    """Look up the distribution, not the module: the folder `wandb` that runs leave behind would count as one."""
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:

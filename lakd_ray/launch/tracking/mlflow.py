@@ -1,7 +1,7 @@
-"""MLflow: a run there for each run here, on the server that the experiment names.
+"""Log training runs to MLflow: one MLflow run for each training run, on the server that the experiment names.
 
-Which run it is there stands in `mlflow.json` in the run's folder: a run that goes on is continued, one that is made
-anew is another one.
+The id of the MLflow run is stored in `mlflow.json` in the run's folder. A training run that resumes continues its
+MLflow run; a training run that starts again after its folder was deleted gets a new one.
 """
 
 import logging
@@ -19,16 +19,16 @@ RUN_ID_FILE = "mlflow.json"
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # who trains on what is not for others
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # what is trained here is private
 }
 _STATUS: dict[RunStatus, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_MAX_PARAM_LENGTH = 500  # letters of a setting
+_MAX_PARAM_LENGTH = 500  # characters of a setting
 _PARAMS_PER_CALL = 100  # settings in one call
-_PROGRESS_METRIC = "dev/UR"  # a number that every epoch has
+_PROGRESS_METRIC = "dev/UR"  # a metric of every epoch
 
 
 class MlflowTracker:
-    """Tells an MLflow server."""
+    """Logs runs to an MLflow server."""
 
     name = "MLflow"
 
@@ -38,24 +38,23 @@ class MlflowTracker:
         self._client: Any = None
 
     def start_run(self, config: Experiment, run: Run) -> int:
-        """Go on with a run there, or make one."""
+        """Resume the MLflow run of a training run, or create one."""
         self._client = self._client or _build_client(self._config.uri)
         experiment = self._config.experiment or config.name
-        known, identity = (
-            storage.join(run.folder(config), RUN_ID_FILE),
-            {"uri": self._config.uri, "experiment": experiment},
-        )
-        found = storage.read_json(known) if storage.exists(known) else {}
-        if {key: found.get(key) for key in identity} == identity and self._is_active(found["run"]):
-            self._run_ids[run.id] = found["run"]
-            self._client.update_run(found["run"], status="RUNNING")
-            return max((old.step for old in self._client.get_metric_history(found["run"], _PROGRESS_METRIC)), default=0)
+        run_id_file = storage.join(run.folder(config), RUN_ID_FILE)
+        server = {"uri": self._config.uri, "experiment": experiment}
+        stored = storage.read_json(run_id_file) if storage.exists(run_id_file) else {}
+        if {key: stored.get(key) for key in server} == server and self._is_active(stored["run"]):
+            self._run_ids[run.id] = stored["run"]
+            self._client.update_run(stored["run"], status="RUNNING")
+            history = self._client.get_metric_history(stored["run"], _PROGRESS_METRIC)
+            return max((metric.step for metric in history), default=0)
         self._run_ids[run.id] = self._create_run(experiment, config, run)
-        storage.write_json(known, {**identity, "run": self._run_ids[run.id]})
+        storage.write_json(run_id_file, {**server, "run": self._run_ids[run.id]})
         return 0
 
     def log_epoch(self, run: str, epoch_metrics: EpochMetrics) -> None:
-        """Send an epoch."""
+        """Send the metrics of an epoch to the server."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -65,11 +64,11 @@ class MlflowTracker:
         self._client.log_batch(self._run_ids[run], metrics=numbers)
 
     def end_run(self, run: str, status: RunStatus) -> None:
-        """Say how it ended."""
+        """Set the final status of the MLflow run."""
         self._client.set_terminated(self._run_ids.pop(run), _STATUS[status])
 
     def _is_active(self, run: str) -> bool:
-        """Whether the server has the run still."""
+        """Return whether the server still has the run."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -83,19 +82,19 @@ class MlflowTracker:
     def _create_run(self, experiment: str, config: Experiment, run: Run) -> str:
         from mlflow.entities import Param
 
-        found = self._client.get_experiment_by_name(experiment)
-        where = found.experiment_id if found else self._client.create_experiment(experiment)
-        made: str = self._client.create_run(where, tags=run_tags(config, run), run_name=run.id).info.run_id
+        existing = self._client.get_experiment_by_name(experiment)
+        experiment_id = existing.experiment_id if existing else self._client.create_experiment(experiment)
+        run_id: str = self._client.create_run(experiment_id, tags=run_tags(config, run), run_name=run.id).info.run_id
         params = [Param(key, str(value)[:_MAX_PARAM_LENGTH]) for key, value in hyperparameters(config, run).items()]
         for first in range(0, len(params), _PARAMS_PER_CALL):
-            self._client.log_batch(made, params=params[first : first + _PARAMS_PER_CALL])
-        return made
+            self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+        return run_id
 
 
 def _build_client(uri: str) -> Any:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from mlflow.tracking import MlflowClient  # takes seconds to load, and asks the environment
+    from mlflow.tracking import MlflowClient  # takes seconds to load, and reads the environment
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

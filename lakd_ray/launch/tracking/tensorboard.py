@@ -1,4 +1,4 @@
-"""TensorBoard: one event file for each run, in the experiment's storage."""
+"""Log training runs to TensorBoard: one event file for each run, in the experiment's storage."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class TensorBoardTracker:
-    """Writes events by tensorboardX's own writer, without its thread: a full disk is told to who writes."""
+    """Writes event files with tensorboardX, without its writer thread, so that a full disk raises in the caller."""
 
     name = "TensorBoard"
 
@@ -20,20 +20,20 @@ class TensorBoardTracker:
         self._open_runs: dict[str, tuple[StagingDir, Any]] = {}
 
     def start_run(self, config: Experiment, run: Run) -> int:
-        """Start a run's file anew: it holds nothing that the run's metrics do not, so none of its epochs is twice."""
-        from tensorboardX.event_file_writer import EventsWriter  # loaded by who trains
+        """Start an empty file for a run. All epochs are written again from the run's metrics, each once."""
+        from tensorboardX.event_file_writer import EventsWriter  # only training needs it
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         folder = StagingDir(storage.join(config.folder, TENSORBOARD_FOLDER, run.id))
         writer = EventsWriter(str(folder.path / "events"))
-        # a TensorBoard that is watching drops what it has read of the file before
+        # a running TensorBoard discards what it has read of the previous file
         start = SessionLog(status=SessionLog.START)
         writer.write_event(Event(wall_time=time.time(), step=1, session_log=start))
         self._open_runs[run.id] = folder, writer
         return 0
 
     def log_epoch(self, run: str, epoch_metrics: EpochMetrics) -> None:
-        """Write an epoch, and see that it lies where people look."""
+        """Write the metrics of an epoch and upload the file."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -44,7 +44,7 @@ class TensorBoardTracker:
         folder.upload()
 
     def end_run(self, run: str, status: RunStatus) -> None:
-        """Close the file."""
+        """Close the event file and upload it for the last time."""
         folder, writer = self._open_runs.pop(run)
         try:
             writer.close()

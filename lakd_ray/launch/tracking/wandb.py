@@ -1,6 +1,7 @@
-"""Weights & Biases: a run there for each run here, sent at once or written to the storage to be sent later.
+"""Log training runs to Weights & Biases: one W&B run for each training run, sent directly or stored for `wandb sync`.
 
-Its id stands in `wandb.json` in the run's folder: a run that goes on is continued, one that is made anew is another.
+The id of the W&B run is stored in `wandb.json` in the run's folder. A training run that resumes continues its W&B run;
+a training run that starts again after its folder was deleted gets a new one.
 """
 
 import uuid
@@ -25,7 +26,7 @@ _TIMEOUT_S = 20.0
 
 
 class WandbTracker:
-    """Tells Weights & Biases."""
+    """Logs runs to Weights & Biases."""
 
     name = "Weights & Biases"
 
@@ -35,14 +36,14 @@ class WandbTracker:
         self._ended_folders: list[StagingDir] = []
 
     def start_run(self, config: Experiment, run: Run) -> int:
-        """Go on with a run there, or make one. What is written offline is written anew, whole."""
+        """Resume the W&B run of a training run, or create one. Offline files are written again completely."""
         import wandb  # takes seconds to load
 
         online = self._config.mode == "online"
         if online and not wandb.login(prompt=False):
-            raise ConfigError("found no key: set WANDB_API_KEY where the driver runs, or tracking.wandb.mode: offline")
+            raise ConfigError("no API key: set WANDB_API_KEY where the driver runs, or tracking.wandb.mode: offline")
         folder = StagingDir(storage.join(config.folder, WANDB_FOLDER, run.id))
-        theirs = wandb.init(
+        wandb_run = wandb.init(
             entity=self._config.entity,
             project=self._config.project,
             group=config.name,
@@ -53,33 +54,33 @@ class WandbTracker:
             dir=str(folder.path),
             mode=self._config.mode,
             resume="allow" if online else None,
-            reinit="create_new",  # several runs train side by side
+            reinit="create_new",  # several runs train in parallel
             settings=_wandb_settings(),
         )
-        self._open_runs[run.id] = folder, theirs
-        return max(0, int(theirs.starting_step) - 1)
+        self._open_runs[run.id] = folder, wandb_run
+        return max(0, int(wandb_run.starting_step) - 1)
 
     def log_epoch(self, run: str, epoch_metrics: EpochMetrics) -> None:
-        """Hand an epoch over."""
-        _, theirs = self._open_runs[run]
-        theirs.log(flatten_metrics(epoch_metrics), step=epoch_metrics["epoch"])
+        """Log the metrics of an epoch."""
+        _, wandb_run = self._open_runs[run]
+        wandb_run.log(flatten_metrics(epoch_metrics), step=epoch_metrics["epoch"])
 
     def end_run(self, run: str, status: RunStatus) -> None:
-        """Say how it ended, and send what is left to be sent."""
-        folder, theirs = self._open_runs.pop(run)
+        """End the W&B run and send its remaining data."""
+        folder, wandb_run = self._open_runs.pop(run)
         self._ended_folders.append(folder)
         try:
-            theirs.finish(exit_code=int(status != "finished"))
+            wandb_run.finish(exit_code=int(status != "finished"))
         finally:
             if not self._open_runs:
                 self._close_ended_folders()
 
     def _close_ended_folders(self) -> None:
-        """Close the folders of runs that have ended; `finish` comes back while their files are still being written."""
+        """Close the folders of ended runs; `finish` returns while their files are still being written."""
         import wandb
 
         try:
-            wandb.teardown()  # waits for all that is being written, and so only when no run is open
+            wandb.teardown()  # waits for all writers, therefore only when no run is open
         finally:
             while self._ended_folders:
                 self._ended_folders.pop().close()
@@ -92,7 +93,7 @@ def _get_or_create_run_id(run_id_file: str) -> str:
 
 
 def _wandb_settings() -> Any:
-    """With deadlines, and without what is not about the run: this process's output, code, machine and its load."""
+    """Return settings with deadlines, and without data on this process: its output, code, machine and load."""
     import wandb
 
     return wandb.Settings(
