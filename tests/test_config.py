@@ -379,6 +379,11 @@ def test_every_error_is_listed(small, tmp_path):
     assert "`train.workers`" in both
 
 
+def test_an_invalid_list_item_has_one_error_line(small):
+    assert error_of(small, "corpora.0.split.folds=1", "corpora.1.split.folds=1").count("\n") == 2
+    assert "at least 1 item" in error_of(small, "corpora=[]")
+
+
 def test_overrides(small):
     changed = load_config(
         small,

@@ -257,7 +257,11 @@ def _format_lines(source: str, lines: Sequence[str]) -> str:
 def _error_lines(error: ValidationError) -> list[str]:
     """Return pydantic's errors as lines that name keys as the file has them."""
     lines = []
-    for finding in error.errors():
+    findings = error.errors()
+    parents = {finding["loc"][:-1] for finding in findings}
+    for finding in findings:
+        if finding["type"] == "too_short" and finding["loc"] in {loc[: len(finding["loc"])] for loc in parents}:
+            continue  # pydantic counts the valid items only, and the invalid ones have a line each
         location = tuple(part for part in finding["loc"] if part != "[key]")
         key = ".".join(str(part) for part in location) or "the experiment"
         if finding["type"] == "extra_forbidden":

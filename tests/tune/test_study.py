@@ -171,12 +171,12 @@ def test_importance_finds_what_matters(tmp_path: Path):
     ("tune", "message"),
     [
         ({"space": {"train.workers": {"choices": [1, 2]}}}, "expected keys below student"),
-        ({"space": {"student.optim.epochs": {"low": 1, "high": 2}}}, "without"),
+        ({"space": {"student.optim.epochs": {"low": 1, "high": 2}}}, "except"),
         ({"space": {T: {"low": 5.0}}}, "expected `low` and `high`"),
         ({"space": {T: {"low": 5.0, "high": 2.0}}}, "low < high"),
         ({"space": {T: {"choices": [1]}}}, "two or more `choices`"),
-        ({"space": {T: {"low": 1, "high": 2, "conditions": {LAM: [0.5]}}}}, "named before it"),
-        ({"sampler": "grid"}, "list values"),
+        ({"space": {T: {"low": 1, "high": 2, "conditions": {LAM: [0.5]}}}}, "listed before it"),
+        ({"sampler": "grid"}, "list choices"),
         ({"space": {}}, "name a setting"),
     ],
 )
