@@ -1,5 +1,6 @@
 """Rendering of the report as one self-contained HTML page."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -7,6 +8,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from lakd_ray.config import Experiment, to_dict
 from lakd_ray.report import figures
@@ -48,7 +50,7 @@ def render_report(report: ReportContent) -> str:
     lines = build_table(report.headline)
     emotions, languages = report.config.emotions, list_columns(lines)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": format_percent, "points": _format_points}
+    environment.filters |= {"percent": format_percent, "points": _format_points, "code": _format_code}
     template = resources.files("lakd_ray.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(template).render(
         content=report,
@@ -69,6 +71,11 @@ def render_report(report: ReportContent) -> str:
 def _format_points(fraction: float | None) -> str:
     """Format a fraction as signed percentage points such as `+1.2`, or None as a dash."""
     return "-" if fraction is None else f"{100 * fraction:+.1f}"
+
+
+def _format_code(text: str) -> Markup:
+    """Escape a sentence and turn its parts in backticks into code elements."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _best_student_UR(table_rows: Sequence[TableRow]) -> dict[str, float]:

@@ -122,7 +122,8 @@ def describe_best_students(
         test_UR = next((row["UR"] for row in results if row["model"] == run.id and row["language"] == POOLED), None)
         sentences.append(
             f"Selected on dev in fold {graph.config.fold} with seed {graph.config.seed}, and used by `lakd serve`: "
-            f"{selected[-1]} ({run.id}), with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on test."
+            f"{selected[-1]} ({run.id}), with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on "
+            "test."
         )
     if any(title != best_title for title in selected):
         sentences.append(

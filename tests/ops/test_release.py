@@ -31,21 +31,21 @@ from lakd_ray.models import build_model, load_checkpoint, save_checkpoint
 from lakd_ray.ops import release
 
 
-def test_what_is_released_is_the_same_model_and_names_nobody(tmp_path: Path, capsys):
+def test_a_release_is_the_same_model_without_speaker_names(tmp_path: Path, capsys):
     place = tiny.checkpoint(tmp_path)
     assert main.main(["export", place, str(tmp_path / "released")]) == 0
     assert "exported to" in capsys.readouterr().out
     text = (tmp_path / "released" / "lakd.json").read_text()
     assert "c:one" not in text and str(tmp_path) not in text
-    (one, before), (other, after) = load_checkpoint(place), load_checkpoint(str(tmp_path / "released"))
-    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    (original, before), (copy, after) = load_checkpoint(place), load_checkpoint(str(tmp_path / "released"))
+    assert all(map(torch.equal, original.state_dict().values(), copy.state_dict().values()))
     assert after.provenance.trained_on.overlap(before.provenance.trained_on) == ["c:one", "1 identical recordings"]
     assert (after.emotions, after.languages, after.model_id) == (before.emotions, before.languages, before.model_id)
     AutoModelForAudioClassification.from_pretrained(tmp_path / "released")
 
 
 @pytest.mark.parametrize("aware", [None, tiny.AWARE], ids=["plain", "language-aware"])
-def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAwareHeadConfig | None):
+def test_no_file_has_a_path_of_the_training(tmp_path: Path, aware: LanguageAwareHeadConfig | None):
     (tmp_path / "secret-place").mkdir()
     start = tiny.checkpoint(tmp_path / "secret-place")
     model = build_model(
@@ -57,10 +57,10 @@ def test_no_file_tells_where_it_was_trained(tmp_path: Path, aware: LanguageAware
     card = replace(tiny.card(), training={"run": {"recipe": {"model": recipe}}, "layers": [0, 2]})
     save_checkpoint(str(tmp_path / "trained"), model.network, card, scratch=tmp_path / "scratch")
     release.export_checkpoint(str(tmp_path / "trained"), str(tmp_path / "released"))
-    told = [file.name for file in (tmp_path / "released").iterdir() if b"secret-place" in file.read_bytes()]
-    assert told == []
-    again, released = load_checkpoint(str(tmp_path / "released"))
-    assert again.languages == model.languages and released.training["layers"] == [0, 2]
+    leaks = [file.name for file in (tmp_path / "released").iterdir() if b"secret-place" in file.read_bytes()]
+    assert leaks == []
+    model_copy, released = load_checkpoint(str(tmp_path / "released"))
+    assert model_copy.languages == model.languages and released.training["layers"] == [0, 2]
     assert released.is_encoder_frozen
 
 
@@ -75,10 +75,10 @@ def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):
     assert not speakers[0] & speakers[1]
 
 
-def test_nothing_is_overwritten_and_nothing_damaged_is_released(tmp_path: Path, capsys):
+def test_no_file_is_overwritten_and_no_damaged_checkpoint_is_released(tmp_path: Path, capsys):
     place = tiny.checkpoint(tmp_path)
     assert main.main(["export", place, place]) == 2
-    assert "holds files already" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
     Path(place, "model.safetensors").write_bytes(b"x")
     assert main.main(["export", place, str(tmp_path / "released")]) == 2
     assert "is damaged" in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_nothing_is_overwritten_and_nothing_damaged_is_released(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("missing", ["SEAL.json", "lakd.json"])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, missing: str):
+def test_a_folder_that_is_not_a_checkpoint_is_rejected(tmp_path: Path, missing: str):
     place = tiny.checkpoint(tmp_path)
     Path(place, missing).unlink()
     assert main.main(["export", place, str(tmp_path / "released")]) == 2
@@ -109,11 +109,11 @@ DEV |= {"calibration_temperature": 1.7}
 
 
 def trained(folder: Path, *, aware: bool = False, **training: Any) -> str:
-    """A sealed checkpoint that knows how it was trained."""
+    """Write a checkpoint with a record of its training, and return its location."""
     network = tiny.aware(initializer_range=0.5) if aware else tiny.model(initializer_range=0.5)
-    told = replace(tiny.card(("en", "fi", "fr")), training={"run": RUN, "dev": DEV, **training})
+    metadata = replace(tiny.card(("en", "fi", "fr")), training={"run": RUN, "dev": DEV, **training})
     (folder / "scratch").mkdir()
-    save_checkpoint(str(folder / "trained"), network.network, told, scratch=folder / "scratch")
+    save_checkpoint(str(folder / "trained"), network.network, metadata, scratch=folder / "scratch")
     return str(folder / "trained")
 
 
@@ -133,21 +133,21 @@ def card_of(folder: Path) -> str:
     return (folder / "released" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_says_how_it_was_trained_and_how_well_it_does(tmp_path: Path):
+def test_the_card_has_the_training_and_the_results(tmp_path: Path):
     assert main.main(["export", trained(tmp_path), str(tmp_path / "released"), "--report", report(tmp_path)]) == 0
     text = card_of(tmp_path)
-    for said in (
+    for part in (
         "distilled from several teachers at once (MTKD), multilingual, fold 0, seed 42",
         "teacher-en-f0-s42 (en), external-x (several languages).",
         "temperature 5 and lambda 0.25 (share of distillation); teachers are weighted by `similarity`",
-        "from a random start",
+        "initialized from random weights",
         "divide logits by 1.7 before the softmax (fitted on dev)",
         "in this order: anger, happiness, neutral, sadness",
-        "1 recordings of 1 speakers, and was chosen on 1 others (dev)",
-        "epoch 3 of 8 was chosen, so the figures are too good: UR 78.8 %, WR 70.0 %, UR in en 88.5 %",
+        "1 recordings of 1 speakers, and selected on 1 different speakers (dev)",
+        "epoch 3 of 8 was selected, so these scores are optimistic: UR 78.8 %, WR 70.0 %, UR in en 88.5 %",
         "| all | 384 | 79.4 [72.4, 85.4] | 78.0 | 79.0 | 10.0 | - | 60.0 | 60.0 | 60.0 |\n",
         "| en | 384 | 79.4 | 78.0 |",
-        "**No person spoke** in c: a synthesiser did",
+        "**Synthetic speech**: c comes from a synthesizer",
         "| c | espeak |",
         "Regulation (EU) 2024/1689",
         "Art. 5(1)(f)",
@@ -155,61 +155,61 @@ def test_the_card_says_how_it_was_trained_and_how_well_it_does(tmp_path: Path):
         "Annex III, point 1(c)",
         "workplace and education institutions, except for medical or safety reasons",
     ):
-        assert said in text, said
+        assert part in text, part
     assert "model.onnx" not in text and "language_models" not in text
 
 
-def test_the_card_is_one_that_the_hub_reads(tmp_path: Path):
+def test_the_card_has_valid_metadata_of_the_hub(tmp_path: Path):
     release.export_checkpoint(trained(tmp_path), str(tmp_path / "released"), report=report(tmp_path))
     data = ModelCard(card_of(tmp_path)).data
     assert (data.license, data.language, data.library_name) == ("unknown", ["en", "fi", "fr"], "transformers")
     assert data.pipeline_tag == "audio-classification" and "lakd-ray" in data.tags
-    results = {(one.dataset_name, one.metric_type): one.metric_value for one in data.eval_results}
+    results = {(result.dataset_name, result.metric_type): result.metric_value for result in data.eval_results}
     assert results["c (all)", "recall"] == 0.7943 and results["c (en)", "accuracy"] == 0.7801
 
 
-def test_the_card_does_not_tell_what_nobody_said(tmp_path: Path):
-    """A checkpoint that knows little, and no report."""
+def test_the_card_lists_unrecorded_facts(tmp_path: Path):
+    """The checkpoint has no record of its training, and there is no report."""
     release.export_checkpoint(tiny.checkpoint(tmp_path), str(tmp_path / "released"))
     text = card_of(tmp_path)
-    for said in (
-        "How it was trained is not recorded.",
-        "from a start that is not recorded",
+    for part in (
+        "The training of this model is not recorded.",
+        "initialized from weights that are not recorded",
         "(no temperature was fitted)",
         "| c | not recorded | not recorded |",
-        "Whether c was spoken by people, and acted or not, is not recorded.",
-        "No report went with this release",
+        "It is not recorded whether the speech of c is human or synthetic, acted or spontaneous.",
+        "This release has no report",
         "license: unknown\n",
     ):
-        assert said in text, said
-    assert "No person spoke" not in text and "On dev" not in text
+        assert part in text, part
+    assert "Synthetic speech" not in text and "On dev" not in text
 
 
-def test_what_is_released_is_described_the_same_when_it_is_released_again(tmp_path: Path):
+def test_the_card_of_a_second_release_is_the_same(tmp_path: Path):
     place = trained(tmp_path)
     release.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path))
     first = card_of(tmp_path)
     (tmp_path / "again").mkdir()
     release.export_checkpoint(str(tmp_path / "released"), str(tmp_path / "again" / "released"), report=report(tmp_path))
     again = card_of(tmp_path / "again")
-    changed = "a start that is not recorded"  # its recipe may name a path, and stayed behind
-    assert again == first.replace("a random start", changed)
+    changed = "weights that are not recorded"  # the release has no recipe, which may have a path
+    assert again == first.replace("random weights", changed)
 
 
-def test_a_report_on_others_is_refused(tmp_path: Path):
+def test_a_report_of_other_runs_is_rejected(tmp_path: Path):
     place = trained(tmp_path)
-    with pytest.raises(ConfigError, match=r"no results of mtkd-multilingual-f0-s42, it has those of other:"):
+    with pytest.raises(ConfigError, match=r"no results of mtkd-multilingual-f0-s42, only of other:"):
         release.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path, "other"))
     assert not (tmp_path / "released").exists()
 
 
 def snippets(text: str, kind: str) -> Iterator[str]:
-    return (found.group(1) for found in re.finditer(rf"```{kind}\n(.*?)```", text, re.DOTALL))
+    return (match.group(1) for match in re.finditer(rf"```{kind}\n(.*?)```", text, re.DOTALL))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "language-aware"])
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with its graphs, and a clip to ask about."""
+    """Export a release with its graphs, and write a clip to predict."""
     folder = tmp_path_factory.mktemp("release")
     place = trained(folder, aware=request.param)
     assert main.main(["export", place, str(folder / "released"), "--int8"]) == 0
@@ -218,41 +218,41 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder / "released"
 
 
-def test_every_snippet_of_the_card_runs_and_they_agree(released: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_snippets_of_the_card_run_and_agree(released: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(released)
     text = (released / "README.md").read_text(encoding="utf-8")
-    answers = []
+    outputs = []
     for snippet in snippets(text, "python"):
-        with redirect_stdout(StringIO()) as said:
+        with redirect_stdout(StringIO()) as output:
             exec(compile(snippet, "README.md", "exec"), {})
-        answers.append(yaml.safe_load(said.getvalue()))
-    assert len(answers) == 3  # transformers, this project, onnxruntime
+        outputs.append(yaml.safe_load(output.getvalue()))
+    assert len(outputs) == 3  # transformers, this project, onnxruntime
     predictor = Predictor.load(str(released))
     wave_T = decode_audio(Path("clip.wav").read_bytes(), source_name="clip.wav")
     expected = dict(zip(predictor.emotions, predictor.probabilities([wave_T])[0].tolist(), strict=True))
     assert max(expected.values()) > 0.3
-    for answer in answers:
-        assert answer == pytest.approx(expected, abs=2e-3)  # they print three places
+    for output in outputs:
+        assert output == pytest.approx(expected, abs=2e-3)  # printed with three digits
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's import warns of what it uses itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the import of Ray Serve
 def test_the_endpoint_of_the_card_can_be_built(released: Path):
     from lakd_ray.serve.app import build as application
 
     (snippet,) = snippets((released / "README.md").read_text(encoding="utf-8"), "yaml")
-    (given,) = yaml.safe_load(snippet)["applications"]
-    assert given["import_path"] == "lakd_ray.serve.app:build"
-    assert application(given["args"] | {"checkpoint": str(released)})
+    (config,) = yaml.safe_load(snippet)["applications"]
+    assert config["import_path"] == "lakd_ray.serve.app:build"
+    assert application(config["args"] | {"checkpoint": str(released)})
 
 
-def test_graphs_of_a_release_are_sealed_and_their_figures_said(released: Path):
+def test_graphs_of_a_release_have_checksums_and_measured_differences(released: Path):
     sealed = json.loads((released / storage.CHECKSUMS_FILE).read_text())
     assert {"model.onnx", "model.int8.onnx", "onnx.json", "README.md", "lakd.json", "config.json"} <= sealed.keys()
     figures = json.loads((released / "onnx.json").read_text())
     assert figures["max_logit_difference"] <= figures["logit_tolerance"] == 1e-4
     assert figures["int8"]["int8_matmuls"] >= 12 and figures["int8"]["test"] is None
     assert 0 < figures["int8"]["max_probability_change"] < 0.2
-    assert "What it costs in accuracy was not measured" in (released / "README.md").read_text()
+    assert "Its accuracy is not measured" in (released / "README.md").read_text()
     one, two = (Predictor.load(str(released), backend=name) for name in ("torch", "onnx"))
     clip = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
     np.testing.assert_allclose(one.probabilities([clip]), two.probabilities([clip]), rtol=0, atol=1e-4)
@@ -261,7 +261,7 @@ def test_graphs_of_a_release_are_sealed_and_their_figures_said(released: Path):
 
 @pytest.fixture
 def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    """An experiment with noise for its test utterances."""
+    """Return an experiment whose test utterances are noise."""
     noise.write(tmp_path, 9)
     manifest = replace(noise.manifest(tmp_path, 0, 9), splits_N=np.array(["test"] * 9))
     monkeypatch.setattr(backend_accuracy.manifests, "load_manifest", lambda config: manifest)
@@ -274,15 +274,15 @@ def held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     )  # fmt: skip
 
 
-def test_the_price_of_int8_is_measured_on_the_experiments_test_utterances(tmp_path: Path, held_out: Experiment):
+def test_int8_is_evaluated_on_the_test_utterances_of_the_experiment(tmp_path: Path, held_out: Experiment):
     release.export_checkpoint(trained(tmp_path), str(tmp_path / "released"), experiment=held_out, int8=True)
     test = json.loads((tmp_path / "released" / "onnx.json").read_text())["int8"]["test"]
     assert test["utterances"] == 9 and 0 < test["max_probability_change"] < 0.2
     text = card_of(tmp_path)
-    assert "On 9 test utterances its UR is" in text and "No person spoke" in text
+    assert "On 9 test utterances its UR is" in text and "Synthetic speech" in text
 
 
-def test_clips_are_the_test_rows_with_their_truth(tmp_path: Path, held_out: Experiment):
+def test_test_set_has_the_test_rows_with_their_labels(tmp_path: Path, held_out: Experiment):
     clips = backend_accuracy.load_test_set(held_out, tiny.card())
     assert [len(wave) for wave in clips.waves_N] == noise.manifest(tmp_path, 0, 9).num_samples_N.tolist()
     assert clips.labels_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0] and clips.languages_N == ["en"] * 9
@@ -294,8 +294,10 @@ def test_clips_are_the_test_rows_with_their_truth(tmp_path: Path, held_out: Expe
     assert (same.UR_backend, same.changed_predictions, same.max_probability_change) == (found.UR, 0, 0)
 
 
-def test_utterances_that_it_has_heard_do_not_judge_it(held_out: Experiment):
+def test_training_speakers_are_not_used_for_evaluation(held_out: Experiment):
     card = tiny.card()
-    heard = replace(card.provenance.trained_on, speakers=frozenset({"speaker-3"}))
+    trained_on = replace(card.provenance.trained_on, speakers=frozenset({"speaker-3"}))
     with pytest.raises(DataLeakageError, match="speaker-3"):
-        backend_accuracy.load_test_set(held_out, replace(card, provenance=replace(card.provenance, trained_on=heard)))
+        backend_accuracy.load_test_set(
+            held_out, replace(card, provenance=replace(card.provenance, trained_on=trained_on))
+        )

@@ -136,7 +136,7 @@ def numbers(tree: Any) -> Iterator[float]:
 
 def text_of(html: str) -> str:
     """Return the visible text of a page in one line."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html))
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub("</?code>", "`", html)))
 
 
 def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) -> None:

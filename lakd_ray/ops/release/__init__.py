@@ -1,4 +1,8 @@
-"""Checkpoints for release: whole, verified, described, and without what is only its trainer's business."""
+"""Release of checkpoints as verified folders with a model card, without private data of the training.
+
+model_card  README.md of a release
+onnx        ONNX graphs and their accuracy
+"""
 
 import json
 import secrets
@@ -17,9 +21,9 @@ from lakd_ray.ops.release import model_card
 from lakd_ray.ops.release import onnx as graphs
 
 _PUBLIC_RUN_FIELDS: tuple[str, ...] = ("id", "paradigm", "setup", "languages", "emotions", "fold", "seed", "variant")
-_PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # names of runs, and numbers
+_PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # run ids and numbers only
 MODEL_CARD_FILE = "README.md"
-# Made anew where they are asked for.
+# Not copied: written again for the release if required.
 _EXCLUDED_FILES = (
     METADATA_FILE,
     storage.CHECKSUMS_FILE,
@@ -39,31 +43,33 @@ def export_checkpoint(
     onnx: bool = False,
     int8: bool = False,
 ) -> str:
-    """Copy a checkpoint to a folder that others may have, with a model card; returns the folder.
+    """Copy a checkpoint to a publishable folder with a model card, and return the folder.
 
-    What goes with it names no speakers but carries salted hashes of them (`lakd_ray.data.provenance`), and tells of its
-    training what it was and how it did on dev, not where anything lay.
+    The release has salted hashes instead of speaker names (`lakd_ray.data.provenance`). Of the training it has the
+    settings of the run and the scores on dev, but no paths.
 
     Args:
-        report: a report.json that has rows of this run: test metrics for the card.
-        experiment: what it was trained in: its corpora for the card, its test utterances to measure int8 by.
-        onnx: also write the network as a graph, see `lakd_ray.models.onnx_export`.
-        int8: also write the graph in int8, and the one in fp32 that it is made from.
+        checkpoint: location of the checkpoint.
+        folder: location of the release; must not have files.
+        report: location of a report.json with rows of this run: test results for the card.
+        experiment: the experiment that trained it: its corpora for the card, its test utterances to evaluate int8.
+        onnx: also write an ONNX graph, see `lakd_ray.models.onnx_export`.
+        int8: also write the graph in int8, and the fp32 graph that it is quantized from.
 
     Raises:
         StorageError: the checkpoint or the report is missing, incomplete or damaged.
-        CheckpointError: it is not one of this project's, or its graph does not answer as it does.
-        ConfigError: the folder holds something already, the report has nothing on this run, or a package is missing.
+        CheckpointError: it is not a checkpoint of lakd-ray, or its graph has different outputs.
+        ConfigError: the folder has files, the report has no rows of this run, or a package is missing.
         DataLeakageError, DataError: see `lakd_ray.inference.backend_accuracy.held_out`.
     """
     if any(True for _ in storage.list_files(folder)):
-        raise ConfigError(f"{folder} holds files already: name a new folder, or delete it")
+        raise ConfigError(f"{folder} is not empty: choose a new folder, or delete it")
     if onnx or int8:
         onnx_export.require_onnx_packages()
     with storage.open_checksummed_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
         card = read_local_metadata(source)
         run = card.training.get("run", {})
-        told = model_card.CardContext.load(card, report, experiment)  # before what takes long
+        context = model_card.CardContext.load(card, report, experiment)  # fails before the slow steps
         training = {
             "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
             "dev": card.training.get("dev", {}),
@@ -78,20 +84,20 @@ def export_checkpoint(
         network = _strip_paths(Path(scratch, "config.json"))
         figures = graphs.write_onnx_graphs(source, Path(scratch), experiment, int8=int8) if onnx or int8 else None
         Path(scratch, MODEL_CARD_FILE).write_text(
-            model_card.render_model_card(card, network, told, figures), encoding="utf-8"
+            model_card.render_model_card(card, network, context, figures), encoding="utf-8"
         )
         storage.write_checksummed_folder(Path(scratch), folder)
     return folder
 
 
 def _strip_paths(file: Path) -> dict[str, Any]:
-    """Of a transformers configuration: it notes where it was read from, and so does one within it. Returns the rest."""
+    """Remove the paths from a transformers configuration file, nested ones included, and return the rest."""
 
-    def without(content: Any) -> Any:
+    def remove(content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        return {name: without(value) for name, value in content.items() if name != "_name_or_path"}
+        return {name: remove(value) for name, value in content.items() if name != "_name_or_path"}
 
-    content: dict[str, Any] = without(json.loads(file.read_text(encoding="utf-8")))
+    content: dict[str, Any] = remove(json.loads(file.read_text(encoding="utf-8")))
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return content

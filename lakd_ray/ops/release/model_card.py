@@ -1,4 +1,4 @@
-"""The model card: README.md of a release, as the Hugging Face hub reads it."""
+"""The model card of a release: a README.md with the metadata of the Hugging Face hub."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _RUN_DEFAULTS: dict[str, Any] = {"variant": None, "loss": None, "teachers": (), 
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """A corpus that it was trained on; what nobody said is None."""
+    """A corpus in the training data; None stands for unknown."""
 
     name: str
     importer: str | None
@@ -38,23 +38,25 @@ class CorpusInfo:
 
 @dataclass(frozen=True)
 class CardContext:
-    """What is known of a checkpoint beside its own card."""
+    """Information about a checkpoint from outside its own metadata."""
 
     corpora: tuple[CorpusInfo, ...]
     rows: tuple[Mapping[str, Any], ...]
-    """Of a report, one for each language and one for all: see `lakd_ray.report.results.ResultRow`."""
+    """Test results, one row per language and one for all, see `lakd_ray.report.results.ResultRow`."""
 
     @classmethod
     def load(cls, metadata: CheckpointMetadata, report: str | None, experiment: Experiment | None) -> Self:
-        """From a report.json and an experiment, either of which may be absent.
+        """Load the information from a report.json and an experiment, either of which may be None.
 
         Raises:
             StorageError: the report cannot be read.
-            ConfigError: it has no rows of this run.
+            ConfigError: the report has no rows of this run.
         """
         content = {} if report is None else storage.read_json(report)
-        known = {one["name"]: (one["importer"], one["synthetic"]) for one in content.get("corpora", ())}
-        known |= {one.name: (one.importer, one.is_synthetic) for one in experiment.corpora} if experiment else {}
+        known = {corpus["name"]: (corpus["importer"], corpus["synthetic"]) for corpus in content.get("corpora", ())}
+        known |= (
+            {corpus.name: (corpus.importer, corpus.is_synthetic) for corpus in experiment.corpora} if experiment else {}
+        )
         corpora = tuple(_corpus_info(name, *known.get(name, (None, None))) for name in metadata.corpora)
         return cls(corpora, () if report is None else _read_report_rows(metadata, content, report))
 
@@ -71,10 +73,10 @@ def _read_report_rows(
     run = _run_id(metadata)
     rows = {row["language"]: row for row in content.get("results", ()) if row["model"] == run}
     if not rows:
-        there = ", ".join(sorted({row["model"] for row in content.get("results", ())})) or "none"
+        available = ", ".join(sorted({row["model"] for row in content.get("results", ())})) or "none"
         raise ConfigError(
-            f"{report} has no results of {run}, it has those of {there}: name the report.json of the experiment and "
-            "fold that it was trained in, or leave --report out"
+            f"{report} has no results of {run}, only of {available}: use the report.json of its experiment and fold, "
+            "or omit --report"
         )
     return tuple(rows.values())
 
@@ -89,12 +91,13 @@ def render_model_card(
     context: CardContext,
     onnx_report: Mapping[str, Any] | None,
 ) -> str:
-    """The card, whole.
+    """Render the model card as Markdown.
 
     Args:
-        card: the checkpoint's own.
-        network: its config.json.
-        figures: what `lakd_ray.ops.release.onnx` says of its graphs; None where there are none.
+        metadata: metadata of the checkpoint.
+        network_config: content of its config.json.
+        context: test results and corpora.
+        onnx_report: result of `lakd_ray.ops.release.onnx.write_onnx_graphs`; None without graphs.
     """
     run = _RUN_DEFAULTS | metadata.training.get("run", {})
     environment = Environment(
@@ -110,7 +113,7 @@ def render_model_card(
         ),
         card=metadata,
         run=run,
-        told=context,
+        context=context,
         figures=onnx_report,
         aware=aware,
         family=backbone["model_type"],
@@ -119,8 +122,8 @@ def render_model_card(
         start=_describe_initialization(run.get("recipe", {}).get("model", {})),
         how=_PARADIGM_DESCRIPTIONS.get(run.get("paradigm", "")),
         dev=metadata.training.get("dev", {}),
-        synthetic=[one.name for one in context.corpora if one.synthetic],
-        origin_unrecorded=[one.name for one in context.corpora if one.synthetic is None],
+        synthetic=[corpus.name for corpus in context.corpora if corpus.synthetic],
+        origin_unrecorded=[corpus.name for corpus in context.corpora if corpus.synthetic is None],
         pooled=POOLED,
         version=__version__,
     )
@@ -143,7 +146,7 @@ def _build_front_matter(metadata: CheckpointMetadata, context: CardContext) -> d
 
 
 def _build_index_result(row: Mapping[str, Any], context: CardContext) -> dict[str, Any]:
-    name = ", ".join(one.name for one in context.corpora) or "test utterances"
+    name = ", ".join(corpus.name for corpus in context.corpora) or "test utterances"
     return {
         "task": {"type": "audio-classification", "name": "Speech emotion recognition"},
         "dataset": {"name": f"{name} ({row['language']})", "type": "unknown", "split": f"test, fold {row['fold']}"},
@@ -155,16 +158,12 @@ def _build_index_result(row: Mapping[str, Any], context: CardContext) -> dict[st
 
 
 def _describe_initialization(model_config: Mapping[str, Any]) -> str:
-    """Where its weights began. Only a name with a revision is surely the hub's and no path that tells of a machine."""
+    """Describe the initial weights; only a name with a revision is certainly of the hub and not a private path."""
     if model_config.get("config") is not None:
-        return "a random start"
+        return "random weights"
     if model_config.get("pretrained") and model_config.get("revision"):
         return f"{model_config['pretrained']} (revision {model_config['revision']})"
-    return (
-        "a pretrained network whose name the checkpoint does not tell"
-        if model_config
-        else "a start that is not recorded"
-    )
+    return "a pretrained network whose name is not recorded" if model_config else "weights that are not recorded"
 
 
 def _format_list(names: Sequence[str]) -> str:
