@@ -9,9 +9,9 @@ _TEMPLATE = """\
 # Experiment {name}: teachers, students and a report on one's own corpus.
 #
 #   1. Check the lines marked CHANGE below.
-#   2. lakd scan {importer} {root}          reports the contents of the corpus, and its faults
-#   3. lakd doctor {file}       checks this machine, the storage and the encoder
-#   4. lakd pipeline {file}     runs all stages; run again, it resumes
+#   2. Read the corpus and list its faults:              lakd scan {importer} {root}
+#   3. Check this machine, the storage and the encoder:  lakd doctor {file}
+#   4. Run all stages; the same command resumes:         lakd pipeline {file}
 #
 # `lakd config {file}` prints every setting with its default and its documentation.
 name: {name} # folder of the outputs below `storage`
@@ -34,8 +34,8 @@ corpora:
     split: {{scheme: speaker-folds, folds: 4, dev_speakers: 2}}
 
 teacher: &recipe
-  # CHANGE: pretrained speech encoder, by its name on the Hugging Face hub or its folder. The multilingual
-  # facebook/wav2vec2-xls-r-300m is stronger and needs a GPU.
+  # CHANGE: pretrained speech encoder, by its name on the Hugging Face hub or its folder. Training it
+  # takes a GPU; for a first try without one, set `freeze_encoder: true` and `train.cache_features: true`.
   model: {{pretrained: {encoder}, freeze_feature_encoder: true}}
   optim: {{epochs: 20, lr: 3.0e-5}}
 student: *recipe # the same settings; give it its own `model` for a smaller student

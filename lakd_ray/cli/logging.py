@@ -1,8 +1,11 @@
 """Log records of the package as output of the command line."""
 
+import io
 import logging
 import os
+import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -23,6 +26,50 @@ def silence_libraries() -> None:
     """Turn off progress bars and messages of libraries before they are imported; the environment takes precedence."""
     for name, value in _LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+_RAY_CORE_LINE = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,]+ [IWE] \d+ \d+\] [\w/.]+\.cc:\d+: ")
+
+
+@contextmanager
+def hide_ray_core_lines() -> Iterator[None]:
+    """Keep the log lines of Ray's C++ core off standard error until the `with` block ends.
+
+    The core writes its errors, some of which belong to an orderly run, straight to file descriptor 2. They are also in
+    the driver's log in Ray's session folder. Everything else that native code writes there is passed on. Python's own
+    standard error is not affected.
+    """
+    original = sys.stderr
+    try:
+        is_real = original.fileno() == 2
+    except (AttributeError, io.UnsupportedOperation):  # replaced by a test or a notebook
+        is_real = False
+    if not is_real:
+        yield
+        return
+    target = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+    thread = threading.Thread(target=_forward_lines, args=(reader, target), daemon=True)
+    thread.start()
+    sys.stderr = io.TextIOWrapper(
+        io.FileIO(target, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = original
+        os.dup2(target, 2)
+        thread.join(timeout=1)  # a child process may still hold the pipe
+
+
+def _forward_lines(reader: int, target: int) -> None:
+    with open(reader, "rb") as stream:
+        for line in stream:
+            if not _RAY_CORE_LINE.match(line):
+                os.write(target, line)
 
 
 def supports_color(stream: TextIO) -> bool:

@@ -10,7 +10,7 @@ import typer
 from lakd_ray import __version__
 from lakd_ray.cli import configuration, data, models, operations, stages
 from lakd_ray.cli.group import LakdGroup
-from lakd_ray.cli.logging import log_level, log_to_console, print_message, silence_libraries
+from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
 from lakd_ray.errors import LakdError
 
 app = typer.Typer(
@@ -37,7 +37,9 @@ def _global_options(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also print debug messages.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings, errors and results only.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error, and all messages of Ray.")
+    ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -45,6 +47,8 @@ def _global_options(
     if verbose and quiet:
         raise typer.BadParameter("give either -v or -q, not both")
     silence_libraries()
+    if not debug and context.invoked_subcommand in stages.RAY_COMMANDS:
+        context.with_resource(hide_ray_core_lines())
     context.with_resource(log_to_console(log_level(verbose, quiet)))
 
 

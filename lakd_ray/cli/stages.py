@@ -22,6 +22,21 @@ ThroughputOption = Annotated[
         show_default=False,
     ),
 ]
+RAY_COMMANDS = {
+    "prepare",
+    "train-teachers",
+    "distill",
+    "evaluate",
+    "report",
+    "serve",
+    "pipeline",
+    "run-grid",
+    "reproduce",
+    "tune",
+    "predict-batch",
+    "doctor",
+}
+"""Commands that start or join a Ray cluster."""
 _GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
 
 

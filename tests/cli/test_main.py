@@ -16,6 +16,7 @@ import yaml
 from lakd_ray import __version__
 from lakd_ray.cli.group import RENAMED_COMMANDS, split_overrides
 from lakd_ray.cli.main import app, main
+from lakd_ray.cli.stages import RAY_COMMANDS
 from lakd_ray.config import Experiment, load_config, to_dict
 from lakd_ray.corpora import IMPORTERS
 from lakd_ray.ops import disk_usage
@@ -290,3 +291,23 @@ def test_interrupting_a_command_ends_with_130(capsys, monkeypatch):
     monkeypatch.setattr("lakd_ray.cli.configuration.load_config", interrupt)
     assert main(["config", "demo"]) == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+
+
+def test_log_lines_of_the_ray_core_are_hidden():
+    code = (
+        "import os, sys\nfrom lakd_ray.cli.logging import hide_ray_core_lines\n"
+        "line = b'[2026-01-01 10:00:00,000 E 12 12] core_worker.cc:24: Actor with class name'\n"
+        "os.write(2, line + b'\\n')\n"
+        "with hide_ray_core_lines():\n"
+        "    os.write(2, line + b' hidden\\nnative message\\n')\n"
+        "    print('python message', file=sys.stderr)\n"
+        "print('end', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, *middle, last = done.stderr.splitlines()
+    assert first.endswith("Actor with class name") and last == "end"
+    assert sorted(middle) == ["native message", "python message"]
+
+
+def test_commands_that_use_ray_exist():
+    assert set(COMMANDS) >= RAY_COMMANDS
