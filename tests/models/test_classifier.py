@@ -149,7 +149,7 @@ def test_masked_group_norm_needs_a_group_per_channel():
 
 
 def test_every_weight_gets_a_gradient_and_other_utterances_get_none():
-    model = tiny.model(**tiny.STILL)
+    model = tiny.model(**tiny.DETERMINISTIC)
     wave_BT, lengths_B = pad_batch(waves((3_000, 8_000)))
     wave_BT.requires_grad_()
     logits_BC = model(wave_BT, lengths_B).logits_BC
@@ -185,7 +185,7 @@ GOLDEN: dict[str, list[Any]] = {
 
 
 def golden(style: str) -> dict[str, list[Any]]:
-    model = tiny.model(seed=42, **STYLES[style], **tiny.STILL)
+    model = tiny.model(seed=42, **STYLES[style], **tiny.DETERMINISTIC)
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
     wave_BT, lengths_B = pad_batch([normalize_utterance(clip) for clip in clips])

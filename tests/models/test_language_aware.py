@@ -88,7 +88,7 @@ def test_encoding_of_language_codes():
 
 
 def test_language_dropout_hides_some_languages_in_training():
-    model = student(**tiny.STILL).train()
+    model = student(**tiny.DETERMINISTIC).train()
     is_unknown = (
         model.network.head._resolve_languages(torch.zeros(20_000, dtype=torch.long), torch.zeros(20_000, 3)) == UNKNOWN
     )
@@ -116,7 +116,7 @@ CLASSIFIER_PARTS = {"encoder", "language", "frame_query", "frame_key", "layer_sc
 
 
 def test_each_loss_has_gradients_only_in_its_parts():
-    model = student(**tiny.STILL).train()
+    model = student(**tiny.DETERMINISTIC).train()
     batch = (*pad_batch(waves()), torch.tensor([0, 1, 2, 0]))
     labels_B, teachers_BKC = (
         torch.tensor([0, 1, 2, 3]),
@@ -144,7 +144,7 @@ def test_each_loss_has_gradients_only_in_its_parts():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
-    model = student(**tiny.STILL)
+    model = student(**tiny.DETERMINISTIC)
     train_batch = TrainBatch(
         *pad_batch(waves()),
         torch.tensor([0, 1, 2, 3]),
@@ -161,7 +161,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
 
 def test_attention_learns_the_correct_teacher_of_each_language():
     """One teacher is correct in each language; the scores learn it without training the rest of the student."""
-    model = student(**tiny.STILL)
+    model = student(**tiny.DETERMINISTIC)
     head = model.network.head
     optimizer = torch.optim.Adam([*head.teacher_query.parameters(), *head.teacher_keys.parameters()], lr=0.05)
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +275,7 @@ def golden() -> dict[str, list[list[float]]]:
     ramp_T = torch.arange(8_000) / 16_000
     clips = [torch.sin(2 * torch.pi * pitch * ramp_T[:length]) for pitch, length in ((220, 8_000), (1_500, 5_000))]
     with torch.inference_mode():
-        outputs = student(seed=42, **tiny.STILL)(*pad_batch(clips), torch.tensor([1, UNKNOWN]))
+        outputs = student(seed=42, **tiny.DETERMINISTIC)(*pad_batch(clips), torch.tensor([1, UNKNOWN]))
     return {
         name: [[round(number, 4) for number in row] for row in value.tolist()]
         for name, value in outputs._asdict().items()

@@ -92,7 +92,7 @@ def train_steps(
 
 
 def make_engine(model: EmotionClassifier | None = None, optim: OptimConfig = OPTIM, **train: Any) -> Engine:
-    return build_engine(model or tiny.model(**tiny.STILL), optim, TrainConfig(**train), total_steps=STEPS)
+    return build_engine(model or tiny.model(**tiny.DETERMINISTIC), optim, TrainConfig(**train), total_steps=STEPS)
 
 
 def train(
@@ -168,7 +168,7 @@ def train_with_averaging(folder: Path, **settings: Any) -> AveragingResult:
     engine.save(folder)
     saved_average = _weights(engine)
     engine.close()
-    engine = make_engine(tiny.model(**tiny.STILL, seed=3), optim, **settings)
+    engine = make_engine(tiny.model(**tiny.DETERMINISTIC, seed=3), optim, **settings)
     engine.load(folder)
     result = AveragingResult(step_weights, eval_weights, weights_after_eval, saved_average, _weights(engine))
     engine.close()
@@ -218,7 +218,7 @@ def run_one_rank(out: Path) -> OneRankResults:
     by_zero_stage, language_aware = {}, {}
     for stage in (0, 1, 2):
         by_zero_stage[stage] = train(ALL_UTTERANCES, zero_stage=stage)
-        model = make_language_aware_model(**tiny.STILL)
+        model = make_language_aware_model(**tiny.DETERMINISTIC)
         language_aware[stage] = train(ALL_UTTERANCES, model, LANGUAGE_AWARE_OBJECTIVE, zero_stage=stage)
     accumulated = train([[0, 1, 2, 3], [4, 5]])
     gradient_checkpointing = train(ALL_UTTERANCES, gradient_checkpointing=True)
@@ -254,7 +254,9 @@ def run_two_ranks(rank: int, out: Path) -> TwoRankResults:
     return TwoRankResults(
         unequal=train(unequal_shares),
         accumulated=train(accumulated_shares),
-        language_aware=train(accumulated_shares, make_language_aware_model(**tiny.STILL), LANGUAGE_AWARE_OBJECTIVE),
+        language_aware=train(
+            accumulated_shares, make_language_aware_model(**tiny.DETERMINISTIC), LANGUAGE_AWARE_OBJECTIVE
+        ),
         resumed=train_and_resume(out / "resume", rank, unequal_shares),
         resumed_frozen=train_and_resume(out / "frozen", rank, unequal_shares, frozen=True),
         long_losses=long_losses,

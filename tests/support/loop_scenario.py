@@ -54,7 +54,7 @@ def run(folder: Path, rank: int, world_size: int) -> TrainerResults:
         rows = _train(manifest, run_folder, rank, world_size, checkpoint_steps=save_interval)
         killed[save_interval, steps] = KilledRun(rows_before, saved_state, _collect(run_folder, rows))
     if rank == 0:
-        tiny.checkpoint(folder, **tiny.STILL)
+        tiny.checkpoint(folder, **tiny.DETERMINISTIC)
     dist.barrier()
     model = {"model": {"pretrained": str(folder / "tiny")}}
     rows = _train(manifest, folder / "waves", rank, world_size, model, cache_features=False)

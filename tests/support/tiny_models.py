@@ -35,7 +35,7 @@ WHISPER: dict[str, Any] = {
     "max_source_positions": 50, "classifier_proj_size": 8, "dropout": 0.3,
 }  # fmt: skip
 DROPOUTS = ("hidden", "attention", "activation", "feat_proj", "final")
-STILL: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_time_prob": 0.0}
+DETERMINISTIC: dict[str, Any] = {f"{name}_dropout": 0.0 for name in DROPOUTS} | {"mask_time_prob": 0.0}
 """Settings without dropout and SpecAugment, so that a training step is a deterministic function of its batch."""
 
 

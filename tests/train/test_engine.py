@@ -42,7 +42,7 @@ class TorchResult:
 @pytest.fixture(scope="module")
 def reference() -> TorchResult:
     """Train the same steps with a plain torch loop."""
-    return train_with_torch(tiny.model(**tiny.STILL), OBJECTIVE)
+    return train_with_torch(tiny.model(**tiny.DETERMINISTIC), OBJECTIVE)
 
 
 def train_with_torch(model: EmotionClassifier, objective: Objective) -> TorchResult:
@@ -112,7 +112,7 @@ def test_one_rank_resumes_the_state_of_two_ranks(results: EngineResults, name: s
 
 def test_averaged_weights_are_evaluated_and_saved_and_training_continues_without_them(results: EngineResults):
     result = results.one_rank.averaging
-    for name, initial in tiny.model(**tiny.STILL).network.named_parameters():
+    for name, initial in tiny.model(**tiny.DETERMINISTIC).network.named_parameters():
         mean = initial.detach()
         for steps, weights in enumerate(result.step_weights, start=1):
             decay = min(0.5, (1 + steps) / (10 + steps))
@@ -124,7 +124,7 @@ def test_averaged_weights_are_evaluated_and_saved_and_training_continues_without
 
 def test_a_language_aware_student_trains_as_with_plain_torch(results: EngineResults):
     """For every stage, number of ranks and of micro-batches, losses are means over the same utterances."""
-    expected = train_with_torch(make_language_aware_model(**tiny.STILL), LANGUAGE_AWARE_OBJECTIVE)
+    expected = train_with_torch(make_language_aware_model(**tiny.DETERMINISTIC), LANGUAGE_AWARE_OBJECTIVE)
     for result in (*results.one_rank.language_aware.values(), results.two_ranks.language_aware):
         assert result.losses == pytest.approx(expected.losses, abs=1e-5)
         assert_same_weights(result.middle_weights, expected.middle_weights)
@@ -135,7 +135,7 @@ def test_a_language_aware_student_trains_as_with_plain_torch(results: EngineResu
 def test_training_changes_the_weights(results: EngineResults):
     """Without training the other comparisons would hold, too."""
     result = results.one_rank.by_zero_stage[1]
-    initial = tiny.model(**tiny.STILL).network.state_dict()
+    initial = tiny.model(**tiny.DETERMINISTIC).network.state_dict()
     changed = [name for name in initial if (result.final_weights[name] - initial[name]).abs().max() > 1e-4]
     assert len(changed) > 0.9 * len([name for name in initial if name != "wav2vec2.masked_spec_embed"])
     assert len({round(loss, 4) for loss in result.losses}) == STEPS

@@ -33,7 +33,7 @@ def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def train(**settings: Any) -> list[float]:
     """Train a few steps and return the losses."""
-    engine = build_engine(tiny.model(**tiny.STILL), OPTIM, TrainConfig(gpu=True, **settings), total_steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.DETERMINISTIC), OPTIM, TrainConfig(gpu=True, **settings), total_steps=STEPS)
     mean_losses = []
     for step in range(STEPS):
         losses = compute_losses(engine.forward, make_batch(step).to(engine.device, engine.dtype), OBJECTIVE)
@@ -69,11 +69,11 @@ def test_offloading_does_not_change_the_result(expected: list[float], stage: int
 
 
 def test_a_saved_state_is_restored_on_the_gpu(tmp_path: Path):
-    engine = build_engine(tiny.model(**tiny.STILL), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.DETERMINISTIC), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
     engine.save(tmp_path)
     before = engine.full_state_dict()[1]
     engine.close()
-    engine = build_engine(tiny.model(**tiny.STILL, seed=1), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
+    engine = build_engine(tiny.model(**tiny.DETERMINISTIC, seed=1), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
     engine.load(tmp_path)
     for name, value in engine.full_state_dict()[1].items():
         assert torch.equal(value, before[name]), name
