@@ -62,8 +62,8 @@ def compare_aggregates(
     ]
     if len(sentences) > 1:
         sentences.append(
-            f"These {len(sentences)} comparisons have 95 % intervals without correction for their number: one in "
-            "twenty excludes zero by chance."
+            f"These {len(sentences)} comparisons have 95 % intervals without correction for their number: about one "
+            "in twenty excludes zero by chance alone."
         )
     return sentences
 
