@@ -379,6 +379,20 @@ def test_every_error_is_listed(small, tmp_path):
     assert "`train.workers`" in both
 
 
+def test_unknown_keys_of_the_search_space(small):
+    space = "tune.space={KEY: {low: 1, high: 2}}"
+    message = error_of(small, space.replace("KEY", "student.optim.weight_decy"))
+    assert (
+        "unknown key `student.optim.weight_decy` in `tune.space`; did you mean `student.optim.weight_decay`?" in message
+    )
+    for key in (
+        "student.optim.lr",
+        "student.model.config.hidden_size",
+        "student.model.language_aware.language_dropout",
+    ):
+        assert list(load_config(small, [space.replace("KEY", key)]).tune.space) == [key]
+
+
 def test_an_invalid_list_item_has_one_error_line(small):
     assert error_of(small, "corpora.0.split.folds=1", "corpora.1.split.folds=1").count("\n") == 2
     assert "at least 1 item" in error_of(small, "corpora=[]")

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -91,7 +91,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     config = _validate(tree, str(file))
     for name in config.grid.variants:
         with_variant(config, name)
-    if unknown := find_unknown_names(config):
+    if unknown := [*_unknown_space_keys(config), *find_unknown_names(config)]:
         raise ConfigError(_format_lines(str(file), unknown))
     return _resolve_paths(config)
 
@@ -274,6 +274,26 @@ def _error_lines(error: ValidationError) -> list[str]:
             choices = re.findall(r"'([^']*)'", finding["msg"]) if finding["type"] == "literal_error" else []
             close = difflib.get_close_matches(str(value), choices, n=1)
             lines.append(f"`{key}`: {message}{found}" + (f"; did you mean `{close[0]}`?" if close else ""))
+    return lines
+
+
+def _unknown_space_keys(config: Experiment) -> list[str]:
+    """Return an error line for each key of the search space that the configuration does not have."""
+    lines = []
+    for key in config.tune.space:
+        section: Any = Experiment
+        names: list[str] = []
+        for name in key.split("."):
+            names.append(name)
+            if name not in section.model_fields:
+                lines.append(f"unknown key `{key}` in `tune.space`{_suggest_key(tuple(names))}")
+                break
+            annotation = section.model_fields[name].annotation
+            section = next(
+                (kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")), None
+            )
+            if section is None:  # a value, or a mapping with free keys
+                break
     return lines
 
 
