@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: real audio, real Ray, DeepSpeed and HTTP, in a process of its own."""
+"""The complete pipeline as a user runs it: real audio, Ray, DeepSpeed and HTTP, in a process of its own."""
 
 import json
 import os
@@ -53,20 +53,20 @@ cluster: {{object_store_mb: 200}}
 def experiment(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(EXPERIMENT.format(storage=tmp_path / "out", network=tiny.NETWORK))
-    tiny.model().network.save_pretrained(tmp_path / "out" / "theirs")  # a teacher of whom nothing is known
+    tiny.model().network.save_pretrained(tmp_path / "out" / "theirs")  # an external teacher without provenance
     return file
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Ray writes an access token to HOME; nothing of the user's is touched."""
+    """A home directory of its own, because Ray writes an access token to HOME."""
     home = tmp_path / "home"
     home.mkdir()
     return {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
 def lakd(environment: dict[str, str], *arguments: str) -> str:
-    """Run the command line to its end and return what it printed."""
+    """Run the command line to its end and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "lakd_ray", *arguments],
         check=False,
@@ -80,7 +80,7 @@ def lakd(environment: dict[str, str], *arguments: str) -> str:
 
 
 @pytest.mark.timeout(900)
-def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict[str, str]) -> None:
+def test_pipeline_from_corpus_to_prediction_and_again(experiment: Path, environment: dict[str, str]) -> None:
     printed = lakd(environment, "pipeline", str(experiment))
     config = load_config(experiment)
     manifest = manifests.load_manifest(config)
@@ -91,8 +91,9 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
         table = storage.read_table(f"{predictions_folder(config)}/{run}-f0-s42.parquet")
         assert sorted(table["utterance"].to_pylist()) == sorted(manifest.ids[row] for row in test_rows)
     report = storage.read_json(f"{config.stage_folder('report')}/report.json")
-    assert {row["condition"] for row in report["languages"]} == {"given", "identified", "unknown", "wrong"}
-    assert any(note.startswith("* learned from theirs, of which nobody said") for note in report["notes"])
+    assert {row["condition"] for row in report["language_conditions"]} == {"given", "identified", "unknown", "wrong"}
+    warning = "* distilled from theirs, whose training data is not disclosed"
+    assert any(note.startswith(warning) for note in report["notes"])
     results = report["results"]
     assert {row["unknown"] for row in results if row["paradigm"] == "mtkd"} == {"theirs"}
     assert {(row["paradigm"], row["language"]) for row in results} >= {
@@ -112,7 +113,7 @@ def test_from_corpus_to_answer_and_only_once(experiment: Path, environment: dict
 
 @pytest.fixture
 def started(experiment: Path, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """The pipeline up to its students, running."""
+    """A running process of the pipeline."""
     with subprocess.Popen(
         [sys.executable, "-m", "lakd_ray", "pipeline", str(experiment)],
         env=environment,
@@ -127,7 +128,7 @@ def started(experiment: Path, environment: dict[str, str]) -> Iterator["subproce
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_half_way_it_goes_on(
+def test_a_killed_pipeline_resumes(
     experiment: Path, environment: dict[str, str], started: "subprocess.Popen[bytes]"
 ) -> None:
     teachers = Path(load_config(experiment).stage_folder("teachers"))

@@ -57,14 +57,14 @@ def wait(process: "subprocess.Popen[bytes]", reached: Callable[[], bool], log: P
 
 
 def driver(storage_folder: str) -> int:
-    """The process of the job itself, on the cluster."""
-    for place in Path("/proc").glob("[0-9]*"):
+    """Return the process id of the job on the cluster."""
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (place / "cmdline").read_bytes().decode().split("\0")
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
         if f"storage={storage_folder}" in words and "jobs/run_grid.py" in words:
-            return int(place.name)
+            return int(folder.name)
     raise AssertionError("the job's process was not found")
 
 
@@ -79,13 +79,13 @@ def test_the_grid_is_killed_three_times_and_finishes(cluster: Cluster, tmp_path:
     assert process.wait(timeout=120) not in (0, 130)
     first = count(config, "finished", ("teacher-",))
 
-    process = submit(cluster, out, log)  # stopped among the students, as by somebody else
+    process = submit(cluster, out, log)  # stopped among the students, by a different user
     wait(process, lambda: count(config, "finished", students) >= 1, log)
     (job,) = set(re.findall(r"submitted (\S+) to", log.read_text()))
     subprocess.run(["ray", "job", "stop", job], env=cluster.environment, check=True, capture_output=True, timeout=120)
     assert process.wait(timeout=120) == 130
 
-    process = submit(cluster, out, log)  # the whole cluster goes while test utterances are asked about
+    process = submit(cluster, out, log)  # the cluster is stopped during evaluation
     runs = [task.run for task in plan_grid(config).tasks]
     wait(process, lambda: count(config, "finished", ("",)) == len(runs), log)
     cluster.script("stop")

@@ -1,4 +1,4 @@
-"""`lakd tune-report`: a search as one self-contained HTML page. Asks nothing of the network."""
+"""Render a search as one self-contained HTML page, which makes no network requests."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -25,14 +25,14 @@ _LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.
 def write_html_report(
     config: Experiment, notes: Sequence[str] = (), seed_objectives: results.SeedObjectives | None = None
 ) -> str:
-    """Draw the search as it stands, finished or not; returns where the page lies.
+    """Write the page of a search, which may still be running, and return its location.
 
     Raises:
-        StageError: there is no search.
+        StageError: the experiment has no search.
     """
     folder = config.stage_folder("tune")
     if not config.tune.study_storage and not storage.exists(storage.join(folder, STUDY_FILE)):
-        raise StageError(f"there is no search in {folder}: run `lakd tune` first")
+        raise StageError(f"{folder} contains no search: run `lakd tune` first")
     study = Study(config, folder)
     try:
         location = storage.join(folder, HTML_FILE)
@@ -45,20 +45,20 @@ def write_html_report(
 def _render(config: Experiment, study: Study, notes: Sequence[str], seed_objectives: results.SeedObjectives) -> str:
     trials = study.get_trials()
     best = results.rank_trials(trials, seed_objectives)
-    pictures = [draw_learning_curves(trials, best[0].number)] if best else []
+    figures = [draw_learning_curves(trials, best[0].number)] if best else []
     if len(best) > 1:
-        pictures.insert(0, draw_parallel_coordinates(config, best))
+        figures.insert(0, draw_parallel_coordinates(config, best))
     if importances := study.get_param_importances():
-        pictures.append(draw_importances(importances))
+        figures.append(draw_importances(importances))
     if config.tune.second_objective and best:
-        pictures.append(draw_pareto_front(trials, config.tune.second_objective))
+        figures.append(draw_pareto_front(trials, config.tune.second_objective))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = resources.files("lakd_ray.tune").joinpath(TEMPLATE).read_text(encoding="utf-8")
     others = [trial for trial in trials if trial not in best]
     return environment.from_string(template).render(
         config=config,
         notes=notes,
-        pictures=pictures,
+        figures=figures,
         trials=[*best, *others],
         seed_objectives=seed_objectives,
         keys=list(config.tune.space),
@@ -70,12 +70,12 @@ def _render(config: Experiment, study: Study, notes: Sequence[str], seed_objecti
 
 
 def format_value(value: Any) -> str:
-    """A setting's value in a table."""
+    """Format a setting's value for a table."""
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def draw_parallel_coordinates(config: Experiment, trials: Sequence[Trial]) -> EmbeddedImage:
-    """Every trial as a line through its settings, coloured by its objective; the best is drawn last and thick."""
+    """Draw every trial as a line through its settings, colored by its objective; the best is the thick line on top."""
     space = config.tune.space
     figure = Figure(figsize=(1.5 + 1.5 * len(space), 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -87,14 +87,16 @@ def draw_parallel_coordinates(config: Experiment, trials: Sequence[Trial]) -> Em
         heights = [_axis_position(space[key], trial.settings.get(key)) for key in space] + [
             float(scale(trial.objective or 0))
         ]
-        top = trial is trials[0]
-        colour = colormaps[_COLORMAP](float(scale(trial.objective or 0)))
-        axes.plot(range(len(heights)), heights, color=colour, linewidth=2.6 if top else 1.0, alpha=1 if top else 0.6)
-    for place, (key, each) in enumerate(space.items()):
-        axes.vlines(place, 0, 1, color=FAINT, linewidth=0.8)
-        for height, label in _axis_ticks(each):
-            axes.text(place + 0.04, height, label, fontsize=8, color=INK, va="center", bbox=_LABEL_BOX)
-        axes.text(place, -0.1, key.rpartition(".")[2], fontsize=9, color=INK, ha="center", va="top")
+        is_best = trial is trials[0]
+        color = colormaps[_COLORMAP](float(scale(trial.objective or 0)))
+        axes.plot(
+            range(len(heights)), heights, color=color, linewidth=2.6 if is_best else 1.0, alpha=1 if is_best else 0.6
+        )
+    for position, (key, dimension) in enumerate(space.items()):
+        axes.vlines(position, 0, 1, color=FAINT, linewidth=0.8)
+        for height, label in _axis_ticks(dimension):
+            axes.text(position + 0.04, height, label, fontsize=8, color=INK, va="center", bbox=_LABEL_BOX)
+        axes.text(position, -0.1, key.rpartition(".")[2], fontsize=9, color=INK, ha="center", va="top")
     end = len(space)
     axes.vlines(end, 0, 1, color=FAINT, linewidth=0.8)
     for height, score in ((0, scores.min()), (1, scores.max())):
@@ -108,7 +110,7 @@ def draw_parallel_coordinates(config: Experiment, trials: Sequence[Trial]) -> Em
 
 
 def _axis_position(dimension: Dimension, value: Any) -> float:
-    """Where a value lies on its axis; not a number where the setting did not apply."""
+    """Return the position of a value on its axis, from 0 to 1; NaN if the setting did not apply."""
     if value is None and None not in dimension.choices:
         return float("nan")
     if dimension.choices:
@@ -125,18 +127,18 @@ def _axis_ticks(dimension: Dimension) -> list[tuple[float, str]]:
 
 
 def draw_learning_curves(trials: Sequence[Trial], best_number: int) -> EmbeddedImage:
-    """The highest objective so far after each epoch; stopped trials end early, the best and the first are named."""
+    """Draw the highest objective so far after each epoch; the best trial and the first one are labeled."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for trial in sorted(trials, key=lambda one: one.number in (0, best_number)):
+    for trial in sorted(trials, key=lambda trial: trial.number in (0, best_number)):
         if not trial.curve:
             continue
-        colour = {best_number: "#0072B2", 0: "#D55E00"}.get(trial.number, "#b5bac0")
+        color = {best_number: "#0072B2", 0: "#D55E00"}.get(trial.number, "#b5bac0")
         named = trial.number in (0, best_number)
         label = f"#{trial.number}" + (" the best" if trial.number == best_number else " the first") if named else None
         epochs = range(1, len(trial.curve) + 1)
         axes.plot(
-            epochs, 100 * np.array(trial.curve), color=colour, linewidth=2 if named else 1, marker=".", label=label
+            epochs, 100 * np.array(trial.curve), color=color, linewidth=2 if named else 1, marker=".", label=label
         )
     axes.set_xlabel("epoch", fontsize=9)
     axes.set_ylabel("highest UR on dev so far, %", fontsize=9)
@@ -148,7 +150,7 @@ def draw_learning_curves(trials: Sequence[Trial], best_number: int) -> EmbeddedI
 
 
 def draw_importances(importances: dict[str, float]) -> EmbeddedImage:
-    """How much each setting moves the objective."""
+    """Draw the importance of each setting for the objective."""
     ordered = sorted(importances.items(), key=lambda entry: entry[1])
     figure = Figure(figsize=(5.6, 0.9 + 0.36 * len(ordered)), layout="constrained")
     axes = figure.add_subplot()
@@ -164,20 +166,22 @@ def draw_importances(importances: dict[str, float]) -> EmbeddedImage:
 
 
 def draw_pareto_front(trials: Sequence[Trial], second_objective: str) -> EmbeddedImage:
-    """Recall against the second objective; what nothing beats in both is joined."""
+    """Draw recall against the second objective; a line joins the Pareto front."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     ended = [trial for trial in trials if trial.cost is not None]
-    unbeaten = results.pareto_front(trials)
-    axes.scatter([one.cost or 0 for one in ended], [100 * (one.objective or 0) for one in ended], color="#b5bac0", s=22)
+    front = results.pareto_front(trials)
+    axes.scatter(
+        [trial.cost or 0 for trial in ended], [100 * (trial.objective or 0) for trial in ended], color="#b5bac0", s=22
+    )
     axes.plot(
-        [one.cost or 0 for one in unbeaten], [100 * (one.objective or 0) for one in unbeaten],
+        [trial.cost or 0 for trial in front], [100 * (trial.objective or 0) for trial in front],
         color="#0072B2", marker="o", drawstyle="steps-post",
     )  # fmt: skip
     axes.set_xlabel({"size": "parameters", "latency": "ms for a clip of 5 s"}[second_objective], fontsize=9)
     axes.set_ylabel("UR on dev, %", fontsize=9)
-    draw_title(axes, "Not beaten in both")
+    draw_title(axes, "Pareto front")
     style_axes(axes)
     return render_png(
-        figure, f"Recall against {second_objective}; {len(unbeaten)} of {len(ended)} trials are not beaten in both."
+        figure, f"Recall against {second_objective}; {len(front)} of {len(ended)} trials are on the Pareto front."
     )

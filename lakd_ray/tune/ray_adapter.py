@@ -1,5 +1,6 @@
-"""How Ray Tune runs the study's trials: what to try and when to stop come from the study alone."""
+"""Connect the study to Ray Tune, which runs the trials; the study alone decides what to try and when to stop."""
 
+import logging
 import time
 from typing import Any
 
@@ -15,12 +16,15 @@ from lakd_ray.tune.trial import ERROR_FILE
 
 OBJECTIVE = "objective"
 
+logger = logging.getLogger(__name__)
+
 
 class StudySearcher(Searcher):
-    """Hands out the study's trials, and tells it how they ended.
+    """Passes the study's trials to Ray Tune, and their end to the study.
 
     Args:
-        folder: where trials leave why they failed.
+        study: the study.
+        folder: folder of the tune stage, where trials write the causes of their failures.
     """
 
     def __init__(self, study: Study, folder: str) -> None:
@@ -31,13 +35,13 @@ class StudySearcher(Searcher):
         self.stopped_trials: set[int] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Called by Tune when there is room for a trial."""
+        """Return the next trial; called by Ray Tune when it has resources for one."""
         number, settings = self.study.next_trial()
         self.trial_numbers[trial_id] = number
         return {"number": number, "settings": settings}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Called by Tune, also for trials that were stopped."""
+        """Record the end of a trial; called by Ray Tune, also for stopped trials."""
         number = self.trial_numbers[trial_id]
         if error:
             self.study.fail_trial(number, self._failure_cause(number))
@@ -45,69 +49,70 @@ class StudySearcher(Searcher):
             self.study.finish_trial(number, (result or {}).get("cost"), stopped=number in self.stopped_trials)
 
     def _failure_cause(self, number: int) -> str:
-        place = storage.join(self._folder, trial_id(number), ERROR_FILE)
-        return str(storage.read_json(place)["cause"]) if storage.exists(place) else "its process was lost"
+        location = storage.join(self._folder, trial_id(number), ERROR_FILE)
+        return str(storage.read_json(location)["cause"]) if storage.exists(location) else "its process was lost"
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is kept elsewhere."""
+        """Save nothing, because the study stores itself."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Restore nothing, because the study stores itself."""
 
 
 class StudyScheduler(FIFOScheduler):
-    """Tells the study of every epoch, and stops a trial that it would stop."""
+    """Reports every epoch to the study, and stops the trials that the study prunes."""
 
     def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in Ray
         self._searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Called by Tune after each epoch."""
-        suggestions = self._searcher
-        number = suggestions.trial_numbers[trial.trial_id]
-        if suggestions.study.report_epoch(number, result["epoch"], result[OBJECTIVE], result["audio_seconds"]):
-            suggestions.stopped_trials.add(number)
+        """Report an epoch and decide whether the trial continues; called by Ray Tune."""
+        searcher = self._searcher
+        number = searcher.trial_numbers[trial.trial_id]
+        if searcher.study.report_epoch(number, result["epoch"], result[OBJECTIVE], result["audio_seconds"]):
+            searcher.stopped_trials.add(number)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles it with its own state, which nothing reads."""
+        """Return an empty state: Ray Tune pickles the scheduler, and nothing reads it."""
         return {}
 
 
 class ProgressCallback(tune.Callback):
-    """A line in the terminal whenever a trial ends: its settings, how it did, the time left."""
+    """Logs a line at the end of each trial: its settings, its result, the time left."""
 
     def __init__(self, searcher: StudySearcher, num_trials: int) -> None:
         self._searcher, self._num_trials, self._num_done = searcher, num_trials, 0
         self._started = time.perf_counter()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune, also for trials that were stopped."""
+        """Log the result of a trial; called by Ray Tune, also for stopped trials."""
         result, number = trial.last_result, self._trial_number(trial)
-        how = "stopped" if number in self._searcher.stopped_trials else "trained"
+        end = "stopped" if number in self._searcher.stopped_trials else "trained"
         cost = "" if result.get("cost") is None else f"  cost {result['cost']:.4g}"
-        self._print_progress(
-            f"#{number:<3} {format_settings(trial.config['settings'])}  objective {result.get(OBJECTIVE, 0):.3f}{cost}  "
-            f"{how} {result.get('epoch', 0)} epochs"
+        settings = format_settings(trial.config["settings"])
+        self._log_progress(
+            f"#{number:<3} {settings}  objective {result.get(OBJECTIVE, 0):.3f}{cost}  "
+            f"{end} {result.get('epoch', 0)} epochs"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune when a trial has failed for good."""
-        self._print_progress(f"#{self._trial_number(trial):<3} {format_settings(trial.config['settings'])}  failed")
+        """Log the failure of a trial; called by Ray Tune after its retries."""
+        self._log_progress(f"#{self._trial_number(trial):<3} {format_settings(trial.config['settings'])}  failed")
 
     def _trial_number(self, trial: Any) -> int:
         return self._searcher.trial_numbers[trial.trial_id]
 
-    def _print_progress(self, text: str) -> None:
+    def _log_progress(self, text: str) -> None:
         self._num_done += 1
         left = (time.perf_counter() - self._started) / self._num_done * (self._num_trials - self._num_done)
-        print(f"trial {self._num_done:>3}/{self._num_trials}  {text}  {format_duration(left)} left", flush=True)
+        logger.info(f"trial {self._num_done:>3}/{self._num_trials}  {text}  {format_duration(left)} left")
 
 
 def format_settings(settings: dict[str, Any]) -> str:
-    """`lam 0.25  tau 0.1`: the keys' last parts."""
+    """Format settings by the last parts of their keys, such as `lam 0.25  temperature 5`."""
     return "  ".join(
         f"{key.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
         for key, value in settings.items()

@@ -1,6 +1,7 @@
-"""The tune stage: searches settings of a student by its recall on dev."""
+"""Search the settings of a student by its recall on dev: the tune stage."""
 
 import itertools
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -31,16 +32,18 @@ from lakd_ray.tune.study import Study, Trial, build_trial_config, paper_settings
 from lakd_ray.tune.trial import find_student, train_student, train_trial
 
 BEST_CONFIG_FILE, TRIALS_FILE = "best.yaml", "trials.json"
+logger = logging.getLogger(__name__)
+
 _FIXED_KEYS = ("trials", "max_concurrent_trials", "workers_per_trial", "gpus_per_trial", "reevaluate")
 
 
 def run_search(config: Experiment) -> str:
-    """Search, write every trial and the best configuration; returns the folder. Goes on where it was interrupted.
+    """Search, write all trials and the best configuration, and return the folder. An interrupted search resumes.
 
     Raises:
-        ConfigError: the experiment has no such student, or settings of the space do not go together.
-        StageError: the folder was made by another configuration, or the teachers are not trained.
-        ResourceError: there is no room for the trials.
+        ConfigError: the experiment has no such student, or settings of the space are incompatible.
+        StageError: the folder belongs to a different configuration, or the teachers are not trained.
+        ResourceError: the cluster cannot hold the trials.
         TrainingError: no trial finished an epoch.
     """
     folder = config.stage_folder("tune")
@@ -48,18 +51,18 @@ def run_search(config: Experiment) -> str:
     student = find_student(graph)
     validate_search_space(config)
     manifest = manifests.load_manifest(config)
-    job = teacher_logits.resolve_inputs(graph, manifest, student)
-    # the number of trials is no part of it: more of them are added to a finished search
+    inputs = teacher_logits.resolve_inputs(graph, manifest, student)
+    # The number of trials is not included: trials can be added to a finished search.
     searched = {key: value for key, value in to_dict(config.tune).items() if key not in _FIXED_KEYS}
-    fingerprint = {"stage": "tune", "tune": searched, "student": job.fingerprint}
+    fingerprint = {"stage": "tune", "tune": searched, "student": inputs.fingerprint}
     finished = record.is_done(folder, fingerprint)
     study = Study(config, folder)
     try:
         if finished and not study.remaining and _is_reevaluated(config, folder):
-            print(f"tune: already done, {folder}")
+            logger.info(f"tune: already done, {folder}")
             return folder
-        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-        check_resources(config, ["tune"], have)
+        available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+        check_resources(config, ["tune"], available)
         record.mark_started(folder, fingerprint)
         _prepare_shared_inputs(config)
         started = time.perf_counter()
@@ -67,7 +70,7 @@ def run_search(config: Experiment) -> str:
         trials = study.get_trials()
         if not results.rank_trials(trials):
             causes = "; ".join(str(trial.cause) for trial in trials[:3])
-            raise TrainingError(f"tune: no trial finished an epoch: {causes or 'none was started'}")
+            raise TrainingError(f"tune: no trial finished an epoch: {causes or 'no trial was started'}")
         seed_objectives = _reevaluate(config, trials)
         _write_results(
             config, folder, trials, seed_objectives, _summary_notes(graph, manifest, trials, seed_objectives)
@@ -75,26 +78,26 @@ def run_search(config: Experiment) -> str:
     finally:
         study.close()
     record.mark_finished(folder, fingerprint, [TRIALS_FILE, BEST_CONFIG_FILE, html_report.HTML_FILE])
-    print(f"tune: done in {time.perf_counter() - started:.0f} s -> {storage.join(folder, BEST_CONFIG_FILE)}")
+    logger.info(f"tune: done in {time.perf_counter() - started:.0f} s -> {storage.join(folder, BEST_CONFIG_FILE)}")
     return folder
 
 
 def _prepare_shared_inputs(config: Experiment) -> None:
-    """Teachers, logits and features that trials share, made once before them."""
+    """Compute the teachers, logits and features that trials share, once before all trials."""
     variants = list(_input_variants(config))
     graphs = [build_run_graph(variant) for variant in variants]
     teachers = {run.id: run for graph in graphs for run in (*graph.teachers, *graph.cross_fitted)}
     tasks = [TrainingTask(config, run) for run in teachers.values()]
     if missing := [task for task in tasks if not task.is_finished]:
         train_tasks(missing, name="teachers for the search")
-    share = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(
+    compute = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(
         _compute_shared_inputs
     )
-    ray.get(share.remote([to_dict(variant) for variant in variants]))
+    ray.get(compute.remote([to_dict(variant) for variant in variants]))
 
 
 def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
-    """Make what is missing in one process: questions are many and small, and each process costs seconds to start."""
+    """Compute missing logits and features in one process: each process takes seconds to start."""
     for content in experiments:
         config = Experiment.model_validate(content)
         graph = build_run_graph(config)
@@ -105,9 +108,9 @@ def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
 
 
 def _input_variants(config: Experiment) -> Iterator[Experiment]:
-    """The experiment with each choice of what decides which teachers are asked, and what is frozen."""
-    deciding = ("weighting", "cross_fit", "freeze_encoder", "freeze_feature_encoder")
-    keys = [key for key in config.tune.space if key.rpartition(".")[2] in deciding]
+    """Yield the experiment with each choice of the settings that determine teacher queries and cached features."""
+    relevant = ("weighting", "cross_fit", "freeze_encoder", "freeze_feature_encoder")
+    keys = [key for key in config.tune.space if key.rpartition(".")[2] in relevant]
     for values in itertools.product(*(config.tune.space[key].choices for key in keys)):
         try:
             yield with_settings(config, dict(zip(keys, values, strict=True)), "tune.space")
@@ -120,72 +123,72 @@ def _input_variants(config: Experiment) -> Iterator[Experiment]:
 def _compute_teacher_logits(
     config: Experiment, manifest: Manifest, rows: RowIndices, checkpoints: teacher_logits.TeacherCheckpoints
 ) -> dict[str, teacher_logits.Logits]:
-    own = not any(isinstance(place, ExternalTeacherConfig) for place in checkpoints.values())
-    source = get_or_compute_features(config, manifest, config.teacher.model) if own else None
-    places, found = run_rank_inference(config, manifest, rows, checkpoints, 0, 1, source)
-    return {name: logits_RC[np.argsort(places)] for name, logits_RC in found.items()}
+    has_external = any(isinstance(checkpoint, ExternalTeacherConfig) for checkpoint in checkpoints.values())
+    source = None if has_external else get_or_compute_features(config, manifest, config.teacher.model)
+    indices, logits = run_rank_inference(config, manifest, rows, checkpoints, 0, 1, source)
+    return {name: logits_RC[np.argsort(indices)] for name, logits_RC in logits.items()}
 
 
 def _trial_resources(config: Experiment) -> dict[str, float]:
-    """Of one trial's own process; where a worker group trains for it, that reserves what it needs by itself."""
+    """Return the resources of a trial's process; a worker group reserves its own resources."""
     if config.tune.workers_per_trial > 1:
-        return {"CPU": 0.01}  # Tune wants a trial to reserve something
+        return {"CPU": 0.01}  # Ray Tune requires a reservation
     gpu = {"GPU": config.tune.gpus_per_trial} if config.train.gpu else {}
     return {"CPU": config.train.cpus_per_worker, **gpu}
 
 
 def _run_trials(config: Experiment, study: Study, folder: str) -> None:
-    """Run the trials that are left."""
-    left = study.remaining
-    if not left:
+    """Run the remaining trials of the study."""
+    num_trials = study.remaining
+    if not num_trials:
         return
     filesystem, path = storage.resolve_filesystem(folder)
-    suggestions = StudySearcher(study, folder)
+    searcher = StudySearcher(study, folder)
     tune.Tuner(
         tune.with_resources(tune.with_parameters(train_trial, experiment=to_dict(config)), _trial_resources(config)),
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
-            num_samples=left,
+            num_samples=num_trials,
             max_concurrent_trials=config.tune.max_concurrent_trials,
-            # a new process costs the seconds of its imports; but its end is what ends a group
+            # a new process takes seconds to start, but only its end stops a worker group
             reuse_actors=config.tune.workers_per_trial == 1,
-            search_alg=suggestions,
-            scheduler=StudyScheduler(suggestions),
+            search_alg=searcher,
+            scheduler=StudyScheduler(searcher),
         ),
         run_config=tune.RunConfig(
             name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             storage_path=storage.join(path, "ray"),
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[ProgressCallback(suggestions, left)],
+            callbacks=[ProgressCallback(searcher, num_trials)],
             verbose=0,
         ),
     ).fit()
 
 
 def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[float]]:
-    """Train the best trials and the paper's settings again with other seeds; their objectives by trial."""
-    again = config.tune.reevaluate
-    if again is None:
+    """Train the best trials and the paper's settings with other seeds; return their objectives by trial number."""
+    reevaluate = config.tune.reevaluate
+    if reevaluate is None:
         return {}
-    chosen = {trial.number: trial for trial in results.rank_trials(trials)[: again.top_k]}
+    selected = {trial.number: trial for trial in results.rank_trials(trials)[: reevaluate.top_k]}
     if paper := results.find_paper_trial(config, trials):
-        chosen[paper.number] = paper
+        selected[paper.number] = paper
     resources = _trial_resources(config)
     train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_train_with_seed)
-    waiting = [(trial, seed) for trial in chosen.values() for seed in again.seeds]
+    waiting = [(trial, seed) for trial in selected.values() for seed in reevaluate.seeds]
     running: dict[Any, tuple[int, int]] = {}
-    found: dict[tuple[int, int], float] = {}
+    objectives: dict[tuple[int, int], float] = {}
     while waiting or running:
         while waiting and len(running) < config.tune.max_concurrent_trials:
             trial, seed = waiting.pop(0)
             running[train.remote(to_dict(config), trial.number, trial.settings, seed)] = trial.number, seed
         (ended,), _ = ray.wait(list(running), num_returns=1)
         number, seed = running.pop(ended)
-        found[number, seed] = ray.get(ended)
-        print(f"confirm: trial {number} with seed {seed}: objective {found[number, seed]:.3f}", flush=True)
-    return {number: [found[number, seed] for seed in again.seeds] for number in chosen}
+        objectives[number, seed] = ray.get(ended)
+        logger.info(f"reevaluate: trial {number} with seed {seed}: objective {objectives[number, seed]:.3f}")
+    return {number: [objectives[number, seed] for seed in reevaluate.seeds] for number in selected}
 
 
 def _train_with_seed(experiment: dict[str, Any], number: int, settings: dict[str, Any], seed: int) -> float:
@@ -193,7 +196,7 @@ def _train_with_seed(experiment: dict[str, Any], number: int, settings: dict[str
 
 
 def _is_reevaluated(config: Experiment, folder: str) -> bool:
-    """Whether the trials that were to be run again were."""
+    """Return whether the selected trials were trained with the other seeds."""
     if config.tune.reevaluate is None:
         return True
     entries = storage.read_json(storage.join(folder, TRIALS_FILE))
@@ -217,9 +220,9 @@ def _summary_notes(
     ]
     if config.tune.second_objective:
         shown = "; ".join(
-            f"#{one.number} {one.objective or 0:.3f} at {one.cost:.4g}" for one in results.pareto_front(trials)
+            f"#{trial.number} {trial.objective or 0:.3f} at {trial.cost:.4g}" for trial in results.pareto_front(trials)
         )
-        notes.append(f"Not beaten in both recall and {config.tune.second_objective}: {shown}.")
+        notes.append(f"Pareto front of recall and {config.tune.second_objective}: {shown}.")
     return notes
 
 
@@ -233,11 +236,11 @@ def _write_results(
     best = results.rank_trials(trials, seed_objectives)
     others = [trial for trial in trials if trial not in best]
     storage.write_json(
-        storage.join(folder, TRIALS_FILE), [results.trial_to_json(each, seed_objectives) for each in [*best, *others]]
+        storage.join(folder, TRIALS_FILE), [results.trial_to_json(trial, seed_objectives) for trial in [*best, *others]]
     )
     storage.write_bytes(
         storage.join(folder, BEST_CONFIG_FILE), results.format_best_config(config, best[0].settings, notes).encode()
     )
     html_report.write_html_report(config, notes, seed_objectives)
     for note in notes:
-        print(f"tune: {note}")
+        logger.info(f"tune: {note}")

@@ -1,8 +1,8 @@
-"""The search's memory: an Optuna study, from which an interrupted search goes on.
+"""The Optuna study that stores all trials, and from which an interrupted search resumes.
 
-Trials are numbered as in the study. What a trial has reported after each epoch, whether it was stopped or failed and
-why, stands there alone: Ray Tune only runs trials. A trial that was running when the driver was killed is handed out
-again, and goes on from its own checkpoint.
+Trials are numbered as in the study. It is the only store of the objectives after each epoch and of how a trial ended;
+Ray Tune only runs trials. A trial that was running when the driver was killed is run again and resumes from its own
+checkpoint.
 """
 
 import itertools
@@ -22,10 +22,11 @@ from lakd_ray import storage
 from lakd_ray.config import DistillLossConfig, Experiment, TuningConfig, to_dict, with_settings
 from lakd_ray.errors import ConfigError, StageError
 
-Settings = dict[str, Any]  # dotted key -> value
+Settings = dict[str, Any]
+"""Values by dotted key."""
 
 STUDY_FILE = "study.db"
-# The paper's loss. The search's first trial.
+# The paper's loss, which is the first trial of a search.
 PAPER_LOSS = DistillLossConfig(
     temperature=5.0, lam=0.25, weighting_temperature=0.25, weighting="similarity", reference_compat=True
 )
@@ -37,35 +38,35 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as people want to see it."""
+    """A trial of the search and its results."""
 
     number: int
     settings: Settings
     state: str
     """`complete`, `stopped` early, `failed` or `running`."""
     objective: float | None
-    """The highest of its epochs."""
+    """The highest objective of its epochs."""
     cost: float | None
     """The second objective, if there is one."""
     epochs: int
     curve: tuple[float, ...]
-    """The objective after each epoch, the highest so far."""
+    """The highest objective so far, after each epoch."""
     audio_seconds: float
-    """Audio it was trained on, all epochs."""
+    """Audio that it was trained on in all epochs."""
     cause: str | None = None
-    """Why it failed."""
+    """The cause of its failure."""
 
 
 class Study:
-    """An Optuna study, and the file it lies in.
+    """The Optuna study of a search and its file.
 
     Args:
-        folder: the stage's folder, here or in a bucket; a bucket's study is worked on in a copy that is put back
-            whenever a trial ends.
+        config: the experiment.
+        folder: the stage's folder. For one in a bucket, the study is a local copy that is uploaded whenever a trial
+            starts or ends.
 
     Raises:
-        StageError: the study there is one of another search.
-        ConfigError: no grid can be made.
+        StageError: the study belongs to a different search.
     """
 
     def __init__(self, config: Experiment, folder: str) -> None:
@@ -103,30 +104,30 @@ class Study:
         return f"sqlite:///{self._local_copy}"
 
     def _check_same_search(self) -> None:
-        """What would make old trials incomparable with new ones."""
+        """Raise an error if the settings of the search have changed, so that old and new trials are not comparable."""
         searched = to_dict(self._tune)
-        kept = {key: searched[key] for key in ("space", "paradigm", "epochs", "objective", "second_objective")}
-        found = self._study.user_attrs.get("search")
-        if found is None:
-            self._study.set_user_attr("search", kept)
-        elif found != kept:
-            changed = ", ".join(f"tune.{key}" for key in kept if found.get(key) != kept[key])
+        settings = {key: searched[key] for key in ("space", "paradigm", "epochs", "objective", "second_objective")}
+        stored = self._study.user_attrs.get("search")
+        if stored is None:
+            self._study.set_user_attr("search", settings)
+        elif stored != settings:
+            changed = ", ".join(f"tune.{key}" for key in settings if stored.get(key) != settings[key])
             raise StageError(
-                f"the study in {self._location} is of another search: {changed} changed. Choose another `name`, undo the "
-                "change, or delete that folder to search anew."
+                f"the study in {self._location} belongs to a different search: {changed} changed. Choose a different "
+                "`name`, undo the change, or delete that folder to search from scratch."
             )
 
     @property
     def remaining(self) -> int:
-        """Trials that are to be run: those that were interrupted, and new ones. A failed one is not made good."""
+        """Number of trials to run: interrupted and new ones. A failed trial is not replaced."""
         ended = [trial for trial in self._study.trials if trial.state.is_finished()]
-        wanted = self._tune.trials
+        total = self._tune.trials
         if self._tune.sampler == "grid":
-            wanted = min(wanted, math.prod(len(each.choices) for each in self._tune.space.values()))
-        return max(len(self._interrupted), wanted - len(ended))
+            total = min(total, math.prod(len(dimension.choices) for dimension in self._tune.space.values()))
+        return max(len(self._interrupted), total - len(ended))
 
     def next_trial(self) -> tuple[int, Settings]:
-        """Number and settings of a trial to run: an interrupted one first."""
+        """Return number and settings of the next trial; interrupted trials come first."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             trial = optuna.Trial(self._study, frozen._trial_id)
@@ -138,14 +139,13 @@ class Study:
         return trial.number, settings
 
     def report_epoch(self, number: int, epoch: int, objective: float, audio_seconds: float) -> bool:
-        """Note an epoch's best objective so far; whether the trial should stop now."""
+        """Record the highest objective so far after an epoch; return whether the trial should stop."""
         trial = self._running[number]
-        known = {int(step) for step in self._frozen_trial(number).user_attrs.get("curve", {})}
-        if epoch not in known:  # a trial that went on may report an epoch again
-            curve = self._frozen_trial(number).user_attrs.get("curve", {}) | {str(epoch): objective}
-            heard = self._frozen_trial(number).user_attrs.get("audio_seconds", 0.0) + audio_seconds
-            trial.set_user_attr("curve", curve)
-            trial.set_user_attr("audio_seconds", heard)
+        attributes = self._frozen_trial(number).user_attrs
+        curve = attributes.get("curve", {})
+        if str(epoch) not in curve:  # a resumed trial may report an epoch again
+            trial.set_user_attr("curve", curve | {str(epoch): objective})
+            trial.set_user_attr("audio_seconds", attributes.get("audio_seconds", 0.0) + audio_seconds)
         if self._tune.second_objective:
             return False
         if epoch not in self._frozen_trial(number).intermediate_values:
@@ -153,13 +153,13 @@ class Study:
         return epoch < self._max_epochs and trial.should_prune()  # after its last epoch it is complete
 
     def finish_trial(self, number: int, cost: float | None, *, stopped: bool) -> None:
-        """A trial has ended: by itself, or because it should."""
+        """Record that a trial has ended, after its last epoch or because it was stopped."""
         trial = self._running.pop(number)
         curve = self._frozen_trial(number).user_attrs.get("curve", {})
         if stopped:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif not curve:
-            self.fail_trial(number, "it ended without an epoch", trial)
+            self.fail_trial(number, "it ended before its first epoch", trial)
             return
         else:
             best = max(curve.values())
@@ -167,18 +167,18 @@ class Study:
         self._upload_copy()
 
     def fail_trial(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
-        """A trial has failed for good."""
+        """Record that a trial has failed for good, with the cause."""
         trial = trial or self._running.pop(number)
         trial.set_user_attr("cause", cause)
         self._study.tell(trial, state=TrialState.FAIL)
         self._upload_copy()
 
     def get_trials(self) -> list[Trial]:
-        """All of them, by number."""
+        """Return all trials, ordered by number."""
         return [_to_trial(frozen, self._tune) for frozen in self._study.trials if frozen.state != TrialState.WAITING]
 
     def get_param_importances(self) -> dict[str, float]:
-        """How much each setting moves the objective (PED-ANOVA, Watanabe et al., IJCAI 2023); empty if few ended."""
+        """Return the importance of each setting (PED-ANOVA, Watanabe et al., IJCAI 2023); empty if few trials ended."""
         ended = [trial for trial in self._study.trials if trial.state in _FINISHED_STATES]
         if len(ended) < 4 or self._tune.second_objective:
             return {}
@@ -191,7 +191,7 @@ class Study:
                 return {}
 
     def close(self) -> None:
-        """Put a bucket's study back."""
+        """Upload the study if it is in a bucket."""
         self._upload_copy()
 
     def _frozen_trial(self, number: int) -> FrozenTrial:
@@ -201,71 +201,80 @@ class Study:
         if self._local_copy is None:
             return
         with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
-            whole = Path(folder, STUDY_FILE)
-            with sqlite3.connect(self._local_copy) as source, sqlite3.connect(whole) as target:
+            copy = Path(folder, STUDY_FILE)
+            with sqlite3.connect(self._local_copy) as source, sqlite3.connect(copy) as target:
                 source.backup(target)
             target.close()
             source.close()
-            storage.write_bytes(self._location, whole.read_bytes())
+            storage.write_bytes(self._location, copy.read_bytes())
 
 
 def suggest_settings(trial: optuna.Trial, tune: TuningConfig) -> Settings:
-    """What the study suggests for every setting that applies."""
+    """Let the trial suggest a value for every setting whose conditions hold."""
     settings: Settings = {}
-    for key, each in tune.space.items():
-        if any(settings.get(other) not in values for other, values in each.conditions.items()):
+    for key, dimension in tune.space.items():
+        if any(settings.get(other) not in values for other, values in dimension.conditions.items()):
             continue
-        if each.choices:
-            settings[key] = trial.suggest_categorical(key, list(each.choices))
-        elif each.integer:
-            settings[key] = trial.suggest_int(key, int(each.low or 0), int(each.high or 0), log=each.log)
+        if dimension.choices:
+            settings[key] = trial.suggest_categorical(key, list(dimension.choices))
+        elif dimension.integer:
+            settings[key] = trial.suggest_int(key, int(dimension.low or 0), int(dimension.high or 0), log=dimension.log)
         else:
-            settings[key] = trial.suggest_float(key, float(each.low or 0), float(each.high or 0), log=each.log)
+            settings[key] = trial.suggest_float(
+                key, float(dimension.low or 0), float(dimension.high or 0), log=dimension.log
+            )
     return settings
 
 
 def paper_settings(config: Experiment) -> Settings:
-    """The paper's values of what is searched, the experiment's own where it has none; empty if one is excluded."""
-    own, found = to_dict(config), Settings()
-    for key, each in config.tune.space.items():
+    """Return the paper's values of the searched settings, or the experiment's own where the paper has none.
+
+    The result is empty if one of the values is outside the search space.
+    """
+    own, settings = to_dict(config), Settings()
+    for key, dimension in config.tune.space.items():
         section, _, name = key.rpartition(".")
         loss = {"distill.mtkd": PAPER_LOSS, "distill.kd": _PAPER_KD_LOSS}.get(section)
         value = getattr(loss, name) if loss else _get_nested(own, key)
-        if any(found.get(other) not in values for other, values in each.conditions.items()):
+        if any(settings.get(other) not in values for other, values in dimension.conditions.items()):
             continue
-        inside = value in each.choices if each.choices else (each.low or 0) <= (value or 0) <= (each.high or 0)
+        inside = (
+            value in dimension.choices
+            if dimension.choices
+            else (dimension.low or 0) <= (value or 0) <= (dimension.high or 0)
+        )
         if not inside:
             return {}
-        found[key] = value
-    return found
+        settings[key] = value
+    return settings
 
 
 def build_trial_config(config: Experiment, settings: Mapping[str, Any]) -> Experiment:
-    """The experiment that a trial is: the paper's own loss at the paper's settings.
+    """Return the experiment of a trial; with the paper's settings, its loss is exactly the paper's.
 
     Raises:
-        ConfigError: the settings do not go together.
+        ConfigError: the settings are incompatible.
     """
-    made = with_settings(config, dict(settings), "tune.space")
+    changed = with_settings(config, dict(settings), "tune.space")
     if settings == paper_settings(config):
-        losses = {"mtkd": PAPER_LOSS, "kd": _PAPER_KD_LOSS}
-        same = {
+        paper_losses = {"mtkd": PAPER_LOSS, "kd": _PAPER_KD_LOSS}
+        losses = {
             name: loss
-            for name, loss in losses.items()
+            for name, loss in paper_losses.items()
             if any(key.startswith(f"distill.{name}.") for key in config.tune.space)
         }
-        made = made.model_copy(update={"distill": made.distill.model_copy(update=same)})
-    return made
+        changed = changed.model_copy(update={"distill": changed.distill.model_copy(update=losses)})
+    return changed
 
 
 def _initial_trials(config: Experiment) -> list[Settings]:
-    """Trials that are not left to the sampler: the paper's settings, and all of a grid."""
+    """Return the trials that the sampler does not choose: the paper's settings, and all of a grid."""
     paper, space = paper_settings(config), config.tune.space
     first = [paper] if paper else []
     if config.tune.sampler != "grid":
         return first
-    values = itertools.product(*(each.choices for each in space.values()))
-    grid = [dict(zip(space, each, strict=True)) for each in values]
+    values = itertools.product(*(dimension.choices for dimension in space.values()))
+    grid = [dict(zip(space, choice, strict=True)) for choice in values]
     return first + [settings for settings in grid if settings != paper]
 
 
@@ -316,15 +325,15 @@ def _to_trial(frozen: FrozenTrial, tune: TuningConfig) -> Trial:
 
 
 def validate_search_space(config: Experiment) -> None:
-    """Refuse settings that do not go together before anything runs: each choice is tried with the others at their own.
+    """Check each choice with the experiment's own values of the other settings, before any trial starts.
 
     Raises:
-        ConfigError: a choice is refused.
+        ConfigError: a choice is invalid.
     """
-    for key, each in config.tune.space.items():
-        for value in each.choices:
-            context = {other: values[0] for other, values in each.conditions.items()}
+    for key, dimension in config.tune.space.items():
+        for value in dimension.choices:
+            context = {other: values[0] for other, values in dimension.conditions.items()}
             try:
                 with_settings(config, {**context, key: value}, f"tune.space.{key}")
             except ConfigError as error:
-                raise ConfigError(f"{error} (one of its choices, with the rest as in the experiment)") from None
+                raise ConfigError(f"{error} (a choice of tune.space, with the experiment's other settings)") from None

@@ -1,4 +1,4 @@
-"""Runs of the command line that may be killed: started, watched, ended with all that they have started."""
+"""Start, watch and kill runs of the command line together with all their child processes."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ import pytest
 from support import tiny_models as tiny
 
 ROOT = Path(__file__).parents[2]
-MARK = "LAKD_TEST"  # in the environment of everything that a test starts
+MARK = "LAKD_TEST"  # an environment variable of all processes that a test starts
 
 SMALL = """
 name: {name}
@@ -38,14 +38,16 @@ distill: {{paradigms: [mtkd]}}
 batch: {{max_padded_seconds: 12, max_utterances: 2}}
 cluster: {{object_store_mb: 200, log_to_driver: true}}
 """
-"""An experiment with a small corpus and network; `name`, `storage`, `network` and `epochs` are to be filled in."""
+"""An experiment with a small corpus and network; a template with `name`, `storage`, `network` and `epochs`."""
 
 
 class Runs:
     """Processes that run an experiment file and may be killed.
 
     Args:
-        content: of the file: `name`, `storage` and `network` are filled in, and what else `settings` has.
+        folder: folder of the files and of the storage.
+        content: template of the file, filled in with `name`, `storage`, `network` and `settings`.
+        environment: environment variables of the processes.
     """
 
     def __init__(self, folder: Path, content: str, *, environment: dict[str, str], **settings: object) -> None:
@@ -72,45 +74,45 @@ class Runs:
     def wait(self, process: "subprocess.Popen[bytes]", until: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 300
         while not until():
-            assert process.poll() is None, f"it ended too early:\n{self.told()}"
-            assert time.monotonic() < deadline, f"it got no further:\n{self.told()}"
+            assert process.poll() is None, f"it ended too early:\n{self.log_tail()}"
+            assert time.monotonic() < deadline, f"it got no further:\n{self.log_tail()}"
             time.sleep(0.02)
 
     def finish(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.wait(timeout=900) == 0, self.told()
+        assert process.wait(timeout=900) == 0, self.log_tail()
 
-    def told(self) -> str:
+    def log_tail(self) -> str:
         return self.log.read_text()[-4000:]
 
     def close(self) -> None:
         for process in self._processes:
-            kill_all(process)
+            kill_tree(process)
 
 
-def kill_all(process: "subprocess.Popen[bytes]") -> None:
-    """A driver and all that it has started, at once."""
+def kill_tree(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a driver and all its child processes at once."""
     try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
-        family = []
-    for each in family:
+        processes = []
+    for member in processes:
         try:
-            each.kill()
+            member.kill()
         except psutil.NoSuchProcess:
             continue
     process.wait(timeout=60)
 
 
-def marked(folder: Path) -> dict[str, str]:
-    """An environment for what is started: its own home, and a mark to know it by."""
+def marked_environment(folder: Path) -> dict[str, str]:
+    """Return an environment with a home directory of its own and a mark by which its processes are found."""
     home = folder / "home"
     home.mkdir()
     return {**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", MARK: str(folder)}
 
 
 @contextmanager
-def machines(environment: Mapping[str, str], count: int, cpus: int) -> Iterator["Machines"]:
-    """A Ray cluster of a head, which has one CPU, and some nodes, which may be lost."""
+def small_cluster(environment: Mapping[str, str], count: int, cpus: int) -> Iterator["WorkerNodes"]:
+    """Start a Ray cluster of a head node with one CPU and a number of worker nodes that can be killed."""
     from ray.cluster_utils import Cluster
 
     size = {"object_store_memory": 200 * 2**20}
@@ -119,13 +121,13 @@ def machines(environment: Mapping[str, str], count: int, cpus: int) -> Iterator[
             patch.setenv(name, environment[name])
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **size})
         try:
-            yield Machines(cluster, count, {"num_cpus": cpus, **size})
+            yield WorkerNodes(cluster, count, {"num_cpus": cpus, **size})
         finally:
             cluster.shutdown()
 
 
-class Machines:
-    """The nodes of `machines`."""
+class WorkerNodes:
+    """The worker nodes of `small_cluster`."""
 
     def __init__(self, cluster: Any, count: int, size: dict[str, int]) -> None:
         self._cluster, self._size = cluster, size
@@ -133,7 +135,7 @@ class Machines:
         self._nodes = [cluster.add_node(**size) for _ in range(count)]
 
     def lose(self, training: Sequence[psutil.Process]) -> None:
-        """Kill the node on which these processes run, and start another."""
+        """Kill the node on which these processes run, and start a new one."""
         raylets = {_raylet_of(process) for process in training}
         (victim,) = (node for node in self._nodes if node.all_processes["raylet"][0].process.pid in raylets)
         self._cluster.remove_node(victim, allow_graceful=False)
@@ -142,18 +144,22 @@ class Machines:
 
 
 def _raylet_of(process: psutil.Process) -> int | None:
-    """The node manager that a worker process belongs to."""
+    """Return the process id of the node manager to which a worker process belongs."""
     return next((parent.pid for parent in process.parents() if parent.name() == "raylet"), None)
 
 
-def workers(mark: str, kind: str) -> list[psutil.Process]:
-    """Ray's processes of a kind in clusters with this mark in their environment."""
+def find_workers(mark: str, kind: str) -> list[psutil.Process]:
+    """Return Ray's processes of a kind in clusters with this mark in their environment."""
     processes = psutil.process_iter(["environ"])
-    return [one for one in processes if (one.info["environ"] or {}).get(MARK) == mark and does(one, kind)]
+    return [
+        process
+        for process in processes
+        if (process.info["environ"] or {}).get(MARK) == mark and is_worker(process, kind)
+    ]
 
 
-def does(process: psutil.Process, kind: str) -> bool:
-    """Whether it is one of Ray's of a kind (`ray::kind...`)."""
+def is_worker(process: psutil.Process, kind: str) -> bool:
+    """Return whether this is a Ray process of a kind, whose title is `ray::kind...`."""
     try:
         words = process.cmdline()
     except psutil.Error:

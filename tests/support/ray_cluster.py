@@ -1,4 +1,4 @@
-"""A cluster of this machine, as `cluster/local.sh` starts it, in a folder of its own."""
+"""Start and stop a local Ray cluster with `cluster/local.sh`, in a folder of its own."""
 
 import os
 import socket
@@ -45,9 +45,9 @@ class Cluster:
 @contextmanager
 def started() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="lakd-", dir="/tmp") as folder:
-        one = Cluster(folder)
-        one.start()
+        cluster = Cluster(folder)
+        cluster.start()
         try:
-            yield one
+            yield cluster
         finally:
-            one.script("stop")
+            cluster.script("stop")

@@ -9,17 +9,17 @@ import httpx
 import pytest
 from support import browser
 from support.ray_cluster import free_port
-from test_study import CHOSEN, play, study
+from test_study import SPACE, run_trial, study
 
 
 @browser.needed
 @pytest.mark.timeout(120)
 def test_the_dashboard_shows_the_search(tmp_path: Path) -> None:
-    one = study(tmp_path, trials=8, space=CHOSEN, sampler="random")
-    numbers = [play(one, [0.3 + 0.05 * index, 0.4 + 0.05 * index])[0] for index in range(6)]
-    number, _ = one.next_trial()
-    one.fail_trial(number, "out of memory")
-    one.close()
+    search = study(tmp_path, trials=8, space=SPACE, sampler="random")
+    numbers = [run_trial(search, [0.3 + 0.05 * index, 0.4 + 0.05 * index])[0] for index in range(6)]
+    number, _ = search.next_trial()
+    search.fail_trial(number, "out of memory")
+    search.close()
     url = f"http://127.0.0.1:{free_port()}"
     program, database = Path(sys.executable).with_name("optuna-dashboard"), tmp_path / "s/tune/study.db"
     command = [str(program), f"sqlite:///{database}", "--port", url.rpartition(":")[2]]

@@ -1,4 +1,4 @@
-"""Which trial wins, and what is said of it beside the paper's settings."""
+"""Ranking of trials, and sentences that compare the winner with the paper's settings."""
 
 import re
 from typing import Any
@@ -36,38 +36,38 @@ LUCKY, STEADY, FAILED = (
 TRIALS = [PAPER, LUCKY, STEADY, FAILED]
 
 
-def test_the_best_of_one_seed_is_ranked_by_it_and_what_failed_is_not_ranked():
-    assert [one.number for one in results.rank_trials(TRIALS)] == [1, 2, 0]
+def test_trials_with_one_seed_are_ranked_by_it_and_failed_ones_are_not_ranked():
+    assert [trial.number for trial in results.rank_trials(TRIALS)] == [1, 2, 0]
 
 
-def test_who_was_chosen_for_a_lucky_number_is_ranked_by_the_other_seeds_alone():
+def test_reevaluated_trials_are_ranked_by_the_other_seeds_only():
     seed_objectives = {0: [0.70, 0.70], 1: [0.60, 0.62]}
-    assert [one.number for one in results.rank_trials(TRIALS, seed_objectives)] == [0, 1, 2]
+    assert [trial.number for trial in results.rank_trials(TRIALS, seed_objectives)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("seed_objectives", "words"),
     [
-        ({}, r"trial 1 is \+20.0 points above the paper's settings, with one seed each: that may be luck"),
+        ({}, r"trial 1 is \+20.0 points above the paper's settings, with one seed each: that may be chance"),
         ({0: [0.7], 1: [0.8]}, r"trial 1 is \+10.0 points against .* over one other seed, which gives no interval"),
         ({0: [0.70, 0.71, 0.69], 1: [0.80, 0.81, 0.80]}, r"trial 1 is \+10.3 points .* it beats them"),
         ({0: [0.70, 0.75, 0.65], 1: [0.80, 0.66, 0.75]}, "trial 1 is .* it is not shown to beat them"),
         ({0: [0.8, 0.8], 1: [0.7, 0.6], 2: [0.7, 0.74]}, "^The paper's settings are the best. On dev trial 2 is -8.0"),
     ],
 )
-def test_the_winner_is_held_against_the_papers_settings(seed_objectives, words):
+def test_comparison_of_the_winner_with_the_papers_settings(seed_objectives, words):
     assert re.search(words, results.compare_with_paper(CONFIG, TRIALS, seed_objectives))
 
 
-def test_where_the_paper_was_not_tried_that_is_said():
+def test_comparison_without_a_trial_of_the_papers_settings():
     assert "were not tried" in results.compare_with_paper(CONFIG, [LUCKY, STEADY], {})
     assert results.compare_with_paper(CONFIG, [PAPER], {}) == "The paper's settings are the best."
 
 
-def test_what_a_search_cost_is_told_with_its_confirmation():
-    told = results.describe_cost(CONFIG, TRIALS, {}, epoch_seconds=100.0)
-    assert told.startswith(
+def test_cost_of_a_search_includes_its_reevaluation():
+    text = results.describe_cost(CONFIG, TRIALS, {}, epoch_seconds=100.0)
+    assert text.startswith(
         "4 trials were trained on 0.33 audio-hours, 1.5 times what one student on the full budget of 8"
     )
-    again = results.describe_cost(CONFIG, TRIALS, {0: [0.1, 0.2], 1: [0.1, 0.2]}, epoch_seconds=100.0)
-    assert again == told[:-1] + "; the 4 runs with other seeds add 0.33, 1.5 times."
+    with_reevaluation = results.describe_cost(CONFIG, TRIALS, {0: [0.1, 0.2], 1: [0.1, 0.2]}, epoch_seconds=100.0)
+    assert with_reevaluation == text[:-1] + "; the 4 runs with other seeds add 0.33, 1.5 times."

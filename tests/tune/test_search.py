@@ -1,4 +1,4 @@
-"""A real search whose driver, trials and job are killed: what ended stays, what was running goes on."""
+"""A real search whose driver, trials and nodes are killed: ended trials remain, running ones resume."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chaos import SMALL, Runs, kill_all, machines, marked, workers
+from support.chaos import SMALL, Runs, find_workers, kill_tree, marked_environment, small_cluster
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config
@@ -17,101 +17,102 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 EPOCHS, TRIALS = 5, 3
 EXPERIMENT = f"""stages: [prepare, teachers, tune]
-{SMALL}tune: {{{{trials: {TRIALS}, max_concurrent_trials: 1, workers_per_trial: {{workers}}, epochs: {EPOCHS}, {{search}}}}}}
+{SMALL}tune: {{{{trials: {TRIALS}, max_concurrent_trials: 1,
+        workers_per_trial: {{workers}}, epochs: {EPOCHS}, {{search}}}}}}
 train: {{{{workers: 1}}}}
 """
-ALONE = {"epochs": 1, "workers": 1, "search": "scheduler: none"}
-RATES = "{student.optim.lr: {choices: [0.001, 0.003, 1.0e-30]}}"
+SINGLE_WORKER = {"epochs": 1, "workers": 1, "search": "scheduler: none"}
+LEARNING_RATES = "{student.optim.lr: {choices: [0.001, 0.003, 1.0e-30]}}"
 
 
 @pytest.fixture
 def runs(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Runs]:
-    settings = {**ALONE, **getattr(request, "param", {})}
-    with closing(Runs(tmp_path, EXPERIMENT, environment=marked(tmp_path), **settings)) as one:
-        yield one
+    settings = {**SINGLE_WORKER, **getattr(request, "param", {})}
+    with closing(Runs(tmp_path, EXPERIMENT, environment=marked_environment(tmp_path), **settings)) as processes:
+        yield processes
 
 
-def lines(config: Experiment, trial: int) -> list[dict[str, Any]]:
-    """Of the epochs that a trial has done; each says how long it took, so that one done again is told from it."""
+def trial_metrics(config: Experiment, trial: int) -> list[dict[str, Any]]:
+    """Return the metrics of a trial's epochs; they include durations, so that a repeated epoch differs."""
     return list(RunState.read(storage.join(config.stage_folder("tune"), "trials", f"{trial:04d}")).metrics)
 
 
-def test_what_ended_stays_and_what_was_running_goes_on(runs: Runs, tmp_path: Path) -> None:
+def test_ended_trials_remain_and_running_ones_resume(runs: Runs, tmp_path: Path) -> None:
     config, mark = load_config(runs.experiment("search")), str(tmp_path)
     process = runs.start("search")
-    runs.wait(process, lambda: len(lines(config, 0)) >= 2)
-    seen = {0: lines(config, 0)}
+    runs.wait(process, lambda: len(trial_metrics(config, 0)) >= 2)
+    seen = {0: trial_metrics(config, 0)}
     process.send_signal(signal.SIGTERM)  # as `ray job stop` does
     process.wait(timeout=120)
 
     process = runs.start("search")
-    runs.wait(process, lambda: len(lines(config, 1)) >= 2)
-    assert lines(config, 0)[: len(seen[0])] == seen[0], "it went on after its last epoch"
-    seen = {trial: lines(config, trial) for trial in (0, 1)}
-    kill_all(process)
+    runs.wait(process, lambda: len(trial_metrics(config, 1)) >= 2)
+    assert trial_metrics(config, 0)[: len(seen[0])] == seen[0], "it resumed after its last epoch"
+    seen = {trial: trial_metrics(config, trial) for trial in (0, 1)}
+    kill_tree(process)
 
     process = runs.start("search")
-    runs.wait(process, lambda: len(lines(config, 2)) >= 2)
+    runs.wait(process, lambda: len(trial_metrics(config, 2)) >= 2)
     for trial, known in seen.items():
-        assert lines(config, trial)[: len(known)] == known
-    seen[2] = lines(config, 2)
-    (running,) = workers(mark, "ImplicitFunc")
-    running.kill()  # the trial alone: it is tried again
+        assert trial_metrics(config, trial)[: len(known)] == known
+    seen[2] = trial_metrics(config, 2)
+    (running,) = find_workers(mark, "ImplicitFunc")
+    running.kill()  # only the trial: it is retried
     runs.finish(process)
 
     for trial, known in seen.items():
-        assert lines(config, trial)[: len(known)] == known
-    all_complete(config)
+        assert trial_metrics(config, trial)[: len(known)] == known
+    assert_all_complete(config)
 
 
 @pytest.mark.parametrize("runs", [{"workers": 2}], indirect=True)
-def test_trials_of_two_workers_one_of_which_is_killed(runs: Runs, tmp_path: Path) -> None:
+def test_a_worker_of_a_trial_is_killed(runs: Runs, tmp_path: Path) -> None:
     config, mark = load_config(runs.experiment("search")), str(tmp_path)
     process = runs.start("search")
-    runs.wait(process, lambda: len(lines(config, 0)) >= 2)
-    known, training = lines(config, 0), workers(mark, "RayTrainWorker")
+    runs.wait(process, lambda: len(trial_metrics(config, 0)) >= 2)
+    known, training = trial_metrics(config, 0), find_workers(mark, "RayTrainWorker")
     assert len(training) == 2
     training[0].kill()
     runs.finish(process)
-    assert lines(config, 0)[: len(known)] == known
-    all_complete(config)
+    assert trial_metrics(config, 0)[: len(known)] == known
+    assert_all_complete(config)
 
 
 @pytest.mark.parametrize(
     "runs",
-    [{"workers": 2, "search": f"grace_epochs: 2, reduction_factor: 2, sampler: grid, space: {RATES}"}],
+    [{"workers": 2, "search": f"grace_epochs: 2, reduction_factor: 2, sampler: grid, space: {LEARNING_RATES}"}],
     indirect=True,
 )
-def test_a_trial_that_is_stopped_takes_its_workers_with_it(runs: Runs, tmp_path: Path) -> None:
-    """One of the learning rates learns nothing. Groups of two trials do not have room beside each other."""
+def test_a_stopped_trial_ends_its_workers(runs: Runs, tmp_path: Path) -> None:
+    """One of the learning rates trains nothing. The cluster cannot hold the worker groups of two trials."""
     runs.finish(runs.start("search"))
     folder = load_config(runs.experiment("search")).stage_folder("tune")
     ended = storage.read_json(storage.join(folder, "trials.json"))
-    assert {each["state"] for each in ended} == {"complete", "stopped"}
-    assert not workers(str(tmp_path), "RayTrainWorker")
+    assert {trial["state"] for trial in ended} == {"complete", "stopped"}
+    assert not find_workers(str(tmp_path), "RayTrainWorker")
 
 
-def test_the_machine_of_a_trial_is_lost(tmp_path: Path) -> None:
-    """A head without room for a trial and two nodes, of which the one that trains is killed."""
-    environment = marked(tmp_path)
-    with machines(environment, 2, cpus=2) as nodes:
-        reached_by = {**environment, "RAY_ADDRESS": nodes.address}
-        with closing(Runs(tmp_path, EXPERIMENT, environment=reached_by, **ALONE)) as runs:
+def test_the_node_of_a_trial_is_lost(tmp_path: Path) -> None:
+    """A head node too small for a trial and two nodes; the one that trains is killed."""
+    environment = marked_environment(tmp_path)
+    with small_cluster(environment, 2, cpus=2) as nodes:
+        connected = {**environment, "RAY_ADDRESS": nodes.address}
+        with closing(Runs(tmp_path, EXPERIMENT, environment=connected, **SINGLE_WORKER)) as runs:
             config = load_config(runs.experiment("search"))
             process = runs.start("search")
-            runs.wait(process, lambda: len(lines(config, 0)) >= 2)
-            known = lines(config, 0)
-            nodes.lose(workers(str(tmp_path), "ImplicitFunc"))
+            runs.wait(process, lambda: len(trial_metrics(config, 0)) >= 2)
+            known = trial_metrics(config, 0)
+            nodes.lose(find_workers(str(tmp_path), "ImplicitFunc"))
             runs.finish(process)
-            assert lines(config, 0)[: len(known)] == known
-            all_complete(config)
+            assert trial_metrics(config, 0)[: len(known)] == known
+            assert_all_complete(config)
 
 
-def all_complete(config: Experiment) -> None:
-    """Every trial was trained to its end, no epoch twice."""
+def assert_all_complete(config: Experiment) -> None:
+    """Assert that every trial was trained to its end, without a repeated epoch."""
     for trial in range(TRIALS):
-        assert [line["epoch"] for line in lines(config, trial)] == list(range(1, EPOCHS + 1))
+        assert [line["epoch"] for line in trial_metrics(config, trial)] == list(range(1, EPOCHS + 1))
     ended = storage.read_json(storage.join(config.stage_folder("tune"), "trials.json"))
-    assert sorted(each["trial"] for each in ended) == [f"{trial:04d}" for trial in range(TRIALS)]
-    assert {each["state"] for each in ended} == {"complete"}
-    assert all(each["epochs"] == EPOCHS for each in ended)
+    assert sorted(trial["trial"] for trial in ended) == [f"{trial:04d}" for trial in range(TRIALS)]
+    assert {trial["state"] for trial in ended} == {"complete"}
+    assert all(trial["epochs"] == EPOCHS for trial in ended)

@@ -1,4 +1,4 @@
-"""The study: what it suggests, when it stops trials, and how it goes on. No Ray."""
+"""The study: its suggestions, early stopping, and resuming. No Ray."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def study(folder: Path | str, **tune: Any) -> Study:
     return Study(config, config.stage_folder("tune"))
 
 
-CHOSEN = {
+SPACE = {
     WEIGHTING: {"choices": ["similarity", "uniform", "language"]},
     TAU: {"low": 0.05, "high": 2.0, "log": True, "conditions": {WEIGHTING: ["similarity"]}},
     "distill.mtkd.same_language_weight": {"low": 0.3, "high": 1.0, "conditions": {WEIGHTING: ["language"]}},
@@ -33,26 +33,26 @@ CHOSEN = {
 }
 
 
-def play(one: Study, values: list[float], number: int | None = None) -> tuple[int, bool]:
-    """Run a trial whose epochs have these objectives; returns its number and whether it was stopped."""
+def run_trial(search: Study, values: list[float], number: int | None = None) -> tuple[int, bool]:
+    """Run a trial whose epochs have these objectives; return its number and whether it was stopped."""
     if number is None:
-        number, _ = one.next_trial()
+        number, _ = search.next_trial()
     for epoch, value in enumerate(values, start=1):
-        if one.report_epoch(number, epoch, value, 10.0):
-            one.finish_trial(number, None, stopped=True)
+        if search.report_epoch(number, epoch, value, 10.0):
+            search.finish_trial(number, None, stopped=True)
             return number, True
-    one.finish_trial(number, None, stopped=False)
+    search.finish_trial(number, None, stopped=False)
     return number, False
 
 
-def test_the_first_trial_is_the_papers_and_only_once(tmp_path: Path):
-    one = study(tmp_path)
-    number, settings = one.next_trial()
+def test_the_first_trial_has_the_papers_settings_once(tmp_path: Path):
+    search = study(tmp_path)
+    number, settings = search.next_trial()
     assert (number, settings) == (0, {T: 5.0, LAM: 0.25, TAU: 0.25})
     assert build_trial_config(experiment(tmp_path), settings).distill.mtkd == PAPER_LOSS
-    play(one, [0.5], number)
-    again = study(tmp_path)
-    _, other = again.next_trial()
+    run_trial(search, [0.5], number)
+    resumed = study(tmp_path)
+    _, other = resumed.next_trial()
     assert other != settings
     loss = build_trial_config(experiment(tmp_path), other).distill.mtkd
     assert (loss.temperature, loss.lam, loss.weighting_temperature) == (
@@ -62,109 +62,109 @@ def test_the_first_trial_is_the_papers_and_only_once(tmp_path: Path):
     ) and not loss.reference_compat
 
 
-def test_a_space_without_the_papers_settings_has_no_such_trial(tmp_path: Path):
+def test_papers_settings_outside_the_space_are_not_tried(tmp_path: Path):
     config = experiment(tmp_path, space={T: {"low": 6.0, "high": 9.0}})
     assert paper_settings(config) == {}
     assert 6 <= Study(config, config.stage_folder("tune")).next_trial()[1][T] <= 9
 
 
-def test_settings_apply_under_their_conditions_alone(tmp_path: Path):
-    one = study(tmp_path, trials=30, space=CHOSEN, sampler="random")
+def test_settings_apply_only_under_their_conditions(tmp_path: Path):
+    search = study(tmp_path, trials=30, space=SPACE, sampler="random")
     seen = {}
     for _ in range(30):
-        number, settings = one.next_trial()
-        play(one, [0.5], number)
+        number, settings = search.next_trial()
+        run_trial(search, [0.5], number)
         seen[settings[WEIGHTING]] = set(settings) - {WEIGHTING, "student.optim.lr"}
-        build_trial_config(experiment(tmp_path, space=CHOSEN), settings)
+        build_trial_config(experiment(tmp_path, space=SPACE), settings)
     assert seen == {"similarity": {TAU}, "uniform": set(), "language": {"distill.mtkd.same_language_weight"}}
 
 
 def test_trials_are_stopped_at_rungs_and_count_as_stopped(tmp_path: Path):
-    one = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3)
-    told = [play(one, [value, value + 0.01, value + 0.02]) for value in (0.8, 0.3, 0.5, 0.2, 0.7, 0.1)]
-    assert not told[0][1] and all(stopped for _, stopped in told[1:3])
-    states = {trial.number: (trial.state, trial.epochs) for trial in one.get_trials()}
+    search = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3)
+    ended = [run_trial(search, [value, value + 0.01, value + 0.02]) for value in (0.8, 0.3, 0.5, 0.2, 0.7, 0.1)]
+    assert not ended[0][1] and all(stopped for _, stopped in ended[1:3])
+    states = {trial.number: (trial.state, trial.epochs) for trial in search.get_trials()}
     assert states[0] == ("complete", 3) and states[1] == ("stopped", 1)
-    assert one.remaining == 3, "what was stopped is a trial"
+    assert search.remaining == 3, "stopped trials count"
 
 
-def test_a_trial_that_has_done_its_last_epoch_is_complete_however_it_did(tmp_path: Path):
-    one = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3, epochs=3)
-    told = [play(one, [0.8, 0.8, value]) for value in (0.90, 0.85, 0.80, 0.81)]
-    assert not any(stopped for _, stopped in told)
+def test_a_trial_is_complete_after_its_last_epoch_whatever_its_objective(tmp_path: Path):
+    search = study(tmp_path, trials=9, grace_epochs=1, reduction_factor=3, epochs=3)
+    ended = [run_trial(search, [0.8, 0.8, value]) for value in (0.90, 0.85, 0.80, 0.81)]
+    assert not any(stopped for _, stopped in ended)
 
 
-def test_an_interrupted_trial_is_handed_out_again_with_what_it_had_reported(tmp_path: Path):
-    one = study(tmp_path, scheduler="none")
-    number, settings = one.next_trial()
-    one.report_epoch(number, 1, 0.4, 10.0)
-    del one  # the driver is killed
-    again = study(tmp_path, scheduler="none")
-    assert again.remaining == 4
-    assert again.next_trial() == (number, settings)
-    again.report_epoch(number, 1, 0.4, 10.0)  # its state was saved, so the epoch is told once more
-    play(again, [0.4, 0.6], number)
-    (trial,) = again.get_trials()
+def test_an_interrupted_trial_is_run_again_with_its_reported_epochs(tmp_path: Path):
+    search = study(tmp_path, scheduler="none")
+    number, settings = search.next_trial()
+    search.report_epoch(number, 1, 0.4, 10.0)
+    del search  # the driver is killed
+    resumed = study(tmp_path, scheduler="none")
+    assert resumed.remaining == 4
+    assert resumed.next_trial() == (number, settings)
+    resumed.report_epoch(number, 1, 0.4, 10.0)  # its state was saved, so the epoch is reported again
+    run_trial(resumed, [0.4, 0.6], number)
+    (trial,) = resumed.get_trials()
     assert (trial.curve, trial.audio_seconds, trial.state) == ((0.4, 0.6), 20.0, "complete")
-    assert again.remaining == 3
+    assert resumed.remaining == 3
 
 
 def test_failed_trials_are_recorded_with_their_cause_and_more_can_be_added(tmp_path: Path):
-    one = study(tmp_path, trials=2, scheduler="none")
-    play(one, [0.5])
-    number, _ = one.next_trial()
-    one.fail_trial(number, "RuntimeError: no room")
-    assert one.remaining == 0
-    assert [(trial.state, trial.cause) for trial in one.get_trials()] == [
+    search = study(tmp_path, trials=2, scheduler="none")
+    run_trial(search, [0.5])
+    number, _ = search.next_trial()
+    search.fail_trial(number, "RuntimeError: no room")
+    assert search.remaining == 0
+    assert [(trial.state, trial.cause) for trial in search.get_trials()] == [
         ("complete", None), ("failed", "RuntimeError: no room"),
     ]  # fmt: skip
     assert study(tmp_path, trials=5, scheduler="none").remaining == 3
 
 
-def test_another_search_is_refused(tmp_path: Path):
+def test_a_different_search_is_rejected(tmp_path: Path):
     study(tmp_path)
-    with pytest.raises(StageError, match=r"another search: tune.objective changed"):
+    with pytest.raises(StageError, match=r"a different search: tune.objective changed"):
         study(tmp_path, objective="worst")
 
 
-def test_a_study_in_a_bucket_comes_back(s3: str, tmp_path: Path):
-    place = f"{s3}/study-{tmp_path.name}"
-    one = study(place, scheduler="none")
-    play(one, [0.5])
-    number, settings = one.next_trial()
-    again = study(place, scheduler="none")
-    assert again.next_trial() == (number, settings)
-    assert [trial.state for trial in again.get_trials()] == ["complete", "running"]
-    assert storage.exists(f"{place}/s/tune/study.db")
+def test_a_study_in_a_bucket_is_resumed(s3: str, tmp_path: Path):
+    root = f"{s3}/study-{tmp_path.name}"
+    search = study(root, scheduler="none")
+    run_trial(search, [0.5])
+    number, settings = search.next_trial()
+    resumed = study(root, scheduler="none")
+    assert resumed.next_trial() == (number, settings)
+    assert [trial.state for trial in resumed.get_trials()] == ["complete", "running"]
+    assert storage.exists(f"{root}/s/tune/study.db")
 
 
-def test_a_grid_goes_through_all_choices(tmp_path: Path):
+def test_a_grid_tries_all_choices(tmp_path: Path):
     space = {WEIGHTING: {"choices": ["uniform", "language"]}, T: {"choices": [1.0, 5.0]}}
-    one = study(tmp_path, space=space, sampler="grid", trials=4)
+    search = study(tmp_path, space=space, sampler="grid", trials=4)
     seen = []
     for _ in range(4):
-        number, settings = one.next_trial()
-        play(one, [0.5], number)
+        number, settings = search.next_trial()
+        run_trial(search, [0.5], number)
         seen.append((settings[WEIGHTING], settings[T]))
     assert len(set(seen)) == 4
 
 
 def test_two_objectives_are_never_stopped_early(tmp_path: Path):
-    one = study(tmp_path, second_objective="size", grace_epochs=1)
+    search = study(tmp_path, second_objective="size", grace_epochs=1)
     for UR, size in ((0.8, 100.0), (0.2, 50.0), (0.1, 90.0)):
-        number, _ = one.next_trial()
-        assert not any(one.report_epoch(number, epoch, UR, 1.0) for epoch in (1, 2, 3))
-        one.finish_trial(number, size, stopped=False)
-    assert [(trial.objective, trial.cost) for trial in one.get_trials()] == [(0.8, 100.0), (0.2, 50.0), (0.1, 90.0)]
+        number, _ = search.next_trial()
+        assert not any(search.report_epoch(number, epoch, UR, 1.0) for epoch in (1, 2, 3))
+        search.finish_trial(number, size, stopped=False)
+    assert [(trial.objective, trial.cost) for trial in search.get_trials()] == [(0.8, 100.0), (0.2, 50.0), (0.1, 90.0)]
 
 
-def test_importance_finds_what_matters(tmp_path: Path):
-    one = study(tmp_path, trials=40, sampler="random", scheduler="none")
+def test_importance_of_a_decisive_setting(tmp_path: Path):
+    search = study(tmp_path, trials=40, sampler="random", scheduler="none")
     for _ in range(40):
-        number, settings = one.next_trial()
-        play(one, [1 - abs(settings[T] - 3) / 10], number)
-    found = one.get_param_importances()
-    assert max(found, key=lambda key: found[key]) == T
+        number, settings = search.next_trial()
+        run_trial(search, [1 - abs(settings[T] - 3) / 10], number)
+    importances = search.get_param_importances()
+    assert max(importances, key=lambda key: importances[key]) == T
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def test_importance_finds_what_matters(tmp_path: Path):
         ({"space": {}}, "name a setting"),
     ],
 )
-def test_impossible_searches_are_refused(tmp_path: Path, tune: dict[str, Any], message: str):
+def test_invalid_searches_are_rejected(tmp_path: Path, tune: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         experiment(tmp_path, **tune)
 
 
-def test_choices_that_the_experiment_refuses_are_told_before_anything_runs(tmp_path: Path):
+def test_invalid_choices_are_rejected_before_any_trial(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"attention.*language-aware"):
         validate_search_space(experiment(tmp_path, space={WEIGHTING: {"choices": ["uniform", "attention"]}}))
