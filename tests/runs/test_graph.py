@@ -136,3 +136,18 @@ def test_only_students_have_a_variant_in_their_ids():
     config = experiment(paradigms=["mtkd"]).model_copy(update={"variant": "half"})
     assert [run.id for run in build_run_graph(config).students] == ["mtkd-multilingual-half-f2-s5"]
     assert build_run_graph(config).teachers == build_run_graph(experiment(paradigms=["mtkd"])).teachers
+
+
+def test_lookups_in_a_graph():
+    external = {"name": "theirs", "checkpoint": "hub/model", "language": "fi"}
+    graph = build_run_graph(experiment(setups=["monolingual", "multilingual"], external_teachers=[external]))
+    assert [run.stage for run in graph.trained_students] == ["distill"] * (len(graph.students) - len(graph.teachers))
+    assert {run.id for run in graph.evaluated} == {run.id for run in (*graph.teachers, *graph.students)}
+    assert len(graph.evaluated) == len({run.id for run in graph.evaluated})
+    assert graph.get("teacher-en-f2-s5") is graph.teachers[0] and "teacher-en-f2-s5" in graph
+    assert graph.is_teacher("teacher-en-f2-s5") and graph.is_student("teacher-en-f2-s5")
+    assert graph.is_student("kd-en-f2-s5") and not graph.is_teacher("kd-en-f2-s5")
+    assert list(graph.external_teachers) == ["external-theirs"] and "external-theirs" not in graph
+    assert all("external-theirs" not in run.dependencies for run in graph.students)
+    with pytest.raises(KeyError):
+        graph.get("external-theirs")
