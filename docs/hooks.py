@@ -1,162 +1,247 @@
 """Fill the reference pages from the code when the site is built.
 
-A page holds a marker such as `<!-- generated: cli -->`, which is replaced by the Markdown of the function of that name.
+A page contains a marker such as `<!-- generated: cli -->`. The hook replaces it with the Markdown that the function of
+that name in GENERATORS returns.
 """
 
 import re
-import types
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
+from unittest.mock import Mock
 
 _MARKER = re.compile(r"<!-- generated: (\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of one page; mkdocs calls this."""
+    """Replace the markers of one page; mkdocs calls this.
+
+    Raises:
+        KeyError: a marker names no generator.
+    """
     return _MARKER.sub(lambda match: GENERATORS[match[1]](), markdown)
 
 
+# Command line
+
+
 def cli() -> str:
-    """Every command of `lakd`, with its arguments and options."""
+    """Return every command of `lakd` with its arguments and options, in the groups of `lakd --help`."""
     import typer
 
     from lakd_ray.cli.main import app
 
-    group: Any = typer.main.get_command(app)
-    lines: list[str] = []
-    for name, command in sorted(group.commands.items()):
+    root: Any = typer.main.get_command(app)
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, command in root.commands.items():
         if not command.hidden:
+            groups[command.rich_help_panel][name] = command
+    context = typer.Context(root, info_name="lakd")
+    lines = ["| command | purpose |", "|---|---|"]
+    lines += [
+        f"| [`lakd {name}`](#lakd-{name}) | {_meaning(_summary(command.help))} |"
+        for commands in groups.values()
+        for name, command in commands.items()
+    ]
+    lines += ["", "## Global options", "", "They can stand before or after the command.", ""]
+    lines += _option_table(root.params, context)
+    for group, commands in groups.items():
+        lines += [f"## {group}", ""]
+        for name, command in commands.items():
             lines += _command_lines(f"lakd {name}", command)
     return "\n".join(lines)
 
 
 def _command_lines(name: str, command: Any) -> list[str]:
-    import click
+    import typer
 
-    context = click.Context(command, info_name=name)
+    context = typer.Context(command, info_name=name)
     usage = " ".join(command.collect_usage_pieces(context))
-    lines = [f"## {name}", "", _text(command.help), "", f"    {name} {usage}", ""]
-    rows = [
-        _parameter_row(parameter, context) for parameter in command.params if not getattr(parameter, "hidden", False)
-    ]
-    if rows:
-        lines += ["| argument or option | meaning | default |", "|---|---|---|", *rows, ""]
-    return lines
+    lines = [f"### {name}", "", *_paragraphs(command.help), "```text", f"{name} {usage}", "```", ""]
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    if arguments:
+        lines += ["| argument | meaning |", "|---|---|"]
+        lines += [f"| {_argument_name(argument)} | {_help_cell(argument)} |" for argument in arguments]
+        lines.append("")
+    return lines + _option_table(command.params, context)
 
 
-def _parameter_row(parameter: Any, context: Any) -> str:
-    is_argument = parameter.param_type_name == "argument"
-    names = parameter.make_metavar(context) if is_argument else ", ".join([*parameter.opts, *parameter.secondary_opts])
-    if not is_argument and not parameter.is_flag:
-        names += f" {parameter.make_metavar(context)}"
-    default = parameter.get_default(context)
-    shown = "" if default in (None, False, (), []) or parameter.required else f"`{default}`"
-    return f"| `{_cell(names)}` | {_cell(_text(getattr(parameter, 'help', '') or ''))} | {_cell(shown)} |"
+def _argument_name(argument: Any) -> str:
+    name = argument.metavar or argument.name.upper()
+    return f"`{name}`" + ("" if argument.required else " (optional)")
+
+
+def _option_table(parameters: list[Any], context: Any) -> list[str]:
+    options = [parameter for parameter in parameters if parameter.param_type_name == "option" and not parameter.hidden]
+    if not options:
+        return []
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for option in options:
+        names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+        choices = get_args(option.type_descriptor.annotation) if option.metavar is None else ()
+        if option.is_flag:
+            value = ""
+        elif choices and all(isinstance(choice, str) for choice in choices):
+            value = " " + _choices(choices)
+        else:
+            value = f" `{option.metavar or option.name.upper()}`"
+        default = "required" if option.required else _option_default(option)
+        lines.append(f"| {names}{value} | {default} | {_help_cell(option)} |")
+    return [*lines, ""]
+
+
+def _option_default(option: Any) -> str:
+    return "" if option.default in (None, False, (), []) else f"`{option.default}`"
+
+
+def _help_cell(parameter: Any) -> str:
+    from rich.text import Text
+
+    return _meaning(Text.from_markup(_one_line(parameter.help)).plain)
+
+
+# Configuration
 
 
 def configuration() -> str:
-    """Every section and key of the experiment file, with type, default and meaning."""
+    """Return every section and key of the experiment file, with type, default and meaning."""
     from lakd_ray.config import Experiment
 
+    paths = _section_paths(Experiment)
+    anchors = {section: _anchor(section_paths[0]) for section, section_paths in paths.items()}
     lines: list[str] = []
-    for path, section in _sections("", Experiment):
-        lines += [f"## {f'`{path}`' if path else 'Top level'}", "", _text(section.__doc__), ""]
+    for section, (path, *other_paths) in paths.items():
+        lines += [f"## {f'`{path}`' if path else 'Top level'} {{ #{anchors[section]} }}", ""]
+        lines += [_link_pages(paragraph) for paragraph in _paragraphs(section.__doc__)]
+        if other_paths:
+            lines += ["The same keys: " + ", ".join(f"`{other}`" for other in other_paths) + ".", ""]
+        if not section.model_fields:
+            continue
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in section.model_fields.items():
             default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
-            meaning = _text(field.description or "")
-            lines.append(f"| `{name}` | {_cell(_type(field.annotation))} | {_cell(default)} | {_cell(meaning)} |")
+            type_name = _type(field.annotation, anchors)
+            lines.append(f"| `{name}` | {_cell(type_name)} | {_cell(default)} | {_meaning(field.description)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _sections(path: str, section: Any) -> Iterator[tuple[str, Any]]:
-    """The section and those below it, each class once, with the dotted path of its first use."""
-    seen: set[Any] = set()
+def _anchor(path: str) -> str:
+    return "section-" + (re.sub(r"\W+", "-", path).strip("-") or "top")
 
-    def walk(path: str, section: Any) -> Iterator[tuple[str, Any]]:
-        if section in seen:
+
+def _section_paths(root: Any) -> dict[Any, list[str]]:
+    """Return the dotted paths at which each section class is used, in the order of the file."""
+    paths: dict[Any, list[str]] = {}
+
+    def walk(path: str, section: Any) -> None:
+        is_known = section in paths
+        paths.setdefault(section, []).append(path)
+        if is_known:  # its sections are at the same keys below
             return
-        seen.add(section)
-        yield path, section
         for name, field in section.model_fields.items():
             for inner, suffix in _inner_sections(field.annotation, ""):
-                yield from walk(f"{path}.{name}{suffix}".lstrip("."), inner)
+                walk(f"{path}.{name}{suffix}".lstrip("."), inner)
 
-    yield from walk(path, section)
+    walk("", root)
+    return paths
 
 
 def _inner_sections(annotation: Any, suffix: str) -> Iterator[tuple[Any, str]]:
-    from lakd_ray.config import Section
-
-    if isinstance(annotation, type) and not get_origin(annotation) and issubclass(annotation, Section):
+    """Yield the section classes of an annotation; sections in lists and maps have the suffix `.*`."""
+    if _is_section(annotation):
         yield annotation, suffix
     for argument in get_args(annotation):
-        yield from _inner_sections(argument, ".*" if get_origin(annotation) in (tuple, dict) else suffix)
+        yield from _inner_sections(argument, ".*" if get_origin(annotation) in (tuple, list, dict) else suffix)
 
 
-_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false"}
+def _is_section(annotation: Any) -> bool:
+    from lakd_ray.config import Section
+
+    return isinstance(annotation, type) and not get_origin(annotation) and issubclass(annotation, Section)
+
+
+_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
 _YAML_NAMES = {None: "null", True: "true", False: "false"}
 
 
-def _type(annotation: Any) -> str:
-    """A readable type, such as `text or null`."""
-    from lakd_ray.config import Section
-
+def _type(annotation: Any, anchors: dict[Any, str]) -> str:
+    """Return a readable type, such as `text or null`; sections link to their table."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    readable: dict[Any, Callable[[], str]] = {
-        Literal: lambda: "one of " + ", ".join(f"`{value}`" for value in arguments),
-        Union: lambda: " or ".join("null" if inner is type(None) else _type(inner) for inner in arguments),
-        tuple: lambda: f"list of {_type(arguments[0])}",
-        dict: lambda: f"map to {_type(arguments[1])}",
-        Annotated: lambda: _type(arguments[0]),
-    }
-    origin = Union if origin is types.UnionType else origin
-    if origin in readable:
-        return readable[origin]()
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return "section"
-    return _TYPE_NAMES.get(annotation, "any")
+    if origin is Literal:
+        return _choices(arguments)
+    if origin is not None:
+        names = [_type(argument, anchors) for argument in arguments if argument is not Ellipsis]
+        return _generic_type(origin, names)
+    return f"[section](#{anchors[annotation]})" if annotation in anchors else _TYPE_NAMES.get(annotation, "any")
+
+
+def _generic_type(origin: Any, names: list[str]) -> str:
+    """Return the readable type of a generic, such as a tuple, with the given names of its arguments."""
+    if origin is Annotated:  # its other arguments are constraints
+        return names[0]
+    if origin in (tuple, list):
+        return "list of " + " and ".join(dict.fromkeys(names))
+    return f"map from {names[0]} to {names[1]}" if origin is dict else " or ".join(names)
 
 
 def _default(value: Any) -> str:
-    from lakd_ray.config import Section
-
-    if isinstance(value, Section):
-        return "see below"
-    if isinstance(value, tuple):
-        return "`[" + ", ".join(str(item) for item in value if not isinstance(item, Section)) + "]`"
+    if _is_section(type(value)):
+        return "its defaults"
+    if isinstance(value, tuple | list):
+        return "`[" + ", ".join(str(item) for item in value) + "]`"
+    if isinstance(value, str):
+        return f"`{value}`" if value else '`""`'
     return f"`{_YAML_NAMES[value] if isinstance(value, bool | None) else value}`"
 
 
+# HTTP
+
+_CURL = {
+    "predict": "curl --data-binary @clip.wav -H 'Content-Type: audio/wav' \\\n"
+    "    'http://127.0.0.1:8000/v1/emotion?language=fi&top_k=2'",
+    "predict_batch": "curl -F file=@first.wav -F file=@second.flac 'http://127.0.0.1:8000/v1/emotion:batch'",
+}
+
+
 def http() -> str:
-    """Every path of the endpoint, from its OpenAPI document."""
+    """Return every path of the endpoint with requests and responses, then the schemas, from its OpenAPI document."""
     document = _openapi()
-    lines = [f"OpenAPI version of this document: {document['info']['version']}.", ""]
+    lines: list[str] = []
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            lines += [f"## {method.upper()} {path}", "", operation.get("summary", ""), ""]
-            lines += [operation.get("description", ""), ""]
-            parameters = operation.get("parameters", [])
-            if parameters:
-                lines += ["| parameter | in | meaning |", "|---|---|---|"]
-                lines += [
-                    f"| `{item['name']}` | {item['in']} | {_cell(_text(item.get('description', '')))} |"
-                    for item in parameters
-                ]
-                lines.append("")
-            lines += ["| status | meaning |", "|---|---|"]
+            lines += [f"## {method.upper()} {path}", "", f"{operation['summary']}.", ""]
+            lines += [*_paragraphs(operation.get("description")), "```bash"]
+            lines += [_CURL.get(operation["operationId"], f"curl 'http://127.0.0.1:8000{path}'"), "```", ""]
+            lines += _parameter_lines(operation.get("parameters", []))
+            lines += _body_lines(operation.get("requestBody"))
+            lines += ["| status | body | meaning |", "|---|---|---|"]
             lines += [
-                f"| {status} | {_cell(_text(response.get('description', '')))} |"
+                f"| {status} | {_content(response.get('content', {}))} | {_meaning(response['description'])} |"
                 for status, response in operation["responses"].items()
             ]
             lines.append("")
+    lines += ["## Schemas", ""]
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        if not name.endswith("ValidationError"):  # FastAPI's own, which the endpoint does not send
+            lines += _schema_lines(name, schema)
     return "\n".join(lines)
 
 
-def _openapi() -> dict[str, Any]:
-    from unittest.mock import Mock
+def stream() -> str:
+    """Return the query parameters and the result of the WebSocket, which OpenAPI does not describe."""
+    from lakd_ray.serve.messages import StreamResult
+    from lakd_ray.serve.websocket import StreamParams
 
+    properties = StreamParams.model_json_schema()["properties"]
+    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
+    template = "#/components/schemas/{model}"
+    result = StreamResult.model_json_schema(ref_template=template, mode="serialization")
+    return "\n".join([*_parameter_lines(parameters), *_schema_lines("StreamResult", result)])
+
+
+def _openapi() -> dict[str, Any]:
     from lakd_ray.config import ServeConfig
     from lakd_ray.serve.api import create_app
 
@@ -164,12 +249,117 @@ def _openapi() -> dict[str, Any]:
     return document
 
 
-def _text(text: str | None) -> str:
+def _parameter_lines(parameters: list[dict[str, Any]]) -> list[str]:
+    if not parameters:
+        return []
+    has_meaning = any("description" in item for item in parameters)
+    header = ["| parameter | in | type | default |", "|---|---|---|---|"]
+    lines = [header[0] + " meaning |", header[1] + "---|"] if has_meaning else header
+    for item in parameters:
+        schema = item["schema"]
+        default, type_name = schema.get("default"), _schema_type(schema).removesuffix(" or null")
+        cells = [f"`{item['name']}`", item["in"], _cell(type_name), f"`{default}`" if default is not None else ""]
+        cells += [_meaning(item.get("description"))] if has_meaning else []
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _body_lines(body: dict[str, Any] | None) -> list[str]:
+    if body is None:
+        return []
+    media_types = ", ".join(f"`{name}`" for name in body["content"])
+    return [f"**Request body**: {_one_line(body.get('description'))} Content types: {media_types}.", ""]
+
+
+def _content(content: dict[str, Any]) -> str:
+    if not content:
+        return "text"
+    bodies = [(name, _schema_type(media.get("schema", {}))) for name, media in content.items()]
+    return ", ".join(body if name == "application/json" else f"`{name}`" for name, body in bodies)
+
+
+def _schema_lines(name: str, schema: dict[str, Any]) -> list[str]:
+    lines = [f"### {name} {{ #schema-{name.lower()} }}", "", *_paragraphs(schema.get("description"))]
+    lines += ["| field | type | meaning |", "|---|---|---|"]
+    lines += [
+        f"| `{field}` | {_cell(_schema_type(value))} | {_meaning(value.get('description'))} |"
+        for field, value in schema["properties"].items()
+    ]
+    return [*lines, ""]
+
+
+_JSON_TYPES = {"string": "text", "boolean": "true or false"}
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    """Return a readable type of a JSON schema with its limits; references link to the schema's table."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#schema-{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_schema_type(inner) for inner in schema["anyOf"])
+    if "items" in schema:
+        return f"list of {_schema_type(schema['items'])}"
+    if "additionalProperties" in schema:
+        return f"map from text to {_schema_type(schema['additionalProperties'])}"
+    return _simple_schema_type(schema)
+
+
+def _simple_schema_type(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return _choices(schema["enum"])
+    if choices := re.fullmatch(r"\^\((\w+(?:\|\w+)*)\)\$", schema.get("pattern", "")):
+        return _choices(choices[1].split("|"))
+    name = _JSON_TYPES.get(schema.get("type", ""), schema.get("type", "any"))
+    if "minimum" in schema and "maximum" in schema:
+        return f"{name} from {schema['minimum']:g} to {schema['maximum']:g}"
+    return f"{name} that matches `{schema['pattern']}`" if "pattern" in schema else name
+
+
+# Text
+
+
+def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _choices(values: Iterable[object]) -> str:
+    return "one of " + ", ".join(f"`{value}`" for value in values)
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    """Return the paragraphs of a docstring, each followed by an empty line."""
+    lines: list[str] = []
+    for paragraph in (text or "").split("\n\n"):
+        lines += [_one_line(paragraph), ""] if paragraph.strip() else []
+    return lines
+
+
+def _meaning(text: str | None) -> str:
+    """Return a description as the cell of a table, with links to the pages that it names."""
+    return _cell(_link_pages(_escape(_one_line(text))))
+
+
+def _link_pages(text: str) -> str:
+    """Replace paths of documents with links that are relative to the reference pages."""
+    return re.sub(r"docs/(how-to|tutorials|explanation)/([\w-]+)\.md", r"[\2](../\1/\2.md)", text)
+
+
+def _summary(text: str | None) -> str:
+    return (_paragraphs(text) or [""])[0]
+
+
+def _escape(text: str) -> str:
+    """Escape `<` outside code, which Markdown would take for an HTML tag, and `*`, which would be emphasis."""
+    return "`".join(
+        part if position % 2 else part.replace("<", "&lt;").replace("*", "\\*")
+        for position, part in enumerate(text.split("`"))
+    )
+
+
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Escape the separators of a table outside code, in which Markdown ignores them."""
+    return "`".join(part if position % 2 else part.replace("|", "\\|") for position, part in enumerate(text.split("`")))
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"cli": cli, "configuration": configuration, "http": http}
+GENERATORS: dict[str, Callable[[], str]] = {"cli": cli, "configuration": configuration, "http": http, "stream": stream}
