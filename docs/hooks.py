@@ -135,10 +135,7 @@ def _section_paths(root: Any) -> dict[Any, list[str]]:
     paths: dict[Any, list[str]] = {}
 
     def walk(path: str, section: Any) -> None:
-        is_known = section in paths
         paths.setdefault(section, []).append(path)
-        if is_known:  # its sections are at the same keys below
-            return
         for name, field in section.model_fields.items():
             for inner, suffix in _inner_sections(field.annotation, ""):
                 walk(f"{path}.{name}{suffix}".lstrip("."), inner)
