@@ -1,4 +1,4 @@
-"""Search the settings of a student on the development set.
+"""Tune a student's hyperparameters on the dev split.
 
 python jobs/tune.py EXPERIMENT [--set dotted.key=value ...]
 """

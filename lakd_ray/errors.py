@@ -6,7 +6,7 @@ LakdError
 │   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.data.schema.QUARANTINE_KINDS)
 │   ├── SplitError     train, dev and test cannot be created, or overlap
 │   └── DataLeakageError   a model was trained on data of its evaluation
-├── StorageError       a path or bucket that is missing, refused or full
+├── StorageError       a path or bucket that is missing, not permitted or full
 │   └── CorruptedError     a folder that is unfinished, truncated or changed
 ├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
 ├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
@@ -44,7 +44,7 @@ class DataLeakageError(DataError):
 
 
 class StorageError(LakdError):
-    """A path or bucket is missing, refused or full."""
+    """A path or bucket is missing, not permitted or full."""
 
 
 class CorruptedError(StorageError):

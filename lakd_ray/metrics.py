@@ -3,7 +3,6 @@
 UR and WR are the paper's names: UR (unweighted recall) is UAR (unweighted average recall) or balanced accuracy in other
 work, and WR (weighted recall) is WA (weighted accuracy), that is, accuracy.
 
-
 All metrics except calibration are functions of the confusion matrix, so one formula serves a single score and a
 thousand bootstrap draws.
 
@@ -53,7 +52,7 @@ def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: S
 
     Args:
         probabilities_NC: one distribution over the classes per utterance.
-        labels_N: true classes as positions in `emotions`.
+        labels_N: true classes as indices in `emotions`.
         emotions: names of the classes, in the order of the class axis.
 
     Raises:

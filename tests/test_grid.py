@@ -156,7 +156,10 @@ EPOCH = {
     ("grid", "message"),
     [
         ({"variants": {"a": {"teacher.optim.epochs": 2}}}, "only student and distill may vary"),
-        ({"variants": {"a": {"student.optim.epoch": 2}}}, "unknown key `student.optim.epoch`; did you mean `student.optim.epochs`"),
+        (
+            {"variants": {"a": {"student.optim.epoch": 2}}},
+            "unknown key `student.optim.epoch`; did you mean `student.optim.epochs`",
+        ),
         ({"variants": {"a": {"distill.mtkd.lam": 2}}}, "grid.variants.a: invalid configuration"),
         ({"seeds": [1, 1]}, "each only once"),
         ({"folds": []}, "null for all"),

@@ -57,7 +57,7 @@ def prepare(experiment: ExperimentArgument, overrides: OverridesOption = None) -
 
 
 def train_teachers(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
-    """Fine-tune one teacher per language, and the multilingual teacher where one is needed."""
+    """Fine-tune one teacher per language, and the multilingual teacher if a student needs it."""
     _run_stage("teachers", load_config(experiment, overrides or ()), ("teachers",))
 
 
@@ -102,7 +102,7 @@ def run_grid(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and run nothing.")] = False,
     throughput: ThroughputOption = None,
 ) -> None:
-    """Run the complete grid of folds, seeds and variants, with one table over them.
+    """Run the complete grid of folds, seeds and variants, and report it in one table.
 
     Runs that several cells share are trained once; an interrupted grid resumes.
     """
@@ -116,7 +116,7 @@ def run_grid(
 
 
 def tune(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
-    """Search the settings of a student on the development set."""
+    """Tune a student's hyperparameters on the dev split."""
     _run_stage("tune", load_config(experiment, overrides or ()), ("tune",))
 
 
@@ -129,7 +129,7 @@ def tune_report(experiment: ExperimentArgument, overrides: OverridesOption = Non
 
 
 def _run_stage(stage: str, config: Experiment, preflight_stages: Sequence[str] = ()) -> None:
-    """Run one stage; those that train are checked before they start."""
+    """Run one stage; stages that train run the preflight checks first."""
     from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
 
     if preflight_stages:

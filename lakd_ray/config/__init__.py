@@ -2,7 +2,8 @@
 
 Each section of the file has a module: `experiment` is the root, `data` has corpora, audio and batches, `model` and
 `optim` the recipes of teachers and students, and the others are named after their section. `loader` reads files and
-overrides, `schema` writes the JSON schema. Other packages import from here only.
+overrides, `dump` writes YAML and the JSON schema, `known_names` and `renamed` check names. Other packages import from
+here only.
 """
 
 from lakd_ray.config.base import LanguageCode, Name, Section

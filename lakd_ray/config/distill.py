@@ -71,7 +71,7 @@ class DistillConfig(Section):
     setups: tuple[Setup, ...] = ("multilingual",)
     """monolingual: one student per language; multilingual: one student for all languages."""
     external_teachers: tuple[ExternalTeacherConfig, ...] = ()
-    """Teachers that were not trained by this experiment, used by mtkd beside the experiment's own."""
+    """Teachers that were not trained by this experiment, used by mtkd in addition to the experiment's own."""
     kd: DistillLossConfig = DistillLossConfig(lam=3 / 7)
     """Loss of paradigm kd. 3/7 balances as the paper's 0.75 does with its four times smaller KL."""
     mtkd: DistillLossConfig = DistillLossConfig()

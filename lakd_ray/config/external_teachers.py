@@ -6,7 +6,7 @@ from lakd_ray.config.base import LanguageCode, Name, Section
 
 
 class ExternalTeacherConfig(Section):
-    """An external teacher of the mtkd students, used beside the experiment's own teachers."""
+    """An external teacher of the mtkd students, used in addition to the experiment's own teachers."""
 
     name: Name
     """Short unique name of the teacher."""

@@ -1,7 +1,7 @@
-"""Read experiment files, apply overrides and variants, and report errors that a person can act on.
+"""Read experiment files, apply overrides and variants, and report actionable errors.
 
 `load_config(path, overrides)` reads YAML, applies `dotted.key=value` overrides and validates. Unknown keys, renamed
-keys and invalid values are refused with what to change. Above Ray's process boundary all code uses typed objects; at
+keys and invalid values are rejected with a hint. Above Ray's process boundary all code uses typed objects; at
 the boundary they become plain dictionaries (`to_dict`) and are rebuilt on the other side (`Experiment.model_validate`).
 """
 
@@ -108,15 +108,15 @@ def _read_tree(file: Path) -> dict[str, Any]:
 
 
 def with_settings(config: Experiment, settings: dict[str, Any], source: str) -> Experiment:
-    """Return the experiment with other values of some dotted keys.
+    """Return the experiment with some dotted keys set to new values.
 
     Args:
-        config: the experiment to start from; it stays as it is.
+        config: the experiment to start from; it is not modified.
         settings: values by dotted key, for instance {"student.optim.lr": 1e-4}.
         source: name of the settings' origin, for error messages.
 
     Raises:
-        ConfigError: a key or value is refused.
+        ConfigError: a key or value is rejected.
     """
     tree = to_dict(config)
     if renamed := [line for key, value in settings.items() for line in find_renamed(nest(key, value))]:
@@ -127,10 +127,10 @@ def with_settings(config: Experiment, settings: dict[str, Any], source: str) -> 
 
 
 def with_variant(config: Experiment, name: str) -> Experiment:
-    """Return the experiment with one of its grid's variants as its students' settings.
+    """Return the experiment with the settings of one grid variant applied.
 
     Raises:
-        ConfigError: a key or value of the variant is refused.
+        ConfigError: a key or value of the variant is rejected.
     """
     without_variants = config.model_copy(update={"grid": config.grid.model_copy(update={"variants": {}})})
     settings = {**config.grid.variants[name], "variant": name}
@@ -205,7 +205,7 @@ def _copy_tree(value: Any) -> Any:
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in the raw tree; validation later refuses keys that do not exist."""
+    """Set one `dotted.key=value` in the raw tree; validation later rejects keys that do not exist."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected dotted.key=value, for instance student.optim.epochs=5")
@@ -237,7 +237,7 @@ def _set_key(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 def _list_item(node: list[Any], index: str, source: str) -> Any:
     if not index.isdecimal() or int(index) >= len(node):
-        raise ConfigError(f"{source}: expected a number below {len(node)} in place of {index!r}")
+        raise ConfigError(f"{source}: expected a list index below {len(node)}, found {index!r}")
     return node[int(index)]
 
 
@@ -255,7 +255,7 @@ def _format_lines(source: str, lines: Sequence[str]) -> str:
 
 
 def _error_lines(error: ValidationError) -> list[str]:
-    """Return pydantic's errors as lines that name keys as the file has them."""
+    """Return pydantic's errors as lines that use the key names of the file."""
     lines = []
     findings = error.errors()
     parents = {finding["loc"][:-1] for finding in findings}

@@ -39,9 +39,9 @@ class ServeConfig(Section):
     int8) or OpenVINO (`lakd-ray[openvino]`, fp32 or bf16). int8 and graphs run on CPUs only; docs/how-to/export.md
     compares their speed and accuracy."""
     max_upload_mb: float = Field(25.0, gt=0)
-    """Maximum size of an upload in MB; larger ones are refused (413)."""
+    """Maximum size of an upload in MB; larger ones are rejected (413)."""
     max_seconds: float = Field(120.0, gt=0)
-    """Maximum duration of a recording in seconds; longer ones are refused (413)."""
+    """Maximum duration of a recording in seconds; longer ones are rejected (413)."""
     max_files: int = Field(32, ge=1)
     """Maximum number of recordings in a batch; its total size may be four times `max_upload_mb`."""
     max_streams: int = Field(8, ge=0)

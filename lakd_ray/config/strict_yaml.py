@@ -11,9 +11,9 @@ class DuplicateKeyError(yaml.YAMLError):
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML into plain Python objects and refuse duplicate keys.
+    """Parse YAML into plain Python objects and reject duplicate keys.
 
-    A key beside a merge (`<<: *anchor`) may replace a merged one; that is what merges are for.
+    A key next to a merge (`<<: *anchor`) may replace a merged one; that is what merges are for.
 
     Raises:
         yaml.YAMLError: the text is not valid YAML.

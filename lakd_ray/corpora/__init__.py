@@ -4,10 +4,10 @@
 that later stages cannot use. `IMPORTERS` describes the supported layouts and how to obtain each corpus.
 
 To add a corpus, write a module with a function `iter_items(root, options)` that yields the types of
-`lakd_ray.corpora.items`, and add it to `lakd_ray.corpora.registry`. Helpers for importers:
+`lakd_ray.corpora.items`, and register it; `lakd_ray.corpora.registry` has the steps. Helpers for importers:
 
 filename_parser  corpora whose labels are in the file names
-label_table      corpora with one table of labels beside the recordings
+label_table      corpora with one table of labels next to the recordings
 manifest_rows    rows with named columns
 csv_manifest     CSV and JSONL files
 """

@@ -1,7 +1,7 @@
 """Read datasets in the layouts of Hugging Face `datasets`, without that library (importer `huggingface`).
 
 There are three layouts: AudioFolder (recordings, and `metadata.csv` or `.jsonl` with a column `file_name`), Parquet
-exports, and the output of `save_to_disk` (Arrow streams beside a `state.json`). In tables the recordings are a column
+exports, and the output of `save_to_disk` (Arrow streams next to a `state.json`). In tables the recordings are a column
 of `{bytes, path}`, and the names of class labels are in the schema's metadata.
 """
 

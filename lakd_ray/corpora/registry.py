@@ -4,10 +4,10 @@ To add a corpus:
 
 1. Write `lakd_ray/corpora/NAME.py` with `iter_items(root, options)`, which yields a `Clip`, `InvalidItem` or `Excluded`
    for each recording. For labels in file names copy `emodb.py`; for a table of labels copy `emozionalmente.py`.
-2. Add an entry to `IMPORTERS` below. `lakd corpora`, `lakd scan NAME ROOT` and `importer: NAME` in an experiment then
-   work without further changes.
+2. Add an entry to `IMPORTERS` below, and NAME to `IMPORTER_NAMES` in `lakd_ray/config/data.py`, which cannot import
+   this module. `lakd corpora`, `lakd scan NAME ROOT` and `importer: NAME` in an experiment then work.
 3. If the size of the corpus is published, add its counts to `expected_counts.py`: `lakd scan` reports differences.
-4. Add a path of the corpus to `tests/corpora/test_filename_parser.py`, or a test of its own to `tests/corpora`.
+4. Add a path of the corpus to `tests/corpora/test_filename_parser.py`, or a separate test to `tests/corpora`.
 """
 
 import importlib
@@ -57,7 +57,10 @@ IMPORTERS: dict[str, ImporterSpec] = {
         layout="manifest.csv or .jsonl: path, emotion, language, speaker [, sentence, session, split, id, start, end]",
         license="that of your own recordings",
         availability="write a manifest for any corpus; relative paths start at the manifest's folder",
-        options={"columns": "names of columns, ours: theirs", "language": "language of rows without a language"},
+        options={
+            "columns": "mapping of these names to the columns of the file",
+            "language": "language of rows without a language",
+        },
     ),
     "audiofolder": ImporterSpec(
         module=_module_path("audiofolder"),
@@ -71,7 +74,7 @@ IMPORTERS: dict[str, ImporterSpec] = {
         license="see the dataset card",
         availability="clone a dataset from the Hugging Face Hub, or save one with `datasets`",
         options={
-            "columns": "names of columns, ours: theirs (emotion, language, speaker, sentence, session, split, id)",
+            "columns": "mapping of emotion, language, speaker, sentence, session, split or id to the dataset's column",
             "language": "language of rows without a language",
             "audio": "column of the recordings, if there is more than one",
         },
@@ -96,7 +99,7 @@ IMPORTERS: dict[str, ImporterSpec] = {
     ),
     "cafe": ImporterSpec(
         module=_module_path("cafe"),
-        layout="AA-E-I-S.wav in any folders: actor, emotion, intensity, sentence",
+        layout="AA-E-I-S.wav at any depth: actor, emotion, intensity, sentence",
         license="CC BY-NC-SA 4.0; see the copy you download",
         availability="https://zenodo.org/records/1478765",
         options={"intensity": "both (default), strong or weak; neutral is always included"},
@@ -105,14 +108,14 @@ IMPORTERS: dict[str, ImporterSpec] = {
     ),
     "cremad": ImporterSpec(
         module=_module_path("cremad"),
-        layout="<actor>_<sentence>_<emotion>_<level>.wav in any folders",
+        layout="<actor>_<sentence>_<emotion>_<level>.wav at any depth",
         license="ODbL 1.0",
         availability="https://github.com/CheyneyComputerScience/CREMA-D",
         expected_counts=counts.CREMAD,
     ),
     "emodb": ImporterSpec(
         module=_module_path("emodb"),
-        layout="SSTTTEv.wav in any folders: speaker, text, emotion, version",
+        layout="SSTTTEv.wav at any depth: speaker, text, emotion, version",
         license="free for research; see the copy you download",
         availability="http://emodb.bilderbar.info/",
         expected_counts=counts.EMODB,
@@ -126,7 +129,7 @@ IMPORTERS: dict[str, ImporterSpec] = {
     ),
     "esd": ImporterSpec(
         module=_module_path("esd"),
-        layout="<speaker>_<number>.wav in any folders; the number encodes the emotion",
+        layout="<speaker>_<number>.wav at any depth; the number encodes the emotion",
         license="for research, on request",
         availability="https://github.com/HLTSingapore/Emotional-Speech-Data",
         options={"languages": "list of en, zh (default both)"},
@@ -142,20 +145,20 @@ IMPORTERS: dict[str, ImporterSpec] = {
     ),
     "nemo": ImporterSpec(
         module=_module_path("nemo"),
-        layout="<speaker>_<emotion>_<sentence>.wav in any folders",
+        layout="<speaker>_<emotion>_<sentence>.wav at any depth",
         license="CC BY-NC-SA 4.0",
         availability="https://huggingface.co/datasets/amu-cai/nEMO",
         expected_counts=counts.NEMO,
     ),
     "oreau": ImporterSpec(
         module=_module_path("oreau"),
-        layout="SSUUUEx.wav in any folders: speaker, utterance, emotion, version",
+        layout="SSUUUEx.wav at any depth: speaker, utterance, emotion, version",
         license="see the copy you download",
         availability="https://zenodo.org/records/4405783",
     ),
     "ravdess": ImporterSpec(
         module=_module_path("ravdess"),
-        layout="MM-CC-EE-II-SS-RR-AA.wav in any folders: modality, channel, emotion, ..., actor",
+        layout="MM-CC-EE-II-SS-RR-AA.wav at any depth: modality, channel, emotion, ..., actor",
         license="CC BY-NC-SA 4.0",
         availability="https://zenodo.org/records/1188976 (Audio_Speech_Actors_01-24.zip)",
         options={"channel": "speech (default), song or both"},
@@ -171,21 +174,21 @@ IMPORTERS: dict[str, ImporterSpec] = {
     ),
     "shemo": ImporterSpec(
         module=_module_path("shemo"),
-        layout="<F or M>NN<emotion>NN.wav in any folders",
+        layout="<F or M>NN<emotion>NN.wav at any depth",
         license="see the copy you download",
         availability="https://github.com/mansourehk/ShEMO",
         expected_counts=counts.SHEMO,
     ),
     "subesco": ImporterSpec(
         module=_module_path("subesco"),
-        layout="<F or M>_NN_<name>_S_<sentence>_<EMOTION>_<take>.wav in any folders",
+        layout="<F or M>_NN_<name>_S_<sentence>_<EMOTION>_<take>.wav at any depth",
         license="CC BY 4.0",
         availability="https://zenodo.org/records/4526477",
         expected_counts=counts.SUBESCO,
     ),
     "tess": ImporterSpec(
         module=_module_path("tess"),
-        layout="<OAF or YAF>_<word>_<emotion>.wav in any folders",
+        layout="<OAF or YAF>_<word>_<emotion>.wav at any depth",
         license="CC BY-NC-ND 4.0",
         availability="https://doi.org/10.5683/SP2/E8H2MF",
         expected_counts=counts.TESS,

@@ -31,7 +31,7 @@ from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
 from lakd_ray.runs.state import find_best_checkpoint
 
 _MAX_BYTES_IN_MEMORY = 6e9  # bytes of models in one worker
-_EXTRA_CONDITIONS: tuple[LanguageCondition, ...] = ("identified", "unknown", "wrong")  # beside "given", the scored one
+_EXTRA_CONDITIONS: tuple[LanguageCondition, ...] = ("identified", "unknown", "wrong")  # in addition to "given"
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class _EvaluatedModel:
 
     @property
     def extra_conditions(self) -> tuple[LanguageCondition, ...]:
-        """Conditions of a language-aware student beside "given"; a single language has no wrong one."""
+        """Conditions of a language-aware student besides "given"; with one language there is no wrong language."""
         if self.run.recipe.model.language_aware is None:
             return ()
         has_wrong = len(self.config.languages) > 1

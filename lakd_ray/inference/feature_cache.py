@@ -1,4 +1,4 @@
-"""Cache of features, the outputs of a network's frozen frontend for each utterance, stored beside the audio.
+"""Cache of features, the outputs of a network's frozen frontend for each utterance, stored next to the audio.
 
     <prepare folder>/features/<key>/<shard>.parquet     the rows of that shard, in the same row groups
 

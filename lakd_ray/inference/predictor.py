@@ -51,7 +51,7 @@ class Predictor:
     Args:
         model: a network, which runs in torch with fp32, or a backend that holds one.
         metadata: metadata of the checkpoint.
-        version: version of the weights, a short hash of the checkpoint; empty if the model is not from a checkpoint.
+        version: short hash of the checkpoint; empty if the model is not from a checkpoint.
 
     Attributes:
         backend: the inference backend.
@@ -59,7 +59,7 @@ class Predictor:
         languages: languages the model was trained on.
         identifiable_languages: languages that a language-aware student identifies; empty for other models.
         model_id: name of the checkpoint in results and tables.
-        version: as the argument.
+        version: short hash of the checkpoint; empty if the model is not from a checkpoint.
         calibration_temperature: logits are divided by it before the softmax, which calibrates the probabilities.
     """
 
@@ -86,10 +86,10 @@ class Predictor:
 
         Args:
             checkpoint: path or s3:// location of a checkpoint folder, or the configuration of an external teacher.
-            emotions: classes to which those of an external teacher are mapped.
-            threads: CPU threads of torch in this process and of the runtime of a graph; torch's setting if None.
+            emotions: classes that the classes of an external teacher are mapped to.
+            threads: CPU threads of torch in this process and of the ONNX runtime; torch's setting if None.
             backend: inference backend, see `lakd_ray.inference.backends`. ONNX backends use the graph in an exported
-                folder; from other folders they export it first, which takes up to minutes.
+                folder; from other folders they export it first, which can take minutes.
 
         Raises:
             StorageError, CheckpointError: the folder is missing or corrupted, or its network cannot be exported.
@@ -157,7 +157,7 @@ class Predictor:
         """Return the emotions of recordings, in their order. Recordings of similar length share a forward pass.
 
         Args:
-            sources: recordings, as in `predict`; the options are the same for all of them, and as in `predict`.
+            sources: recordings, as in `predict`. The other options are those of `predict` and apply to all recordings.
 
         Raises:
             DataError, ConfigError: as in `predict`, at the first recording that is not valid.
@@ -222,14 +222,14 @@ class Predictor:
         return [
             Prediction(
                 probabilities=row,
-                language=self.identifiable_languages[int(share_L.argmax())],
-                language_probability=float(share_L.max()),
+                language=self.identifiable_languages[int(language_probabilities_L.argmax())],
+                language_probability=float(language_probabilities_L.max()),
             )
-            for row, share_L in zip(probabilities, softmax(language_logits_BL), strict=True)
+            for row, language_probabilities_L in zip(probabilities, softmax(language_logits_BL), strict=True)
         ]
 
     def warmup(self) -> None:
-        """Run silence of the lengths whose first forward pass is slow, so that no request waits for it."""
+        """Run forward passes on silence of the lengths whose first pass is slow, before any request arrives."""
         for num_samples in self.backend.warmup_lengths:
             self.predict_logits([np.zeros(num_samples, np.float32)])
 
@@ -262,10 +262,12 @@ class Predictor:
         """The network of a torch backend.
 
         Raises:
-            ConfigError: the backend is not one of torch.
+            ConfigError: the backend is not torch.
         """
         if not isinstance(self.backend, TorchBackend):
-            raise ConfigError("the network itself is needed, which an ONNX backend does not hold: use backend torch")
+            raise ConfigError(
+                "this needs the torch network, which an ONNX backend does not have: use backend torch"
+            )
         return self.backend.model
 
     @property
@@ -308,7 +310,7 @@ def _empty_logits(predictor: Predictor, num_waves: int) -> ModelLogits:
 
 
 def max_batch_seconds() -> int:
-    """Return the largest batch of this device in seconds, padding included; a longer wave is a batch of its own."""
+    """Return the largest batch of this device in seconds, padding included; a longer wave is its own batch."""
     return _MAX_BATCH_SECONDS["cuda" if torch.cuda.is_available() else "cpu"]
 
 

@@ -20,7 +20,7 @@ from lakd_ray.runs import record as records
 from lakd_ray.runs.layout import RECORD_FILE, STATE_FILE
 
 RECENT_WRITE_S = 3600.0
-"""An unfinished stage with a write within this time counts as running."""
+"""An unfinished stage written to less than this many seconds ago counts as running."""
 
 _TEMPORARY_PATTERN = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _CHECKPOINT_PATTERN = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+")
@@ -39,7 +39,7 @@ class GarbageItem:
 
 @dataclass
 class GarbageReport:
-    """Garbage of an experiment, and notes on what is left alone."""
+    """Garbage of an experiment, and notes on items that were skipped."""
 
     folder: str
     items: list[GarbageItem] = field(default_factory=list)
@@ -52,7 +52,9 @@ class GarbageReport:
 
 
 def find_garbage(config: Experiment) -> GarbageReport:
-    """Find the garbage in an experiment's folder; while it seems to be running, only that of finished runs.
+    """Find the garbage in an experiment's folder.
+
+    If the experiment seems to be running, only garbage of finished runs is included.
 
     Raises:
         StorageError: the folder cannot be listed, or a record in it is damaged.
@@ -68,14 +70,14 @@ def find_garbage(config: Experiment) -> GarbageReport:
         candidates += _abandoned_writes(tree, [path for paths, _ in candidates for path in paths])
     for paths, reason in candidates:
         if links := [path for path in paths if not tree.contains(path)]:
-            findings.notes.append(f"{links[0]} is a link out of the experiment's folder: left alone")
+            findings.notes.append(f"{links[0]} is a symlink out of the experiment's folder; skipped")
         else:
             findings.items.append(GarbageItem(paths, sum(map(tree.total_size, paths)), reason))
     return findings
 
 
 def delete_garbage(config: Experiment, report: GarbageReport) -> int:
-    """Delete the items of a report that are still garbage, since the experiment may have been started again.
+    """Delete the items of a report that are still garbage; the experiment may have been restarted since the report.
 
     The checksum file of a folder is deleted first, so that an interrupted deletion leaves no folder that looks intact.
 
@@ -83,7 +85,7 @@ def delete_garbage(config: Experiment, report: GarbageReport) -> int:
         Number of bytes freed.
 
     Raises:
-        StorageError: an item cannot be deleted; the items after it are left.
+        StorageError: an item cannot be deleted; the items after it are not deleted.
     """
     current = set(find_garbage(config).items)
     items = [item for item in report.items if item in current]
@@ -153,7 +155,7 @@ class _ExperimentTree:
 
 
 def _stale_checkpoints(tree: _ExperimentTree, *, idle: bool) -> Candidates:
-    """Yield checkpoints and resume states that `state.json` does not refer to, which crashes leave."""
+    """Yield checkpoints and resume states that `state.json` does not refer to, left behind by crashes."""
     folders = {(match["run"], match["name"]) for name in tree.files if (match := _CHECKPOINT_PATTERN.fullmatch(name))}
     for run in sorted({run for run, _ in folders}):
         if run not in tree.records or not (idle or tree.is_finished(run)):

@@ -1,7 +1,7 @@
 """Aggregation of predictions over folds and seeds, and the result rows computed from them.
 
-Each test utterance counts once per seed. Scores are means over seeds; their intervals are bootstraps over speakers and
-seeds, which for a single seed is the bootstrap over speakers.
+Each test utterance counts once per seed. Scores are means over seeds; their intervals are bootstrap intervals over
+speakers and seeds, or over speakers only for a single seed.
 
 Shapes: A seeds, S speakers, N utterances, C classes.
 """

@@ -62,7 +62,7 @@ def _speaker_count_caveat(predictions: Sequence[Predictions]) -> list[str]:
         f" With fewer than {_MIN_SPEAKERS} speakers they are too narrow, and with one speaker there is no interval; do "
         "not rely on small differences."
     )
-    return [f"Intervals are 95 % bootstraps over test speakers ({counts}).{warning if few else ''}"]
+    return [f"Intervals are 95 % bootstrap intervals over test speakers ({counts}).{warning if few else ''}"]
 
 
 def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:

@@ -62,8 +62,8 @@ def compare_aggregates(
     ]
     if len(sentences) > 1:
         sentences.append(
-            f"These {len(sentences)} comparisons have 95 % intervals without correction for their number: about one "
-            "in twenty excludes zero by chance alone."
+            f"The 95 % intervals of these {len(sentences)} comparisons are not corrected for multiple comparisons: if "
+            "no setting differed, about one in twenty would still exclude zero."
         )
     return sentences
 
@@ -71,11 +71,11 @@ def compare_aggregates(
 def _describe_difference(first: SeedAggregate, second: SeedAggregate, difference: PairedDifference | None) -> str:
     names = " compared with ".join(format_title(pool.paradigm, pool.setup, pool.variant) for pool in (first, second))
     if difference is None:
-        return f"{names}: no seed and utterance in common."
+        return f"{names}: no seed or no utterance in common."
     counts = f"{difference.seeds} seed{'s' * (difference.seeds > 1)} and {difference.speakers} speakers"
     points = f"{100 * difference.UR:+.1f} points of UR"
     if difference.interval is None:
         return f"{names}: {points}; no interval, because it needs at least two speakers."
     low, high = (100 * bound for bound in difference.interval)
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant, the interval includes zero"
+    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant: the interval includes zero"
     return f"{names}: {points}, paired 95 % interval {low:+.1f} to {high:+.1f} over {counts}; {verdict}."

@@ -31,7 +31,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
 
     Args:
         config: the experiment; names the report's folder.
-        cells: runs of each fold, seed and variant; a single one for the report of a fold.
+        cells: the run graph of each fold, seed and variant; one graph for the report of a single fold.
         failed_runs: ids of runs that failed: the report notes that they are missing.
 
     Returns:
@@ -99,7 +99,7 @@ def _build_tables(
 
 
 def _headline_rows(cells: Sequence[RunGraph], tables: dict[str, list[Any]]) -> list[ResultRow]:
-    """Return the pooled rows; in a single cell each teacher has its own rows instead."""
+    """Return the pooled rows; with one cell, teachers are listed individually."""
     if len(cells) > 1:
         return tables["pooled"]
     teachers = [row for row in tables["results"] if row["paradigm"] == TEACHER]
@@ -152,5 +152,5 @@ def _utterance_count_note(cells: Sequence[RunGraph], aggregates: Sequence[SeedAg
     total = f"{most}" if least == most else f"{least} to {most}; runs are missing"
     return [
         f"Each test utterance counts once per seed ({total}). Scores are means over seeds; intervals are 95 % "
-        "bootstraps over speakers and seeds."
+        "bootstrap intervals over speakers and seeds."
     ]

@@ -6,7 +6,7 @@
     WS   /v1/stream           send audio while it is recorded, receive rolling results
     GET  /v1/model            metadata of the served model
     GET  /metrics             metrics for Prometheus
-    GET  /-/healthz           health check; behind Ray Serve, its proxy sends the same response itself
+    GET  /-/healthz           health check; behind Ray Serve, the proxy answers this path with the same response
 
 Every error is JSON, {"error": ...}. Invalid input is an error of the client (4xx), never of the server (5xx).
 """
@@ -102,7 +102,7 @@ class RequestOptions:
         ] = None,
         model: Annotated[
             Literal["stable", "canary"] | None,
-            Header(alias="X-Model", description="Use this model; by default the recording determines it"),
+            Header(alias="X-Model", description="Use this model; by default a hash of the recording selects the model"),
         ] = None,
     ):
         if hop_s is not None and window_s is None:
@@ -124,7 +124,7 @@ class RequestOptions:
 
 @dataclass(frozen=True)
 class _Service:
-    """The models with everything that the routes need around them."""
+    """Dependencies that the routes share."""
 
     router: ModelRouter
     config: ServeConfig
@@ -137,7 +137,7 @@ class _Service:
         return int(self.config.max_upload_mb * MEGABYTE)
 
     async def predict(self, content: bytes, request_options: RequestOptions) -> EmotionResult:
-        """Decode a recording, predict its emotion and count it."""
+        """Decode a recording, predict its emotion and record the result in the metrics."""
         model = self.router.select(content, request_options.model)
         recording = await self.decoder.decode(content, self.config.max_seconds)
         request_options.validate_segment_count(recording)
@@ -150,9 +150,7 @@ class _Service:
         try:
             if not content:
                 limit = f"{self.config.max_upload_mb:g} MB"
-                raise RequestError(
-                    422, f"the file is empty or larger than {limit}, expected a recording within the limit"
-                )
+                raise RequestError(422, f"the file is empty or larger than {limit}: send a recording within the limit")
             return BatchItem(name=name, status=200, result=await self.predict(content, request_options))
         except RequestError as error:
             return BatchItem(name=name, status=error.status, error=error.message)
@@ -161,7 +159,7 @@ class _Service:
 def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder) -> FastAPI:
     """Create the API for the given models, with the limits of the `serve` section.
 
-    The application closes the decoder at its end.
+    The application closes the decoder on shutdown.
 
     Raises:
         ConfigError: the file of API keys is invalid.

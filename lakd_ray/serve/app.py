@@ -1,4 +1,4 @@
-"""The Ray Serve application, with an ingress for HTTP and decoding and replicas of the model.
+"""The Ray Serve application: an ingress that handles HTTP and decodes audio, and replicas of the model.
 
     client -> Serve's proxy -> Ingress (checks, decodes) -> ModelReplica x replicas (batches, predicts)
                                                          -> CanaryReplica, if there is a canary
@@ -127,7 +127,7 @@ class RemoteModel:
         return ModelInfo.model_validate(await self._call_with_retry(self._handle.model_info.remote))
 
     async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """Return the predictions for waves, all from the same checkpoint, also during a rolling update."""
+        """Return the predictions for waves, all from the same checkpoint, even during a rolling update."""
         for _ in range(MAX_CALL_ATTEMPTS):
             calls = [
                 self._call_with_retry(partial(self._handle.remote, part, language))
@@ -176,7 +176,7 @@ def build(args: dict[str, Any]) -> Application:
     )
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0},  # decoding is short: a reserved CPU could be missing for the model
+        ray_actor_options={"num_cpus": 0},  # decoding is short; a reserved CPU could leave too few for the model
         max_ongoing_requests=MAX_ONGOING_REQUESTS * (config.max_replicas or config.replicas),
         max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
@@ -196,23 +196,23 @@ def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name:
     """Return the deployment of a checkpoint's replicas."""
     if not storage.is_remote(checkpoint) and not Path(checkpoint).is_absolute():
         raise ConfigError(
-            f"checkpoint {checkpoint!r} is a relative path: replicas run on other nodes, use an absolute path or s3://"
+            f"checkpoint {checkpoint!r} is a relative path, but replicas run on other nodes: use an absolute path or s3://"
         )
     if not storage.exists(storage.join(checkpoint, storage.CHECKSUMS_FILE)):
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {storage.CHECKSUMS_FILE} is missing")
-    scale: dict[str, Any] = {"num_replicas": replicas}
+    scaling_options: dict[str, Any] = {"num_replicas": replicas}
     if config.max_replicas is not None:
         autoscaling = {
             "min_replicas": replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": TARGET_ONGOING_REQUESTS,
         }
-        scale = {"num_replicas": "auto", "autoscaling_config": autoscaling}
+        scaling_options = {"num_replicas": "auto", "autoscaling_config": autoscaling}
     return serve.deployment(
         name=name,
         ray_actor_options={"num_cpus": config.cpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=2,
-        **scale,
+        **scaling_options,
         **_DEPLOYMENT_OPTIONS,
     )(ModelReplica).bind(checkpoint, config.cpus, config.backend)

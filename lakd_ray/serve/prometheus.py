@@ -20,7 +20,7 @@ METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counters, gauges and histograms of one application, in a registry of its own."""
+    """Counters, gauges and histograms of one application, in its own registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()

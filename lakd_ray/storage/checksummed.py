@@ -1,4 +1,4 @@
-"""Folders that are complete or rejected: the checksum file is written last and verified before each use."""
+"""Checksummed folders: a folder without a valid checksum file, which is written last, is rejected as incomplete."""
 
 import hashlib
 import shutil
@@ -30,7 +30,7 @@ def remove_checksums(location: str) -> None:
 
 
 def upload_folder(source: Path, location: str) -> Checksums:
-    """Copy the files of a local folder to a location, which several writers may fill.
+    """Copy the files of a local folder to a location, to which several writers may upload.
 
     Returns:
         The checksums of the copied files, for `write_checksums`.
@@ -71,7 +71,7 @@ def open_checksummed_folder(location: str) -> Iterator[Path]:
     if not exists(join(location, CHECKSUMS_FILE)):
         raise CorruptedError(
             f"{location} is not a complete folder: {CHECKSUMS_FILE} is missing, so it was never finished or does not "
-            "belong to this project. Run the stage that writes it again."
+            "belong to this project. Rerun the stage that writes it."
         )
     expected: Checksums = read_json(join(location, CHECKSUMS_FILE))
     if not is_remote(location):
@@ -92,10 +92,10 @@ def _verify_checksums(folder: Path, files: Checksums) -> None:
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
-            raise CorruptedError(f"{folder} is damaged: {name} is missing. Run the stage that writes it again.")
+            raise CorruptedError(f"{folder} is damaged: {name} is missing. Rerun the stage that writes it.")
         size = file.stat().st_size
         if size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
             raise CorruptedError(
                 f"{file} is damaged: found {size} bytes, expected {expected['bytes']} with SHA-256 "
-                f"{expected['sha256'][:12]}. Run the stage that writes it again."
+                f"{expected['sha256'][:12]}. Rerun the stage that writes it."
             )

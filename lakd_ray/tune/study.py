@@ -1,8 +1,8 @@
 """The Optuna study that stores all trials, and from which an interrupted search resumes.
 
-Trials are numbered as in the study. It is the only store of the objectives after each epoch and of how a trial ended;
-Ray Tune only runs trials. A trial that was running when the driver was killed is run again and resumes from its own
-checkpoint.
+The study is the only store of the objectives after each epoch and of how a trial ended, and it defines the trial
+numbers; Ray Tune only runs trials. A trial that was running when the driver was killed is run again and resumes from
+its own checkpoint.
 """
 
 import itertools
@@ -26,7 +26,7 @@ Settings = dict[str, Any]
 """Values by dotted key."""
 
 STUDY_FILE = "study.db"
-# The paper's loss, which is the first trial of a search.
+# The paper's loss, used by the first trial of a search.
 PAPER_LOSS = DistillLossConfig(
     temperature=5.0, lam=0.25, weighting_temperature=0.25, weighting="similarity", reference_compat=True
 )
@@ -62,7 +62,7 @@ class Study:
 
     Args:
         config: the experiment.
-        folder: the stage's folder. For one in a bucket, the study is a local copy that is uploaded whenever a trial
+        folder: the stage's folder. If it is in a bucket, the study is a local copy that is uploaded whenever a trial
             starts or ends.
 
     Raises:
@@ -104,7 +104,7 @@ class Study:
         return f"sqlite:///{self._local_copy}"
 
     def _check_same_search(self) -> None:
-        """Raise an error if the settings of the search have changed, so that old and new trials are not comparable."""
+        """Raise an error if the search has changed, because old and new trials would not be comparable."""
         searched = to_dict(self._tune)
         settings = {key: searched[key] for key in ("space", "paradigm", "epochs", "objective", "second_objective")}
         stored = self._study.user_attrs.get("search")
@@ -167,7 +167,7 @@ class Study:
         self._upload_copy()
 
     def fail_trial(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
-        """Record that a trial has failed for good, with the cause."""
+        """Record that a trial has failed permanently, with the cause."""
         trial = trial or self._running.pop(number)
         trial.set_user_attr("cause", cause)
         self._study.tell(trial, state=TrialState.FAIL)
@@ -238,12 +238,12 @@ def paper_settings(config: Experiment) -> Settings:
         value = getattr(loss, name) if loss else _get_nested(own, key)
         if any(settings.get(other) not in values for other, values in dimension.conditions.items()):
             continue
-        inside = (
+        in_space = (
             value in dimension.choices
             if dimension.choices
             else (dimension.low or 0) <= (value or 0) <= (dimension.high or 0)
         )
-        if not inside:
+        if not in_space:
             return {}
         settings[key] = value
     return settings

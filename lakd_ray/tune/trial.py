@@ -1,4 +1,4 @@
-"""Train the student of one trial, in a single process or with a worker group of its own."""
+"""Train the student of one trial, in a single process or with its own worker group."""
 
 import os
 import tempfile

@@ -254,7 +254,7 @@ def test_page_has_all_caveats(plain: Any) -> None:
     text = text_of(html)
     assert "Corpus demo is synthetic: its speech comes from a synthesizer" in text
     assert "no evidence about human emotion" in text
-    assert "Intervals are 95 % bootstraps over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
+    assert "Intervals are 95 % bootstrap intervals over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
     assert "sentence is also in train, by other speakers: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
     assert "FT multilingual is the teacher run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
