@@ -12,6 +12,10 @@ from unittest.mock import Mock
 
 _MARKER = re.compile(r"<!-- generated: (\w+) -->")
 
+_MERMAID_LOADER = re.compile(
+    r'<script type="module">(?:(?!</script>).)*?mermaid\.esm(?:(?!</script>).)*</script>', re.DOTALL
+)
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of one page; mkdocs calls this.
@@ -20,6 +24,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         KeyError: a marker names no generator.
     """
     return _MARKER.sub(lambda match: GENERATORS[match[1]](), markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Remove the diagram loader of notebook pages, which refers to a different host; mkdocs calls this."""
+    return _MERMAID_LOADER.sub("", output)
 
 
 # Command line
@@ -247,18 +256,23 @@ def _openapi() -> dict[str, Any]:
 
 
 def _parameter_lines(parameters: list[dict[str, Any]]) -> list[str]:
-    if not parameters:
-        return []
-    has_meaning = any("description" in item for item in parameters)
-    header = ["| parameter | in | type | default |", "|---|---|---|---|"]
-    lines = [header[0] + " meaning |", header[1] + "---|"] if has_meaning else header
-    for item in parameters:
-        schema = item["schema"]
-        default, type_name = schema.get("default"), _schema_type(schema).removesuffix(" or null")
-        cells = [f"`{item['name']}`", item["in"], _cell(type_name), f"`{default}`" if default is not None else ""]
-        cells += [_meaning(item.get("description"))] if has_meaning else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    rows = [
+        {
+            "parameter": f"`{item['name']}`",
+            "in": item["in"],
+            "type": _cell(_schema_type(item["schema"]).removesuffix(" or null")),
+            "default": f"`{item['schema']['default']}`" if item["schema"].get("default") is not None else "",
+            "meaning": _meaning(item.get("description")),
+        }
+        for item in parameters
+    ]
+    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    return _table(columns, [[row[name] for name in columns] for row in rows]) if rows else []
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [*("| " + " | ".join(cells) + " |" for cells in lines), ""]
 
 
 def _body_lines(body: dict[str, Any] | None) -> list[str]:

@@ -110,7 +110,10 @@ class Client:
 
         Args:
             files: names and encoded recordings; at most `serve.max_files` of the endpoint.
-            language, window_s, hop_s, top_k: as in `predict`, the same for all recordings.
+            language: as in `predict`, the same for all recordings, as are the next three.
+            window_s: as in `predict`.
+            hop_s: as in `predict`.
+            top_k: as in `predict`.
 
         Returns:
             An item for each file, in the same order: a result, or a status and an error message.
