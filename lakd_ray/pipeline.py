@@ -14,8 +14,8 @@ from lakd_ray.data import prepare
 from lakd_ray.errors import ConfigError, TrainingError
 from lakd_ray.inference import evaluate
 from lakd_ray.launch.driver import TrainStage, stage_tasks, train_tasks
+from lakd_ray.launch.event_log import format_duration
 from lakd_ray.launch.plan import format_plan, plan_grid
-from lakd_ray.launch.progress import format_duration
 from lakd_ray.launch.run_log import RunLog
 from lakd_ray.launch.tracking import check_tracker_packages
 from lakd_ray.runs.graph import RunGraph, build_run_graph
@@ -43,7 +43,7 @@ class Pipeline:
         """Train the runs of a stage in all cells."""
         tasks = stage_tasks(self.cells, stage)
         if self.run_log:
-            train_tasks(tasks, name="reproduce", keep_going=True, on_event=self.run_log.on_event)
+            train_tasks(tasks, name="grid", keep_going=True, on_event=self.run_log.on_event)
             self.run_log.reconcile()
             return
         for run in (run for graph in self.cells for run in graph.students if stage != "teachers"):

@@ -119,7 +119,7 @@ def finish(plan: GridPlan, index: int) -> str:
 
 
 def stored_events(config: Experiment) -> list[tuple[str, str]]:
-    lines = storage.read_bytes(f"{config.stage_folder('reproduce')}/events.jsonl").splitlines()
+    lines = storage.read_bytes(f"{config.stage_folder('grid')}/events.jsonl").splitlines()
     return [(entry["event"], entry["run"]) for entry in map(json.loads, lines)]
 
 

@@ -38,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def entries(config: Experiment) -> list[dict[str, Any]]:
-    location = f"{config.stage_folder('reproduce')}/events.jsonl"
+    location = f"{config.stage_folder('grid')}/events.jsonl"
     if not storage.exists(location):
         return []
     return [json.loads(line) for line in storage.read_bytes(location).splitlines()]

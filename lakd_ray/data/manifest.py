@@ -65,9 +65,9 @@ class Manifest:
             selected &= np.isin(self.languages_N.astype(str), list(languages))
         return np.flatnonzero(selected)
 
-    def speaker_folds(self, rows: RowIndices, num_folds: int) -> RowIndices:
+    def speaker_folds(self, rows: RowIndices, num_cross_fit_folds: int) -> RowIndices:
         """Return the fold of each row, shape [len(rows)]; all rows of a speaker are in the same fold."""
-        return splits.speaker_folds(self.table, rows, num_folds)
+        return splits.speaker_folds(self.table, rows, num_cross_fit_folds)
 
     def sentence_in_train(self, rows: RowIndices) -> list[bool | None]:
         """Return whether the sentence of each row also occurs in train; None if the corpus has no sentences.

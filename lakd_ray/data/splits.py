@@ -64,7 +64,7 @@ def count_folds(manifest: pa.Table, config: Experiment) -> int:
     return max(_num_folds(rows, corpus, rows_N) for corpus, rows_N in _iter_corpora(rows, config))
 
 
-def speaker_folds(manifest: pa.Table, rows: _IntArray, num_folds: int) -> _IntArray:
+def speaker_folds(manifest: pa.Table, rows: _IntArray, num_cross_fit_folds: int) -> _IntArray:
     """Return the fold of each row, with the speakers of each language distributed evenly over the folds.
 
     Raises:
@@ -75,13 +75,13 @@ def speaker_folds(manifest: pa.Table, rows: _IntArray, num_folds: int) -> _IntAr
     fold_of: dict[str, int] = {}  # a speaker of two languages is in one fold
     for language in np.unique(languages):
         names = hash_order(np.unique(speakers[languages == language]).tolist(), "part")
-        if len(names) < num_folds:
+        if len(names) < num_cross_fit_folds:
             raise SplitError(
                 f"language {language} has {len(names)} training speakers ({format_list(names)}), too few for "
-                f"{num_folds} folds. Lower `cross_fit` of the distillation loss."
+                f"{num_cross_fit_folds} folds. Lower `cross_fit` of the distillation loss."
             )
         for number, speaker in enumerate(names):
-            fold_of.setdefault(speaker, number % num_folds)
+            fold_of.setdefault(speaker, number % num_cross_fit_folds)
     return np.array([fold_of[speaker] for speaker in speakers], np.int64)
 
 

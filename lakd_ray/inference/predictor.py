@@ -252,9 +252,9 @@ class Predictor:
 
     def logits_from_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
         """Return the logits for outputs of the network's frontend, [F, H] for each wave; shape [B, C]."""
-        inputs, frames_B = pad_batch([torch.from_numpy(features_FH) for features_FH in features])
+        inputs, num_frames_B = pad_batch([torch.from_numpy(features_FH) for features_FH in features])
         with torch.inference_mode():
-            outputs = self.model(inputs.to(self.device), frames_B.to(self.device))
+            outputs = self.model(inputs.to(self.device), num_frames_B.to(self.device))
         return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
 
     @property

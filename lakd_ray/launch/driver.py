@@ -19,8 +19,8 @@ from lakd_ray import cluster, storage
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import LakdError, StorageError, TrainingError
-from lakd_ray.launch import teacher_logits
-from lakd_ray.launch.progress import log_event, poll_events
+from lakd_ray.launch.event_log import log_event, poll_events
+from lakd_ray.launch.run_inputs import resolve_inputs
 from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
 from lakd_ray.launch.tracking import build_trackers, track_runs
 from lakd_ray.launch.worker import TrainingTask, train_loop_per_worker
@@ -115,9 +115,7 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
         if manifest is None or manifest[0] != config.fold:
             manifest = config.fold, manifests.load_manifest(config)
         waits = bool(pending.keys() & set(run.dependencies))
-        if waits or not record.is_done(
-            run.folder(config), teacher_logits.resolve_inputs(graph, manifest[1], run).fingerprint
-        ):
+        if waits or not record.is_done(run.folder(config), resolve_inputs(graph, manifest[1], run).fingerprint):
             pending.setdefault(run.id, task)
     return pending
 
@@ -168,7 +166,7 @@ def _is_user_error(cause: BaseException) -> bool:
 def _saved_progress(task: TrainingTask) -> tuple[int, int]:
     """Return the epochs and batches that a run has finished and saved."""
     state = RunState.read(task.run.folder(task.config))
-    return state.latest.epoch, state.latest.cursor
+    return state.latest.epochs_done, state.latest.batches_done
 
 
 def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> TorchTrainer:

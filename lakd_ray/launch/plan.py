@@ -100,7 +100,7 @@ def _one_per_fold_and_seed(cells: Sequence[RunGraph]) -> list[RunGraph]:
 
 def _epoch_seconds(manifest: Manifest, run: Run) -> float:
     rows = manifest.rows("train", run.languages)
-    share = 1.0 if run.held_out_fold is None else 1 - 1 / run.held_out_fold.num_folds
+    share = 1.0 if run.held_out_fold is None else 1 - 1 / run.held_out_fold.num_cross_fit_folds
     return share * float(manifest.num_samples_N[rows].sum()) / SAMPLE_RATE
 
 

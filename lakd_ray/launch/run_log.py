@@ -1,4 +1,4 @@
-"""The log of a grid's runs: every event except epochs is stored in `<storage>/<experiment>/reproduce/events.jsonl`."""
+"""The log of a grid's runs: every event except epochs is stored in `<storage>/<experiment>/grid/events.jsonl`."""
 
 import json
 import logging
@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from lakd_ray import storage
+from lakd_ray.launch.event_log import format_duration, format_epoch
 from lakd_ray.launch.plan import GridPlan
-from lakd_ray.launch.progress import format_duration, format_epoch
 from lakd_ray.launch.run_queue import TrainingEvent
 from lakd_ray.runs.layout import EVENTS_FILE
 
@@ -26,7 +26,7 @@ class RunLog:
         self.failed: dict[str, str] = {}
         """Reason of each run that failed for good since this process started; the next start tries them again."""
         self._plan = plan
-        self._location = storage.join(plan.config.stage_folder("reproduce"), EVENTS_FILE)
+        self._location = storage.join(plan.config.stage_folder("grid"), EVENTS_FILE)
         self._events: list[dict[str, Any]] = []
         self._trained_seconds = 0.0
         self._started = time.perf_counter()

@@ -14,6 +14,7 @@ from lakd_ray.config import Experiment, to_dict
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.launch import teacher_logits
+from lakd_ray.launch.run_inputs import resolve_inputs
 from lakd_ray.runs import record as records
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 
@@ -52,14 +53,14 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     """
     import torch  # only workers need it
 
-    from lakd_ray.launch.rank_group import RankGroup
+    from lakd_ray.launch.rank_collectives import RankCollectives
 
     queue, name = loop_config["queue"], loop_config["group"]
     tasks = [TrainingTask.from_dict(entry) for entry in loop_config["tasks"]]
     by_id = {task.run.id: task for task in tasks}
     torch.set_num_threads(tasks[0].config.train.cpus_per_worker)
     context = ray.train.get_context()
-    group = RankGroup(context.get_world_rank(), context.get_world_size())
+    group = RankCollectives(context.get_world_rank(), context.get_world_size())
     while run := group.broadcast_from_rank0(partial(_next_run, queue, name)):
         _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None)
         if group.rank == 0:
@@ -84,7 +85,7 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
     config, run = task.config, task.run
     graph = build_run_graph(config)
     manifest = manifests.load_manifest(config)
-    inputs = group.broadcast_from_rank0(partial(teacher_logits.resolve_inputs, graph, manifest, run))
+    inputs = group.broadcast_from_rank0(partial(resolve_inputs, graph, manifest, run))
     logits = None
     if run.teachers:
         logits = torch.from_numpy(_ensure_teacher_logits(graph, task, tasks, manifest, group))

@@ -1,19 +1,27 @@
 """The interface of a speech encoder (features, frames, hidden states), and the registry of encoder families.
 
-To add a family: subclass `Backbone` in a module of its own, next to `wav2vec2.py` and `whisper.py`, and add the
-`model_type` of its transformers configuration to `BACKBONES`. Its constructor takes the transformers model, with or
-without a head. `tests/models/test_classifier.py` checks the property that matters: the output of an utterance does not
-depend on the other utterances in the batch.
+To add a family:
+
+1. Subclass `Backbone` in a new module, next to `wav2vec2.py` and `whisper.py`. Its constructor takes the transformers
+   model, with or without a head. Define the class attributes and the abstract methods. Override `build_encoder` if
+   transformers' `AutoModel` builds more than the encoder, and `make_feature_extractor` if the network does not take
+   waves.
+2. Add the `model_type` of its transformers configuration to `BACKBONES`.
+
+`tests/models/test_classifier.py` checks the property that matters: the output of an utterance does not depend on the
+other utterances in the batch.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the features, D hidden size.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
 
+from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.errors import ConfigError
 
 BACKBONES: dict[str, str] = {
@@ -42,10 +50,37 @@ class Backbone(ABC):
     has_cacheable_features: bool
     """Whether `extract_features` costs more than reading its output from a cache, and returns `count_frames` frames."""
 
+    frontend_config_keys: tuple[str, ...]
+    """Keys of the transformers configuration on which the output of `extract_features` depends besides the weights."""
+
+    normalizes_waves: bool = False
+    """Whether `extract_features` normalizes each wave to zero mean and unit variance."""
+
     def __init__(self, base_model: Any, *, hidden_size: int, num_layers: int, feature_dim: int) -> None:
         self._base_model = base_model
         self.config = base_model.config
         self.hidden_size, self.num_layers, self.feature_dim = hidden_size, num_layers, feature_dim
+
+    @classmethod
+    def build_encoder(cls, config: Any) -> Any:
+        """Build the transformers model without a head and with random weights from its configuration."""
+        from transformers import AutoModel  # seconds to load
+
+        return AutoModel.from_config(config)
+
+    @classmethod
+    def make_feature_extractor(cls, config: Any) -> Any:
+        """Return the transformers feature extractor for networks with a plain head; here they take waves."""
+        return cls.make_wave_extractor()
+
+    @classmethod
+    def make_wave_extractor(cls) -> Any:
+        """Return a transformers feature extractor that returns waves, as networks with a language-aware head need."""
+        from transformers import Wav2Vec2FeatureExtractor  # seconds to load
+
+        return Wav2Vec2FeatureExtractor(
+            sampling_rate=SAMPLE_RATE, do_normalize=cls.normalizes_waves, return_attention_mask=True
+        )
 
     @property
     def encoder(self) -> nn.Module:
@@ -78,10 +113,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Run the first step on waves in [-1, 1], shape [B, F, H]; frames beyond an utterance's own are meaningless."""
+        """Run the first step on waves in [-1, 1], shape [B, F, H]; frames past the end of an utterance are padding."""
 
     @abstractmethod
-    def encode(self, features_BFH: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
+    def encode(self, features_BFH: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
         """Run the transformer on the features.
 
         Returns:
@@ -90,20 +125,29 @@ class Backbone(ABC):
         """
 
 
+def backbone_class(model_type: str) -> type[Backbone]:
+    """Return the backbone class of an encoder family.
+
+    Raises:
+        ConfigError: the family is not registered in `BACKBONES`.
+    """
+    if model_type not in BACKBONES:
+        raise ConfigError(f"model_type {model_type!r} is not supported: expected one of {', '.join(BACKBONES)}")
+    module, _, name = BACKBONES[model_type].rpartition(".")
+    family: type[Backbone] = getattr(import_module(module), name)
+    return family
+
+
 def make_backbone(network: Any) -> Backbone:
     """Return the backbone of a transformers model, with or without a head.
 
     Raises:
         ConfigError: its family is not registered in `BACKBONES`, or its head is not supported.
     """
-    model_type = network.config.model_type
-    if model_type not in BACKBONES:
-        raise ConfigError(f"model_type {model_type!r} is not supported: expected one of {', '.join(BACKBONES)}")
+    family: Callable[[Any], Backbone] = backbone_class(network.config.model_type)
     if getattr(network.config, "use_weighted_layer_sum", False):
         raise ConfigError(
             "`use_weighted_layer_sum` is a head that is not supported: set it to false, or use a language-aware "
             "student, which weights the layers by the language"
         )
-    module, _, name = BACKBONES[model_type].rpartition(".")
-    backbone: Backbone = getattr(import_module(module), name)(network)
-    return backbone
+    return family(network)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lakd_ray import storage
-from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import CheckpointError
+from lakd_ray.models.backbone import backbone_class
 from lakd_ray.models.classifier import EmotionClassifier
+from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 
 METADATA_FILE = "lakd.json"
 
@@ -77,7 +78,7 @@ def write_checkpoint(
         state_dict: weights to save instead of the network's own, for example gathered from several ranks.
     """
     network.save_pretrained(folder, state_dict=state_dict)
-    _build_feature_extractor(network).save_pretrained(folder)
+    _build_feature_extractor(network.config).save_pretrained(folder)
     (folder / METADATA_FILE).write_text(json.dumps(metadata.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -99,18 +100,11 @@ def save_checkpoint(
     storage.write_checksummed_folder(scratch, location)
 
 
-def _build_feature_extractor(network: Any) -> Any:
-    """Return the transformers feature extractor that prepares waves for the network."""
-    from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor  # seconds to load
-
-    backbone = getattr(network.config, "backbone", {})  # set for language-aware students, whose forward takes waves
-    if network.config.model_type == "whisper":
-        seconds = network.config.max_source_positions // 50
-        return WhisperFeatureExtractor(
-            feature_size=network.config.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=max(1, seconds)
-        )
-    normalize = backbone.get("model_type") != "whisper"  # spectrograms depend on loudness
-    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=normalize, return_attention_mask=True)
+def _build_feature_extractor(config: Any) -> Any:
+    """Return the transformers feature extractor of a network; language-aware students take waves with any backbone."""
+    if config.model_type == LANGUAGE_AWARE_MODEL_TYPE:
+        return backbone_class(config.backbone["model_type"]).make_wave_extractor()
+    return backbone_class(config.model_type).make_feature_extractor(config)
 
 
 def load_checkpoint(location: str) -> tuple[EmotionClassifier, CheckpointMetadata]:

@@ -1,6 +1,7 @@
 """Run a transformers speech encoder with a classification head, independently of the batch composition.
 
-Weights and configuration stay transformers' own, unchanged; the backbone modules describe how their forward differs.
+Weights and configuration are those of transformers, unchanged. The backbone modules document how their forward pass
+differs from transformers'.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size, C classes.
 """
@@ -18,16 +19,6 @@ from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
 
-# Besides the weights, `extract_features` depends on these configuration keys.
-_FRONTEND_CONFIG_KEYS: tuple[str, ...] = (
-    "model_type",
-    "conv_dim",
-    "conv_kernel",
-    "conv_stride",
-    "conv_bias",
-    "feat_extract_norm",
-)
-_FRONTEND_CONFIG_KEYS += ("feat_extract_activation", "num_mel_bins", "max_source_positions")
 # The encoder does not depend on these: the path it was loaded from, and the head.
 _NON_ENCODER_KEYS = {"_name_or_path", "architectures", "id2label", "label2id"}
 
@@ -35,8 +26,8 @@ _NON_ENCODER_KEYS = {"_name_or_path", "architectures", "id2label", "label2id"}
 class EmotionClassifier(nn.Module):
     """Compute logits from waves in two steps, so that the output of the first step can be cached.
 
-    The first step is the feature encoder. If the encoder is frozen, it is the complete encoder and the mean over
-    frames: one vector for each utterance.
+    The first step is the feature encoder. With a frozen encoder and a plain head, it is the complete encoder followed
+    by the mean over frames, which gives one vector per utterance.
 
     Args:
         network: a transformers `...ForSequenceClassification` of a family in `lakd_ray.models.backbone.BACKBONES`, or
@@ -55,7 +46,7 @@ class EmotionClassifier(nn.Module):
         self.backbone = make_backbone(network.encoder if self.languages else network)
         self.freeze_encoder = freeze_encoder
         self.source_layer_indices: tuple[int, ...] | None = None
-        """Indices of its layers in the network that was pruned; None if no layer was removed."""
+        """Index of each remaining layer in the unpruned network; None if no layer was removed."""
         if freeze_encoder:
             self.backbone.encoder.requires_grad_(False).eval()
 
@@ -76,7 +67,9 @@ class EmotionClassifier(nn.Module):
         """Hash of the frontend's weights and configuration: equal fingerprints give equal features."""
         fingerprint = hashlib.sha256()
         config = self.backbone.config.to_dict()
-        names = sorted(config.keys() - _NON_ENCODER_KEYS) if self._pools_before_head else _FRONTEND_CONFIG_KEYS
+        names: Sequence[str] = ("model_type", *self.backbone.frontend_config_keys)
+        if self._pools_before_head:
+            names = sorted(config.keys() - _NON_ENCODER_KEYS)
         fingerprint.update(json.dumps({name: config.get(name) for name in names}, default=str).encode())
         for name, weight in sorted(self.frontend.state_dict().items()):
             fingerprint.update(name.encode())
@@ -103,36 +96,38 @@ class EmotionClassifier(nn.Module):
         return encode_languages(self.languages, codes)
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
-        """Return the number of frames that `extract_features` makes of the given numbers of samples, shape [B]."""
+        """Return the number of frames that `extract_features` produces for the given numbers of samples, shape [B]."""
         return torch.ones_like(lengths_B) if self._pools_before_head else self.backbone.count_frames(lengths_B)
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Run the first step on waves, shape [B, F, H]; frames beyond an utterance's own are meaningless."""
+        """Run the first step on waves, shape [B, F, H]; frames past the end of an utterance are padding."""
         if not self._pools_before_head:
             return self.backbone.extract_features(wave_BT, lengths_B)
-        frames_B = self.backbone.count_frames(lengths_B)
+        num_frames_B = self.backbone.count_frames(lengths_B)
         with torch.no_grad():
-            (hidden_BFD,) = self.backbone.encode(self.backbone.extract_features(wave_BT, lengths_B), frames_B)
-        return self._pool(hidden_BFD, frames_B).unsqueeze(1)
+            (hidden_BFD,) = self.backbone.encode(self.backbone.extract_features(wave_BT, lengths_B), num_frames_B)
+        return self._pool(hidden_BFD, num_frames_B).unsqueeze(1)
 
-    def classify(self, features_BFH: Tensor, frames_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+    def classify(
+        self, features_BFH: Tensor, num_frames_B: Tensor, languages_B: Tensor | None = None
+    ) -> ClassifierOutput:
         """Run the second step, transformer and head; the plain head takes the mean over frames."""
         if self._pools_before_head:
             return ClassifierOutput(self.network.classifier(self.network.projector(features_BFH[:, 0])))
         if self.languages:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-                hidden = self.backbone.encode(features_BFH, frames_B, output_hidden_states=True)
-            outputs: ClassifierOutput = self.network.head(hidden, frames_B, languages_B)
+                hidden = self.backbone.encode(features_BFH, num_frames_B, output_hidden_states=True)
+            outputs: ClassifierOutput = self.network.head(hidden, num_frames_B, languages_B)
             return outputs
-        (hidden_BFD,) = self.backbone.encode(features_BFH, frames_B)
-        return ClassifierOutput(self.network.classifier(self._pool(self.network.projector(hidden_BFD), frames_B)))
+        (hidden_BFD,) = self.backbone.encode(features_BFH, num_frames_B)
+        return ClassifierOutput(self.network.classifier(self._pool(self.network.projector(hidden_BFD), num_frames_B)))
 
-    def _pool(self, hidden_BFD: Tensor, frames_B: Tensor) -> Tensor:
+    def _pool(self, hidden_BFD: Tensor, num_frames_B: Tensor) -> Tensor:
         """Average over the frames that transformers' head averages over, shape [B, D]."""
         if not self.backbone.uses_masked_pooling:
             return hidden_BFD.mean(dim=1)
-        own_BF1 = length_mask(hidden_BFD.shape[1], frames_B).unsqueeze(-1)
-        return (hidden_BFD * own_BF1).sum(dim=1) / frames_B.unsqueeze(1)
+        frame_mask_BF1 = length_mask(hidden_BFD.shape[1], num_frames_B).unsqueeze(-1)
+        return (hidden_BFD * frame_mask_BF1).sum(dim=1) / num_frames_B.unsqueeze(1)
 
     def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
         """Compute the logits of waves or of cached features.
@@ -141,7 +136,8 @@ class EmotionClassifier(nn.Module):
             inputs: waves [B, T], 16 kHz, in [-1, 1], with any values beyond their lengths; or the output of
                 `extract_features`, [B, F, H].
             lengths_B: each utterance's number of samples, or of frames.
-            languages_B: see `encode_languages`; if None, all languages are identified. A plain head ignores it.
+            languages_B: see `encode_languages`; if None, the language of every utterance is identified. A plain head
+                ignores it.
         """
         if inputs.ndim == 3:
             return self.classify(inputs, lengths_B, languages_B)

@@ -30,7 +30,7 @@ def build_model(
         emotions: class names, in the order of the logits.
         seed: seeds the random weights.
         languages: for a language-aware head, the languages that it distinguishes.
-        num_teachers: for a language-aware head, the number of teachers that its attention weights; 0 for no attention.
+        num_teachers: for a language-aware head, the number of teachers to learn weights for; 0 disables the attention.
 
     Raises:
         ConfigError: transformers rejects the architecture, or the pretrained model cannot be loaded.

@@ -1,6 +1,6 @@
 """A student network whose attention over frames and layers depends on the language of the utterance.
 
-    h_l          hidden states of layer l = 0 .. L (0: the transformer's input), normalized over channels
+    h_l          hidden states of layer l (0: the transformer's input), normalized over channels
     e            the language's embedding, one more for UNKNOWN
     p_l          sum_f a_lf h_lf      a_l = softmax_f((K h_lf) . (Q e) / sqrt(A))      frames, for each layer separately
     u            sum_l b_l p_l        b = softmax_l(M e + m)                            layers
@@ -8,17 +8,18 @@
     scores_k     (S [stop(u); e]) . t_k / sqrt(A)                                       teachers, t_k learned
     languages    V2 gelu(V1 stop(mean and deviation of h over frames, mean over layers)) identification
 
-stop: no gradient flows back. The scores are trained by their own objective (`lakd_ray.distill.mixture_losses`), which
-would otherwise train the student to be easy to weight rather than accurate. Identification does not shape the encoder
-either, because separating languages better need not help with emotions. Mean and deviation are pooled as for speakers
-(Snyder et al., ICASSP 2018): the mean alone hardly separates languages.
+stop: no gradient flows back. The scores are trained by their own objective (`lakd_ray.distill.mixture_losses`). Without
+`stop`, it would also train the encoder, for outputs that are easy to weight rather than accurate. The identification
+loss does not reach the encoder either: better language separation does not necessarily help emotion recognition.
+Statistics pooling (mean and standard deviation) is that of x-vectors (Snyder et al., ICASSP 2018): the mean alone
+hardly separates languages.
 
 It is a transformers model: importing this module registers it, and `AutoModelForAudioClassification.from_pretrained`
 then loads it. Its `forward` takes waves prepared by transformers' feature extractor and `language_ids`, which are
 indices in `config.languages`.
 
-Shape suffixes: B utterances, T samples, F frames, D hidden size, E embedding, A attention, P projection, C classes,
-L languages, K teachers.
+Shape suffixes: B utterances, T samples, Y layers, F frames, D hidden size, E embedding, A attention, P projection,
+C classes, L languages, K teachers.
 """
 
 import math
@@ -30,16 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForAudioClassification,
     PretrainedConfig,
     PreTrainedModel,
     initialization,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from lakd_ray.models.backbone import make_backbone
+from lakd_ray.models.backbone import backbone_class, make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, LANGUAGE_AWARE_MODEL_TYPE, ClassifierOutput
 
@@ -86,24 +85,24 @@ class LanguageAwareHead(nn.Module):
         self.teacher_keys = nn.Embedding(config.num_teachers, A) if config.num_teachers else None
 
     def forward(
-        self, hidden_states: Sequence[Tensor], frames_B: Tensor, languages_B: Tensor | None
+        self, hidden_states: Sequence[Tensor], num_frames_B: Tensor, languages_B: Tensor | None
     ) -> ClassifierOutput:
         """Compute emotion logits, language logits and teacher scores.
 
         Args:
             hidden_states: the transformer's input and the output of each layer, [B, F, D] each.
-            frames_B: each utterance's number of frames.
-            languages_B: the index of each utterance's language, one beyond the last for UNKNOWN, `IDENTIFY_LANGUAGE` to
-                use the prediction of the identifier; None to use it for all utterances.
+            num_frames_B: each utterance's number of frames.
+            languages_B: index of each utterance's language; len(languages) means UNKNOWN, and `IDENTIFY_LANGUAGE` means
+                the identifier's prediction. If None, the prediction is used for all utterances.
         """
-        hidden_BLFD = torch.stack([F.layer_norm(layer_BFD, layer_BFD.shape[-1:]) for layer_BFD in hidden_states], dim=1)
-        own_BF = length_mask(hidden_BLFD.shape[2], frames_B)
-        hidden_BLFD = hidden_BLFD.masked_fill(~own_BF[:, None, :, None], 0)
-        language_logits_BL = self.identifier(_pool_statistics(hidden_BLFD.detach(), frames_B))
+        hidden_BYFD = torch.stack([F.layer_norm(layer_BFD, layer_BFD.shape[-1:]) for layer_BFD in hidden_states], dim=1)
+        frame_mask_BF = length_mask(hidden_BYFD.shape[2], num_frames_B)
+        hidden_BYFD = hidden_BYFD.masked_fill(~frame_mask_BF[:, None, :, None], 0)
+        language_logits_BL = self.identifier(_pool_statistics(hidden_BYFD.detach(), num_frames_B))
         embedding_BE = self.language(self._resolve_languages(languages_B, language_logits_BL))
-        pooled_BLD = self._pool_frames(hidden_BLFD, own_BF, embedding_BE)
-        share_BL = F.softmax(self.layer_scores(embedding_BE), dim=-1)
-        utterance_BD = (share_BL.unsqueeze(-1) * pooled_BLD).sum(dim=1)
+        pooled_BYD = self._pool_frames(hidden_BYFD, frame_mask_BF, embedding_BE)
+        layer_weights_BY = F.softmax(self.layer_scores(embedding_BE), dim=-1)
+        utterance_BD = (layer_weights_BY.unsqueeze(-1) * pooled_BYD).sum(dim=1)
         logits_BC = self.classifier(F.gelu(self.projector(utterance_BD)))
         return ClassifierOutput(
             logits_BC, language_logits_BL, self._score_teachers(utterance_BD.detach(), embedding_BE)
@@ -122,11 +121,11 @@ class LanguageAwareHead(nn.Module):
         dropped_B = torch.rand(len(known_B), device=known_B.device) < self.language_dropout
         return known_B.masked_fill(dropped_B, self.language.num_embeddings - 1)
 
-    def _pool_frames(self, hidden_BLFD: Tensor, own_BF: Tensor, embedding_BE: Tensor) -> Tensor:
-        query_BA, key_BLFA = self.frame_query(embedding_BE), self.frame_key(hidden_BLFD)
-        scores_BLF = torch.einsum("ba,blfa->blf", query_BA, key_BLFA) / math.sqrt(query_BA.shape[-1])
-        share_BLF = F.softmax(scores_BLF.masked_fill(~own_BF.unsqueeze(1), float("-inf")), dim=-1)
-        return torch.einsum("blf,blfd->bld", share_BLF, hidden_BLFD)
+    def _pool_frames(self, hidden_BYFD: Tensor, frame_mask_BF: Tensor, embedding_BE: Tensor) -> Tensor:
+        query_BA, key_BYFA = self.frame_query(embedding_BE), self.frame_key(hidden_BYFD)
+        scores_BYF = torch.einsum("ba,byfa->byf", query_BA, key_BYFA) / math.sqrt(query_BA.shape[-1])
+        frame_weights_BYF = F.softmax(scores_BYF.masked_fill(~frame_mask_BF.unsqueeze(1), float("-inf")), dim=-1)
+        return torch.einsum("byf,byfd->byd", frame_weights_BYF, hidden_BYFD)
 
     def _score_teachers(self, utterance_BD: Tensor, embedding_BE: Tensor) -> Tensor | None:
         if self.teacher_query is None or self.teacher_keys is None:
@@ -136,16 +135,16 @@ class LanguageAwareHead(nn.Module):
         return scores_BK
 
 
-def _pool_statistics(hidden_BLFD: Tensor, frames_B: Tensor) -> Tensor:
+def _pool_statistics(hidden_BYFD: Tensor, num_frames_B: Tensor) -> Tensor:
     """Return mean and deviation over frames, averaged over layers, [B, 2 D]; frames of the padding must be 0."""
-    frames_B11 = frames_B.view(-1, 1, 1)
-    mean_BLD = hidden_BLFD.sum(dim=2) / frames_B11
-    square_BLD = hidden_BLFD.square().sum(dim=2) / frames_B11
-    deviation_BLD = (square_BLD - mean_BLD.square()).clamp(min=1e-5).sqrt()
-    return torch.cat([mean_BLD, deviation_BLD], dim=-1).mean(dim=1)
+    frames_B11 = num_frames_B.view(-1, 1, 1)
+    mean_BYD = hidden_BYFD.sum(dim=2) / frames_B11
+    square_BYD = hidden_BYFD.square().sum(dim=2) / frames_B11
+    deviation_BYD = (square_BYD - mean_BYD.square()).clamp(min=1e-5).sqrt()
+    return torch.cat([mean_BYD, deviation_BYD], dim=-1).mean(dim=1)
 
 
-class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # as above
+class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # transformers is half typed
     """A transformers model with the language-aware head on any backbone."""
 
     config_class = LanguageAwareConfig
@@ -154,15 +153,17 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
 
     def __init__(self, config: LanguageAwareConfig) -> None:
         super().__init__(config)
-        self.encoder = _build_encoder(AutoConfig.for_model(**config.backbone))
+        encoder_config = AutoConfig.for_model(**config.backbone)
+        self.encoder = backbone_class(encoder_config.model_type).build_encoder(encoder_config)
         backbone = make_backbone(self.encoder)
         self.head = LanguageAwareHead(config, backbone.hidden_size, backbone.num_layers)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers initializes all weights with a deviation of 0.02. A product of two such weights hardly changes
-        # at fine-tuning rates: languages would stay alike and teachers equal. So embeddings have the scale of the
-        # normalized channels beside them, and teacher scores start at zero, so that no teacher leads by chance.
+        # at fine-tuning rates, so that language embeddings and teacher scores would barely train. Embeddings therefore
+        # have the scale of the normalized channels, and teacher scores start at zero, so that all teachers start with
+        # equal weights.
         if isinstance(module, nn.Embedding):
             initialization.normal_(module.weight, std=1.0)
         elif module is self.head.teacher_query:
@@ -196,29 +197,24 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
         if attention_mask is not None:
             lengths_B = attention_mask.sum(dim=-1)
         backbone = make_backbone(self.encoder)
-        frames_B = backbone.count_frames(lengths_B)
+        num_frames_B = backbone.count_frames(lengths_B)
         hidden = backbone.encode(
-            backbone.extract_features(input_values, lengths_B), frames_B, output_hidden_states=True
+            backbone.extract_features(input_values, lengths_B), num_frames_B, output_hidden_states=True
         )
-        logits_BC = self.head(hidden, frames_B, language_ids).logits_BC
+        logits_BC = self.head(hidden, num_frames_B, language_ids).logits_BC
         loss = None if labels is None else F.cross_entropy(logits_BC, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
-
-
-def _build_encoder(config: Any) -> Any:
-    """Return the transformers model without a head; for Whisper also without its decoder."""
-    return WhisperEncoder(config) if config.model_type == "whisper" else AutoModel.from_config(config)
 
 
 def add_language_aware_head(
     network: Any, *, languages: Sequence[str], num_teachers: int, **config_kwargs: Any
 ) -> PreTrainedModel:
-    """Put a new language-aware head on the encoder of a transformers network, which keeps its weights.
+    """Replace the head of a transformers network with a new language-aware head; the encoder's weights are unchanged.
 
     Args:
         network: a network with a plain head; its classes stay the same.
         languages: the languages that the head distinguishes.
-        num_teachers: number of teachers that attention weights; 0 for no attention.
+        num_teachers: number of teachers to learn weights for; 0 disables the attention.
         config_kwargs: other fields of `LanguageAwareConfig`.
     """
     encoder: Any = make_backbone(network).encoder

@@ -2,7 +2,8 @@
 
 In transformers padding leaks: the group norm of the first convolution averages over padded frames. Here its statistics
 are taken over each utterance's own frames and the transformer gets an attention mask, so the output does not depend on
-the rest of the batch. Weights and configuration stay transformers' own, unchanged.
+the rest of the batch. Weights and configuration are those of
+transformers, unchanged.
 
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size.
 """
@@ -26,6 +27,15 @@ class Wav2Vec2Backbone(Backbone):
 
     uses_masked_pooling = True
     has_cacheable_features = True
+    frontend_config_keys = (
+        "conv_dim",
+        "conv_kernel",
+        "conv_stride",
+        "conv_bias",
+        "feat_extract_norm",
+        "feat_extract_activation",
+    )
+    normalizes_waves = True
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, network.base_model_prefix, network)
@@ -48,8 +58,8 @@ class Wav2Vec2Backbone(Backbone):
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
         """Return the number of frames (20 ms each) of the clips, shape [B]."""
-        frames_B: Tensor = self._base_model._get_feat_extract_output_lengths(lengths_B)
-        return frames_B.long()
+        num_frames_B: Tensor = self._base_model._get_feat_extract_output_lengths(lengths_B)
+        return num_frames_B.long()
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Normalize each utterance to zero mean and unit variance, then apply the convolutions."""
@@ -68,9 +78,9 @@ class Wav2Vec2Backbone(Backbone):
                 hidden_BHT = layer(hidden_BHT)
         return hidden_BHT.transpose(1, 2)
 
-    def encode(self, features_BFH: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
+    def encode(self, features_BFH: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
         """Apply the feature projection, SpecAugment (in training only) and the transformer."""
-        mask_BF = length_mask(features_BFH.shape[1], frames_B)
+        mask_BF = length_mask(features_BFH.shape[1], num_frames_B)
         projected = self._base_model.feature_projection(features_BFH)
         hidden_BFD = projected[0] if isinstance(projected, tuple) else projected
         hidden_BFD = self._apply_spec_augment(hidden_BFD, mask_BF)
@@ -94,10 +104,10 @@ class Wav2Vec2Backbone(Backbone):
 
 def normalize_waveform(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """Normalize each utterance to zero mean and unit variance, zeros beyond, as wav2vec2's feature extractor does."""
-    own_BT = length_mask(wave_BT.shape[1], lengths_B)
+    sample_mask_BT = length_mask(wave_BT.shape[1], lengths_B)
     count_B1 = lengths_B.unsqueeze(1)
-    mean_B1 = wave_BT.masked_fill(~own_BT, 0).sum(dim=1, keepdim=True) / count_B1
-    centered_BT = (wave_BT - mean_B1).masked_fill(~own_BT, 0)
+    mean_B1 = wave_BT.masked_fill(~sample_mask_BT, 0).sum(dim=1, keepdim=True) / count_B1
+    centered_BT = (wave_BT - mean_B1).masked_fill(~sample_mask_BT, 0)
     variance_B1 = centered_BT.square().sum(dim=1, keepdim=True) / count_B1
     return centered_BT * torch.rsqrt(variance_B1 + 1e-7)
 
@@ -131,9 +141,9 @@ def _group_norm_per_utterance(hidden_BHT: Tensor, lengths_B: list[int], norm: nn
     """
 
     def normalize_utterance(row: int, valid: int) -> Tensor:
-        own_1HT = hidden_BHT[row : row + 1, :, :valid]
+        valid_1HT = hidden_BHT[row : row + 1, :, :valid]
         # not `norm.forward`, which rejects a single step
-        return torch.group_norm(own_1HT, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return torch.group_norm(valid_1HT, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
     steps = hidden_BHT.shape[-1]
     if all(valid == steps for valid in lengths_B):

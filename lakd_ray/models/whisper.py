@@ -36,6 +36,8 @@ class WhisperBackbone(Backbone):
 
     uses_masked_pooling = False
     has_cacheable_features = False  # always 30 s of spectrogram, half a megabyte
+    frontend_config_keys = ("num_mel_bins", "max_source_positions")
+    normalizes_waves = False  # spectrograms depend on loudness
 
     def __init__(self, network: Any) -> None:
         base = getattr(network, "encoder", network)
@@ -45,11 +47,27 @@ class WhisperBackbone(Backbone):
                 f"`max_source_positions` is {config.max_source_positions}: expected a multiple of "
                 f"{_POSITIONS_PER_SECOND}, an integer number of seconds"
             )
-        base.embed_positions.requires_grad_(
-            False
-        )  # fixed sinusoids; transformers unfreezes them when it loads a checkpoint
+        # Positions are fixed sinusoids, but transformers unfreezes them when it loads a checkpoint.
+        base.embed_positions.requires_grad_(False)
         super().__init__(
             base, hidden_size=config.d_model, num_layers=config.encoder_layers, feature_dim=config.num_mel_bins
+        )
+
+    @classmethod
+    def build_encoder(cls, config: Any) -> Any:
+        """Build Whisper's encoder with random weights, without the decoder that `AutoModel` adds."""
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder  # seconds to load
+
+        return WhisperEncoder(config)
+
+    @classmethod
+    def make_feature_extractor(cls, config: Any) -> Any:
+        """Return the transformers feature extractor that computes the spectrograms for networks with a plain head."""
+        from transformers import WhisperFeatureExtractor  # seconds to load
+
+        seconds = config.max_source_positions // _POSITIONS_PER_SECOND
+        return WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins, sampling_rate=SAMPLE_RATE, chunk_length=max(1, seconds)
         )
 
     @property
@@ -65,15 +83,15 @@ class WhisperBackbone(Backbone):
 
     def count_frames(self, lengths_B: Tensor) -> Tensor:
         """Return the number of positions (20 ms each) of the clips without padding, shape [B]."""
-        own_B = -(-lengths_B // (2 * _HOP_LENGTH))
-        return own_B.clamp(min=1, max=self.config.max_source_positions).long()
+        num_frames_B = -(-lengths_B // (2 * _HOP_LENGTH))
+        return num_frames_B.clamp(min=1, max=self.config.max_source_positions).long()
 
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Compute the spectrogram as transformers' WhisperFeatureExtractor does, shape [B, S, M]."""
         samples = 2 * self.config.max_source_positions * _HOP_LENGTH
-        own_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
+        sample_mask_BT = torch.arange(wave_BT.shape[1], device=wave_BT.device) < lengths_B.unsqueeze(1)
         # Padding before truncating keeps every shape independent of the clip's length, which the ONNX exporter needs.
-        wave_BT = F.pad(wave_BT.float().masked_fill(~own_BT, 0), (0, samples))[:, :samples]
+        wave_BT = F.pad(wave_BT.float().masked_fill(~sample_mask_BT, 0), (0, samples))[:, :samples]
         window = torch.hann_window(_N_FFT, device=wave_BT.device)
         spectrum = torch.stft(wave_BT, _N_FFT, _HOP_LENGTH, window=window, return_complex=True)
         power = spectrum[..., :-1].abs() ** 2
@@ -88,7 +106,7 @@ class WhisperBackbone(Backbone):
         extractor = WhisperFeatureExtractor(feature_size=self.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
         return torch.from_numpy(extractor.mel_filters).float()
 
-    def encode(self, features_BSM: Tensor, frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
+    def encode(self, features_BSM: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
         """Apply the convolutions and the transformer to all positions, including padding."""
         mel_BMS = features_BSM.transpose(1, 2).to(self._base_model.conv1.weight.dtype)
         with capture_inputs(self._base_model.layers if output_hidden_states else []) as inputs:

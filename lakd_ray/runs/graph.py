@@ -36,7 +36,7 @@ class SpeakerFold(Section):
     """One of several disjoint parts of a run's training speakers."""
 
     index: int
-    num_folds: int
+    num_cross_fit_folds: int
 
 
 class Run(Section):
@@ -78,9 +78,11 @@ class Run(Section):
     @property
     def dependencies(self) -> tuple[str, ...]:
         """Ids of the runs that must be trained before: teachers, including those for cross-fitting."""
-        num_folds = self.loss.num_cross_fit_folds if self.loss else 0
+        num_cross_fit_folds = self.loss.num_cross_fit_folds if self.loss else 0
         trained_here = tuple(name for name in self.teachers if not name.startswith(_EXTERNAL_PREFIX))
-        return trained_here + tuple(_cross_fit_id(name, fold) for name in trained_here for fold in _folds(num_folds))
+        return trained_here + tuple(
+            _cross_fit_id(name, fold) for name in trained_here for fold in _folds(num_cross_fit_folds)
+        )
 
     @property
     def training_key(self) -> str:
@@ -177,8 +179,8 @@ def _cross_fitted(teachers: Sequence[Run], students: Sequence[Run]) -> list[Run]
     runs: dict[str, Run] = {}
     for student in students:
         for name in student.teachers:
-            num_folds = student.loss.num_cross_fit_folds if student.loss and name in by_id else 0
-            for fold in _folds(num_folds):
+            num_cross_fit_folds = student.loss.num_cross_fit_folds if student.loss and name in by_id else 0
+            for fold in _folds(num_cross_fit_folds):
                 run = by_id[name].model_copy(update={"id": _cross_fit_id(name, fold), "held_out_fold": fold})
                 runs.setdefault(run.id, run)
     return list(runs.values())
@@ -251,8 +253,8 @@ def _effective_fold(config: Experiment, languages: LanguageCodes) -> int:
 
 
 def _folds(count: int) -> list[SpeakerFold]:
-    return [SpeakerFold(index=index, num_folds=count) for index in range(count)]
+    return [SpeakerFold(index=index, num_cross_fit_folds=count) for index in range(count)]
 
 
 def _cross_fit_id(teacher: str, fold: SpeakerFold) -> str:
-    return f"{teacher}-crossfit-{fold.index + 1}of{fold.num_folds}"
+    return f"{teacher}-crossfit-{fold.index + 1}of{fold.num_cross_fit_folds}"

@@ -9,7 +9,7 @@
   evaluate/predictions/<cell>/   one Parquet file per model
   evaluate/languages/<cell>/     predictions of language-aware students in each language condition
   report/                        report.json and report.html
-  reproduce/                     events.jsonl, see `lakd_ray.launch.run_log`
+  grid/                          events.jsonl, see `lakd_ray.launch.run_log`
 """
 
 from lakd_ray import storage
@@ -26,9 +26,9 @@ def checkpoint_name(epoch: int) -> str:
     return f"best-{epoch:04d}"
 
 
-def resume_folder_name(epoch: int, cursor: int) -> str:
-    """Return the name of the folder for the engine state after `epoch` epochs and `cursor` batches of the next one."""
-    return f"resume-{epoch:04d}" + (f"-{cursor:05d}" if cursor else "")
+def resume_folder_name(epochs_done: int, batches_done: int) -> str:
+    """Return the name of the folder with the engine state after some epochs and some batches of the next one."""
+    return f"resume-{epochs_done:04d}" + (f"-{batches_done:05d}" if batches_done else "")
 
 
 def trial_id(number: int, seed: int | None = None) -> str:

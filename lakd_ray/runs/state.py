@@ -27,11 +27,11 @@ from lakd_ray.runs.layout import METRICS_FILE, STATE_FILE, checkpoint_name
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A state from which training can resume: its position in the data is (seed, epoch, cursor)."""
+    """A state from which training can resume: its position in the data is (seed, epochs_done, batches_done)."""
 
-    epoch: int = 0
+    epochs_done: int = 0
     """Finished epochs."""
-    cursor: int = 0
+    batches_done: int = 0
     """Batches of the next epoch that each rank has finished."""
     resume_folder: str | None = None
     """Folder with the engine's state; None at the start, and once the run is finished."""
@@ -53,7 +53,7 @@ class RunState:
     @property
     def best_checkpoint_name(self) -> str | None:
         """Name of the best epoch's checkpoint folder; None before the first epoch."""
-        return next(iter(self.best_checkpoints(1)), None)
+        return next(iter(self.best_checkpoint_names(1)), None)
 
     @property
     def best_dev_score(self) -> tuple[float, float]:
@@ -65,7 +65,7 @@ class RunState:
         """Number of epochs since the best one."""
         return len(self.metrics) - _rank_epochs(self.metrics)[0] - 1 if self.metrics else 0
 
-    def best_checkpoints(self, count: int, epochs: int | None = None) -> list[str]:
+    def best_checkpoint_names(self, count: int, epochs: int | None = None) -> list[str]:
         """Return the names of the best checkpoint folders, the best first.
 
         Args:
@@ -87,8 +87,8 @@ class RunState:
         """
         older = [self.latest, *self.previous] if self.latest.resume_folder else []
         retained = older[: keep_resume_states - 1]
-        if resume_point.cursor and all(point.cursor for point in retained):
-            retained += [point for point in older[keep_resume_states - 1 :] if not point.cursor][:1]
+        if resume_point.batches_done and all(point.batches_done for point in retained):
+            retained += [point for point in older[keep_resume_states - 1 :] if not point.batches_done][:1]
         metrics = self.metrics if epoch_metrics is None else (*self.metrics, epoch_metrics)
         return RunState(resume_point, tuple(retained), metrics)
 
@@ -97,12 +97,12 @@ class RunState:
         if not self.previous:
             return RunState()
         latest, *older = self.previous
-        return RunState(latest, tuple(older), self.metrics[: latest.epoch])
+        return RunState(latest, tuple(older), self.metrics[: latest.epochs_done])
 
     def referenced_folders(self, keep_checkpoints: int) -> set[str]:
         """Return the names of the folders that this state or one of its previous resume points needs."""
         points = [self.latest, *self.previous]
-        best = {name for point in points for name in self.best_checkpoints(keep_checkpoints, point.epoch)}
+        best = {name for point in points for name in self.best_checkpoint_names(keep_checkpoints, point.epochs_done)}
         return best | {point.resume_folder for point in points if point.resume_folder}
 
     def write(self, folder: str, keep_checkpoints: int = 1) -> None:

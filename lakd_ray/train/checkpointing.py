@@ -112,7 +112,7 @@ class AsyncCheckpointer:
     def _upload_checkpoint(self, checkpoint: Path, location: str, state: RunState) -> None:
         if any(checkpoint.iterdir()):
             storage.write_checksummed_folder(
-                checkpoint, storage.join(self._folder, checkpoint_name(state.latest.epoch))
+                checkpoint, storage.join(self._folder, checkpoint_name(state.latest.epochs_done))
             )
         storage.remove_checksums(location)
 
@@ -158,10 +158,10 @@ def restore_latest(
         log: called with a sentence for every state that is skipped.
     """
     while state.latest.resume_folder is not None:
-        if state.latest.world_size != world_size and state.latest.cursor:
+        if state.latest.world_size != world_size and state.latest.batches_done:
             log(
-                f"the state within epoch {state.latest.epoch + 1} was saved by {state.latest.world_size} workers, but "
-                f"this run has {world_size}: resuming from the end of an epoch"
+                f"the mid-epoch state of epoch {state.latest.epochs_done + 1} was saved by {state.latest.world_size} "
+                f"workers and cannot be resumed with {world_size}: falling back to the end of an earlier epoch"
             )
             state = state.rollback()
             continue
@@ -185,13 +185,15 @@ def restore_latest(
                 load(source, state)
                 return state
         state = state.rollback()
-        position = f"epoch {state.latest.epoch}" + (f", batch {state.latest.cursor}" if state.latest.cursor else "")
+        position = f"epoch {state.latest.epochs_done}" + (
+            f", batch {state.latest.batches_done}" if state.latest.batches_done else ""
+        )
         start = position if state.latest.resume_folder else "the beginning"
         log(f"{first_corruption} Resuming from the previous state: {start}")
     return state
 
 
-def save_rng_state(file: Path, loss_sums: Tensor | None = None) -> None:
+def save_rank_state(file: Path, loss_sums: Tensor | None = None) -> None:
     """Write the state of every random generator that training uses (SpecAugment uses NumPy's).
 
     Args:
@@ -209,8 +211,8 @@ def save_rng_state(file: Path, loss_sums: Tensor | None = None) -> None:
     torch.save(state, file)
 
 
-def load_rng_state(file: Path) -> Tensor | None:
-    """Restore the random state that `save_rng_state` wrote and return its loss sums."""
+def load_rank_state(file: Path) -> Tensor | None:
+    """Restore the random state that `save_rank_state` wrote and return its loss sums."""
     state = torch.load(file, weights_only=False)
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])

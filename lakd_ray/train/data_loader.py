@@ -43,7 +43,7 @@ class RankDataLoader:
     def train_rows(self) -> RowIndices:
         """Manifest rows that the run trains on."""
         rows, fold = self._rows("train"), self.run.held_out_fold
-        return rows[self.manifest.speaker_folds(rows, fold.num_folds) != fold.index] if fold else rows
+        return rows[self.manifest.speaker_folds(rows, fold.num_cross_fit_folds) != fold.index] if fold else rows
 
     @cached_property
     def dev_rows(self) -> RowIndices:
@@ -104,26 +104,26 @@ class RankDataLoader:
         """Number of optimizer steps in the first epoch; later epochs may differ by a few."""
         return sum(1 for _ in self.epoch_plan(0).batches(0)) // self.config.train.gradient_accumulation_steps
 
-    def batches(self, first_epoch: int, cursor: int = 0) -> Iterator[tuple[AudioBatch, TrainBatch]]:
+    def batches(self, first_epoch: int, skipped_batches: int = 0) -> Iterator[tuple[AudioBatch, TrainBatch]]:
         """Return this rank's batches from the first epoch on: of each epoch the training batches, then the dev batches.
 
         Reading starts with this call, not with the first `next`.
 
         Args:
             first_epoch: index of the first epoch.
-            cursor: number of batches to skip at the start of the first epoch; they are not read.
+            skipped_batches: number of batches to skip at the start of the first epoch; they are not read.
         """
         tune = self.config.tune
         readers = max(
             self.world_size * self.config.train.parallel_runs, tune.max_concurrent_trials * tune.workers_per_trial
         )
-        groups = self._read_groups(first_epoch, cursor)
+        groups = self._read_groups(first_epoch, skipped_batches)
         raw_batches = stream_batches(self.manifest, groups, source=self.feature_source, num_readers=readers)
         return ((raw_batch, self.collate(raw_batch)) for raw_batch in raw_batches)
 
-    def _read_groups(self, first_epoch: int, cursor: int) -> Iterator[ReadGroup]:
+    def _read_groups(self, first_epoch: int, skipped_batches: int) -> Iterator[ReadGroup]:
         for epoch in range(first_epoch, self.run.recipe.optim.epochs):
-            plan = skip_batches(self.epoch_plan(epoch), cursor if epoch == first_epoch else 0)
+            plan = skip_batches(self.epoch_plan(epoch), skipped_batches if epoch == first_epoch else 0)
             yield from plan.read_groups[self.rank]
             yield from self.dev_plan.read_groups[self.rank]
 

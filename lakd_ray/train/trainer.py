@@ -29,9 +29,9 @@ from lakd_ray.runs.state import ResumePoint, RunState
 from lakd_ray.train import engines
 from lakd_ray.train.checkpointing import (
     AsyncCheckpointer,
-    load_rng_state,
+    load_rank_state,
     restore_latest,
-    save_rng_state,
+    save_rank_state,
     seed_rng,
 )
 from lakd_ray.train.data_loader import RankDataLoader
@@ -96,7 +96,9 @@ def train_run(
 
 def _finalize(state: RunState, folder: str, fingerprint: dict[str, Any], keep_checkpoints: int) -> None:
     """Mark the run as finished, and delete the states that are no longer needed to resume it."""
-    finished = RunState(ResumePoint(state.latest.epoch, world_size=state.latest.world_size), metrics=state.metrics)
+    finished = RunState(
+        ResumePoint(state.latest.epochs_done, world_size=state.latest.world_size), metrics=state.metrics
+    )
     finished.write(folder, keep_checkpoints)
     record.mark_finished(
         folder,
@@ -123,7 +125,7 @@ class Trainer:
         saved = RunState.read(folder)
         self._start = saved.latest
         # Start reading first: it takes seconds, as does loading the libraries of the model and the engine.
-        self._batches = loader.batches(saved.latest.epoch, saved.latest.cursor)
+        self._batches = loader.batches(saved.latest.epochs_done, saved.latest.batches_done)
         has_attention = loader.run.loss is not None and loader.run.loss.weighting == "attention"
         model = build_model(
             recipe.model,
@@ -154,16 +156,19 @@ class Trainer:
         self.loss_guard = LossGuard(loader.run.id, self.engine)
         self.checkpointer = AsyncCheckpointer(folder, settings.keep_checkpoints)
         self.state = restore_latest(folder, saved, loader.world_size, self._load_state, log)
-        self.stale_folders = saved.referenced_folders(settings.keep_checkpoints)
+        self.folders_at_start = saved.referenced_folders(settings.keep_checkpoints)
 
     def fit(self, report: EpochCallback) -> None:
         """Train and evaluate the remaining epochs, and report each one."""
         latest, batches = self.state.latest, self._batches
-        if (latest.epoch, latest.cursor) != (self._start.epoch, self._start.cursor):  # a corrupted state was skipped
-            batches = self._batches = self.loader.batches(latest.epoch, latest.cursor)
+        if (latest.epochs_done, latest.batches_done) != (
+            self._start.epochs_done,
+            self._start.batches_done,
+        ):  # a corrupted state was skipped
+            batches = self._batches = self.loader.batches(latest.epochs_done, latest.batches_done)
         try:
             while not self._should_stop():
-                epoch, skipped = self.state.latest.epoch, self.state.latest.cursor
+                epoch, skipped = self.state.latest.epochs_done, self.state.latest.batches_done
                 started = time.perf_counter()
                 means = self._train_epoch(epoch, batches)
                 trained = time.perf_counter()
@@ -181,7 +186,7 @@ class Trainer:
         out_of_patience = (
             optim.early_stopping_patience is not None and self.state.epochs_since_best >= optim.early_stopping_patience
         )
-        return self.state.latest.epoch >= optim.epochs or (out_of_patience and not self.state.latest.cursor)
+        return self.state.latest.epochs_done >= optim.epochs or (out_of_patience and not self.state.latest.batches_done)
 
     def _train_epoch(self, epoch: int, batches: BatchIterator) -> Tensor:
         """Train the rest of an epoch; return the means of the losses in `LOSS_NAMES` over all ranks."""
@@ -189,18 +194,19 @@ class Trainer:
         save_interval = self.loader.config.train.checkpoint_steps or len(counts)
         accumulation, saved, timer = self.engine.accumulation_steps, False, self.step_timer
         timer.start()
-        for index in range(self.state.latest.cursor, len(counts) * accumulation):
+        for index in range(self.state.latest.batches_done, len(counts) * accumulation):
             step, ends_step = index // accumulation, (index + 1) % accumulation == 0
-            raw_batch, batch = next(batches)
-            if (raw_batch.split, raw_batch.epoch) != ("train", epoch):
+            audio_batch, batch = next(batches)
+            if (audio_batch.split, audio_batch.epoch) != ("train", epoch):
                 raise DataError(
-                    f"expected a training batch of epoch {epoch}, found {raw_batch.split} of epoch {raw_batch.epoch}"
+                    f"expected a training batch of epoch {epoch}, "
+                    f"found a {audio_batch.split} batch of epoch {audio_batch.epoch}"
                 )
             batch = batch.to(self.engine.device, self.engine.dtype)
             timer.mark("data")
             losses = compute_losses(self.engine.forward, batch, self.objective)
             self.loss_guard.check_loss(
-                losses.loss, len(raw_batch.rows), epoch, partial(self.loader.utterance_ids, raw_batch.rows)
+                losses.loss, len(audio_batch.rows), epoch, partial(self.loader.utterance_ids, audio_batch.rows)
             )
             timer.mark("forward")
             self.engine.backward(losses.loss, counts[step])
@@ -230,9 +236,9 @@ class Trainer:
         own_count, max_count = self.loader.dev_batch_counts
         with self.engine.eval_mode():
             for _ in range(own_count):
-                raw_batch, batch = next(batches)
+                audio_batch, batch = next(batches)
                 batch = batch.to(self.engine.device, self.engine.dtype)
-                rows.append(raw_batch.rows)
+                rows.append(audio_batch.rows)
                 outputs = self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
                 logits.append(outputs.logits_BC.float().cpu().numpy())
             for _ in range(max_count - own_count):  # with ZeRO-3 all ranks must take part in every forward pass
@@ -294,18 +300,18 @@ class Trainer:
     def _save_state(self, resume_point: ResumePoint, epoch_metrics: dict[str, Any] | None = None) -> None:
         """Save the state at a position and, after an epoch that is among the best, a checkpoint."""
         settings, previous = self.loader.config.train, self.state
-        name = layout.resume_folder_name(resume_point.epoch, resume_point.cursor)
-        resume_point = ResumePoint(resume_point.epoch, resume_point.cursor, name, self.loader.world_size)
+        name = layout.resume_folder_name(resume_point.epochs_done, resume_point.batches_done)
+        resume_point = ResumePoint(resume_point.epochs_done, resume_point.batches_done, name, self.loader.world_size)
         self.state = previous.advance(resume_point, epoch_metrics, keep_resume_states=settings.keep_resume_states)
-        existing = previous.referenced_folders(settings.keep_checkpoints) | self.stale_folders
-        self.stale_folders = set()
+        existing = previous.referenced_folders(settings.keep_checkpoints) | self.folders_at_start
+        self.folders_at_start = set()
         with self.checkpointer.save(self.state, existing) as (resume, checkpoint):
-            if epoch_metrics is not None and layout.checkpoint_name(resume_point.epoch) in self.state.best_checkpoints(
-                settings.keep_checkpoints
-            ):
+            if epoch_metrics is not None and layout.checkpoint_name(
+                resume_point.epochs_done
+            ) in self.state.best_checkpoint_names(settings.keep_checkpoints):
                 self._write_model_checkpoint(checkpoint, epoch_metrics)
             self.engine.save(resume)
-            save_rng_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu())
+            save_rank_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu())
 
     def _write_model_checkpoint(self, folder: Path, epoch_metrics: dict[str, Any]) -> None:
         network, weights = self.engine.full_state_dict()
@@ -325,9 +331,9 @@ class Trainer:
         same_world_size = state.latest.world_size == self.loader.world_size
         self.engine.load(source, world_size=state.latest.world_size)
         if not same_world_size:
-            self.engine.set_schedule_step(state.latest.epoch * self.loader.steps_per_epoch)
+            self.engine.set_schedule_step(state.latest.epochs_done * self.loader.steps_per_epoch)
             return
-        loss_sums = load_rng_state(source / f"generators-{self.loader.rank}.pt")
+        loss_sums = load_rank_state(source / f"generators-{self.loader.rank}.pt")
         if loss_sums is not None:
             self.loss_sums = loss_sums.to(self.engine.device)
 

@@ -9,7 +9,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lakd_ray import storage
-from lakd_ray.launch.progress import format_duration
+from lakd_ray.launch.event_log import format_duration
 from lakd_ray.runs.layout import trial_id
 from lakd_ray.tune.study import Study
 from lakd_ray.tune.trial import ERROR_FILE

@@ -23,6 +23,7 @@ from lakd_ray.inference.batch import run_rank_inference
 from lakd_ray.inference.feature_cache import get_or_compute_features
 from lakd_ray.launch import teacher_logits
 from lakd_ray.launch.driver import train_tasks
+from lakd_ray.launch.run_inputs import resolve_inputs
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import RunGraph, build_run_graph
@@ -51,7 +52,7 @@ def run_search(config: Experiment) -> str:
     student = find_student(graph)
     validate_search_space(config)
     manifest = manifests.load_manifest(config)
-    inputs = teacher_logits.resolve_inputs(graph, manifest, student)
+    inputs = resolve_inputs(graph, manifest, student)
     # The number of trials is not included: trials can be added to a finished search.
     searched = {key: value for key, value in to_dict(config.tune).items() if key not in _FIXED_KEYS}
     fingerprint = {"stage": "tune", "tune": searched, "student": inputs.fingerprint}

@@ -144,6 +144,7 @@ def _train_in_process(graph: RunGraph, run: Run, on_epoch: Callable[[dict[str, A
     from lakd_ray.data import manifest as manifests
     from lakd_ray.inference.feature_cache import get_or_compute_features
     from lakd_ray.launch import teacher_logits
+    from lakd_ray.launch.run_inputs import resolve_inputs
     from lakd_ray.train.data_loader import RankDataLoader
     from lakd_ray.train.trainer import train_run
 
@@ -151,7 +152,7 @@ def _train_in_process(graph: RunGraph, run: Run, on_epoch: Callable[[dict[str, A
     torch.set_num_threads(config.train.cpus_per_worker)
     _init_single_process_group()
     manifest = manifests.load_manifest(config)
-    inputs = teacher_logits.resolve_inputs(graph, manifest, run)
+    inputs = resolve_inputs(graph, manifest, run)
     logits = torch.from_numpy(teacher_logits.load_logits(graph, manifest, run)) if run.teachers else None
     loader = RankDataLoader(
         run,

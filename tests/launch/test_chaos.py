@@ -42,7 +42,7 @@ def config_of(file: Path) -> tuple[Experiment, str]:
 
 def reached(folder: str) -> tuple[int, int]:
     latest = RunState.read(folder).latest
-    return latest.epoch, latest.cursor
+    return latest.epochs_done, latest.batches_done
 
 
 def workers_of(mark: str) -> list[psutil.Process]:

@@ -71,7 +71,7 @@ def attempts(experiment: Experiment, run_of: Run, queue: Any, monkeypatch: pytes
                 attempted.append(repr(step))
                 if isinstance(step, int):
                     folder = run_of.folder(experiment)
-                    RunState(ResumePoint(RunState.read(folder).latest.epoch + step)).write(folder)
+                    RunState(ResumePoint(RunState.read(folder).latest.epochs_done + step)).write(folder)
                     raise group_error(WORKER_LOST)
                 if step is not None:
                     raise step

@@ -16,6 +16,7 @@ from lakd_ray.data.provenance import DataExposure, Provenance
 from lakd_ray.errors import ConfigError, DataLeakageError, SplitError, StageError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.launch import teacher_logits
+from lakd_ray.launch.run_inputs import resolve_inputs
 from lakd_ray.models import CheckpointMetadata, build_model, save_checkpoint
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import Run, build_run_graph
@@ -69,12 +70,12 @@ def experiment(tmp_path: Path, seen: set[str]) -> Experiment:
 def test_an_initial_checkpoint_trained_on_dev_or_test_is_rejected(tmp_path: Path, speaker: str) -> None:
     config = experiment(tmp_path, {speaker})
     with pytest.raises(DataLeakageError, match=speaker):
-        teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
+        resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
 
 
 def test_provenance_of_the_initial_checkpoint_is_inherited(tmp_path: Path) -> None:
     config = experiment(tmp_path, {"other:someone"})
-    inputs = teacher_logits.resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
+    inputs = resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
     assert Provenance().inherit(inputs.teacher_provenance).trained_on.speakers == {"other:someone"}
     assert str(tmp_path / "earlier") in inputs.fingerprint["inputs"]
 
@@ -115,7 +116,7 @@ def seen_rows(manifest: Manifest, run: Run) -> set[int]:
     """Return the rows that a teacher is trained on."""
     rows = manifest.rows("train", run.languages)
     if run.held_out_fold:
-        rows = rows[manifest.speaker_folds(rows, run.held_out_fold.num_folds) != run.held_out_fold.index]
+        rows = rows[manifest.speaker_folds(rows, run.held_out_fold.num_cross_fit_folds) != run.held_out_fold.index]
     return set(rows.tolist())
 
 
@@ -247,7 +248,7 @@ def test_an_external_teacher_computes_all_rows_and_is_no_dependency(trained: Exp
 @pytest.mark.parametrize(("trained_on", "known"), [([], True), (None, False)])
 def test_provenance_of_an_external_teacher_is_declared_or_unknown(with_metadata: Experiment, trained_on, known) -> None:
     config = with_external_teacher(with_metadata, trained_on=trained_on)
-    inputs = teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
+    inputs = resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
     assert Provenance().inherit(inputs.teacher_provenance).unknown == (frozenset() if known else {"theirs"})
     assert "external-theirs" in inputs.fingerprint["inputs"]
 
@@ -257,7 +258,7 @@ def test_provenance_of_an_external_teacher_is_declared_or_unknown(with_metadata:
     [
         (["fi-7"], "external-theirs was trained on data of the test split of this fold: fi-7"),
         (["c"], "external-theirs was trained on"),
-        (["unknown"], r"`trained_on` lists unknown, which is neither a corpus \(c\)"),
+        (["unknown"], r"`trained_on` lists unknown, but this experiment has neither corpora \(c\) nor speakers"),
     ],
 )
 def test_an_external_teacher_trained_on_test_speakers_is_rejected(
@@ -265,4 +266,4 @@ def test_an_external_teacher_trained_on_test_speakers_is_rejected(
 ) -> None:
     config = with_external_teacher(with_metadata, trained_on=trained_on)
     with pytest.raises((DataLeakageError, ConfigError), match=message):
-        teacher_logits.resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
+        resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))

@@ -134,8 +134,8 @@ def test_logits_do_not_depend_on_loudness():
 def test_every_hidden_state_matches_transformers(family, style):
     model, (clip, *_) = network(family, style), waves()
     features_BFH = model.extract_features(*pad_batch([clip]))
-    frames_B = model.count_frames(torch.tensor([len(clip)]))
-    hidden_states = model.backbone.encode(features_BFH, frames_B, output_hidden_states=True)
+    num_frames_B = model.count_frames(torch.tensor([len(clip)]))
+    hidden_states = model.backbone.encode(features_BFH, num_frames_B, output_hidden_states=True)
     base = getattr(model.network, model.network.base_model_prefix)
     outputs = base(clip[None], output_hidden_states=True)
     assert len(hidden_states) == len(outputs.hidden_states) == model.backbone.num_layers + 1

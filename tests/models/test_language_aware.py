@@ -219,8 +219,8 @@ def test_a_new_head_depends_on_the_language_and_prefers_no_teacher():
     torch.manual_seed(0)
     config = LanguageAwareConfig(tiny.ARCHITECTURE | {"hidden_size": 128}, tiny.LANGUAGES, num_teachers=3, num_labels=4)
     head = LanguageAwareForAudioClassification(config).head.eval()
-    hidden, frames_B = [torch.randn(20, 6, 128) for _ in range(3)], torch.full((20,), 6)
-    outputs = [head(hidden, frames_B, torch.full((20,), language)) for language in range(UNKNOWN + 1)]
+    hidden, num_frames_B = [torch.randn(20, 6, 128) for _ in range(3)], torch.full((20,), 6)
+    outputs = [head(hidden, num_frames_B, torch.full((20,), language)) for language in range(UNKNOWN + 1)]
     utterance_std = outputs[0].logits_BC.std(dim=0).mean()
     for language, output in enumerate(outputs):
         assert not output.teacher_scores_BK.any()  # every weight is 1 / K

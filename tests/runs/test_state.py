@@ -57,8 +57,8 @@ def test_state_round_trip(tmp_path):
 
 def test_epochs_are_ranked_by_recall_then_loss_then_order():
     state = RunState(metrics=(epoch(0.5, 1.0), epoch(0.6, 2.0), epoch(0.6, 1.5), epoch(0.6, 1.5)))
-    assert state.best_checkpoints(3) == ["best-0003", "best-0004", "best-0002"]
-    assert state.best_checkpoints(3, epochs=2) == ["best-0002", "best-0001"]
+    assert state.best_checkpoint_names(3) == ["best-0003", "best-0004", "best-0002"]
+    assert state.best_checkpoint_names(3, epochs=2) == ["best-0002", "best-0001"]
     assert (state.best_checkpoint_name, state.epochs_since_best, RunState().epochs_since_best) == ("best-0003", 1, 0)
 
 

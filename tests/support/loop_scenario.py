@@ -17,7 +17,7 @@ from lakd_ray.data import reader as streams
 from lakd_ray.data.batch_plan import ReadGroup
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.reader import AudioBatch, ShardSource
-from lakd_ray.launch import rank_group
+from lakd_ray.launch import rank_collectives
 from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.runs.state import RunState
 from lakd_ray.train import data_loader as feeds
@@ -108,7 +108,7 @@ def _train(
 ) -> list[int]:
     """Train the run in a folder to its end, or until it is killed; return the rows trained on, in order."""
     config = _experiment(folder, model or {"model": MODEL}, **settings)
-    group = rank_group.RankGroup(rank, world_size)
+    group = rank_collectives.RankCollectives(rank, world_size)
     teacher = build_run_graph(config).teachers[0]
     source = group.get_or_compute_features(config, manifest, teacher.recipe.model)
     loader = RankDataLoader(teacher, config, manifest, None, rank, world_size, source)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from lakd_ray.train.checkpointing import load_rng_state, save_rng_state, seed_rng
+from lakd_ray.train.checkpointing import load_rank_state, save_rank_state, seed_rng
 
 
 def draw_from_each_generator() -> tuple[float, ...]:
@@ -16,10 +16,10 @@ def draw_from_each_generator() -> tuple[float, ...]:
 def test_generators_continue_from_the_saved_state(tmp_path):
     seed_rng(3, 0)
     draw_from_each_generator()
-    save_rng_state(tmp_path / "generators.pt")
+    save_rank_state(tmp_path / "generators.pt")
     expected = [draw_from_each_generator(), draw_from_each_generator()]
     seed_rng(99, 1)
-    load_rng_state(tmp_path / "generators.pt")
+    load_rank_state(tmp_path / "generators.pt")
     assert [draw_from_each_generator(), draw_from_each_generator()] == expected
 
 

@@ -139,7 +139,7 @@ def test_a_corrupted_state_is_detected_and_the_previous_one_is_used(
 ):
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 9)
-    assert (state.latest.epoch, state.latest.cursor, state.previous[0].cursor) == (1, 8, 4)
+    assert (state.latest.epochs_done, state.latest.batches_done, state.previous[0].batches_done) == (1, 8, 4)
     corrupt(f"{run.folder}/{state.latest.resume_folder}")
     run.train()
     (message,) = run.messages
@@ -169,7 +169,7 @@ def test_a_pending_preemption_saves_the_state_at_once(manifest: Manifest, tmp_pa
 
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
     state = run.kill(after=11, preemption_pending=preemption_pending)
-    assert (state.latest.epoch, state.latest.cursor, num_checks) == (0, 10, 1), (
+    assert (state.latest.epochs_done, state.latest.batches_done, num_checks) == (0, 10, 1), (
         "the state is not that of the step of the check"
     )
     run.train()
@@ -179,7 +179,7 @@ def test_a_pending_preemption_saves_the_state_at_once(manifest: Manifest, tmp_pa
 def test_a_run_in_a_bucket_resumes(manifest: Manifest, uninterrupted: Run, s3: str):
     run = Run(manifest, f"{s3}/resumed", optim={"ema_decay": 0.9}, checkpoint_steps=4)
     state = run.kill(after=STEPS + 5)
-    assert (state.latest.epoch, state.latest.cursor) == (1, 4)
+    assert (state.latest.epochs_done, state.latest.batches_done) == (1, 4)
     run.train()
     assert_same_result(run, uninterrupted)
     assert run.folders == {run.state.best_checkpoint_name}
@@ -189,9 +189,9 @@ def test_the_number_of_retained_states_and_checkpoints(manifest: Manifest, tmp_p
     run = Run(manifest, tmp_path / "run", keep_checkpoints=2, keep_resume_states=3)
     state = run.kill(after=3 * STEPS - 1)
     assert len([name for name in run.folders if name.startswith("resume-")]) == 2  # the third one is not saved yet
-    assert set(state.best_checkpoints(2)) <= run.folders
+    assert set(state.best_checkpoint_names(2)) <= run.folders
     state = run.train()
-    assert run.folders == set(state.best_checkpoints(2)) and len(run.folders) == 2
+    assert run.folders == set(state.best_checkpoint_names(2)) and len(run.folders) == 2
     assert (state.latest, state.previous) == (ResumePoint(3), ())
 
 

@@ -55,12 +55,12 @@ def test_a_killed_run_resumes_from_its_saved_state(runs: list[TrainerResults], k
         assert rows == expected[-len(rows) :], "not the rest of the plan"
         per_epoch = len(expected) // EPOCHS
         if save_interval is None:
-            assert latest.cursor == 0
-            assert len(rows) == len(expected) - latest.epoch * per_epoch
+            assert latest.batches_done == 0
+            assert len(rows) == len(expected) - latest.epochs_done * per_epoch
         else:
             repeated = len(killed.rows_before) + len(rows) - len(expected)
             assert repeated <= 2 * save_interval, "more rows are repeated than were trained on since the last state"
-            assert (latest.epoch, latest.cursor) > (0, 0)
+            assert (latest.epochs_done, latest.batches_done) > (0, 0)
         assert len(rows) > 0
         assert steps > 0
 
@@ -69,7 +69,7 @@ def test_one_rank_resumes_the_run_of_two_ranks(results: EngineResults, runs: lis
     """It resumes from the end of an epoch, where both runs have trained on the same utterances."""
     expected, resumed = runs[0].uninterrupted, results.one_rank.run_resumed_from_two_ranks
     rollback_message, resume_message = resumed.messages
-    assert "the state within epoch 2 was saved by 2 workers" in rollback_message
+    assert "the mid-epoch state of epoch 2 was saved by 2 workers" in rollback_message
     assert "resuming with 1 workers instead of 2" in resume_message
     assert sorted(resumed.rows) == list(range(TRAIN)), "not the complete second epoch"
     before, after = metrics(expected.state), metrics(resumed.state)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class RankGroup:
+class RankCollectives:
     """The ranks of a worker group, from the view of this process."""
 
     rank: int

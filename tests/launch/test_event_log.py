@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lakd_ray.launch.progress import format_duration, format_epoch, log_event, poll_events
+from lakd_ray.launch.event_log import format_duration, format_epoch, log_event, poll_events
 from lakd_ray.launch.run_queue import TrainingEvent
 
 

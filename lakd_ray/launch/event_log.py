@@ -1,4 +1,4 @@
-"""The progress of training for the user: a log line for every epoch and for every event of a run."""
+"""Log the events of training: a line for every epoch and for every event of a run."""
 
 import logging
 import threading
