@@ -198,6 +198,8 @@ def _default(value: Any) -> str:
         return "`[" + ", ".join(str(item) for item in value) + "]`"
     if isinstance(value, str):
         return f"`{value}`" if value else '`""`'
+    if isinstance(value, float):
+        return f"`{value:.6g}`"
     return f"`{_YAML_NAMES[value] if isinstance(value, bool | None) else value}`"
 
 
@@ -235,16 +237,21 @@ def http() -> str:
     return "\n".join(lines)
 
 
-def stream() -> str:
-    """Return the query parameters and the result of the WebSocket, which OpenAPI does not describe."""
-    from lakd_ray.serve.messages import StreamResult
+def stream_parameters() -> str:
+    """Return the query parameters of the WebSocket, which OpenAPI does not describe."""
     from lakd_ray.serve.websocket import StreamParams
 
     properties = StreamParams.model_json_schema()["properties"]
     parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
-    template = "#/components/schemas/{model}"
-    result = StreamResult.model_json_schema(ref_template=template, mode="serialization")
-    return "\n".join([*_parameter_lines(parameters), *_schema_lines("StreamResult", result)])
+    return "\n".join(_parameter_lines(parameters))
+
+
+def stream_result() -> str:
+    """Return the fields of a result of the WebSocket."""
+    from lakd_ray.serve.messages import StreamResult
+
+    schema = StreamResult.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    return "\n".join(_schema_lines("StreamResult", schema))
 
 
 def _openapi() -> dict[str, Any]:
@@ -373,4 +380,6 @@ def _cell(text: str) -> str:
     return "`".join(part if position % 2 else part.replace("|", "\\|") for position, part in enumerate(text.split("`")))
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"cli": cli, "configuration": configuration, "http": http, "stream": stream}
+GENERATORS: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (cli, configuration, http, stream_parameters, stream_result)
+}

@@ -1,17 +1,19 @@
 """Define the exceptions for users: each message has what was found, what was expected and what to do.
 
-LakdError
-├── ConfigError        the experiment file or an override
-├── DataError          a corpus, a clip, a manifest
-│   ├── ClipError      one recording that cannot be used, and of which kind (lakd_ray.data.schema.QUARANTINE_KINDS)
-│   ├── SplitError     train, dev and test cannot be created, or overlap
-│   └── DataLeakageError   a model was trained on data of its evaluation
-├── StorageError       a path or bucket that is missing, not permitted or full
-│   └── CorruptedError     a folder that is unfinished, truncated or changed
-├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
-├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
-├── ResourceError      the cluster does not have the requested resources
-└── TrainingError      a training run that failed or diverged
+    LakdError
+    ├── ConfigError        the experiment file or an override
+    ├── DataError          a corpus, a clip, a manifest
+    │   ├── ClipError      one recording that cannot be used
+    │   ├── SplitError     train, dev and test cannot be created, or overlap
+    │   └── DataLeakageError   a model was trained on data of its evaluation
+    ├── StorageError       a path or bucket that is missing, not permitted or full
+    │   └── CorruptedError     a folder that is unfinished, truncated or changed
+    ├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
+    ├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
+    ├── ResourceError      the cluster does not have the requested resources
+    └── TrainingError      a training run that failed or diverged
+
+`except LakdError` catches all of them. Errors of arguments in code, such as shapes, are ValueError.
 """
 
 

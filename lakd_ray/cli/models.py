@@ -61,7 +61,7 @@ def predict(
 ) -> int:
     """Predict the emotions of a few recordings, as a table or JSON lines.
 
-    Queries an endpoint (--url) or loads a checkpoint (--model), for which --max-seconds and --backend are.
+    Queries an endpoint (--url) or loads a checkpoint (--model). --max-seconds and --backend apply only to --model.
     """
     from lakd_ray.cli import predict as predictions  # httpx and, for a local model, torch take seconds to load
     from lakd_ray.inference.recordings import PredictOptions

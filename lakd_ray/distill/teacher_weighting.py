@@ -19,7 +19,12 @@ from lakd_ray.distill.attention_loss import label_log_probabilities
 
 @dataclass(frozen=True)
 class WeightingLanguages:
-    """The languages of the B utterances and of the K teachers, None for a teacher of several languages."""
+    """The languages of the utterances and of the teachers.
+
+    Attributes:
+        utterance_languages: the language of each of the B utterances.
+        teacher_languages: the language of each of the K teachers; None for a teacher of several languages.
+    """
 
     utterance_languages: Sequence[str]
     teacher_languages: Sequence[str | None]
