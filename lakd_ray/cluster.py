@@ -123,7 +123,7 @@ class ResourceRequest:
 
 
 def check_resources(config: Experiment, stages: Sequence[str], available: Mapping[str, float]) -> None:
-    """Fail at once if the cluster can never satisfy a request; Ray would wait forever.
+    """Fail immediately if the cluster can never satisfy a request; Ray would wait forever.
 
     Args:
         config: the experiment.

@@ -108,7 +108,7 @@ def test_pipeline_from_corpus_to_prediction_and_again(experiment: Path, environm
         environment, "pipeline", str(experiment), "--set", "stages=[prepare, teachers, distill, tune, evaluate]"
     )
     assert again.count("already done") == 4
-    assert "already done, teacher-en-f0-s42, teacher-fi-f0-s42, teacher-all-f0-s42, " in again
+    assert "already done: teacher-en-f0-s42, teacher-fi-f0-s42, teacher-all-f0-s42, " in again
 
 
 @pytest.fixture

@@ -39,8 +39,9 @@ class DistillLossConfig(Section):
     standardize_logits: bool = False
     """Compare logits of zero mean and unit variance over classes, so that their scale is not distilled."""
     cross_fit: int | None = Field(None, ge=0)
-    """Number of parts of a teacher's training speakers; logits of a part come from a teacher trained on the others.
-    0: one teacher trained on all parts; null: 3 for `confidence`, `top1`, `rank` and `attention`, 0 for the rest."""
+    """Number of cross-fitting folds of a teacher's training speakers; logits of a fold come from a teacher trained on
+    the others. 0: one teacher trained on all speakers; null: 3 for `confidence`, `top1`, `rank` and `attention`, 0 for
+    the rest."""
     reference_compat: bool = False
     """Compute KL and weights exactly as the reference code does (mean over B*C, one set of weights a batch)."""
 
@@ -57,7 +58,7 @@ class DistillLossConfig(Section):
 
     @property
     def num_cross_fit_folds(self) -> int:
-        """The number of parts for cross-fitting, 0 without it."""
+        """The number of cross-fitting folds, 0 without cross-fitting."""
         if self.cross_fit is None:
             return 3 if self.weighting in _CROSS_FITTED_WEIGHTINGS else 0
         return self.cross_fit

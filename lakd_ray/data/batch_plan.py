@@ -4,7 +4,7 @@ Every rank computes the complete plan from (seed, epoch, world size) alone. So e
 utterances in a step, all ranks take the same number of steps, and a run can resume at any batch without reading the
 earlier ones.
 
-An epoch is a sequence of read groups. One task reads a read group at once: a few Parquet row groups, whose utterances
+An epoch is a sequence of read groups. One task reads one read group: a few Parquet row groups, whose utterances
 are shuffled, roughly sorted by length and packed into batches under a budget of padded audio seconds.
 """
 
@@ -171,7 +171,7 @@ def _pack_shuffled(
 
 
 def _pack(manifest: Manifest, rows: RowIndices, batch: BatchConfig) -> list[RowIndices]:
-    """Pack rows into batches under the budget; an utterance longer than the budget is a batch of its own."""
+    """Pack rows into batches under the budget; an utterance longer than the budget becomes its own batch."""
     budget = batch.max_padded_seconds * SAMPLE_RATE
     batches, start, longest = [], 0, 0
     for index, samples in enumerate(manifest.num_samples_N[rows]):

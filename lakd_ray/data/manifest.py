@@ -66,7 +66,7 @@ class Manifest:
         return np.flatnonzero(selected)
 
     def speaker_folds(self, rows: RowIndices, num_cross_fit_folds: int) -> RowIndices:
-        """Return the fold of each row, shape [len(rows)]; all rows of a speaker are in the same fold."""
+        """Return the cross-fitting fold of each row, shape [len(rows)]; all rows of a speaker are in the same fold."""
         return splits.speaker_folds(self.table, rows, num_cross_fit_folds)
 
     def sentence_in_train(self, rows: RowIndices) -> list[bool | None]:

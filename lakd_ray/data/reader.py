@@ -1,4 +1,4 @@
-"""Stream planned batches with Ray Data: tasks read and decode read groups, and batches arrive in the order of the plan.
+"""Stream planned batches with Ray Data: tasks load and decode the read groups, and batches arrive in planned order.
 
 Audio is transferred as 16-bit samples, which are half the size of floats and lossless, and cached features as 16-bit
 floats, as they are stored.
@@ -63,7 +63,7 @@ class AudioBatch:
     """A batch of decoded signals.
 
     Attributes:
-        epoch, split: of the read group that planned the batch.
+        epoch, split: those of the batch's read group.
         rows: manifest row numbers.
         signals: one array for each row: samples in [-1, 1], shape [T], or cached features, shape [F, H].
     """
@@ -140,26 +140,26 @@ def _chunk_read_groups(
     """
     per_sample = 2 * source.feature_dim / _SAMPLES_PER_FRAME if source.feature_dim else 2
 
-    def size(batch: RowIndices) -> float:
+    def batch_bytes(batch: RowIndices) -> float:
         return per_sample * int(manifest.num_samples_N[batch].sum())
 
-    parts = chain.from_iterable(_split_read_group(group, size, budget) for group in read_groups)
-    return group_by_budget(parts, lambda part: sum(map(size, part.batches)), budget)
+    parts = chain.from_iterable(_split_read_group(group, batch_bytes, budget) for group in read_groups)
+    return group_by_budget(parts, lambda part: sum(map(batch_bytes, part.batches)), budget)
 
 
 def _split_read_group(
-    read_group: ReadGroup, size_of_batch: Callable[[RowIndices], float], budget: float
+    read_group: ReadGroup, batch_bytes: Callable[[RowIndices], float], budget: float
 ) -> Iterator[ReadGroup]:
     """Yield the read group, or consecutive parts of it if it exceeds the budget."""
-    if sum(map(size_of_batch, read_group.batches)) <= budget:
+    if sum(map(batch_bytes, read_group.batches)) <= budget:
         yield read_group
         return
-    for batches in group_by_budget(read_group.batches, size_of_batch, budget):
+    for batches in group_by_budget(read_group.batches, batch_bytes, budget):
         yield replace(read_group, batches=tuple(batches))
 
 
 def _execution_budget(num_readers: int) -> float:
-    """Return the bytes of one execution, given that each reader has one running and one that starts."""
+    """Return the byte budget of one execution. Each reader has up to two: one running and one starting."""
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     return _OBJECT_STORE_FRACTION * cluster.get("object_store_memory", 0.0) / num_readers
 

@@ -41,7 +41,7 @@ ClipResult = dict[str, Any]
 # The clips of a shard to write: name, clips [{key, corpus, clip}].
 ShardTask = dict[str, Any]
 _REJECTED_KEY = b"lakd.refused"
-_MAX_TASK_RETRIES = 2  # after its process died, before its clips are decoded in a sandbox
+_MAX_TASK_RETRIES = 2  # retries of a task whose process died; then its clips are decoded in a sandbox
 _NUM_READER_THREADS = 16
 _PROGRESS_CLIPS = 8  # a task reports its progress each time it has decoded this many clips
 
@@ -61,7 +61,7 @@ def _read_shard_index(name: str, folder: str, audio: AudioConfig) -> dict[str, C
     try:
         table = storage.read_table(storage.join(folder, name), columns=columns)
     except StorageError as error:
-        logger.warning(f"prepare: cannot read shard {name}, its clips are decoded again ({error})")
+        logger.warning(f"prepare: cannot read shard {name}; its clips are decoded again ({error})")
         return {}
     accepted = _locate_rows(table.to_pylist(), name, audio)
     rejected: dict[str, ClipResult] = json.loads((table.schema.metadata or {}).get(_REJECTED_KEY, b"{}"))
@@ -92,8 +92,8 @@ def write_shards(
 ) -> dict[str, ClipResult]:
     """Decode and encode (key, clip) pairs into shards; return the result of every clip by key.
 
-    A recording can kill the process that decodes it, because libsndfile is C code. Ray would retry such a task without
-    end; here it is retried a few times, and then its clips are decoded in a sandbox process.
+    A recording can kill the process that decodes it, because libsndfile is C code. Ray would retry such a task
+    indefinitely; here it is retried a few times, and then its clips are decoded in a sandbox process.
 
     Raises:
         StorageError: a shard cannot be written.
@@ -101,7 +101,7 @@ def write_shards(
     """
     tasks = list(_plan_tasks(corpus, clips, audio))
     results: dict[str, ClipResult] = {}
-    num_decoded: Counter[str] = Counter()  # by task; a task that is started again reports the same clips again
+    num_decoded: Counter[str] = Counter()  # by task; a restarted task reports the same clips again
     with progress_bar(sum(len(task["clips"]) for task in tasks), f"prepare {corpus}", unit="clip") as bar:
         for isolated in (False, True):
             pending = [task for task in tasks if _task_key(task) not in results]
@@ -115,7 +115,7 @@ def write_shards(
     if lost:
         sources = ", ".join(entry["clip"]["source"] for entry in lost[0]["clips"][:3])
         raise DataError(
-            f"{corpus}: {len(lost)} tasks died repeatedly, the first with {sources} ...: see the logs of Ray"
+            f"{corpus}: {len(lost)} tasks died repeatedly; the first contains {sources} ...: see Ray's logs"
         )
     return results
 
@@ -126,7 +126,7 @@ def _task_key(task: ShardTask) -> str:
 
 
 def _plan_tasks(corpus: str, clips: Iterable[tuple[str, Clip]], audio: AudioConfig) -> Iterator[ShardTask]:
-    """Yield tasks, each with clips of one language, in an order that is random but fixed."""
+    """Yield tasks, each with clips of one language, in a fixed pseudo-random order."""
     keyed = list(clips)
     entries: list[dict[str, Any]]
     for language in sorted({clip.language for _, clip in keyed}):

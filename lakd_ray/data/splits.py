@@ -1,9 +1,9 @@
 """Assign utterances to train, dev and test for one fold.
 
 `assign_splits` assigns, `check_splits` rejects invalid splits. Both depend on the content of the manifest, not on the
-order of its rows. A corpus is split by speakers or sessions; those that occur in the same languages are distributed
-together, so that every language of a corpus has its share in every fold. Random choices are orders by SHA-256, which
-are stable across machines and versions.
+order of its rows. A corpus is split by speakers or sessions. Speakers with the same set of languages are distributed
+over the folds as one group, so that every fold has speakers of every language. Pseudo-random choices sort by SHA-256,
+which is stable across machines and versions.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def count_folds(manifest: pa.Table, config: Experiment) -> int:
 
 
 def speaker_folds(manifest: pa.Table, rows: _IntArray, num_cross_fit_folds: int) -> _IntArray:
-    """Return the fold of each row, with the speakers of each language distributed evenly over the folds.
+    """Return the cross-fitting fold of each row, with the speakers of each language distributed evenly over the folds.
 
     Raises:
         SplitError: a language has fewer speakers than there are folds.
@@ -78,7 +78,7 @@ def speaker_folds(manifest: pa.Table, rows: _IntArray, num_cross_fit_folds: int)
         if len(names) < num_cross_fit_folds:
             raise SplitError(
                 f"language {language} has {len(names)} training speakers ({format_list(names)}), too few for "
-                f"{num_cross_fit_folds} folds. Lower `cross_fit` of the distillation loss."
+                f"{num_cross_fit_folds} cross-fitting folds. Lower `cross_fit` of the distillation loss."
             )
         for number, speaker in enumerate(names):
             fold_of.setdefault(speaker, number % num_cross_fit_folds)
@@ -144,8 +144,8 @@ class _ManifestColumns:
         known = [corpus.name for corpus in config.corpora]
         if unexpected := sorted(set(self["corpus"].values) - set(known)):
             raise SplitError(
-                f"the manifest has corpus {', '.join(unexpected)}, but the experiment has {', '.join(known)}. Run "
-                "`prepare` again, or add the corpus to `corpora`."
+                f"the manifest contains corpora that the experiment does not list: {', '.join(unexpected)} (it lists "
+                f"{', '.join(known)}). Run `prepare` again, or add them to `corpora`."
             )
 
     def __getitem__(self, name: str) -> _Column:
@@ -180,11 +180,12 @@ def _predefined_splits(
     column = rows["split"]
     unexpected = [name for name in column.unique_values(rows_N) if name not in SPLITS]
     num_missing = int((column.codes[rows_N] < 0).sum())
-    if unexpected or num_missing:
+    problems = [f"the invalid names {format_list(unexpected)}"] if unexpected else []
+    problems += [f"{num_missing} utterances without a split"] if num_missing else []
+    if problems:
         raise SplitError(
             f"corpus {corpus.name}: scheme `given` expects a split of {', '.join(SPLITS)} for every utterance; found "
-            f"{format_list(unexpected) or 'no other name'}, and no split for {num_missing} utterances. Correct the "
-            "corpus's manifest, or choose a different scheme."
+            f"{' and '.join(problems)}. Correct the corpus's manifest, or choose a different scheme."
         )
     numbers = {name: number for number, name in enumerate(_SPLIT_NAMES.tolist())}
     return np.array([*(numbers.get(name, 0) for name in column.values), 0], np.int8)[column.codes[rows_N]]
@@ -240,10 +241,10 @@ def _test_units(units: SplitUnits, corpus: CorpusConfig, fold: int) -> list[str]
         return _configured_speaker_groups(units, corpus)[fold]
     if split.scheme == "speaker-folds":
         _require_enough_units(
-            units, corpus, split.folds, f"expected at least one for each of {split.folds} folds", "folds"
+            units, corpus, split.folds, f", expected at least one for each of {split.folds} folds", "folds"
         )
         return [unit for group in _group_by_languages(units) for unit in hash_order(group, "fold")[fold :: split.folds]]
-    _require_enough_units(units, corpus, 2, f"`{split.scheme}` holds one out and trains on the rest", "scheme")
+    _require_enough_units(units, corpus, 2, f", but `{split.scheme}` holds one out and trains on the rest", "scheme")
     return [group[fold % len(group)] for group in _group_by_languages(units)]
 
 
@@ -273,7 +274,7 @@ def _choose_dev_speakers(training: SplitUnits, corpus: CorpusConfig, fold: int) 
         training,
         corpus,
         target + 1,
-        f"that are not in test of fold {fold}; dev takes {target}, and train needs at least one",
+        f" are not in test of fold {fold}, but dev takes {target} and train needs at least one",
         "dev_speakers",
     )
     dev: set[str] = set()
@@ -291,7 +292,7 @@ def _require_enough_units(units: SplitUnits, corpus: CorpusConfig, min_count: in
         if len(names) < min_count:
             raise SplitError(
                 f"corpus {corpus.name} has too few {unit_name}s of language {language}: {len(names)} "
-                f"({format_list(names)}), {reason}. Change `split.{setting}`, or add {unit_name}s."
+                f"({format_list(names)}){reason}. Change `split.{setting}`, or add {unit_name}s."
             )
 
 
@@ -359,7 +360,7 @@ def _require_disjoint_splits(
     solution = (
         "Choose a scheme that separates speakers, or correct the corpus's splits."
         if display_column is None
-        else "Delete the copies, or give the speaker the same name in both."
+        else "Delete the copies, or give the speaker the same name in both corpora."
     )
     raise SplitError(
         f"{len(shared)} {item_name}{'s are' if len(shared) > 1 else ' is'} in more than one of train, dev and test:\n  "

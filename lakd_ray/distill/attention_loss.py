@@ -1,7 +1,7 @@
 """Compute the loss that trains learned teacher weights.
 
 Weights are detached in the distillation term, so the scores of weighting `attention` need a separate loss; with the
-student's loss they would learn the teacher that is easiest to imitate.
+student's loss they would favor the teacher that is easiest to imitate.
 
 Shape suffixes: B utterances, K teachers, C classes.
 """
@@ -16,8 +16,8 @@ def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tens
         w = softmax(scores)      loss = -log sum_k w_k softmax(z_k)[y] + beta sum_k w_k log w_k
 
     Args:
-        scores_BK: the attention scores of each utterance; the gradient flows into them only. Detach the student's
-            vector from which they are computed.
+        scores_BK: the attention scores of each utterance; the gradient flows into them only. The caller must
+            detach the utterance vector that it computes them from.
         teacher_logits_BKC: logits of teachers that were not trained on the utterance: a teacher that was trained on it
             would get a high weight because it has memorized it.
         labels_B: class indices, shape [B].
@@ -29,9 +29,9 @@ def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tens
     if not entropy_weight >= 0:
         raise ValueError(f"expected entropy_weight >= 0, found {entropy_weight}")
     log_weights_BK = F.log_softmax(scores_BK, dim=-1)
-    chosen_BK = label_log_probabilities(teacher_logits_BKC.detach(), labels_B)
+    label_logp_BK = label_log_probabilities(teacher_logits_BKC.detach(), labels_B)
     negative_entropy_B = (log_weights_BK.exp() * log_weights_BK).sum(dim=-1)
-    return entropy_weight * negative_entropy_B - (log_weights_BK + chosen_BK).logsumexp(dim=-1)
+    return entropy_weight * negative_entropy_B - (log_weights_BK + label_logp_BK).logsumexp(dim=-1)
 
 
 def label_log_probabilities(teacher_logits_BKC: Tensor, labels_B: Tensor) -> Tensor:

@@ -25,7 +25,9 @@ _VARIANCE_EPS = 1e-12
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """The parts of the loss for each utterance, for sums that are divided by a global count, and as means.
+    """The loss terms of each utterance, and their batch means as properties.
+
+    Distributed training sums the former and divides by the global count.
 
     Attributes:
         total_B: the objective, which is minimized, shape [B].
@@ -73,7 +75,7 @@ def distillation_loss(
         teacher_logits_BKC: logits of the teachers, shape [B, K, C].
         labels_B: class indices, shape [B].
         settings: the distillation term. With `reference_compat`, KL and weights are exactly those of the reference
-            code, whatever the weighting.
+            code.
         label_loss: the loss against the labels, see `label_losses`; None: plain cross-entropy.
         label_weights_B: the weight of each utterance's class, see `label_losses`.
         languages: for weighting `language`, the languages of the utterances and of the teachers.

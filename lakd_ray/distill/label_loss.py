@@ -1,4 +1,4 @@
-"""Compute the loss against the labels: cross-entropy, plain, class-balanced, focal or smoothed.
+"""Compute the loss against the labels: cross-entropy with optional class weights, focal factor and label smoothing.
 
     loss_i = w_i (1 - p_i)^gamma (-log p_i)      p_i the student's probability of the label, w_i the weight of its class
 
@@ -25,7 +25,7 @@ def label_losses(
         logits_BC: logits of the student, shape [B, C].
         labels_B: class indices, shape [B].
         settings: `focal_gamma`, gamma of Lin et al. 2017 (arXiv 1708.02002), and `label_smoothing` (Szegedy et al.
-            2016); None: plain cross-entropy. `class_balance` has its effect in `weights_B`.
+            2016); None: plain cross-entropy. `class_balance` is applied through `weights_B`.
         weights_B: the weight of each utterance's class, see `class_weights`; all one if None. Divide the sum of losses
             by the number of utterances, not by the sum of weights as torch's weighted mean does, for that sum depends
             on the batch.
@@ -39,8 +39,8 @@ def label_losses(
     loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=settings.label_smoothing)
     if settings.focal_gamma:
         # -loss_B is log p. The clamp keeps the gradient of a power below one finite where p rounds to one.
-        missing_B = -torch.expm1(-loss_B)
-        loss_B = missing_B.clamp(min=torch.finfo(loss_B.dtype).tiny) ** settings.focal_gamma * loss_B
+        error_probability_B = -torch.expm1(-loss_B)
+        loss_B = error_probability_B.clamp(min=torch.finfo(loss_B.dtype).tiny) ** settings.focal_gamma * loss_B
     return loss_B if weights_B is None else weights_B.to(loss_B.dtype) * loss_B
 
 

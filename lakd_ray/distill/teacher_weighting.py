@@ -64,7 +64,7 @@ def similarity_weights(inputs: WeightingInputs) -> Tensor:
 
 
 def similarity_centered_weights(inputs: WeightingInputs) -> Tensor:
-    """Return `similarity` of logits minus their mean over classes: softmax ignores a shift, the cosine does not."""
+    """Return the `similarity` weights of mean-centered logits: softmax ignores a shift, the cosine does not."""
     student_BC, teachers_BKC = inputs.student_logits_BC, inputs.teacher_logits_BKC
     return similarity_weights(
         replace(
@@ -76,27 +76,35 @@ def similarity_centered_weights(inputs: WeightingInputs) -> Tensor:
 
 
 def language_weights(inputs: WeightingInputs) -> Tensor:
-    """Return `same_language_weight` for the teachers of the utterance's language, and the rest for the others.
+    """Return weights for which the teachers of the utterance's language share `same_language_weight`.
 
-    Weights are uniform for an utterance without a teacher of its language, or with such teachers only.
+    The other teachers share the remainder. Weights are uniform for an utterance without a teacher of its language, or
+    with such teachers only.
 
     Raises:
         ValueError: languages are missing, or their numbers do not match the logits.
     """
     batch, teachers = inputs.teacher_logits_BKC.shape[:2]
-    languages, own = inputs.languages, inputs.settings.same_language_weight
+    languages, same_language_weight = inputs.languages, inputs.settings.same_language_weight
     counts = None if languages is None else (len(languages.utterance_languages), len(languages.teacher_languages))
     if languages is None or counts != (batch, teachers):
         raise ValueError(
             f"weighting `language` needs the languages of {batch} utterances and {teachers} teachers, found {counts}"
         )
     match_BK = torch.tensor(
-        [[spoken == taught for taught in languages.teacher_languages] for spoken in languages.utterance_languages],
+        [
+            [utterance_language == teacher_language for teacher_language in languages.teacher_languages]
+            for utterance_language in languages.utterance_languages
+        ],
         device=inputs.teacher_logits_BKC.device,
     )
     matches_B1 = match_BK.sum(dim=1, keepdim=True, dtype=inputs.teacher_logits_BKC.dtype)
     others_B1 = teachers - matches_B1
-    weight_BK = torch.where(match_BK, own / matches_B1.clamp(min=1), (1 - own) / others_B1.clamp(min=1))
+    weight_BK = torch.where(
+        match_BK,
+        same_language_weight / matches_B1.clamp(min=1),
+        (1 - same_language_weight) / others_B1.clamp(min=1),
+    )
     one_sided_B1 = (matches_B1 == 0) | (others_B1 == 0)
     return torch.where(one_sided_B1, torch.full_like(weight_BK, 1.0 / teachers), weight_BK)
 
@@ -104,10 +112,10 @@ def language_weights(inputs: WeightingInputs) -> Tensor:
 def confidence_weights(inputs: WeightingInputs) -> Tensor:
     """Return softmax_k(c_k / tau), where c_k in [0, 1] is the confidence of teacher k.
 
-    c_k is the probability of the label, or 1 - H(softmax(z_k)) / log C. Sources differ. By the label: Zhang et al. 2022
-    (arXiv 2201.00007) take (1 - softmax_k(CE_k)) / (K - 1), which gives no teacher more than 1 / (K - 1) and is not
-    defined for one teacher. By entropy, without the label: Kwon et al., ICASSP 2020. Here both are scores under the
-    same softmax as in `similarity`, so that tau has the same meaning.
+    c_k is the probability of the label, or 1 - H(softmax(z_k)) / log C. The sources use other formulas: Zhang et al.
+    2022 (arXiv 2201.00007) use the label and take (1 - softmax_k(CE_k)) / (K - 1), which gives no teacher more than
+    1 / (K - 1) and is not defined for one teacher; Kwon et al., ICASSP 2020, use the entropy without the label. Here
+    both are scores under the same softmax as in `similarity`, so that tau has the same meaning.
     """
     if inputs.settings.confidence_by == "label":
         score_BK = label_log_probabilities(inputs.teacher_logits_BKC, inputs.labels_B).exp()
@@ -127,8 +135,8 @@ def top1_weights(inputs: WeightingInputs) -> Tensor:
 def rank_weights(inputs: WeightingInputs) -> Tensor:
     """Return (K + 1 - r_k) / (1 + ... + K), where r_k is the rank of teacher k by its probability of the label.
 
-    Tied teachers have their mean rank. Rank-sum weights (Stillwell et al. 1981), one of several rules; for three
-    teachers they are 1/2, 1/3 and 1/6.
+    Tied teachers have their mean rank. These are the rank-sum weights of Stillwell et al. 1981, which is one of several
+    rules; for three teachers they are 1/2, 1/3 and 1/6.
     """
     better_BK, equal_BK = _count_better_and_tied(inputs)
     teachers = inputs.teacher_logits_BKC.shape[1]

@@ -265,9 +265,7 @@ class Predictor:
             ConfigError: the backend is not torch.
         """
         if not isinstance(self.backend, TorchBackend):
-            raise ConfigError(
-                "this needs the torch network, which an ONNX backend does not have: use backend torch"
-            )
+            raise ConfigError("this needs the torch network, which an ONNX backend does not have: use backend torch")
         return self.backend.model
 
     @property

@@ -1,7 +1,7 @@
 """Start Ray Train worker groups, assign runs to them, and wait until all runs are done.
 
-Starting a worker group takes tens of seconds (processes and imports). So a group trains one run after the other, and
-takes from a queue the next run that can be trained; `train.parallel_runs` groups do so at the same time.
+Starting a worker group takes tens of seconds (processes and imports). Each group therefore trains many runs: it
+repeatedly takes the next ready run from a queue. `train.parallel_runs` groups do this in parallel.
 """
 
 import logging
@@ -29,7 +29,7 @@ from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
 
 TrainStage = Literal["teachers", "distill", "train"]
-"""Teachers, students, or both by the same worker groups, which saves starting them twice."""
+"""Teachers, students, or both by the same worker groups, which avoids starting the groups twice."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def train_tasks(
     keep_going: bool = False,
     on_event: Callable[[TrainingEvent], None] = log_event,
 ) -> None:
-    """Train those of the runs that are not done. All belong to one experiment; they may belong to several cells.
+    """Train the runs that are not done yet. All tasks belong to one experiment, but possibly to several cells.
 
     Args:
         tasks: the runs, teachers before the students that need them.
@@ -75,7 +75,7 @@ def train_tasks(
     if len(pending) < len(tasks):
         done = [task.run.id for task in tasks if task.run.id not in pending]
         shown = ", ".join(done[:8]) + (f" and {len(done) - 8} more" if len(done) > 8 else "")
-        logger.info(f"{name}: already done, {shown}")
+        logger.info(f"{name}: already done: {shown}")
     if not pending:
         return
     config = tasks[0].config
@@ -86,17 +86,17 @@ def train_tasks(
         run: [other for other in task.run.dependencies if other in pending] for run, task in pending.items()
     }
     queue: Any = ray.remote(num_cpus=0)(RunQueue).remote(dependencies)
-    groups = min(config.train.parallel_runs, len(pending))
+    num_groups = min(config.train.parallel_runs, len(pending))
     with (
         track_runs(trackers, pending) as track,
         poll_events(lambda: ray.get(queue.drain_events.remote()), track, on_event),
     ):
         try:
-            if groups == 1:
+            if num_groups == 1:
                 _fit(queue, list(pending.values()), name, keep_going)
                 return
             fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-            names = [f"{name}-{group}" for group in range(groups)]
+            names = [f"{name}-{group}" for group in range(num_groups)]
             ray.get([fit.remote(queue, list(pending.values()), group, keep_going) for group in names])
         except BaseException:
             queue.close.remote()  # the other groups end after their current run
@@ -114,8 +114,10 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
             graph = build_run_graph(config)
         if manifest is None or manifest[0] != config.fold:
             manifest = config.fold, manifests.load_manifest(config)
-        waits = bool(pending.keys() & set(run.dependencies))
-        if waits or not record.is_done(run.folder(config), resolve_inputs(graph, manifest[1], run).fingerprint):
+        has_pending_dependency = bool(pending.keys() & set(run.dependencies))
+        if has_pending_dependency or not record.is_done(
+            run.folder(config), resolve_inputs(graph, manifest[1], run).fingerprint
+        ):
             pending.setdefault(run.id, task)
     return pending
 
@@ -142,7 +144,7 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
             failures[run] = failures.get(run, 0) + 1 if progress == last_progress.get(run, progress) else 1
             last_progress[run] = progress
             if user_error is None and failures[run] <= tasks[0].config.train.max_failures:
-                ray.get(queue.publish.remote({"event": "lost", "run": run or name, "reason": reason}))
+                ray.get(queue.publish.remote({"event": "lost", "run": run, "group": name, "reason": reason}))
                 continue
             reason = str(user_error or f"training failed {failures[run]} times without any progress: {reason}")
             if run is None or not keep_going:
@@ -173,7 +175,7 @@ def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> Torc
     config = tasks[0].config
     train = config.train
     filesystem, path = storage.resolve_filesystem(storage.join(config.folder, "ray"))
-    # `_fit` handles every loss of a group, including preempted nodes, because the queue must be updated.
+    # `_fit` handles every lost group, including preempted nodes, because it must update the queue.
     limits: Any = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     return TorchTrainer(
         train_loop_per_worker,

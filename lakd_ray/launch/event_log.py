@@ -21,7 +21,7 @@ def poll_events(
 
     Args:
         drain_events: returns the events since its last call.
-        handlers: called with each event by a thread of its own.
+        handlers: called with each event in a separate thread.
     """
     stop = threading.Event()
 
@@ -50,7 +50,7 @@ def log_event(event: TrainingEvent) -> None:
     if event["event"] == "epoch":
         logger.info(format_epoch(event["line"]))
     elif event["event"] == "lost":
-        logger.info(f"{run}: a worker was lost, resuming from the last saved state ({reason[:200]})")
+        logger.info(f"{run or event['group']}: a worker was lost, resuming from the last saved state ({reason[:200]})")
     elif event["event"] == "message":
         logger.info(f"{run}: {reason}")
     elif event["event"] == "failed":

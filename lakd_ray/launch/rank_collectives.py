@@ -1,4 +1,6 @@
-"""Collective operations of a worker group's ranks before a run: decide, compute teacher logits, cache features.
+"""Collective operations that the ranks of a worker group run before training.
+
+They broadcast a decision, compute teacher logits and cache features.
 
 Each rank computes its share on its own device, so that no operation waits for resources that the group itself holds.
 All ranks must call these functions, in the same order. No Ray.
@@ -21,7 +23,7 @@ from lakd_ray.errors import DataError
 from lakd_ray.inference.batch import run_rank_inference
 from lakd_ray.inference.feature_cache import get_or_compute_features
 
-# Shares take different times, and Ray Train ends the group when a rank is lost: waiting needs no other limit.
+# Ranks finish at different times; Ray Train ends the group if a rank dies, so a long timeout is safe.
 _TIMEOUT = timedelta(days=7)
 
 T = TypeVar("T")
@@ -42,7 +44,7 @@ class RankCollectives:
         """Call `decide` on the first rank, and return its result on all ranks."""
         results: list[T | None] = [decide() if self.rank == 0 else None]
         dist.broadcast_object_list(results, src=0, group=self._process_group)
-        result: T = results[0]  # type: ignore[assignment]  # the first rank's
+        result: T = results[0]  # type: ignore[assignment]  # None only before the broadcast
         return result
 
     def barrier(self) -> None:

@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Stores the events of a grid's runs across restarts, and logs its progress.
 
-    A run has at most one `finished` event, also if the grid is restarted. A run that finished while no driver was
+    A run has at most one `finished` event, even if the grid is restarted. A run that finished while no driver was
     running gets its event from `reconcile`.
     """
 
     def __init__(self, plan: GridPlan) -> None:
         self.failed: dict[str, str] = {}
-        """Reason of each run that failed for good since this process started; the next start tries them again."""
+        """Reason of each run that failed permanently since this process started; the next start tries them again."""
         self._plan = plan
         self._location = storage.join(plan.config.stage_folder("grid"), EVENTS_FILE)
         self._events: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ class RunLog:
             self.failed[event["run"]] = event["reason"]
         self._append(event)
         reason = f" ({event['reason'][:200]})" if "reason" in event else ""
-        logger.info(f"[{self._progress()}] {event['run']} {event['event']}{reason}")
+        logger.info(f"[{self._progress()}] {event['run'] or event['group']} {event['event']}{reason}")
 
     def reconcile(self) -> None:
         """Add the `finished` events of runs that finished without a driver to store them."""

@@ -1,7 +1,7 @@
 """The queue of runs that worker groups train. No Ray: `lakd_ray.launch.driver` runs it in an actor.
 
 A run is available once its dependencies are done; the first group that requests a run gets it. The run of a lost group
-returns to the queue, and a run is abandoned if one of its dependencies has failed for good.
+returns to the queue, and a run is abandoned if one of its dependencies has failed permanently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 TrainingEvent = dict[str, Any]
 """`{"event": NAME, "run": RUN_ID}` and, depending on the event, `group`, `line` (metrics of an epoch) or `reason`.
+
+RUN_ID is None if a group is lost before its first run.
 
 Events: `started`, `epoch`, `message`, `lost` (a worker), `finished`, `failed`.
 """
@@ -55,7 +57,7 @@ class RunQueue:
         return run
 
     def abandon(self, run: str, reason: str) -> None:
-        """Remove a run that has failed for good, and the runs that need it; call `requeue` first."""
+        """Remove a run that has failed permanently, and the runs that need it; call `requeue` first."""
         self._pending.remove(run)
         self._abandoned.add(run)
         self.publish({"event": "failed", "run": run, "reason": reason})

@@ -49,7 +49,7 @@ class CheckBatch:
     languages_B: Tensor
 
     def unbatched(self) -> Iterator["CheckBatch"]:
-        """Yield each utterance as a batch of its own, without padding."""
+        """Yield each utterance as its own batch, without padding."""
         for index, length in enumerate(self.lengths_B.tolist()):
             row = slice(index, index + 1)
             yield CheckBatch(self.wave_BT[row, :length], self.lengths_B[row], self.languages_B[row])
@@ -92,7 +92,7 @@ class _ExportModule(nn.Module):
 def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[str, str] | None = None) -> float:
     """Write a network as an ONNX graph; delete the file again if its logits differ from torch's.
 
-    Weights above 2 GB are written beside it, to `<file>.data`.
+    Weights above 2 GB are written to `<file>.data` in the same folder.
 
     Args:
         model: a network in eval mode, on the CPU.

@@ -33,7 +33,7 @@ _EXTERNAL_PREFIX = "external-"
 
 
 class SpeakerFold(Section):
-    """One of several disjoint parts of a run's training speakers."""
+    """A cross-fitting fold, which is one of several disjoint parts of a run's training speakers."""
 
     index: int
     num_cross_fit_folds: int
@@ -113,7 +113,7 @@ class RunGraph:
 
     @cached_property
     def trained_students(self) -> tuple[Run, ...]:
-        """Students with a training run of their own: those that are not also a teacher."""
+        """Students with a separate training run: those that are not also a teacher."""
         return tuple(run for run in self.students if not self.is_teacher(run.id))
 
     @cached_property

@@ -1,7 +1,7 @@
 """The state of a training run in its folder, from which an interrupted run resumes.
 
     <run folder>/
-      record.json         settings and inputs of the run; written first, and again when it is finished
+      record.json         settings and inputs of the run; written at the start, rewritten when the run finishes
       metrics.jsonl       one line per epoch
       state.json          names the newest complete resume folder and the best checkpoint; replaced atomically
       resume-0007/        engine state after epoch 7, and the random state of every rank
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def best_dev_score(self) -> tuple[float, float]:
-        """(dev UR, minus dev cross-entropy) of the best epoch; the loss breaks ties."""
+        """(dev UR, negated dev cross-entropy) of the best epoch; the loss breaks ties."""
         return max(map(_dev_score, self.metrics), default=(-1.0, 0.0))
 
     @property
@@ -82,8 +82,8 @@ class RunState:
         Args:
             resume_point: the new resume point.
             epoch_metrics: the entry of the epoch that ends there; None within an epoch.
-            keep_resume_states: resume points to store, including the new one. If none of them is the end of an epoch,
-                the newest end of an epoch is stored as well: only from there can a different number of workers resume.
+            keep_resume_states: resume points to store, including the new one. The newest end-of-epoch point is always
+                stored, because a different number of workers can resume only from the end of an epoch.
         """
         older = [self.latest, *self.previous] if self.latest.resume_folder else []
         retained = older[: keep_resume_states - 1]
@@ -106,7 +106,7 @@ class RunState:
         return best | {point.resume_folder for point in points if point.resume_folder}
 
     def write(self, folder: str, keep_checkpoints: int = 1) -> None:
-        """Write this as the state of the run with this folder."""
+        """Write this state to the run's folder."""
         lines = "".join(json.dumps(epoch) + "\n" for epoch in self.metrics)
         summary = {"best": self.best_checkpoint_name, "folders": sorted(self.referenced_folders(keep_checkpoints))}
         storage.write_json(storage.join(folder, STATE_FILE), summary | asdict(self))
@@ -114,7 +114,7 @@ class RunState:
 
     @classmethod
     def read(cls, folder: str) -> "RunState":
-        """Read the state of the run with this folder; it is empty if the run has saved none."""
+        """Read the state from a run's folder; return an empty state if none is saved."""
         if not storage.exists(storage.join(folder, STATE_FILE)):
             return cls()
         content = storage.read_json(storage.join(folder, STATE_FILE))
@@ -127,7 +127,7 @@ def _dev_score(epoch_metrics: dict[str, Any]) -> tuple[float, float]:
 
 
 def _rank_epochs(metrics: Sequence[dict[str, Any]]) -> list[int]:
-    """Return the indices of the epochs by their dev score, the best first; of equal ones, the earlier first."""
+    """Return the indices of the epochs by their dev score, the best first; ties are in epoch order."""
     return sorted(range(len(metrics)), key=lambda index: _dev_score(metrics[index]), reverse=True)
 
 

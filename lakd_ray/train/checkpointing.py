@@ -4,6 +4,7 @@ Files are first written to the local disk, which is fast; a thread then uploads 
 makes `state.json` point to the folder. A run that is killed during the upload resumes from the previous state.
 """
 
+import logging
 import random
 import shutil
 import tempfile
@@ -25,6 +26,8 @@ from lakd_ray.errors import CorruptedError, StorageError
 from lakd_ray.runs.layout import checkpoint_name
 from lakd_ray.runs.state import RunState
 
+logger = logging.getLogger(__name__)
+
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
 # Uploads of ranks differ in duration; if a rank dies, its connection breaks, which ends the wait earlier.
 _TIMEOUT = timedelta(days=1)
@@ -39,7 +42,7 @@ def _process_group() -> Any:
 
 
 class AsyncCheckpointer:
-    """Save a run's states one after the other; all ranks must call its methods in the same order.
+    """Save a run's states one after the other. All ranks must call the methods in the same order.
 
     Args:
         folder: the run's folder.
@@ -51,18 +54,19 @@ class AsyncCheckpointer:
         self._rank = dist.get_rank()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        _process_group()  # creating a group is a collective, so it happens here, where all ranks are in step
+        # Creating a group is a collective operation, so do it here, where all ranks are synchronized.
+        _process_group()
 
     @contextmanager
     def save(self, state: RunState, existing_folders: set[str]) -> Iterator[tuple[Path, Path]]:
-        """Yield two empty local folders for the caller to fill (resume folder, checkpoint) and then upload them.
+        """Yield two empty local folders (resume state, checkpoint), and upload their content after the `with` block.
+
+        The upload runs in the background. A checkpoint folder that rank 0 leaves empty is not uploaded.
 
         Args:
             state: the state to write to `state.json` after the upload.
             existing_folders: names of folders in storage; those that the state does not reference are deleted after
                 the upload.
-
-        A checkpoint folder that rank 0 leaves empty is not uploaded.
 
         Raises:
             StorageError: the previous state could not be uploaded.
@@ -154,7 +158,7 @@ def restore_latest(
         folder: the run's folder.
         state: the result of `RunState.read`.
         world_size: current number of ranks.
-        load: called with a local copy of the resume folder and the state, unless no state is intact.
+        load: called with a local copy of the resume folder and the state; not called if no state is intact.
         log: called with a sentence for every state that is skipped.
     """
     while state.latest.resume_folder is not None:
@@ -184,12 +188,13 @@ def restore_latest(
                     )
                 load(source, state)
                 return state
-        state = state.rollback()
+        damaged, state = state.latest.resume_folder, state.rollback()
+        logger.debug(first_corruption)
         position = f"epoch {state.latest.epochs_done}" + (
             f", batch {state.latest.batches_done}" if state.latest.batches_done else ""
         )
         start = position if state.latest.resume_folder else "the beginning"
-        log(f"{first_corruption} Resuming from the previous state: {start}")
+        log(f"the saved state {damaged} is incomplete or damaged; resuming from the previous state: {start}")
     return state
 
 

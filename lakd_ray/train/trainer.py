@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 EpochCallback = Callable[[dict[str, Any]], None]
 BatchIterator = Iterator[tuple[AudioBatch, TrainBatch]]
-# The check is a barrier over all ranks, and preemption is announced tens of seconds in advance.
+# Check for preemption every 10 steps only: each check is a barrier, and notice comes tens of seconds ahead.
 _PREEMPTION_CHECK_STEPS = 10
 
 
@@ -56,7 +56,7 @@ def train_run(
     folder: str,
     fingerprint: dict[str, Any],
     teacher_provenance: list[Provenance],
-    report: EpochCallback,
+    on_epoch: EpochCallback,
     *,
     log: Callable[[str], None] = logger.info,
     preemption_pending: Callable[[], bool] = _no_preemption,
@@ -68,10 +68,10 @@ def train_run(
         folder: the run's folder.
         fingerprint: see `lakd_ray.runs.state.fingerprint_inputs`; the folder must match it.
         teacher_provenance: the data that the teachers have seen.
-        report: called on every rank after each epoch with that epoch's metrics.
+        on_epoch: called on every rank after each epoch with that epoch's metrics.
         log: called on rank 0 with human-readable messages.
         preemption_pending: returns whether a machine will be preempted soon; all ranks call it and get the same
-            result. If true, the state is saved at once.
+            result. If true, the state is saved immediately.
 
     Raises:
         TrainingError: the loss is not finite or has diverged.
@@ -86,7 +86,7 @@ def train_run(
     if loader.rank == 0:
         record.mark_started(folder, fingerprint)
     try:
-        trainer.fit(report)
+        trainer.fit(on_epoch)
     finally:
         trainer.engine.close()
     if loader.rank == 0:
@@ -124,7 +124,7 @@ class Trainer:
         recipe, settings = loader.run.recipe, loader.config.train
         saved = RunState.read(folder)
         self._start = saved.latest
-        # Start reading first: it takes seconds, as does loading the libraries of the model and the engine.
+        # Start reading data first, so that it overlaps with loading the libraries; both take seconds.
         self._batches = loader.batches(saved.latest.epochs_done, saved.latest.batches_done)
         has_attention = loader.run.loss is not None and loader.run.loss.weighting == "attention"
         model = build_model(
@@ -158,8 +158,8 @@ class Trainer:
         self.state = restore_latest(folder, saved, loader.world_size, self._load_state, log)
         self.folders_at_start = saved.referenced_folders(settings.keep_checkpoints)
 
-    def fit(self, report: EpochCallback) -> None:
-        """Train and evaluate the remaining epochs, and report each one."""
+    def fit(self, on_epoch: EpochCallback) -> None:
+        """Train and evaluate the remaining epochs, and call `on_epoch` after each one."""
         latest, batches = self.state.latest, self._batches
         if (latest.epochs_done, latest.batches_done) != (
             self._start.epochs_done,
@@ -176,7 +176,7 @@ class Trainer:
                 seconds = trained - started, time.perf_counter() - trained
                 epoch_metrics = self._epoch_metrics(epoch, skipped, means, dev_metrics, *seconds)
                 self._save_state(ResumePoint(epoch + 1), epoch_metrics)
-                report(epoch_metrics)
+                on_epoch(epoch_metrics)
         finally:
             self.checkpointer.wait()
 
@@ -189,12 +189,12 @@ class Trainer:
         return self.state.latest.epochs_done >= optim.epochs or (out_of_patience and not self.state.latest.batches_done)
 
     def _train_epoch(self, epoch: int, batches: BatchIterator) -> Tensor:
-        """Train the rest of an epoch; return the means of the losses in `LOSS_NAMES` over all ranks."""
-        counts = self.loader.epoch_plan(epoch).utterances_per_step(self.engine.accumulation_steps)
-        save_interval = self.loader.config.train.checkpoint_steps or len(counts)
+        """Train the rest of an epoch; return the mean of each loss in `LOSS_NAMES` over all ranks."""
+        utterances_per_step = self.loader.epoch_plan(epoch).utterances_per_step(self.engine.accumulation_steps)
+        save_interval = self.loader.config.train.checkpoint_steps or len(utterances_per_step)
         accumulation, saved, timer = self.engine.accumulation_steps, False, self.step_timer
         timer.start()
-        for index in range(self.state.latest.batches_done, len(counts) * accumulation):
+        for index in range(self.state.latest.batches_done, len(utterances_per_step) * accumulation):
             step, ends_step = index // accumulation, (index + 1) % accumulation == 0
             audio_batch, batch = next(batches)
             if (audio_batch.split, audio_batch.epoch) != ("train", epoch):
@@ -209,12 +209,12 @@ class Trainer:
                 losses.loss, len(audio_batch.rows), epoch, partial(self.loader.utterance_ids, audio_batch.rows)
             )
             timer.mark("forward")
-            self.engine.backward(losses.loss, counts[step])
+            self.engine.backward(losses.loss, utterances_per_step[step])
             timer.mark("backward")
             self.engine.step()
             self.loss_sums += losses.to_tensor()
             timer.mark("optimizer")
-            if not ends_step or step + 1 == len(counts):
+            if not ends_step or step + 1 == len(utterances_per_step):
                 continue
             if not saved and (step + 1) % _PREEMPTION_CHECK_STEPS == 0 and self.preemption_pending():
                 self._save_state(ResumePoint(epoch, index + 1))
@@ -224,7 +224,7 @@ class Trainer:
                 self._save_state(ResumePoint(epoch, index + 1))
             timer.start()
         dist.all_reduce(self.loss_sums)
-        means, self.loss_sums = (self.loss_sums / sum(counts)).cpu(), self._zero_loss_sums()
+        means, self.loss_sums = (self.loss_sums / sum(utterances_per_step)).cpu(), self._zero_loss_sums()
         return means
 
     def _zero_loss_sums(self) -> Tensor:
@@ -263,7 +263,7 @@ class Trainer:
         train_seconds: float,
         dev_seconds: float,
     ) -> dict[str, Any]:
-        """Return an epoch's entry in the metrics file; speed is that of the batches since the last start or resume."""
+        """Return an epoch's entry in the metrics file; throughput covers only the batches since the last resume."""
         peak = peak_flops(self.engine.device, self.engine.dtype)
         padded, audio = self.loader.audio_seconds(skip_batches(self.loader.epoch_plan(epoch), skipped_batches))
         epochs_left = self.run.recipe.optim.epochs - epoch - 1
@@ -327,7 +327,7 @@ class Trainer:
         write_checkpoint(folder, network, metadata, state_dict=weights)
 
     def _load_state(self, source: Path, state: RunState) -> None:
-        """Load a saved state; after a change of the number of ranks, batches and random numbers differ."""
+        """Load a saved state; with a different number of ranks, later batches and random numbers differ."""
         same_world_size = state.latest.world_size == self.loader.world_size
         self.engine.load(source, world_size=state.latest.world_size)
         if not same_world_size:

@@ -189,7 +189,7 @@ def test_missed_epochs_are_taken_from_the_saved_metrics(tasks):
 def test_status_at_the_end_of_runs(tasks):
     tracker = FakeTracker()
     with track_runs([tracker], tasks) as track:
-        track({"event": "lost", "run": "teachers", "reason": "the node was shut down"})
+        track({"event": "lost", "run": None, "group": "teachers", "reason": "the node was shut down"})
         track(event(1, EN))
         track(event(1, FI))
         track({"event": "failed", "run": EN, "reason": "the loss is nan"})

@@ -143,7 +143,8 @@ def test_a_corrupted_state_is_detected_and_the_previous_one_is_used(
     corrupt(f"{run.folder}/{state.latest.resume_folder}")
     run.train()
     (message,) = run.messages
-    assert "Resuming from the previous state: epoch 1, batch 4" in message
+    assert f"{state.latest.resume_folder} is incomplete or damaged" in message
+    assert "resuming from the previous state: epoch 1, batch 4" in message
     assert_same_result(run, uninterrupted)
 
 

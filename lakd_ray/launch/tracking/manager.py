@@ -1,6 +1,6 @@
 """Pass every epoch to the trackers (TensorBoard, MLflow, Weights & Biases) without delaying training.
 
-Each tracker has a thread of its own, the only one that calls it. A tracker that fails is disabled with one warning; the
+Each tracker has a separate thread, the only one that calls it. A tracker that fails is disabled with one warning; the
 end of training waits at most `_CLOSE_TIMEOUT_S` for a tracker that hangs. Epochs that a tracker has missed, because it
 or the driver was down, are taken from the run's metrics.
 """
