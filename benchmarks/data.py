@@ -145,7 +145,7 @@ def speeds(folder: Path, repeats: int, cores: int) -> dict[str, list[float]]:
         print(f"repeat {number + 1} of {repeats}", file=sys.stderr, flush=True)
         config = experiment(folder, f"repeat-{number}")
         seconds, _ = timed(lambda number=number: plain_prepare(folder, f"plain-{number}"))
-        ray_seconds, _ = timed(lambda config=config: prepare.run(config))
+        ray_seconds, _ = timed(lambda config=config: prepare.prepare_corpora(config))
         manifest = manifests.load_manifest(config)
         total = float(manifest.num_samples_N.sum()) / SAMPLE_RATE
         add("prepare, plain loop", total, seconds)
@@ -183,7 +183,7 @@ def main() -> None:
         folder = Path(scratch)
         make_corpus(folder, options.clips)
         with experiment_session(experiment(folder, "warm")):
-            prepare.run(experiment(folder, "warm"))  # starts the workers and their imports
+            prepare.prepare_corpora(experiment(folder, "warm"))  # starts the workers and their imports
             results = speeds(folder, options.repeats, cores)
         config = experiment(folder, "warm")
         manifest = manifests.load_manifest(config)

@@ -180,7 +180,7 @@ def measure(folder: str, epochs: int, repeats: int) -> None:
     """Run all repeats and print the results."""
     config = experiment(folder, 0, epochs, 1)
     with experiment_session(config):
-        prepare.run(config)
+        prepare.prepare_corpora(config)
     audio = 0.0
     ratios: list[float] = []
     waits: list[float] = []

@@ -30,23 +30,23 @@ class Pipeline:
 
     config: Experiment
     """The experiment."""
-    cells: tuple[RunGraph, ...]
+    graphs: tuple[RunGraph, ...]
     """The runs of each cell."""
     run_log: RunLog | None = None
     """If given, a run that fails is logged and skipped, and the others are trained; if None, it ends the stage."""
 
     def prepare(self) -> None:
         """Import the corpora and write shards and manifest."""
-        prepare.run(self.config)
+        prepare.prepare_corpora(self.config)
 
     def train(self, stage: TrainStage) -> None:
         """Train the runs of a stage in all cells."""
-        tasks = stage_tasks(self.cells, stage)
+        tasks = stage_tasks(self.graphs, stage)
         if self.run_log:
             train_tasks(tasks, name="grid", keep_going=True, on_event=self.run_log.on_event)
             self.run_log.reconcile()
             return
-        for run in (run for graph in self.cells for run in graph.students if stage != "teachers"):
+        for run in (run for graph in self.graphs for run in graph.students if stage != "teachers"):
             if run.stage == "teachers":
                 logger.info(f"{stage}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")
         train_tasks(tasks, name=stage)
@@ -60,21 +60,21 @@ class Pipeline:
     def evaluate(self) -> None:
         """Write the predictions of all models on the test utterances; the cells of a fold share their passes."""
         failed = self.run_log.failed if self.run_log else ()
-        for fold in dict.fromkeys(graph.config.fold for graph in self.cells):
-            evaluate.run(*(graph for graph in self.cells if graph.config.fold == fold), exclude=failed)
+        for fold in dict.fromkeys(graph.config.fold for graph in self.graphs):
+            evaluate.run(*(graph for graph in self.graphs if graph.config.fold == fold), exclude=failed)
 
     def report(self) -> str:
         """Write the report, log its tables and notes, and return the location of report.html."""
         from lakd_ray import report  # matplotlib takes seconds to load
 
-        location = report.write_report(self.config, self.cells, sorted(self.run_log.failed) if self.run_log else ())
+        location = report.write_report(self.config, self.graphs, sorted(self.run_log.failed) if self.run_log else ())
         logger.info(report.format_summary(report.read_report(self.config)))
         logger.info(f"report: {location}")
         return location
 
     def serve(self) -> None:
         """Serve the best student, query it with a few test clips, and stop the endpoint."""
-        for graph in self.cells:
+        for graph in self.graphs:
             smoke_test_endpoint(graph)
 
 
@@ -156,13 +156,13 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
     """
     if not dry_run:
         check_tracker_packages(config)
-        prepare.run(config)
+        prepare.prepare_corpora(config)
     plan = plan_grid(config)
     logger.info(format_plan(plan, throughput))
     if dry_run:
         return None
     run_log = RunLog(plan)
-    pipeline = Pipeline(config, plan.cells, run_log)
+    pipeline = Pipeline(config, plan.graphs, run_log)
     pipeline.train("train")
     pipeline.evaluate()
     location = pipeline.report()

@@ -60,8 +60,8 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_cells_share_runs(config):
     plan = plan_grid(config)
-    assert len(plan.cells) == 9 * 2 * 2
-    assert {(graph.config.fold, graph.config.seed, graph.config.variant) for graph in plan.cells} == {
+    assert len(plan.graphs) == 9 * 2 * 2
+    assert {(graph.config.fold, graph.config.seed, graph.config.variant) for graph in plan.graphs} == {
         (fold, seed, variant) for fold in range(9) for seed in (1, 2) for variant in (None, "language")
     }
     ids = [task.run.id for task in plan.tasks]

@@ -45,7 +45,7 @@ def fingerprint_inputs(config: Experiment) -> dict[str, Any]:
     }
 
 
-def run(config: Experiment) -> str:
+def prepare_corpora(config: Experiment) -> str:
     """Update shards and manifest to the current corpora; return the stage's folder.
 
     Raises:
@@ -56,7 +56,7 @@ def run(config: Experiment) -> str:
     fingerprint = fingerprint_inputs(config)
     done = record.is_done(folder, fingerprint) and _all_shards_exist(folder)
     if done and (unreachable := corpus_snapshot.unreachable_corpora(config)):
-        logger.info(f"prepare: already done, {folder}; not compared with corpus {unreachable[0]}")
+        logger.info(f"prepare: already done: {folder}; not compared with corpus {unreachable[0]}")
         return folder
     snapshots = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
     state = record.digest([*(corpus.digest for corpus in snapshots), config.audio.max_quarantined_fraction])

@@ -24,7 +24,7 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from lakd_ray import storage
-from lakd_ray.audio import sources as recordings
+from lakd_ray.audio import sources
 from lakd_ray.audio.sandbox import SandboxPool
 from lakd_ray.config import AudioConfig, to_dict
 from lakd_ray.corpora.items import Clip
@@ -113,9 +113,9 @@ def write_shards(
                 num_decoded[row["task"]] = max(row["num_decoded"], num_decoded[row["task"]])
     lost = [task for task in tasks if _task_key(task) not in results]
     if lost:
-        sources = ", ".join(entry["clip"]["source"] for entry in lost[0]["clips"][:3])
+        first_clips = ", ".join(entry["clip"]["source"] for entry in lost[0]["clips"][:3])
         raise DataError(
-            f"{corpus}: {len(lost)} tasks died repeatedly; the first contains {sources} ...: see Ray's logs"
+            f"{corpus}: {len(lost)} tasks died repeatedly; the first contains {first_clips} ...: see Ray's logs"
         )
     return results
 
@@ -207,11 +207,11 @@ def _decode_clips(
 ) -> Iterator[tuple[str, dict[str, Any] | ClipError]]:
     """Yield each clip's key with its shard row or an error; parts of one recording are adjacent, so it is read once."""
     loaded, content = "", b""
-    for entry in sorted(entries, key=lambda entry: recordings.read_order_key(entry["clip"]["source"])):
+    for entry in sorted(entries, key=lambda entry: sources.read_order_key(entry["clip"]["source"])):
         clip = Clip(**entry["clip"])
         try:
             if clip.source != loaded:
-                loaded, content = "", recordings.read_clip_source(clip.source)
+                loaded, content = "", sources.read_clip_source(clip.source)
                 loaded = clip.source
             row = decode(content, source_name=clip.source, start=clip.start, end=clip.end, audio_config=audio_config)
         except ClipError as error:

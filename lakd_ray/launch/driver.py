@@ -34,10 +34,10 @@ TrainStage = Literal["teachers", "distill", "train"]
 logger = logging.getLogger(__name__)
 
 
-def stage_tasks(cells: Sequence[RunGraph], stage: TrainStage) -> list[TrainingTask]:
+def stage_tasks(graphs: Sequence[RunGraph], stage: TrainStage) -> list[TrainingTask]:
     """Return the runs of a training stage in all cells, each once, teachers before the students that need them."""
     tasks: dict[str, TrainingTask] = {}
-    for graph in cells:
+    for graph in graphs:
         for run in _stage_runs(graph, stage):
             tasks.setdefault(run.id, TrainingTask(graph.config, run))
     return list(tasks.values())

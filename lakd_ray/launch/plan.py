@@ -25,7 +25,7 @@ class GridPlan:
 
     config: Experiment
     """The experiment."""
-    cells: tuple[RunGraph, ...]
+    graphs: tuple[RunGraph, ...]
     """The runs of each seed, fold and variant."""
     tasks: tuple[TrainingTask, ...]
     """Every run once, teachers before the students that need them."""
@@ -52,22 +52,22 @@ def plan_grid(config: Experiment) -> GridPlan:
             f"nothing is prepared in {config.stage_folder('prepare')}: folds and hours are counted from the prepared "
             "data. Run `lakd prepare` with this experiment first."
         )
-    cells = [build_run_graph(cell) for cell in _cell_configs(config, _folds(config, manifest_location))]
+    graphs = [build_run_graph(cell) for cell in _cell_configs(config, _folds(config, manifest_location))]
     loaded: dict[int, Manifest] = {}
-    for graph in cells:
+    for graph in graphs:
         if graph.config.fold not in loaded:
             loaded[graph.config.fold] = manifests.load_manifest(graph.config)
-    tasks = stage_tasks(cells, "train")
+    tasks = stage_tasks(graphs, "train")
     epoch_seconds = {task.run.id: _epoch_seconds(loaded[task.config.fold], task.run) for task in tasks}
     train_seconds = {task.run.id: epoch_seconds[task.run.id] * task.run.recipe.optim.epochs for task in tasks}
     return GridPlan(
         config,
-        tuple(cells),
+        tuple(graphs),
         tuple(tasks),
         train_seconds,
-        runs_without_sharing=sum(_num_own_runs(graph) for graph in cells),
+        runs_without_sharing=sum(_num_own_runs(graph) for graph in graphs),
         teacher_inference_seconds=sum(
-            _teacher_inference_seconds(loaded[graph.config.fold], graph) for graph in _one_per_fold_and_seed(cells)
+            _teacher_inference_seconds(loaded[graph.config.fold], graph) for graph in _one_per_fold_and_seed(graphs)
         ),
         online_teacher_seconds=sum(train_seconds[task.run.id] * len(task.run.teachers) for task in tasks),
     )
@@ -93,9 +93,9 @@ def _num_own_runs(graph: RunGraph) -> int:
     return len(runs)
 
 
-def _one_per_fold_and_seed(cells: Sequence[RunGraph]) -> list[RunGraph]:
+def _one_per_fold_and_seed(graphs: Sequence[RunGraph]) -> list[RunGraph]:
     """Return the last variant's cell of each fold and seed."""
-    return list({graph.config.cell: graph for graph in cells}.values())
+    return list({graph.config.cell: graph for graph in graphs}.values())
 
 
 def _epoch_seconds(manifest: Manifest, run: Run) -> float:
@@ -121,10 +121,10 @@ def format_plan(plan: GridPlan, throughput: float | None) -> str:
         "students": [task for task in plan.tasks if task.run.stage == "distill"],
     }
     done = {task.run.id for task in plan.tasks if task.is_finished}
-    folds, seeds = (len({getattr(graph.config, name) for graph in plan.cells}) for name in ("fold", "seed"))
-    variants = len({graph.config.variant for graph in plan.cells})
+    folds, seeds = (len({getattr(graph.config, name) for graph in plan.graphs}) for name in ("fold", "seed"))
+    variants = len({graph.config.variant for graph in plan.graphs})
     lines = [
-        f"plan: {folds} folds x {seeds} seeds x {variants} settings of the students = {len(plan.cells)} cells, "
+        f"plan: {folds} folds x {seeds} seeds x {variants} settings of the students = {len(plan.graphs)} cells, "
         f"{len(plan.tasks)} runs" + _sharing_note(plan),
         f"  {'':<28}{'runs':>6}{'done':>6}{'audio-hours':>14}{'left':>10}",
     ]

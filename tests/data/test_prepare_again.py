@@ -52,7 +52,7 @@ def log_level(caplog) -> None:
 def prepared(tmp_path) -> Experiment:
     write_corpus(tmp_path / "corpus")
     config = experiment(tmp_path, max_quarantined_fraction=0.1)
-    prepare.run(config)
+    prepare.prepare_corpora(config)
     return config
 
 
@@ -63,7 +63,7 @@ def test_successive_changes_of_a_corpus(prepared, caplog):
     edit_manifest(
         prepared, lambda lines: [line.replace("en0-anger.wav,anger", "en0-anger.wav,sadness") for line in lines]
     )
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert modification_times(prepared) == before  # a changed label does not cause decoding
     assert table(prepared, "manifest")["c/en0-anger.wav"]["emotion"] == "sadness"
     assert manifests.load_manifest(prepared).digest != digest
@@ -73,7 +73,7 @@ def test_successive_changes_of_a_corpus(prepared, caplog):
     deleted = "en1-anger.wav"
     edit_manifest(prepared, lambda lines: [*(line for line in lines if deleted not in line), "new.wav,anger,en,en-0"])
     caplog.clear()
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert "30 clips unchanged, 2 new or changed" in caplog.text
     assert "1 clips are no longer in the corpora: c/en1-anger.wav" in caplog.text
     now = table(prepared, "manifest")
@@ -85,10 +85,10 @@ def test_successive_changes_of_a_corpus(prepared, caplog):
     assert before.items() <= modification_times(prepared).items()  # runs may be reading the old ones
 
     caplog.clear()
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert "already done" in caplog.text
     shutil.rmtree(corpus)
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert "not compared with corpus c at" in caplog.text
     assert table(prepared, "manifest") == now
 
@@ -103,7 +103,7 @@ def test_an_interrupted_run_resumes(prepared):
     record.mark_started(str(folder), prepare.fingerprint_inputs(prepared))
     lost = min(before)
     (folder / "shards" / lost).unlink()
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     after = modification_times(prepared)
     assert {name for name in before if after.get(name) != before[name]} == {lost}
     assert table(prepared, "manifest") == first
@@ -119,7 +119,7 @@ def test_lost_and_corrupted_shards_are_written_again(prepared, caplog):
     (shard_folder / names[1]).write_bytes(content)
     assert shards.find_corrupt_shards(str(shard_folder)) == [names[1]]
     (shard_folder / names[1]).write_bytes(b"PAR1")
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert f"cannot read shard {names[1]}" in caplog.text
     assert shards.find_corrupt_shards(str(shard_folder)) == []
     assert table(prepared, "manifest") == first
@@ -130,14 +130,14 @@ def test_copies_are_quarantined_and_transient_errors_are_retried(prepared):
     shutil.copy(corpus / "en0-anger.wav", corpus / "copy.wav")
     (corpus / "phone.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(500))
     edit_manifest(prepared, lambda lines: [*lines, "copy.wav,anger,en,en-0", "phone.m4a,anger,en,en-0"])
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     rejected = table(prepared, "quarantine")
     assert rejected["c/en0-anger.wav"]["kind"] == "duplicate"  # copy.wav comes first by id
     assert "same audio as c/copy.wav, which is used instead" in rejected["c/en0-anger.wav"]["reason"]
     assert rejected["c/phone.m4a"]["kind"] in {"needs-ffmpeg", "undecodable"}
     (corpus / "copy.wav").unlink()
     edit_manifest(prepared, lambda lines: [line for line in lines if "copy.wav" not in line])
-    prepare.run(prepared)
+    prepare.prepare_corpora(prepared)
     assert "c/en0-anger.wav" in table(prepared, "manifest")
 
 
@@ -172,7 +172,7 @@ def test_a_recording_that_kills_its_decoder_is_quarantined(tmp_path, monkeypatch
     monkeypatch.setattr(shards, "_write_shard", write_shard_fatally)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        prepare.run(config)
+        prepare.prepare_corpora(config)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert table(config, "quarantine").keys() == {"c/en2-sadness.flac"}
@@ -190,19 +190,19 @@ def test_every_recording_of_a_damaged_corpus_is_accepted_or_quarantined(tmp_path
         rows.append((name, "anger", "en", "one"))
     write_manifest(tmp_path / "corpus", rows)
     config = experiment(tmp_path, max_quarantined_fraction=1.0, shard_utterances=100)
-    prepare.run(config)
+    prepare.prepare_corpora(config)
     accepted, rejected = table(config, "manifest"), table(config, "quarantine")
     assert len(accepted) + len(rejected) == 1000 and not accepted.keys() & rejected.keys()
     assert {row["kind"] for row in rejected.values()} <= QUARANTINE_KINDS.keys()
     with pytest.raises(DataError, match=r"of 1000 clips cannot be used \(.*undecodable \d+"):
-        prepare.run(experiment(tmp_path, shard_utterances=100))
+        prepare.prepare_corpora(experiment(tmp_path, shard_utterances=100))
 
 
 def test_the_order_of_training_does_not_depend_on_file_times(prepared, tmp_path):
     other = tmp_path / "copy"
     shutil.copytree(prepared.corpora[0].root, other / "corpus", copy_function=shutil.copyfile)
     copy = experiment(other, max_quarantined_fraction=0.1)
-    prepare.run(copy)
+    prepare.prepare_corpora(copy)
     manifest, copied = manifests.load_manifest(prepared), manifests.load_manifest(copy)
     assert set(modification_times(prepared)) != set(modification_times(copy)), (
         "the copy has the same shards, so the test is void"

@@ -47,7 +47,7 @@ def test_every_row_becomes_an_utterance(tmp_path: Path) -> None:
             "student": recipe,
         }
     )
-    folder = prepare.run(config)
+    folder = prepare.prepare_corpora(config)
     manifest = storage.read_table(storage.join(folder, MANIFEST_FILE), ["source", "num_samples"]).to_pylist()
     lengths = {row["source"]: row["num_samples"] for row in manifest}
     assert lengths == {f"{tmp_path}/corpus/all.parquet#row={n}": 4000 + n for n in range(12)}

@@ -73,7 +73,7 @@ def prepared(tmp_path_factory, ray_session) -> tuple[Experiment, int]:
     folder = tmp_path_factory.mktemp("prepared")
     num_clips = write_corpus(folder / "corpus")
     config = experiment(folder)
-    assert prepare.run(config) == config.stage_folder("prepare")
+    assert prepare.prepare_corpora(config) == config.stage_folder("prepare")
     return config, num_clips
 
 
@@ -114,7 +114,7 @@ def test_a_finished_stage_is_not_run_again(prepared, caplog):
     caplog.set_level(logging.INFO, logger="lakd_ray")
     config, _ = prepared
     before = shard_bytes(config)
-    assert prepare.run(config) == config.stage_folder("prepare")
+    assert prepare.prepare_corpora(config) == config.stage_folder("prepare")
     assert "already done" in caplog.text
     assert shard_bytes(config) == before
 
@@ -124,9 +124,11 @@ def test_a_different_configuration_is_rejected(prepared):
     before = shard_bytes(config)
     other = config.model_copy(update={"audio": config.audio.model_copy(update={"max_seconds": 5.0})})
     with pytest.raises(StageError, match=r"audio\.max_seconds: found 20\.0, now 5\.0"):
-        prepare.run(other)
+        prepare.prepare_corpora(other)
     assert shard_bytes(config) == before
-    assert prepare.run(config.model_copy(update={"fold": 1, "seed": 3}))  # nothing that the shards depend on
+    assert prepare.prepare_corpora(
+        config.model_copy(update={"fold": 1, "seed": 3})
+    )  # nothing that the shards depend on
 
 
 def check_stream(manifest: Manifest, groups: list[ReadGroup]) -> int:
@@ -204,7 +206,7 @@ def test_unusable_clips_are_quarantined(tmp_path, caplog):
     soundfile.write(tmp_path / "corpus" / "fi0-anger.wav", np.zeros(160), 16_000)
     (tmp_path / "corpus" / "fi3-anger.flac").unlink()
     config = experiment(tmp_path, max_quarantined_fraction=0.1)
-    folder = prepare.run(config)
+    folder = prepare.prepare_corpora(config)
     quarantine = {row["utterance"]: row for row in storage.read_table(f"{folder}/quarantine.parquet").to_pylist()}
     assert quarantine.keys() == {"c/en0-anger.wav", "c/fi0-anger.wav", "c/fi3-anger.flac"}
     kinds = {name: row["kind"] for name, row in quarantine.items()}
@@ -227,13 +229,13 @@ def test_too_many_unusable_clips_raise(tmp_path):
     broken.write_bytes(b"")
     config = experiment(tmp_path)
     with pytest.raises(DataError, match=r"1 of 32 clips cannot be used.*max_quarantined_fraction=0\.01") as caught:
-        prepare.run(config)
+        prepare.prepare_corpora(config)
     assert str(broken) in str(caught.value)
     folder = config.stage_folder("prepare")
     assert not record.is_done(folder, prepare.fingerprint_inputs(config))
     assert not storage.exists(f"{folder}/{MANIFEST_FILE}")
     broken.write_bytes(content)
-    prepare.run(config)
+    prepare.prepare_corpora(config)
     assert storage.read_table(f"{folder}/{MANIFEST_FILE}").num_rows == 32
 
 

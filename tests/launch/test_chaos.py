@@ -115,7 +115,7 @@ def train_here(config: Experiment, folder: str, scratch: Path) -> None:
 def test_two_workers_are_killed(tmp_path: Path) -> None:
     runs = Runs(tmp_path, EXPERIMENT, environment={}, workers=1, epochs=3)
     undisturbed, killed = (config_of(runs.experiment(name)) for name in ("undisturbed", "killed"))
-    prepare.run(killed[0])
+    prepare.prepare_corpora(killed[0])
     events: list[TrainingEvent] = []
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(
