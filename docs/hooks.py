@@ -187,7 +187,7 @@ def _generic_type(origin: Any, names: list[str]) -> str:
     if origin is Annotated:  # its other arguments are constraints
         return names[0]
     if origin in (tuple, list):
-        return "list of " + " and ".join(dict.fromkeys(names))
+        return "list of " + " and ".join(name.replace("one of", "any of") for name in dict.fromkeys(names))
     return f"map from {names[0]} to {names[1]}" if origin is dict else " or ".join(names)
 
 
