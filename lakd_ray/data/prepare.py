@@ -61,7 +61,7 @@ def prepare_corpora(config: Experiment) -> str:
     snapshots = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
     state = record.digest([*(corpus.digest for corpus in snapshots), config.audio.max_quarantined_fraction])
     if done and (record.read_record(folder) or {}).get("corpora") == state:
-        logger.info(f"prepare: already done, {folder}")
+        logger.info(f"prepare: already done: {folder}")
         return folder
     record.mark_started(folder, fingerprint)
     previous = _prepared_utterances(folder)

@@ -4,7 +4,7 @@ A checkpoint records the speakers and audio of its training data and of its sele
 model that is initialized or distilled from other models inherits their records. It is rejected if its training data
 overlap with dev or test, or its selection data with test.
 
-A released checkpoint has `salt$hash` in place of speaker names. Anybody who knows a speaker's name can still check
+A released checkpoint has `salt$hash` in place of speaker names. Anyone who knows a speaker's name can still check
 whether the model was trained on that speaker: the hash hides names from readers, but not from guessing.
 """
 
@@ -16,9 +16,8 @@ from typing import Any, Self
 
 from lakd_ray.errors import DataLeakageError
 
-_HASHED_SPEAKER = re.compile(
-    r"[^:$]+\$[0-9a-f]{24}"
-)  # speaker names start with a corpus and a colon, so they never match
+# Speaker names start with a corpus and a colon, so they never match.
+_HASHED_SPEAKER = re.compile(r"[^:$]+\$[0-9a-f]{24}")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_without_cross_fitting_every_teacher_computes_all_rows(tmp_path) -> None
 
 def test_too_few_speakers_for_cross_fitting_are_rejected(tmp_path) -> None:
     config = distilling(tmp_path, paradigms=["mtkd"], mtkd={"cross_fit": 7})
-    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 folds"):
+    with pytest.raises(SplitError, match=r"language en has 6 training speakers .* too few for 7 cross-fitting folds"):
         teacher_logits.plan_teacher_queries(build_run_graph(config), polyglot(), build_run_graph(config).students[0])
 
 

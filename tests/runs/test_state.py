@@ -66,9 +66,9 @@ def test_stored_resume_points():
     """The given number, and always one from which a different number of workers can resume."""
     state = RunState()
     names = []
-    for number, (done, cursor) in enumerate([(0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (1, 12), (2, 0)]):
-        metrics = epoch(0.5 + 0.1 * done) if cursor == 0 else None
-        state = state.advance(ResumePoint(done, cursor, f"p{number}"), metrics, keep_resume_states=2)
+    for number, (done, batches) in enumerate([(0, 4), (0, 8), (1, 0), (1, 4), (1, 8), (1, 12), (2, 0)]):
+        metrics = epoch(0.5 + 0.1 * done) if batches == 0 else None
+        state = state.advance(ResumePoint(done, batches, f"p{number}"), metrics, keep_resume_states=2)
         names.append([point.resume_folder for point in (state.latest, *state.previous)])
     expected = ["p0", "p1 p0", "p2 p1", "p3 p2", "p4 p3 p2", "p5 p4 p2", "p6 p5"]
     assert [" ".join(map(str, folders)) for folders in names] == expected
