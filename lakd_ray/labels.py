@@ -32,7 +32,7 @@ def check_emotion(name: str, *, context: str) -> str:
     if name not in KNOWN_EMOTIONS:
         raise DataError(
             f"unknown emotion {name!r} in {context}: expected one of {', '.join(sorted(KNOWN_EMOTIONS))}. "
-            "Rename it in the manifest, or map it with `emotion_map: {theirs: ours}` of the corpus."
+            f"Rename it in the manifest, or map it with `emotion_map: {{{name}: EMOTION}}` of the corpus."
         )
     return name
 

@@ -449,8 +449,8 @@ def test_bad_override(small, override, expected):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"[1, 2]", "holds list, expected a mapping"),
-        (b"", "holds NoneType"),
+        (b"[1, 2]", "has a list: expected a mapping"),
+        (b"", "is empty: expected a mapping"),
         (b"a: [", "cannot read"),
         (b"\xff\xfe\xfa", "cannot read"),
         (b"name: !!python/object/apply:os.getcwd []", "cannot read"),

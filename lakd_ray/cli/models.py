@@ -16,6 +16,15 @@ logger = logging.getLogger(__name__)
 LanguageOption = Annotated[
     str | None, typer.Option(metavar="CODE", help="Language of the recordings, such as en.", show_default=False)
 ]
+WindowOption = Annotated[
+    float | None, typer.Option(metavar="S", help="Length of a timeline's segments in seconds.", show_default=False)
+]
+HopOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="Step from one segment to the next in seconds. Default: the window.", show_default=False
+    ),
+]
 MaxSecondsOption = Annotated[float, typer.Option(metavar="S", help="Longest recording that is accepted, in seconds.")]
 
 
@@ -42,16 +51,8 @@ def predict(
         typer.Option(metavar="FOLDER", help="Checkpoint folder to load in this process.", show_default=False),
     ] = None,
     language: LanguageOption = None,
-    window: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Length of a timeline's segments in seconds.", show_default=False),
-    ] = None,
-    hop: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S", help="Step from one segment to the next in seconds. Default: the window.", show_default=False
-        ),
-    ] = None,
+    window: WindowOption = None,
+    hop: HopOption = None,
     top_k: Annotated[
         int | None, typer.Option(metavar="N", help="Only the N most probable emotions.", show_default=False)
     ] = None,

@@ -118,10 +118,7 @@ def run(
     """
     if (url is None) == (model is None):
         raise ConfigError("give either an endpoint (--url) or a checkpoint folder (--model)")
-    files = list(dict.fromkeys(file for name in inputs for file in expand_paths(name)))
-    if not any(isinstance(file, str) for file in files):
-        reasons = "".join(f"\n  {file.file}: {file.error}" for file in files if isinstance(file, FileResult))
-        raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were given")
+    files = _find_files(inputs)
     with ExitStack() as stack:
         predictor = (
             RemotePredictor(stack.enter_context(Client(str(url))))
@@ -144,6 +141,19 @@ def run(
     if failed:
         print(f"{failed} of {len(files)} files have no prediction", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _find_files(inputs: Sequence[str]) -> list[str | FileResult]:
+    """Return the files of all inputs without duplicates, with a result for each input that has an error.
+
+    Raises:
+        ConfigError: there is no file.
+    """
+    files = list(dict.fromkeys(file for name in inputs for file in expand_paths(name)))
+    if not any(isinstance(file, str) for file in files):
+        reasons = "".join(f"\n  {file.file}: {file.error}" for file in files if isinstance(file, FileResult))
+        raise ConfigError(f"found no recordings:{reasons}" if reasons else "no files were given")
+    return files
 
 
 def _terminal_bar(count: int) -> AbstractContextManager[ProgressBar | None]:

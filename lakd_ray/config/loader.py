@@ -68,6 +68,8 @@ def find_experiment(name: str | Path) -> Path:
     candidates = {name: name for name in known} | {file.stem: str(file) for file in path.parent.glob("*.yaml")}
     close = difflib.get_close_matches(path.stem, candidates, n=1)
     suggestion = f"; did you mean `{candidates[close[0]]}`?" if close else "."
+    if path.is_dir():
+        suggestion = ", which is a folder."
     raise ConfigError(
         f"no experiment {str(name)!r}{suggestion} Experiments in the package: {', '.join(known)}. "
         "Give one of these names or the path of a YAML file; `lakd init NAME` writes one"
@@ -102,7 +104,8 @@ def _read_tree(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {file} as an experiment file: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} holds {type(tree).__name__}, expected a mapping of sections")
+        found = "is empty" if tree is None else f"has a {type(tree).__name__}"
+        raise ConfigError(f"{file} {found}: expected a mapping of sections, such as `lakd init NAME` writes")
     copy: dict[str, Any] = _copy_tree(tree)
     return copy
 
@@ -254,6 +257,22 @@ def _format_lines(source: str, lines: Sequence[str]) -> str:
     return "\n  ".join([f"{source}: invalid configuration:", *lines])
 
 
+# pydantic's messages that name types of Python, by its error type
+_PLAIN_MESSAGES = {
+    "tuple_type": "expected a list, as in `[a, b]` or lines that start with `-`",
+    "dict_type": "expected a mapping, lines of `key: value`",
+    "model_type": "expected a section, lines of `key: value`",
+    "string_type": "expected text; put a number or a word such as yes into quotes",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "int_parsing": "expected an integer",
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+}
+
+
 def _error_lines(error: ValidationError) -> list[str]:
     """Return pydantic's errors as lines that use the key names of the file."""
     lines = []
@@ -270,6 +289,7 @@ def _error_lines(error: ValidationError) -> list[str]:
             lines.append(f"missing key `{key}`")
         else:
             message, value = finding["msg"].removeprefix("Value error, "), finding["input"]
+            message = _PLAIN_MESSAGES.get(finding["type"], message)
             found = f" (found {value!r})" if isinstance(value, str | int | float | bool | None) else ""
             choices = re.findall(r"'([^']*)'", finding["msg"]) if finding["type"] == "literal_error" else []
             close = difflib.get_close_matches(str(value), choices, n=1)

@@ -52,12 +52,13 @@ class ColumnMap:
         columns, language = options.get("columns", {}), options.get("language")
         if not isinstance(columns, Mapping) or not all(isinstance(theirs, str) for theirs in columns.values()):
             raise ConfigError(
-                f"option `columns` of importer `{importer}` is {columns!r}; expected a mapping, ours: theirs."
+                f"option `columns` of importer `{importer}` is {columns!r}; expected a mapping "
+                "from our names to columns of the table."
             )
         if unknown := [str(ours) for ours in columns if ours not in allowed]:
             raise ConfigError(
-                f"option `columns` of importer `{importer}` names {', '.join(unknown)}; it maps ours: theirs, and ours "
-                f"are {', '.join(allowed)}."
+                f"option `columns` of importer `{importer}` names {', '.join(unknown)}; it maps a name to a column "
+                f"of the table, and names are {', '.join(allowed)}."
             )
         if language is not None and not isinstance(language, str):
             raise ConfigError(
@@ -81,7 +82,7 @@ class ColumnMap:
             hint = " Separate its cells by commas." if len(available) == 1 else ""
             raise DataError(
                 f"{location} lacks column {', '.join(missing)}; found {', '.join(available) or 'no columns'}.{hint} "
-                "Rename its columns, map them with the option `columns: {ours: theirs}`, or set the language of all "
+                "Rename its columns, map them with the option `columns: {name: column}`, or set the language of all "
                 "rows with the option `language`."
             )
 

@@ -78,29 +78,32 @@ def train_tasks(
         logger.info(f"{name}: already done: {shown}")
     if not pending:
         return
-    config = tasks[0].config
-    trackers = build_trackers(config)
+    trackers = build_trackers(tasks[0].config)
     available = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    cluster.check_resources(config, ("distill",), available)
+    cluster.check_resources(tasks[0].config, ("distill",), available)
     dependencies = {
         run: [other for other in task.run.dependencies if other in pending] for run, task in pending.items()
     }
     queue: Any = ray.remote(num_cpus=0)(RunQueue).remote(dependencies)
-    num_groups = min(config.train.parallel_runs, len(pending))
     with (
         track_runs(trackers, pending) as track,
         poll_events(lambda: ray.get(queue.drain_events.remote()), track, on_event),
     ):
         try:
-            if num_groups == 1:
-                _fit(queue, list(pending.values()), name, keep_going)
-                return
-            fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-            names = [f"{name}-{group}" for group in range(num_groups)]
-            ray.get([fit.remote(queue, list(pending.values()), group, keep_going) for group in names])
+            _fit_groups(queue, list(pending.values()), name, keep_going)
         except BaseException:
             queue.close.remote()  # the other groups end after their current run
             raise
+
+
+def _fit_groups(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool) -> None:
+    """Train runs from the queue with `train.parallel_runs` worker groups at a time."""
+    num_groups = min(tasks[0].config.train.parallel_runs, len(tasks))
+    if num_groups == 1:
+        _fit(queue, tasks, name, keep_going)
+        return
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
+    ray.get([fit.remote(queue, tasks, f"{name}-{group}", keep_going) for group in range(num_groups)])
 
 
 def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:

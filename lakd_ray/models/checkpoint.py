@@ -19,6 +19,7 @@ from lakd_ray.errors import CheckpointError
 from lakd_ray.models.backbone import backbone_class
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
+from lakd_ray.models.progress_bars import hide_progress_bars
 
 METADATA_FILE = "lakd.json"
 
@@ -77,7 +78,8 @@ def write_checkpoint(
         metadata: written to `lakd.json`.
         state_dict: weights to save instead of the network's own, for example gathered from several ranks.
     """
-    network.save_pretrained(folder, state_dict=state_dict)
+    with hide_progress_bars():
+        network.save_pretrained(folder, state_dict=state_dict)
     _build_feature_extractor(network.config).save_pretrained(folder)
     (folder / METADATA_FILE).write_text(json.dumps(metadata.to_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -129,7 +131,8 @@ def load_local_checkpoint(folder: Path) -> tuple[EmotionClassifier, CheckpointMe
     import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type
 
     metadata = read_local_metadata(folder)
-    network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    with hide_progress_bars():
+        network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     if network.config.num_labels != len(metadata.emotions):
         raise CheckpointError(
             f"{folder}: the network has {network.config.num_labels} outputs, but {METADATA_FILE} lists "

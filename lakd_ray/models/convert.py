@@ -1,9 +1,10 @@
-"""Convert a transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, the only format that we load."""
+"""Convert a transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, the format that `lakd` loads."""
 
 import pickle
 from pathlib import Path
 
 from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.models.progress_bars import hide_progress_bars
 
 
 def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | None = None) -> str:
@@ -12,7 +13,7 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
     Unpickling is confined to tensors (`torch.load(weights_only=True)`): a file that would run code is rejected.
 
     Args:
-        name: hub name, or a folder with config.json and pytorch_model.bin.
+        name_or_path: hub name, or a folder with config.json and pytorch_model.bin.
         folder: a new local folder.
         revision: revision on the hub.
 
@@ -29,13 +30,15 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         classifies = any("Classification" in name for name in config.architectures or ())
         model_class = AutoModelForAudioClassification if classifies else AutoModel
-        network = model_class.from_pretrained(
-            name_or_path, config=config, revision=revision, use_safetensors=False, weights_only=True
-        )
+        with hide_progress_bars():
+            network = model_class.from_pretrained(
+                name_or_path, config=config, revision=revision, use_safetensors=False, weights_only=True
+            )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"cannot convert {name_or_path}: {error}. Expected a hub name (with network access or a filled cache) or a "
             "folder with config.json and a pytorch_model.bin that contains only tensors."
         ) from error
-    network.save_pretrained(target)
+    with hide_progress_bars():
+        network.save_pretrained(target)
     return str(target)

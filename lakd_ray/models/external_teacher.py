@@ -14,6 +14,7 @@ from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.checkpoint import load_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier
+from lakd_ray.models.progress_bars import hide_progress_bars
 
 # A class that the teacher lacks gets e^-10 times the probability of its least likely class.
 _UNKNOWN_CLASS_MARGIN = 10.0
@@ -74,9 +75,10 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
     from transformers import AutoModelForAudioClassification  # seconds to load
 
     try:
-        return AutoModelForAudioClassification.from_pretrained(
-            spec.checkpoint, revision=spec.revision, dtype=torch.float32, use_safetensors=True
-        )
+        with hide_progress_bars():
+            return AutoModelForAudioClassification.from_pretrained(
+                spec.checkpoint, revision=spec.revision, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load teacher {spec.name} from {spec.checkpoint}: {error}. Expected a checkpoint of this project, "

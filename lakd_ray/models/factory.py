@@ -13,6 +13,7 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
+from lakd_ray.models.progress_bars import hide_progress_bars
 
 
 def build_model(
@@ -89,14 +90,15 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
                 "plain head or without one"
             )
         config.use_weighted_layer_sum = False  # the head is new
-        return AutoModelForAudioClassification.from_pretrained(
-            model_config.pretrained,
-            config=_disable_layerdrop(config),
-            revision=model_config.revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head for other classes is replaced by a new one
-        )
+        with hide_progress_bars():
+            return AutoModelForAudioClassification.from_pretrained(
+                model_config.pretrained,
+                config=_disable_layerdrop(config),
+                revision=model_config.revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head for other classes is replaced by a new one
+            )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"cannot load `model.pretrained: {model_config.pretrained}`: {error}. Expected a hub name (with network "

@@ -207,7 +207,6 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
 
 def _create_api_router(service: _Service) -> APIRouter:
     """Create the routes that require an API key, if the endpoint has keys."""
-    config = service.config
     scheme = HTTPBearer(auto_error=False, description="An API key, if the endpoint requires one")
 
     def require_api_key(request: Request, _: Annotated[Any, Security(scheme)]) -> None:
@@ -217,6 +216,13 @@ def _create_api_router(service: _Service) -> APIRouter:
             )
 
     api = APIRouter(dependencies=[Depends(require_api_key)])
+    _add_prediction_routes(api, service)
+    _add_information_routes(api, service)
+    return api
+
+
+def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
+    config = service.config
 
     @api.post(
         "/v1/emotion",
@@ -249,6 +255,8 @@ def _create_api_router(service: _Service) -> APIRouter:
             items = await asyncio.gather(*[service.predict_item(name, content, options) for name, content in files])
             return BatchResponse(items=tuple(items))
 
+
+def _add_information_routes(api: APIRouter, service: _Service) -> None:
     @api.get(
         "/v1/model",
         operation_id="get_model",
@@ -273,8 +281,6 @@ def _create_api_router(service: _Service) -> APIRouter:
     async def get_metrics() -> Response:
         """Return counters of requests, audio, emotions and warnings in Prometheus's text format."""
         return Response(service.metrics.render(), media_type=METRICS_CONTENT_TYPE)
-
-    return api
 
 
 @asynccontextmanager

@@ -199,7 +199,7 @@ def test_csv_without_a_manifest(folder: Path) -> None:
     ("options", "message"),
     [
         ({"columns": ["path"]}, "expected a mapping"),
-        ({"columns": {"file": "path"}}, "names file; it maps ours: theirs"),
+        ({"columns": {"file": "path"}}, "names file; it maps a name to a column"),
         ({"language": 3}, "expected a code"),
         ({"colums": {}}, "has no option `colums`; did you mean `columns`"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import tiny_models as tiny
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.utils import logging as transformers_logging
 
 from lakd_ray import storage
 from lakd_ray.config import ModelConfig
@@ -193,3 +194,11 @@ def test_a_pretrained_classifier_of_other_emotions_gets_a_new_head_or_is_rejecte
         assert "cannot load `model.pretrained" in str(error)
     else:
         assert logits(model).shape == (2, 3)
+
+
+def test_loading_and_saving_show_no_progress_bar(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", True)
+    load_checkpoint(tiny.checkpoint(tmp_path))
+    assert capfd.readouterr().err == ""
+    assert list(transformers_logging.tqdm([1, 2], desc="a bar")) == [1, 2]
+    assert "a bar" in capfd.readouterr().err  # bars outside of these functions are unchanged

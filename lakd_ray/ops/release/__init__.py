@@ -16,7 +16,7 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import onnx_export
-from lakd_ray.models.checkpoint import METADATA_FILE, read_local_metadata
+from lakd_ray.models.checkpoint import METADATA_FILE, CheckpointMetadata, read_local_metadata
 from lakd_ray.ops.release import model_card
 from lakd_ray.ops.release import onnx as graphs
 
@@ -68,15 +68,10 @@ def export_checkpoint(
         onnx_export.require_onnx_packages()
     with storage.open_checksummed_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
         card = read_local_metadata(source)
-        run = card.training.get("run", {})
         context = model_card.CardContext.load(card, report, experiment)  # fails before the slow steps
-        training = {
-            "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
-            "dev": card.training.get("dev", {}),
-        }
-        training |= {"corpora": list(card.corpora), "frozen": card.is_encoder_frozen}
-        training |= {name: card.training[name] for name in ("layers",) if name in card.training}
-        released = replace(card, provenance=card.provenance.anonymized(secrets.token_hex(8)), training=training)
+        released = replace(
+            card, provenance=card.provenance.anonymized(secrets.token_hex(8)), training=_public_training(card)
+        )
         shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_EXCLUDED_FILES))
         Path(scratch, METADATA_FILE).write_text(
             json.dumps(released.to_json(), indent=1, ensure_ascii=False), encoding="utf-8"
@@ -88,6 +83,18 @@ def export_checkpoint(
         )
         storage.write_checksummed_folder(Path(scratch), folder)
     return folder
+
+
+def _public_training(card: CheckpointMetadata) -> dict[str, Any]:
+    """Return the part of the training settings that a release has."""
+    run = card.training.get("run", {})
+    training: dict[str, Any] = {
+        "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
+        "dev": card.training.get("dev", {}),
+        "corpora": list(card.corpora),
+        "frozen": card.is_encoder_frozen,
+    }
+    return training | {name: card.training[name] for name in ("layers",) if name in card.training}
 
 
 def _strip_paths(file: Path) -> dict[str, Any]:
