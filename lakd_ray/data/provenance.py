@@ -4,7 +4,7 @@ A checkpoint records the speakers and audio of its training data and of its sele
 model that is initialized or distilled from other models inherits their records. It is rejected if its training data
 overlap with dev or test, or its selection data with test.
 
-A released checkpoint has `salt$hash` in place of speaker names. Anyone who knows a speaker's name can still check
+A released checkpoint has `salt$hash` in place of speaker names. A reader who knows a speaker's name can still check
 whether the model was trained on that speaker: the hash hides names from readers, but not from guessing.
 """
 

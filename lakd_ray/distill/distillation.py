@@ -6,7 +6,7 @@
 Shape suffixes: B utterances, K teachers, C classes.
 
 Source: Bijoy et al., Interspeech 2025 (arXiv 2506.08717). `reference_compat` computes the KL as that paper's published
-code does, as a mean over B*C, hence C times smaller, with one set of weights for the whole batch.
+code does, as a mean over B*C, hence C times smaller, with one set of weights for the batch.
 """
 
 from collections.abc import Sequence

@@ -59,7 +59,7 @@ def single_model(predictions: Predictions) -> SeedAggregate:
 def aggregate_seeds(predictions: Sequence[Predictions]) -> list[SeedAggregate]:
     """Group predictions by paradigm, set-up and variant: teachers first, then students by set-up and variant.
 
-    A model of some languages counts only in these: the monolingual models of a seed form one multilingual whole.
+    A model of some languages counts only in these: the monolingual models of a seed are scored together.
     Corpora with fewer folds than others repeat their folds; an utterance that is in several test folds counts in the
     first one.
     """

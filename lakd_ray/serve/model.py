@@ -1,4 +1,4 @@
-"""The interface between the HTTP API and a model, wherever that runs."""
+"""The interface between the HTTP API and a model, in this process or a different one."""
 
 from collections.abc import Sequence
 from typing import Protocol

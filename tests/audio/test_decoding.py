@@ -46,7 +46,7 @@ def pitch_of(wave_T: np.ndarray) -> float:
 def test_formats_and_rates(format, rate):
     wave_T = decode_audio(encode(sine(1.0, rate), rate, format), source_name="a clip")
     assert wave_T.dtype == np.float32 and wave_T.ndim == 1
-    slack = 0.15 if format == "MP3" else 0.001  # MP3 pads to whole frames
+    slack = 0.15 if format == "MP3" else 0.001  # MP3 pads to complete frames
     assert len(wave_T) / SAMPLE_RATE == pytest.approx(1.0, abs=slack)
     assert pitch_of(wave_T) == pytest.approx(440, abs=2)
     middle_T = wave_T[4_000:12_000]

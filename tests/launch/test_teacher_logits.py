@@ -74,9 +74,9 @@ def test_an_initial_checkpoint_trained_on_dev_or_test_is_rejected(tmp_path: Path
 
 
 def test_provenance_of_the_initial_checkpoint_is_inherited(tmp_path: Path) -> None:
-    config = experiment(tmp_path, {"other:someone"})
+    config = experiment(tmp_path, {"other:alma"})
     inputs = resolve_inputs(build_run_graph(config), manifest(), build_run_graph(config).teachers[0])
-    assert Provenance().inherit(inputs.teacher_provenance).trained_on.speakers == {"other:someone"}
+    assert Provenance().inherit(inputs.teacher_provenance).trained_on.speakers == {"other:alma"}
     assert str(tmp_path / "earlier") in inputs.fingerprint["inputs"]
 
 

@@ -285,7 +285,7 @@ def test_memory(content, monkeypatch, tmp_path, limit, available_gb, status):
 @pytest.mark.parametrize(("free", "store_mb", "status"), [(GB, 800, "ok"), (GB, 2000, "warn"), (GB, 20_000, "fail")])
 def test_shared_memory(content, monkeypatch, free, store_mb, status):
     monkeypatch.delenv("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", raising=False)
-    monkeypatch.setattr(host_checks.shutil, "disk_usage", lambda place: Usage(free, 0, free))
+    monkeypatch.setattr(host_checks.shutil, "disk_usage", lambda path: Usage(free, 0, free))
     assert host_checks.check_shared_memory(experiment(content, cluster={"object_store_mb": store_mb})).status == status
 
 
@@ -300,8 +300,8 @@ def test_open_files(monkeypatch, limit, status):
     ("free_gb", "inodes", "status"), [(50, 10**6, "ok"), (50, 10, "fail"), (0.1, 10**6, "fail"), (1, 10**6, "warn")]
 )
 def test_temporary(monkeypatch, free_gb, inodes, status):
-    monkeypatch.setattr(host_checks.shutil, "disk_usage", lambda place: Usage(100 * GB, 0, round(free_gb * GB)))
-    monkeypatch.setattr(host_checks.os, "statvfs", lambda place: SimpleNamespace(f_files=10**7, f_favail=inodes))
+    monkeypatch.setattr(host_checks.shutil, "disk_usage", lambda path: Usage(100 * GB, 0, round(free_gb * GB)))
+    monkeypatch.setattr(host_checks.os, "statvfs", lambda path: SimpleNamespace(f_files=10**7, f_favail=inodes))
     assert host_checks.check_temporary().status == status
 
 

@@ -32,12 +32,12 @@ from lakd_ray.ops import release
 
 
 def test_a_release_is_the_same_model_without_speaker_names(tmp_path: Path, capsys):
-    place = tiny.checkpoint(tmp_path)
-    assert main.main(["export", place, str(tmp_path / "released")]) == 0
+    location = tiny.checkpoint(tmp_path)
+    assert main.main(["export", location, str(tmp_path / "released")]) == 0
     assert "exported to" in capsys.readouterr().out
     text = (tmp_path / "released" / "lakd.json").read_text()
     assert "c:one" not in text and str(tmp_path) not in text
-    (original, before), (copy, after) = load_checkpoint(place), load_checkpoint(str(tmp_path / "released"))
+    (original, before), (copy, after) = load_checkpoint(location), load_checkpoint(str(tmp_path / "released"))
     assert all(map(torch.equal, original.state_dict().values(), copy.state_dict().values()))
     assert after.provenance.trained_on.overlap(before.provenance.trained_on) == ["c:one", "1 identical recordings"]
     assert (after.emotions, after.languages, after.model_id) == (before.emotions, before.languages, before.model_id)
@@ -65,10 +65,10 @@ def test_no_file_has_a_path_of_the_training(tmp_path: Path, aware: LanguageAware
 
 
 def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):
-    place = tiny.checkpoint(tmp_path)
+    location = tiny.checkpoint(tmp_path)
     speakers = []
     for name in ("a", "b"):
-        main.main(["export", place, str(tmp_path / name)])
+        main.main(["export", location, str(tmp_path / name)])
         speakers.append(
             set(json.loads((tmp_path / name / "lakd.json").read_text())["provenance"]["trained_on"]["speakers"])
         )
@@ -76,20 +76,20 @@ def test_two_releases_cannot_be_compared_by_their_hashes(tmp_path: Path):
 
 
 def test_no_file_is_overwritten_and_no_damaged_checkpoint_is_released(tmp_path: Path, capsys):
-    place = tiny.checkpoint(tmp_path)
-    assert main.main(["export", place, place]) == 2
+    location = tiny.checkpoint(tmp_path)
+    assert main.main(["export", location, location]) == 2
     assert "is not empty" in capsys.readouterr().err
-    Path(place, "model.safetensors").write_bytes(b"x")
-    assert main.main(["export", place, str(tmp_path / "released")]) == 2
+    Path(location, "model.safetensors").write_bytes(b"x")
+    assert main.main(["export", location, str(tmp_path / "released")]) == 2
     assert "is damaged" in capsys.readouterr().err
     assert not list(storage.list_files(str(tmp_path / "released")))
 
 
 @pytest.mark.parametrize("missing", ["SEAL.json", "lakd.json"])
 def test_a_folder_that_is_not_a_checkpoint_is_rejected(tmp_path: Path, missing: str):
-    place = tiny.checkpoint(tmp_path)
-    Path(place, missing).unlink()
-    assert main.main(["export", place, str(tmp_path / "released")]) == 2
+    location = tiny.checkpoint(tmp_path)
+    Path(location, missing).unlink()
+    assert main.main(["export", location, str(tmp_path / "released")]) == 2
 
 
 RUN: dict[str, Any] = {
@@ -186,8 +186,8 @@ def test_the_card_lists_unrecorded_facts(tmp_path: Path):
 
 
 def test_the_card_of_a_second_release_is_the_same(tmp_path: Path):
-    place = trained(tmp_path)
-    release.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path))
+    location = trained(tmp_path)
+    release.export_checkpoint(location, str(tmp_path / "released"), report=report(tmp_path))
     first = card_of(tmp_path)
     (tmp_path / "again").mkdir()
     release.export_checkpoint(str(tmp_path / "released"), str(tmp_path / "again" / "released"), report=report(tmp_path))
@@ -197,9 +197,9 @@ def test_the_card_of_a_second_release_is_the_same(tmp_path: Path):
 
 
 def test_a_report_of_other_runs_is_rejected(tmp_path: Path):
-    place = trained(tmp_path)
+    location = trained(tmp_path)
     with pytest.raises(ConfigError, match=r"no results of mtkd-multilingual-f0-s42, only of other:"):
-        release.export_checkpoint(place, str(tmp_path / "released"), report=report(tmp_path, "other"))
+        release.export_checkpoint(location, str(tmp_path / "released"), report=report(tmp_path, "other"))
     assert not (tmp_path / "released").exists()
 
 
@@ -211,8 +211,8 @@ def snippets(text: str, kind: str) -> Iterator[str]:
 def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export a release with its graphs, and write a clip to predict."""
     folder = tmp_path_factory.mktemp("release")
-    place = trained(folder, aware=request.param)
-    assert main.main(["export", place, str(folder / "released"), "--int8"]) == 0
+    location = trained(folder, aware=request.param)
+    assert main.main(["export", location, str(folder / "released"), "--int8"]) == 0
     noise_T = 0.1 * np.random.default_rng(0).standard_normal(24_000)
     soundfile.write(folder / "released" / "clip.wav", noise_T, 16_000)
     return folder / "released"
