@@ -1,4 +1,4 @@
-"""The Ray Serve application: an ingress that handles HTTP and decodes audio, and replicas of the model.
+"""Define the Ray Serve application, with an ingress that handles HTTP and decodes audio, and replicas of the model.
 
     client -> Serve's proxy -> Ingress (checks, decodes) -> ModelReplica x replicas (batches, predicts)
                                                          -> CanaryReplica, if there is a canary

@@ -1,4 +1,4 @@
-"""Checksummed folders: a folder without a valid checksum file, which is written last, is rejected as incomplete."""
+"""Write and read checksummed folders; a folder without a valid checksum file, which is written last, is rejected."""
 
 import hashlib
 import shutil
