@@ -30,7 +30,7 @@ BANNED = {
     "stranger, strangers": "untrusted input, untrusted clients",
     "rubbish": "garbage",
     "whom": "which, who",
-    "nobody, everybody, anybody, somebody, anyone, someone": "no client, no process, every caller",
+    "nobody, everybody, anybody, somebody": "no client, no process, every caller",
     "whole, wholes": "complete, intact, atomic",
     "places, wherever": "paths, indices, files, functions",
     "mend, mends, mended": "fix, correct",
