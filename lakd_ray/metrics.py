@@ -6,6 +6,9 @@ work, and WR (weighted recall) is WA (weighted accuracy), that is, accuracy.
 All metrics except calibration are functions of the confusion matrix, so one formula serves a single score and a
 thousand bootstrap draws.
 
+To add a metric, write its function here, add a field to `Scores` and compute it in `compute_scores`.
+`lakd_ray.report` explains how to add it to the report's rows and where to show it.
+
 Shapes: N utterances, C classes, S speakers, D bootstrap draws, M bins.
 """
 

@@ -73,16 +73,16 @@ class Provenance:
 
     trained_on: DataExposure = DataExposure()
     selected_on: DataExposure = DataExposure()
-    unknown: frozenset[str] = frozenset()
-    """Names of the models that it learned from and whose training data are unknown."""
+    undisclosed_teachers: frozenset[str] = frozenset()
+    """Names of the models that it learned from and whose training data is not disclosed."""
 
     def inherit(self, parents: Iterable["Provenance"]) -> "Provenance":
         """Return this record merged with those of the models that it was initialized or distilled from."""
-        trained_on, selected_on, unknown = self.trained_on, self.selected_on, self.unknown
+        trained_on, selected_on, undisclosed = self.trained_on, self.selected_on, self.undisclosed_teachers
         for parent in parents:
             trained_on, selected_on = trained_on | parent.trained_on, selected_on | parent.selected_on
-            unknown |= parent.unknown
-        return Provenance(trained_on, selected_on, unknown)
+            undisclosed |= parent.undisclosed_teachers
+        return Provenance(trained_on, selected_on, undisclosed)
 
     def check_leakage(self, *, model: str, dev: DataExposure, test: DataExposure) -> None:
         """Check that neither this model nor its students are evaluated on data that it has seen.
@@ -109,7 +109,9 @@ class Provenance:
 
     def anonymized(self, salt: str) -> "Provenance":
         """Return this record with hashed speaker names, for release."""
-        return Provenance(self.trained_on.anonymized(salt), self.selected_on.anonymized(salt), self.unknown)
+        return Provenance(
+            self.trained_on.anonymized(salt), self.selected_on.anonymized(salt), self.undisclosed_teachers
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
@@ -117,7 +119,7 @@ class Provenance:
             name: {"speakers": sorted(seen.speakers), "audio": sorted(seen.audio)}
             for name, seen in (("trained_on", self.trained_on), ("selected_on", self.selected_on))
         }
-        return content | {"unknown": sorted(self.unknown)}
+        return content | {"undisclosed_teachers": sorted(self.undisclosed_teachers)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -126,4 +128,4 @@ class Provenance:
             DataExposure(frozenset(content[name]["speakers"]), frozenset(content[name]["audio"]))
             for name in ("trained_on", "selected_on")
         )
-        return cls(trained_on, selected_on, frozenset(content.get("unknown", ())))
+        return cls(trained_on, selected_on, frozenset(content.get("undisclosed_teachers", ())))

@@ -106,7 +106,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("setup", pa.string(), nullable=False),  # monolingual, multilingual
         pa.field("variant", pa.string()),  # name of the settings of a student
         pa.field("model", pa.string(), nullable=False),  # run id
-        pa.field("unknown", pa.string(), nullable=False),  # teachers whose training data are unknown
+        pa.field("undisclosed_teachers", pa.string(), nullable=False),  # names, separated by commas
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]

@@ -66,7 +66,7 @@ def _external_provenance(teacher: ExternalTeacherConfig, manifest: Manifest) -> 
     if teacher.trained_on is None:
         if is_lakd_checkpoint(teacher):
             return read_metadata(teacher.checkpoint).provenance
-        return Provenance(unknown=frozenset({teacher.name}))
+        return Provenance(undisclosed_teachers=frozenset({teacher.name}))
     corpora, speakers = (np.asarray(manifest.table[name].to_pylist()) for name in ("corpus", "speaker"))
     unknown = [name for name in teacher.trained_on if name not in corpora and name not in speakers]
     if unknown:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lakd_ray import metrics
 from lakd_ray.labels import POOLED
 from lakd_ray.report.predictions import TEACHER, Predictions, concatenate_predictions
-from lakd_ray.report.results import ResultRow
+from lakd_ray.report.result_table import ResultRow
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
         paradigm=aggregate.paradigm,
         setup=aggregate.setup,
         variant=aggregate.variant,
-        unknown=", ".join(sorted({model.unknown for model in models} - {""})),
+        undisclosed_teachers=", ".join(sorted({model.undisclosed_teachers for model in models} - {""})),
         model=aggregate.model,
         language=language,
         fold=aggregate.fold,

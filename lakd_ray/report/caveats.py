@@ -6,7 +6,7 @@ import numpy as np
 
 from lakd_ray.config import Experiment
 from lakd_ray.report.predictions import Predictions
-from lakd_ray.report.results import format_title
+from lakd_ray.report.result_table import format_title
 from lakd_ray.runs.graph import RunGraph
 
 _MIN_SPEAKERS = 10
@@ -41,7 +41,7 @@ def list_caveats(graph: RunGraph, predictions: Sequence[Predictions], failed_run
 
 
 def _undisclosed_teacher_caveat(predictions: Sequence[Predictions]) -> list[str]:
-    names = sorted({model.unknown for model in predictions} - {""})
+    names = sorted({model.undisclosed_teachers for model in predictions} - {""})
     if not names:
         return []
     return [

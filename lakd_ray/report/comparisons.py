@@ -6,7 +6,7 @@ from statistics import mean
 
 from lakd_ray import metrics
 from lakd_ray.report.aggregate import SeedAggregate, confusions_by_speaker, restrict_to_shared_utterances
-from lakd_ray.report.results import format_title
+from lakd_ray.report.result_table import format_title
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from lakd_ray.labels import POOLED
 from lakd_ray.report.curves import Curve
-from lakd_ray.report.results import ResultRow, TableRow, format_percent
+from lakd_ray.report.result_table import ResultRow, TableRow, format_percent
 
 _COLORS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
 _OTHER_COLOR = "#CC79A7"

@@ -15,7 +15,7 @@ from lakd_ray.report import figures
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.figures import EmbeddedImage
 from lakd_ray.report.language_conditions import LanguageRow
-from lakd_ray.report.results import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
+from lakd_ray.report.result_table import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
 from lakd_ray.runs import record
 
 TEMPLATE = "report.html.j2"

@@ -14,7 +14,7 @@ from lakd_ray import metrics
 from lakd_ray.labels import POOLED
 from lakd_ray.report import curves
 from lakd_ray.report.predictions import TEACHER
-from lakd_ray.report.results import ResultRow, format_percent, format_title
+from lakd_ray.report.result_table import ResultRow, format_percent, format_title
 from lakd_ray.runs.graph import RunGraph
 from lakd_ray.runs.state import RunState, select_best_run
 

@@ -23,7 +23,7 @@ from lakd_ray.runs.layout import predictions_folder
 
 TEACHER = "teacher"
 _PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "unknown", "fold", "seed")
+_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "undisclosed_teachers", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Predictions:
     paradigm: str
     setup: str
     variant: str | None
-    unknown: str
+    undisclosed_teachers: str
     """Teachers whose training data is not disclosed, separated by commas; usually empty."""
     fold: int
     seed: int

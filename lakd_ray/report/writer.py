@@ -19,7 +19,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.report import caveats, comparisons, curves, html_report, language_conditions, model_selection
 from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_rows, single_model
 from lakd_ray.report.predictions import TEACHER, Predictions, read_grid_predictions
-from lakd_ray.report.results import ResultRow
+from lakd_ray.report.result_table import ResultRow
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import RunGraph, build_run_graph
 

@@ -436,8 +436,8 @@ def test_override_of_an_alias_changes_one_section(small):
         ("seed.x=1", "'seed' is a value, not a section"),
         ("corpora.2.root=x", "expected a list index below 2, found '2'"),
         ("corpora.one.root=x", "found 'one'"),
-        ("corpora.-1.root=x", "in place of '-1'"),
-        ("languages.²=en", "in place of '²'"),
+        ("corpora.-1.root=x", "found '-1'"),
+        ("languages.²=en", "found '²'"),
     ],
 )
 def test_bad_override(small, override, expected):

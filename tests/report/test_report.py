@@ -67,7 +67,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "seed": config.seed,
                         "paradigm": paradigm,
                         "variant": run.variant,
-                        "unknown": "",
+                        "undisclosed_teachers": "",
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
@@ -163,7 +163,7 @@ def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> N
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "recall", "confusion", "model", "variant", "unknown"),
+            *("UR_interval", "recall", "confusion", "model", "variant", "undisclosed_teachers"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]

@@ -15,7 +15,7 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.labels import POOLED
 from lakd_ray.models import CheckpointMetadata
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
-from lakd_ray.report.results import format_percent
+from lakd_ray.report.result_table import format_percent
 
 TEMPLATE_FILE = "README.md.j2"
 _PARADIGM_DESCRIPTIONS = {
@@ -42,7 +42,7 @@ class CardContext:
 
     corpora: tuple[CorpusInfo, ...]
     rows: tuple[Mapping[str, Any], ...]
-    """Test results, one row per language and one for all, see `lakd_ray.report.results.ResultRow`."""
+    """Test results, one row per language and one for all, see `lakd_ray.report.result_table.ResultRow`."""
 
     @classmethod
     def load(cls, metadata: CheckpointMetadata, report: str | None, experiment: Experiment | None) -> Self:

@@ -14,7 +14,8 @@ class ResultRow(TypedDict):
     paradigm: str
     setup: str
     variant: str | None
-    unknown: str
+    undisclosed_teachers: str
+    """Teachers whose training data is not disclosed, separated by commas; usually empty."""
     model: str
     language: str
     fold: int | None
@@ -54,7 +55,9 @@ def build_table(rows: Sequence[ResultRow]) -> list[TableRow]:
     for row in rows:
         key = (row["paradigm"], row["model"])
         if key not in lines:
-            name = format_title(row["paradigm"], row["setup"], row["variant"]) + ("*" if row["unknown"] else "")
+            name = format_title(row["paradigm"], row["setup"], row["variant"]) + (
+                "*" if row["undisclosed_teachers"] else ""
+            )
             lines[key] = TableRow(name, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row
     return list(lines.values())

@@ -5,7 +5,7 @@ from typing import Any
 
 from lakd_ray.labels import POOLED
 from lakd_ray.report.predictions import TEACHER
-from lakd_ray.report.results import ResultRow, build_table, format_percent, list_columns
+from lakd_ray.report.result_table import ResultRow, build_table, format_percent, list_columns
 
 
 def format_summary(report: Mapping[str, Any]) -> str:
