@@ -15,7 +15,7 @@ from support.local_endpoint import local_endpoint
 import lakd_ray
 from lakd_ray import Client, Predictor, load_config, pipeline, run_stage
 from lakd_ray.errors import ClipError, ConfigError, DataError
-from lakd_ray.inference.recordings import PredictOptions
+from lakd_ray.inference.options import PredictOptions
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "api.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -56,6 +56,10 @@ class LakdCommand(TyperCommand):
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
+class RayCommand(LakdCommand):
+    """A command that starts or joins a Ray cluster; log lines of Ray's C++ core are hidden without `--debug`."""
+
+
 def split_overrides(args: list[str]) -> list[str]:
     """Return the arguments with `--set a=1 b=2` written as `--set a=1 --set b=2`."""
     result: list[str] = []

@@ -3,13 +3,13 @@
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from lakd_ray import __version__
 from lakd_ray.cli import configuration, data, models, operations, stages
-from lakd_ray.cli.group import LakdGroup
+from lakd_ray.cli.group import LakdGroup, RayCommand
 from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
 from lakd_ray.errors import LakdError
 
@@ -47,7 +47,8 @@ def _global_options(
     if verbose and quiet:
         raise typer.BadParameter("give either -v or -q, not both")
     silence_libraries()
-    if not debug and context.invoked_subcommand in stages.RAY_COMMANDS:
+    command = cast(LakdGroup, context.command).get_command(context, context.invoked_subcommand or "")
+    if not debug and isinstance(command, RayCommand):
         context.with_resource(hide_ray_core_lines())
     context.with_resource(log_to_console(log_level(verbose, quiet)))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lakd_ray.cli import options
-from lakd_ray.cli.group import LakdCommand
+from lakd_ray.cli.group import LakdCommand, RayCommand
 from lakd_ray.cli.options import BackendOption, OverridesOption
 from lakd_ray.config import ClusterConfig, load_config
 
@@ -31,8 +31,10 @@ MaxSecondsOption = Annotated[float, typer.Option(metavar="S", help="Longest reco
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     command = app.command(cls=LakdCommand, rich_help_panel=options.MODELS_PANEL)
-    for function in (predict, predict_batch, export, to_safetensors):
-        command(function)
+    command(predict)
+    app.command(cls=RayCommand, rich_help_panel=options.MODELS_PANEL)(predict_batch)
+    command(export)
+    command(to_safetensors)
 
 
 def predict(
@@ -65,7 +67,7 @@ def predict(
     Queries an endpoint (--url) or loads a checkpoint (--model). --max-seconds and --backend apply only to --model.
     """
     from lakd_ray.cli import predict as predictions  # httpx and, for a local model, torch take seconds to load
-    from lakd_ray.inference.recordings import PredictOptions
+    from lakd_ray.inference.options import PredictOptions
 
     if (url is None) == (model is None):
         raise typer.BadParameter("give either --url or --model, and only one of them")

@@ -7,16 +7,17 @@ from typing import Annotated
 import typer
 
 from lakd_ray.cli import options
-from lakd_ray.cli.group import LakdCommand
+from lakd_ray.cli.group import LakdCommand, RayCommand
 from lakd_ray.cli.options import ExperimentArgument, JsonOption, OverridesOption
 from lakd_ray.config import load_config
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
+    app.command(cls=RayCommand, rich_help_panel=options.OPERATIONS_PANEL)(doctor)
     command = app.command(cls=LakdCommand, rich_help_panel=options.OPERATIONS_PANEL)
-    for function in (doctor, disk_usage, gc):
-        command(function)
+    command(disk_usage)
+    command(gc)
 
 
 def doctor(experiment: ExperimentArgument, overrides: OverridesOption = None, as_json: JsonOption = False) -> int:

@@ -14,7 +14,8 @@ from lakd_ray.audio import sources
 from lakd_ray.cli import format
 from lakd_ray.config import Backend
 from lakd_ray.errors import ConfigError, LakdError
-from lakd_ray.inference.recordings import MAX_SECONDS, PredictOptions, decode_and_validate, validate_segment_count
+from lakd_ray.inference.options import PredictOptions
+from lakd_ray.inference.recordings import MAX_SECONDS, decode_and_validate, validate_segment_count
 from lakd_ray.inference.results import EmotionResult
 from lakd_ray.progress import ProgressBar, progress_bar
 from lakd_ray.serve.client import Client

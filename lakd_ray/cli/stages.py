@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lakd_ray.cli import options
-from lakd_ray.cli.group import LakdCommand
+from lakd_ray.cli.group import LakdCommand, RayCommand
 from lakd_ray.cli.options import ExperimentArgument, OverridesOption
 from lakd_ray.config import Experiment, load_config
 
@@ -22,33 +22,17 @@ ThroughputOption = Annotated[
         show_default=False,
     ),
 ]
-RAY_COMMANDS = {
-    "prepare",
-    "train-teachers",
-    "distill",
-    "evaluate",
-    "report",
-    "serve",
-    "pipeline",
-    "run-grid",
-    "reproduce",
-    "tune",
-    "predict-batch",
-    "doctor",
-}
-"""Commands that start or join a Ray cluster."""
 _GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    stage = app.command(cls=LakdCommand, rich_help_panel=options.STAGES_PANEL)
+    stage = app.command(cls=RayCommand, rich_help_panel=options.STAGES_PANEL)
     for function in (prepare, train_teachers, distill, evaluate, report, serve, pipeline, run_grid):
         stage(function)
-    app.command("reproduce", cls=LakdCommand, hidden=True, help="Same as run-grid.")(run_grid)
-    search = app.command(cls=LakdCommand, rich_help_panel=options.SEARCH_PANEL)
-    search(tune)
-    search(tune_report)
+    app.command("reproduce", cls=RayCommand, hidden=True, help="Same as run-grid.")(run_grid)
+    app.command(cls=RayCommand, rich_help_panel=options.SEARCH_PANEL)(tune)
+    app.command(cls=LakdCommand, rich_help_panel=options.SEARCH_PANEL)(tune_report)
 
 
 def prepare(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:

@@ -2,6 +2,7 @@
 
 predictor         `Predictor`: from recordings or waves to results, probabilities and logits
 backends          torch, onnxruntime and OpenVINO behind one interface
+options           `PredictOptions`: options of a prediction and their ranges
 recordings        pure steps between a recording and its result: checks, segments, warnings
 results           results and model information, which are also JSON responses
 batch             logits of many utterances by many models, with Ray Data

@@ -18,10 +18,10 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference import backends
 from lakd_ray.inference.backends import Backend, SharedFeatures, TorchBackend
+from lakd_ray.inference.options import PredictOptions
 from lakd_ray.inference.recordings import (
     MAX_SECONDS,
     AudioSource,
-    PredictOptions,
     assemble_result,
     plan_waves,
     read_recording,
@@ -215,7 +215,7 @@ class Predictor:
         Args:
             languages: the language of each wave; None lets a language-aware student identify it.
         """
-        logits_BC, language_logits_BL = self.predict_logits(waves, languages)
+        logits_BC, language_logits_BL = self._predict_logits(waves, languages)
         probabilities = softmax(logits_BC / self.calibration_temperature).tolist()
         if language_logits_BL is None:
             return [Prediction(probabilities=row) for row in probabilities]
@@ -231,7 +231,7 @@ class Predictor:
     def warmup(self) -> None:
         """Run forward passes on silence of the lengths whose first pass is slow, before any request arrives."""
         for num_samples in self.backend.warmup_lengths:
-            self.predict_logits([np.zeros(num_samples, np.float32)])
+            self._predict_logits([np.zeros(num_samples, np.float32)])
 
     def logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
         """Return the logits of 16 kHz mono waves, shape [B, C]; each row is independent of the other waves.
@@ -240,17 +240,17 @@ class Predictor:
             languages: for a language-aware student, the language of each wave; None lets the student identify it. A
                 language it was not trained on counts as unknown.
         """
-        return self.predict_logits(waves, languages)[0]
+        return self._predict_logits(waves, languages)[0]
 
     def probabilities(self, waves: Sequence[Wave], languages: LanguageHints = None) -> npt.NDArray[np.float32]:
         """Return the calibrated class probabilities of 16 kHz mono waves, shape [B, C]."""
         return softmax(self.logits(waves, languages) / self.calibration_temperature)
 
-    def predict_logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> ModelLogits:
+    def _predict_logits(self, waves: Sequence[Wave], languages: LanguageHints = None) -> ModelLogits:
         """Return `logits`, and a language-aware student's logits over its languages, shape [B, L]; None for others."""
         return predict_with_models(waves, {"": (self, languages)})[""]
 
-    def logits_from_features(self, features: Sequence[Wave]) -> npt.NDArray[np.float32]:
+    def logits_from_features(self, features: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """Return the logits for outputs of the network's frontend, [F, H] for each wave; shape [B, C]."""
         inputs, num_frames_B = pad_batch([torch.from_numpy(features_FH) for features_FH in features])
         with torch.inference_mode():

@@ -6,9 +6,7 @@ and the endpoint uses them around the calls of its replicas, so both return the 
 
 import io
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,48 +14,19 @@ import numpy.typing as npt
 import soundfile
 
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave, decode_recording, sources
-from lakd_ray.errors import ClipError, ConfigError, DataError
+from lakd_ray.errors import ClipError, DataError
+from lakd_ray.inference.options import PredictOptions
 from lakd_ray.inference.results import EmotionResult, InputWarning, ModelInfo, Prediction, Segment
 
 RECORDING_LABEL = "the recording"  # its name in messages
 MIN_SECONDS = 0.1  # shorter recordings have less than a few frames of any encoder
 MAX_SECONDS = 120.0  # default limit, as `serve.max_seconds`
 MAX_SEGMENTS = 500
-LANGUAGE_CODE = re.compile("[a-z]{2,3}")
 AudioSource = str | os.PathLike[str] | bytes | npt.NDArray[np.floating[Any]]
 """A path or s3:// location, the bytes of an encoded file, or samples in [-1, 1], shape [T] or [T, channels]."""
 _SHORT_RECORDING_S = 1.0
 _CLIPPED_FRACTION = 0.005  # share of samples at full scale from which clipping is audible
 _SILENT_DB = -60.0
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of a prediction, the same for the endpoint, the command line and `Predictor.predict`.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    language: str | None = None
-    """Language of the recording (`en`, `de`), where it is known."""
-    window_s: float | None = None
-    """Length of a timeline's segments in seconds; no timeline if None."""
-    hop_s: float | None = None
-    """Seconds from the start of a segment to the start of the next; `window_s` if None."""
-    top_k: int | None = None
-    """Return only the K most probable emotions; all of them, in the order of the logits, if None."""
-
-    def __post_init__(self) -> None:
-        if self.language is not None and not LANGUAGE_CODE.fullmatch(self.language):
-            raise ConfigError(f"language {self.language!r}: expected a code of two or three letters, such as en")
-        for name, value, minimum in (("window", self.window_s, 0.25), ("hop", self.hop_s, 0.05)):
-            if value is not None and not minimum <= value <= 60:
-                raise ConfigError(f"{name} of {value:g} s: expected {minimum:g} to 60 s")
-        if self.hop_s is not None and self.window_s is None:
-            raise ConfigError("a hop without a window: give the length of the timeline's segments too")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"the {self.top_k} most probable emotions: expected 1 or more")
 
 
 def read_recording(

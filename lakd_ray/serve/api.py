@@ -29,7 +29,8 @@ import lakd_ray
 from lakd_ray.audio import Recording
 from lakd_ray.config import ServeConfig
 from lakd_ray.errors import DataError
-from lakd_ray.inference.recordings import PredictOptions, validate_segment_count
+from lakd_ray.inference.options import LANGUAGE_PATTERN, MAX_SEGMENT_S, MIN_HOP_S, MIN_WINDOW_S, PredictOptions
+from lakd_ray.inference.recordings import validate_segment_count
 from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.auth import ApiKeys
@@ -80,20 +81,24 @@ class RequestOptions:
         language: Annotated[
             str | None,
             Query(
-                pattern="^[a-z]{2,3}$",
+                pattern=LANGUAGE_PATTERN,
                 description="Language of the recording, such as `en`; the default is the language that the model "
                 "identifies, if it can",
             ),
         ] = None,
         window_s: Annotated[
             float | None,
-            Query(ge=0.25, le=60, description="Length of the timeline's segments in seconds; no timeline by default"),
+            Query(
+                ge=MIN_WINDOW_S,
+                le=MAX_SEGMENT_S,
+                description="Length of the timeline's segments in seconds; no timeline by default",
+            ),
         ] = None,
         hop_s: Annotated[
             float | None,
             Query(
-                ge=0.05,
-                le=60,
+                ge=MIN_HOP_S,
+                le=MAX_SEGMENT_S,
                 description="Seconds from the start of a segment to the start of the next; `window_s` by default",
             ),
         ] = None,

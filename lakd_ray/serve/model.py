@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from lakd_ray.audio import Recording, Wave
-from lakd_ray.inference.recordings import PredictOptions, assemble_result, plan_waves
+from lakd_ray.inference.options import PredictOptions
+from lakd_ray.inference.recordings import assemble_result, plan_waves
 from lakd_ray.inference.results import EmotionResult, ModelInfo, ModelPredictions
 
 

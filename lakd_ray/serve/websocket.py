@@ -23,7 +23,8 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lakd_ray.config import ServeConfig
-from lakd_ray.inference.recordings import MIN_SECONDS, PredictOptions
+from lakd_ray.inference.options import LANGUAGE_PATTERN, PredictOptions
+from lakd_ray.inference.recordings import MIN_SECONDS
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.messages import ErrorResponse, StreamResult
@@ -43,7 +44,7 @@ class StreamParams(BaseModel):
 
     format: str = Field("pcm16", pattern="^(pcm16|webm)$")
     rate: int = Field(16_000, ge=8_000, le=192_000)
-    language: str | None = Field(None, pattern="^[a-z]{2,3}$")
+    language: str | None = Field(None, pattern=LANGUAGE_PATTERN)
     window_s: float = Field(3.0, ge=0.25, le=60)
     hop_s: float = Field(1.0, ge=0.1, le=60)
 

@@ -104,8 +104,8 @@ def test_a_graph_equals_torch_alone_and_in_any_batch(exported, shape, runtime):
     reference = Predictor(model, card(model))
     candidate = Predictor(OnnxBackend(RUNTIMES[runtime](folder / onnx_export.MODEL_FILE, 1)), card(model))
     languages = [None, "fi", "xx", "en"] if model.languages else None
-    expected_BC, expected_BL = reference.predict_logits(CLIPS, languages)
-    logits_BC, language_logits_BL = candidate.predict_logits(CLIPS, languages)
+    expected_BC, expected_BL = reference._predict_logits(CLIPS, languages)
+    logits_BC, language_logits_BL = candidate._predict_logits(CLIPS, languages)
     np.testing.assert_allclose(logits_BC, expected_BC, rtol=0, atol=1e-4)
     assert (language_logits_BL is None) == (expected_BL is None) == (not model.languages)
     if language_logits_BL is not None and expected_BL is not None:

@@ -108,7 +108,7 @@ def test_a_shared_frozen_encoder_runs_once(tmp_path, monkeypatch):
 def test_a_language_aware_student_with_and_without_the_language():
     predictor = Predictor(tiny.aware(), tiny.card(tiny.LANGUAGES))
     clips = waves(1.0, 0.3, 0.6)
-    logits_BC, languages_BL = predictor.predict_logits(clips)
+    logits_BC, languages_BL = predictor._predict_logits(clips)
     assert languages_BL is not None and languages_BL.shape == (3, 3)
     identified = [predictor.identifiable_languages[index] for index in languages_BL.argmax(axis=1)]
     np.testing.assert_array_equal(predictor.logits(clips, identified), logits_BC)

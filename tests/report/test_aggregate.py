@@ -21,7 +21,8 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct
     predicted_N = np.where(random.random(N) < correct, labels_N, (labels_N + 1) % 4)
     fields: dict[str, Any] = {
         "model": f"{paradigm}-multilingual-f{fold}-s{seed}", "paradigm": paradigm, "setup": "multilingual",
-        "variant": None, "undisclosed_teachers": "", "fold": fold, "seed": seed, "trained_languages": ("en",), "digest": "x",
+        "variant": None, "undisclosed_teachers": "", "fold": fold, "seed": seed, "trained_languages": ("en",),
+        "digest": "x",
         "utterance_N": np.array([f"{speaker}-{number}" for speaker in speakers for number in range(40)]),
         "language_N": np.array(["en"] * N),
         "speaker_N": np.array([f"c:{speaker}" for speaker in speakers for _ in range(40)]),
@@ -111,10 +112,10 @@ def test_sentences_of_comparisons():
     sentences = compare_aggregates(pools, EMOTIONS)
     assert sentences[0].startswith("MTKD multilingual compared with FT multilingual: +")
     assert sentences[0].endswith("over 2 seeds and 12 speakers; better.")
-    assert sentences[1].endswith("not significant, the interval includes zero.")
+    assert sentences[1].endswith("not significant: the interval includes zero.")
     assert sentences[2].startswith("MTKD multilingual, half compared with MTKD multilingual: -")
     assert sentences[2].endswith("; worse.")
-    assert sentences[3].startswith("These 3 comparisons")
+    assert sentences[3].startswith("The 95 % intervals of these 3 comparisons")
 
 
 def test_paradigms_of_a_single_variant_are_compared():

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from lakd_ray.errors import DataError
-from lakd_ray.inference.recordings import PredictOptions, decode_and_validate
+from lakd_ray.inference.options import PredictOptions
+from lakd_ray.inference.recordings import decode_and_validate
 from lakd_ray.inference.results import EmotionResult
 from lakd_ray.serve.decoding import RequestDecoder
 from support.samples import LENGTHS

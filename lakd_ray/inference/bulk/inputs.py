@@ -1,5 +1,6 @@
 """Inputs of a bulk prediction: the recordings of a folder or bucket, or the rows of a manifest."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lakd_ray import storage
 from lakd_ray.audio import sources
 from lakd_ray.corpora import csv_manifest
 from lakd_ray.errors import DataError
-from lakd_ray.inference.recordings import LANGUAGE_CODE
+from lakd_ray.inference.options import LANGUAGE_PATTERN
 from lakd_ray.runs import record
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -127,7 +128,9 @@ def _row_error(cells: dict[str, Any]) -> str | None:
     path, language = cells.get("path"), cells.get("language")
     if not isinstance(path, str) or not path.strip():
         return f"has the path {path!r}, expected the path of a recording"
-    if language not in (None, "") and not (isinstance(language, str) and LANGUAGE_CODE.fullmatch(language.strip())):
+    if language not in (None, "") and not (
+        isinstance(language, str) and re.fullmatch(LANGUAGE_PATTERN, language.strip())
+    ):
         return f"has the language {language!r}, expected a code of two or three letters such as en, or nothing"
     return None
 

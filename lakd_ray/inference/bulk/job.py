@@ -30,6 +30,7 @@ from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceErr
 from lakd_ray.inference.bulk import inputs
 from lakd_ray.inference.bulk.inputs import InputEntry
 from lakd_ray.inference.bulk.worker import BulkWorker
+from lakd_ray.inference.options import LANGUAGE_PATTERN
 from lakd_ray.models.checkpoint import read_metadata
 from lakd_ray.progress import progress_bar
 from lakd_ray.runs import record
@@ -63,7 +64,7 @@ class BulkConfig(Section):
     backend: Backend = "torch"
     """Inference backend. ONNX backends use the graph in the checkpoint folder (`lakd export --onnx`);
     without one each worker exports its own."""
-    language: str | None = Field(None, pattern="^[a-z]{2,3}$")
+    language: str | None = Field(None, pattern=LANGUAGE_PATTERN)
     """Language of recordings without one in the manifest; if absent, the model identifies it."""
     max_seconds: float = Field(120.0, gt=0)
     """Longer recordings are quarantined."""

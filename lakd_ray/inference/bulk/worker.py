@@ -14,8 +14,8 @@ from lakd_ray.errors import ClipError, LakdError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.bulk.inputs import InputEntry
 from lakd_ray.inference.bulk.prefetch import PrefetchingDecoder
+from lakd_ray.inference.options import PredictOptions
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.inference.recordings import PredictOptions
 from lakd_ray.inference.results import EmotionResult
 
 _MAX_BATCH_SECONDS = 240.0  # seconds of audio in one call of the predictor, which sorts them by length

@@ -15,8 +15,8 @@ from lakd_ray.audio import Recording
 from lakd_ray.data import schema
 from lakd_ray.inference.bulk.inputs import InputEntry, find_inputs
 from lakd_ray.inference.bulk.worker import BulkWorker
+from lakd_ray.inference.options import PredictOptions
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.inference.recordings import PredictOptions
 
 
 @pytest.fixture
@@ -103,9 +103,9 @@ def test_timelines_of_a_batch_equal_those_one_by_one():
 def test_a_batch_takes_one_call_of_the_model(monkeypatch):
     predictor = Predictor(tiny.model(), tiny.card())
     calls: list[int] = []
-    predict_logits = predictor.predict_logits
+    predict_logits = predictor._predict_logits
     monkeypatch.setattr(
-        predictor, "predict_logits", lambda waves, codes: calls.append(len(waves)) or predict_logits(waves, codes)
+        predictor, "_predict_logits", lambda waves, codes: calls.append(len(waves)) or predict_logits(waves, codes)
     )
     silence = Recording(np.zeros(8000, np.float32), False, 0.0)
     predictor.predict_recordings([silence] * 5, [PredictOptions()] * 5)
@@ -118,7 +118,7 @@ def test_an_error_of_the_model_reaches_the_caller(monkeypatch):
     def raise_error(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(predictor, "predict_logits", raise_error)
+    monkeypatch.setattr(predictor, "_predict_logits", raise_error)
     silence = Recording(np.zeros(8000, np.float32), False, 0.0)
     with pytest.raises(RuntimeError, match="out of memory"):
         predictor.predict_recordings([silence] * 2, [PredictOptions()] * 2)
