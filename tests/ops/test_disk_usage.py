@@ -202,14 +202,14 @@ def test_an_unknown_model_counts_as_base_size_with_a_note(tmp_path):
 
 def test_command_prints_a_table_or_json(tmp_path, capsys, monkeypatch):
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(str(tmp_path))))
-    assert main(["disk", str(tmp_path / "e.yaml")]) == 0
+    assert main(["disk-usage", str(tmp_path / "e.yaml")]) == 0
     printed = capsys.readouterr().out
     assert "no recordings in" in printed
     assert ": enough" in printed
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
-    assert main(["disk", str(tmp_path / "e.yaml")]) == 0
+    assert main(["disk-usage", str(tmp_path / "e.yaml")]) == 0
     assert "NOT ENOUGH" in capsys.readouterr().out
-    assert main(["disk", str(tmp_path / "e.yaml"), "--json"]) == 0
+    assert main(["disk-usage", str(tmp_path / "e.yaml"), "--json"]) == 0
     usage = json.loads(capsys.readouterr().out)
     assert usage["free"] == 1000
     assert usage["total"]["final"] == sum(part["final"] for part in usage["stages"])

@@ -129,7 +129,7 @@ def test_failures_as_table_and_as_json(file, capsys):
 
 @pytest.mark.parametrize(
     ("command", "failures"),
-    [("pipeline", ["resources", "corpora", "storage"]), ("reproduce", ["corpora"]), ("teachers", ["storage"])],
+    [("pipeline", ["resources", "corpora", "storage"]), ("run-grid", ["corpora"]), ("train-teachers", ["storage"])],
 )
 def test_stages_that_train_are_not_started(file, tmp_path, monkeypatch, capsys, command, failures):
     monkeypatch.setattr(cluster, "experiment_session", lambda config: pytest.fail("Ray was started"))
@@ -139,7 +139,7 @@ def test_stages_that_train_are_not_started(file, tmp_path, monkeypatch, capsys, 
     message = capsys.readouterr().err
     assert message.startswith("error: not started: ")
     assert all(f"\n  {name}: " in message for name in failures)
-    assert ("\n  corpora: " in message) == (command != "teachers")
+    assert ("\n  corpora: " in message) == (command != "train-teachers")
 
 
 @pytest.mark.parametrize(("changed", "kind"), [({}, StorageError), ({"cluster": {"cpus": 2}}, ResourceError)])
