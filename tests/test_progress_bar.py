@@ -55,6 +55,19 @@ def test_a_quiet_logger_hides_progress(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def read_to_end(terminal: int) -> str:
+    """Everything written to a terminal whose other side is closed: one read may return a part."""
+    parts = []
+    while True:
+        try:
+            part = os.read(terminal, 1 << 16)
+        except OSError:  # Linux reports the end of a terminal as an input/output error
+            part = b""
+        if not part:
+            return b"".join(parts).decode()
+        parts.append(part)
+
+
 def test_a_terminal_shows_a_bar_and_standard_output_stays_clean(tmp_path):
     code = (
         "from lakd_ray.progress import progress_bar\n"
@@ -70,7 +83,7 @@ def test_a_terminal_shows_a_bar_and_standard_output_stays_clean(tmp_path):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=secondary, env=env, check=True
     )
     os.close(secondary)
-    screen = os.read(primary, 1 << 16).decode()
+    screen = read_to_end(primary)
     os.close(primary)
     assert process.stdout.decode().split() == ["line", "0", "line", "1", "line", "2"] * 2
     assert "100%" in screen and "second" in screen and "\x1b[" in screen
