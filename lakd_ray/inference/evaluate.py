@@ -109,7 +109,7 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
         )
     missing = [model for model in models if not _is_done(model, fingerprint[model.predictions_stem])]
     if not missing:
-        logger.info("evaluate: already done, %s", predictions_folder(config))
+        logger.info("evaluate: already done: %s", predictions_folder(config))
     for group in group_by_budget(missing, _checkpoint_bytes, _MAX_BYTES_IN_MEMORY):
         queries = {
             f"{model.predictions_stem} {condition}": ModelQuery(model.checkpoint, condition)

@@ -76,7 +76,7 @@ def aggregate_seeds(predictions: Sequence[Predictions]) -> list[SeedAggregate]:
         name = runs if len(cells) == 1 else "-".join(filter(None, [paradigm, setup, variant]))
         first_folds = {number: _select_first_fold(by_seed[number]) for number in sorted(by_seed)}
         aggregates.append(SeedAggregate(paradigm, setup, variant, first_folds, name, fold, seed))
-    return sorted(aggregates, key=lambda pool: (pool.is_student, pool.setup, pool.variant or ""))
+    return sorted(aggregates, key=lambda aggregate: (aggregate.is_student, aggregate.setup, aggregate.variant or ""))
 
 
 def _select_first_fold(predictions: Sequence[Predictions]) -> Predictions:
@@ -129,13 +129,15 @@ def restrict_to_shared_utterances(aggregates: Sequence[SeedAggregate]) -> list[S
 
     Some utterances are not shared where runs are missing.
     """
-    utterances = [set(model.utterance_N.tolist()) for pool in aggregates for model in pool.by_seed.values()]
+    utterances = [set(model.utterance_N.tolist()) for aggregate in aggregates for model in aggregate.by_seed.values()]
     shared = np.array(sorted(set.intersection(*utterances))) if utterances else np.array([])
     if not len(shared):
         return None
     return [
-        replace(pool, by_seed={seed: _select_utterances(model, shared) for seed, model in pool.by_seed.items()})
-        for pool in aggregates
+        replace(
+            aggregate, by_seed={seed: _select_utterances(model, shared) for seed, model in aggregate.by_seed.items()}
+        )
+        for aggregate in aggregates
     ]
 
 
@@ -149,13 +151,15 @@ def confusions_by_speaker(aggregates: Sequence[SeedAggregate]) -> list[npt.NDArr
 
     The speaker axis is the same in all of them.
     """
-    names = sorted({str(name) for pool in aggregates for model in pool.by_seed.values() for name in model.speaker_N})
+    names = sorted(
+        {str(name) for aggregate in aggregates for model in aggregate.by_seed.values() for name in model.speaker_N}
+    )
     return [
         np.stack(
             [
                 metrics.speaker_confusions(model.probabilities_NC, model.labels_N, model.speaker_N.tolist(), names)
-                for model in pool.by_seed.values()
+                for model in aggregate.by_seed.values()
             ]
         )
-        for pool in aggregates
+        for aggregate in aggregates
     ]

@@ -24,7 +24,7 @@ def paired_difference(first: SeedAggregate, second: SeedAggregate, emotions: Seq
     """Return the paired difference; None if the two have no seed or no utterance in common."""
     seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
     sides = restrict_to_shared_utterances(
-        [replace(pool, by_seed={seed: pool.by_seed[seed] for seed in seeds}) for pool in (first, second)]
+        [replace(aggregate, by_seed={seed: aggregate.by_seed[seed] for seed in seeds}) for aggregate in (first, second)]
     )
     if sides is None:
         return None
@@ -44,18 +44,18 @@ def compare_aggregates(
     aggregates: Sequence[SeedAggregate], emotions: Sequence[str], reference_paradigm: str = "mtkd"
 ) -> list[str]:
     """Compare MTKD with the other paradigms, and every variant with the base settings; one sentence per pair."""
-    students = [pool for pool in aggregates if pool.is_student]
-    base_settings = [pool for pool in students if pool.variant is None] or students
-    base = {(pool.paradigm, pool.setup): pool for pool in base_settings}
+    students = [aggregate for aggregate in aggregates if aggregate.is_student]
+    base_settings = [aggregate for aggregate in students if aggregate.variant is None] or students
+    base = {(aggregate.paradigm, aggregate.setup): aggregate for aggregate in base_settings}
     pairs = [
-        (base[reference_paradigm, setup], pool)
-        for (paradigm, setup), pool in base.items()
+        (base[reference_paradigm, setup], aggregate)
+        for (paradigm, setup), aggregate in base.items()
         if paradigm != reference_paradigm and (reference_paradigm, setup) in base
     ]
     pairs += [
-        (pool, base[pool.paradigm, pool.setup])
-        for pool in students
-        if pool not in base_settings and (pool.paradigm, pool.setup) in base
+        (aggregate, base[aggregate.paradigm, aggregate.setup])
+        for aggregate in students
+        if aggregate not in base_settings and (aggregate.paradigm, aggregate.setup) in base
     ]
     sentences = [
         _describe_difference(first, second, paired_difference(first, second, emotions)) for first, second in pairs
@@ -69,7 +69,9 @@ def compare_aggregates(
 
 
 def _describe_difference(first: SeedAggregate, second: SeedAggregate, difference: PairedDifference | None) -> str:
-    names = " compared with ".join(format_title(pool.paradigm, pool.setup, pool.variant) for pool in (first, second))
+    names = " compared with ".join(
+        format_title(aggregate.paradigm, aggregate.setup, aggregate.variant) for aggregate in (first, second)
+    )
     if difference is None:
         return f"{names}: no seed or no utterance in common."
     counts = f"{difference.seeds} seed{'s' * (difference.seeds > 1)} and {difference.speakers} speakers"

@@ -41,7 +41,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         StageError: predictions of a student that did not fail are missing, or all students failed.
         DataError: a predictions file is invalid, or models of a cell were evaluated on different utterances.
     """
-    served = cells[0] if len(cells) == 1 else build_run_graph(config)
+    base_graph = cells[0] if len(cells) == 1 else build_run_graph(config)
     predictions = read_grid_predictions(config, cells, failed_runs)
     aggregates = aggregate_seeds(predictions)
     tables = _build_tables(config, cells, predictions, aggregates)
@@ -50,7 +50,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         scope=_describe_scope(cells),
         findings=[
             *model_selection.describe_best_students(
-                served, tables["results"], tables["pooled"], tables["model_selection"]
+                base_graph, tables["results"], tables["pooled"], tables["model_selection"]
             ),
             *model_selection.summary_sentences(tables["model_selection"]),
             *comparisons.compare_aggregates(aggregates, config.emotions),
@@ -59,11 +59,11 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         notes=[
             *_utterance_count_note(cells, aggregates),
             *language_conditions.summary_sentences(tables["language_conditions"]),
-            *caveats.list_caveats(served, predictions, failed_runs),
+            *caveats.list_caveats(base_graph, predictions, failed_runs),
         ],
         results=tables["results"],
         headline=_headline_rows(cells, tables),
-        curves=curves.read_curves(served.evaluated, config) if len(cells) == 1 else (),
+        curves=curves.read_curves(base_graph.evaluated, config) if len(cells) == 1 else (),
         inputs={_input_name(cells, file): file.digest for file in predictions},
         language_conditions=language_conditions.build_language_table(tables["language_conditions"]),
         model_selection=tables["model_selection"],
@@ -147,7 +147,9 @@ def _input_name(cells: Sequence[RunGraph], predictions: Predictions) -> str:
 def _utterance_count_note(cells: Sequence[RunGraph], aggregates: Sequence[SeedAggregate]) -> list[str]:
     if len(cells) == 1:
         return []
-    counts = {len(model.labels_N) for pool in aggregates if pool.is_student for model in pool.by_seed.values()}
+    counts = {
+        len(model.labels_N) for aggregate in aggregates if aggregate.is_student for model in aggregate.by_seed.values()
+    }
     least, most = min(counts), max(counts)
     total = f"{most}" if least == most else f"{least} to {most}; runs are missing"
     return [

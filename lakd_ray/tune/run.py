@@ -60,7 +60,7 @@ def run_search(config: Experiment) -> str:
     study = Study(config, folder)
     try:
         if finished and not study.remaining and _is_reevaluated(config, folder):
-            logger.info(f"tune: already done, {folder}")
+            logger.info(f"tune: already done: {folder}")
             return folder
         available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
         check_resources(config, ["tune"], available)

@@ -180,7 +180,7 @@ def test_links_are_left_alone(tmp_path, monkeypatch):
     config = experiment(str(tmp_path / "out"))
     findings = garbage.find_garbage(config)
     assert findings.items == []
-    assert "ray is a link out of the experiment's folder" in findings.notes[0]
+    assert "ray is a symlink out of the experiment's folder" in findings.notes[0]
     garbage.delete_garbage(config, findings)
     assert (target / "precious").exists()
 

@@ -138,7 +138,7 @@ def run(config: BulkConfig) -> BulkSummary:
     tables = _read_complete_parts(parts, skip_transient=True)
     missing = [part for part in parts if part.path not in tables]
     if done and not missing:
-        logger.info("predict: already done, %s", config.out)
+        logger.info("predict: already done: %s", config.out)
         return _report_summary(config, list(tables.values()))
     workers = _num_workers(config, len(missing))
     record.mark_started(config.out, fingerprint)
