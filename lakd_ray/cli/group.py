@@ -19,6 +19,10 @@ GLOBAL_OPTIONS = ("-v", "--verbose", "-q", "--quiet", "--debug")
 class LakdGroup(TyperGroup):
     """The group of all commands."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options; help shows no type for those without a value."""
+        return hide_types_of_flags(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; the global options may also stand after the command."""
         position = args.index("--") if "--" in args else len(args)
@@ -44,6 +48,10 @@ class LakdGroup(TyperGroup):
 class LakdCommand(TyperCommand):
     """A command whose option `--set` takes several values."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return arguments and options; help shows no type for options without a value."""
+        return hide_types_of_flags(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; the old name of an option is an error that gives the new one."""
         for option in args:
@@ -58,6 +66,14 @@ class LakdCommand(TyperCommand):
 
 class RayCommand(LakdCommand):
     """A command that starts or joins a Ray cluster; log lines of Ray's C++ core are hidden without `--debug`."""
+
+
+def hide_types_of_flags(parameters: list[Any]) -> list[Any]:
+    """Return the parameters; typer would show `<bool>` for options such as `--json`, which take no value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
 
 
 def split_overrides(args: list[str]) -> list[str]:
