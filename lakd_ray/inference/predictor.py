@@ -101,8 +101,8 @@ class Predictor:
         if isinstance(checkpoint, ExternalTeacherConfig):
             metadata = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
             return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), metadata)
-        version = record.folder_fingerprint(checkpoint)
-        return cls(*backends.from_checkpoint(backend, checkpoint, threads), version=version)
+        loaded, metadata = backends.from_checkpoint(backend, checkpoint, threads)  # checks that the folder is complete
+        return cls(loaded, metadata, version=record.folder_fingerprint(checkpoint))
 
     def predict(
         self,
