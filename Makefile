@@ -43,9 +43,9 @@ check: env
 	mypy
 	pytest -q tests/test_architecture.py tests/test_prose.py
 
-# the documentation's site, in site/
+# The documentation's site, in site/. The variable silences an advertisement for a successor of MkDocs.
 docs: env
-	mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 format: env
 	ruff check --fix .
