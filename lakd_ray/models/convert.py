@@ -36,8 +36,8 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"cannot convert {name_or_path}: {str(error).rstrip('.')}. Expected a hub name (with network access or a filled cache) or a "
-            "folder with config.json and a pytorch_model.bin that contains only tensors."
+            f"cannot convert {name_or_path}: {str(error).rstrip('.')}. Expected a hub name (with network access or a "
+            "filled cache) or a folder with config.json and a pytorch_model.bin that contains only tensors."
         ) from error
     with hide_progress_bars():
         network.save_pretrained(target)
