@@ -18,12 +18,23 @@ def execute(folder: Path, timeout_s: int = 600) -> Any:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined_streams([output for output in cell.outputs if output.get("name") != "stderr"])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _joined_streams(outputs: list[Any]) -> list[Any]:
+    """Join neighboring text outputs: where the kernel splits a cell's text differs from run to run."""
+    joined: list[Any] = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def main() -> None:
