@@ -27,6 +27,37 @@ LAKD = [command for command in COMMANDS if command.words[0] == "lakd"]
 YAML = [block for block in CHECKED if block.language in ("yaml", "yml")]
 CHEAP = ("config", "init", "corpora", "disk-usage", "gc")
 """Commands that need neither prepared data nor models: they are run."""
+NOT_RUN = {
+    "lakd doctor": "needs the reader's storage and encoder; tests/ops/test_doctor.py runs it",
+    "lakd export": "needs a trained checkpoint; tests/ops/test_release.py runs it",
+    "lakd pipeline": "trains for minutes; tests/test_pipeline.py runs it",
+    "lakd predict": "needs a trained checkpoint; tests/cli/test_predict.py runs it",
+    "lakd predict-batch": "needs a trained checkpoint; tests/inference/bulk/test_bulk_job.py runs it",
+    "lakd prepare": "needs the reader's corpus; tests/test_pipeline.py runs it",
+    "lakd run-grid": "trains for hours; tests/test_run_grid.py runs it, and its --dry-run is run here",
+    "lakd scan": "needs the reader's corpus; tests/corpora/test_scan.py runs it",
+    "lakd serve": "runs until Ctrl-C; tests/serve/test_serve_ray.py starts an endpoint",
+    "lakd tune": "trains for minutes; tests/test_pipeline.py runs it",
+    "lakd tune-report": "needs a search; tests/tune/test_search.py writes one",
+    "lakd --install-completion": "changes the reader's shell; tests/cli/test_main.py prints the script",
+    "python": "scripts exist, which is tested here; tests/test_cluster_files.py checks those for Ray jobs",
+    "serve": "needs a cluster; tests/serve/test_rollout.py deploys on one",
+    "make": "targets exist, which is tested here; the gate runs env, check and test",
+    "curl": "needs an endpoint; tests/serve/test_api.py sends these requests",
+    "cluster/local.sh": "starts a cluster; tests/test_cluster_files.py checks it",
+    "sbatch": "needs Slurm; tests/test_cluster_files.py checks the script",
+    "ray": "starts a cluster on other machines",
+    "kubectl": "needs Kubernetes; tests/test_cluster_files.py checks the files",
+    "docker": "needs Docker",
+    "uvx": "installs a viewer",
+    "wandb": "sends to a service",
+    "git": "clones the repository",
+    "pip": "installs the package",
+    "ssh": "needs a second machine",
+    "jq": "reads what `lakd predict --json` prints",
+    "export cd source chmod for do done less": "the shell's own",
+}
+"""Commands that are parsed but not run, each with the reason and the test that covers it."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")
 GROUP: Any = typer.main.get_command(app)
 
@@ -100,6 +131,15 @@ def test_the_plan_of_a_grid_needs_only_prepared_data(tmp_path, monkeypatch, caps
     for command in plans:
         assert main(list(command.words[1:])) == 2
         assert "Run `lakd prepare` with this experiment first." in capsys.readouterr().err
+
+
+def test_commands_that_are_not_run_have_a_reason():
+    documented = {" ".join(command.words[:2]) if command in LAKD else command.words[0] for command in COMMANDS}
+    documented -= {f"lakd {command}" for command in CHEAP}
+    reasons = {words: reason for key, reason in NOT_RUN.items() for words in ([key] if "lakd" in key else key.split())}
+    assert sorted(documented - reasons.keys()) == []
+    tests = {file for reason in NOT_RUN.values() for file in re.findall(r"tests/\S+\.py", reason)}
+    assert sorted(file for file in tests if not (ROOT / file).is_file()) == []
 
 
 @pytest.mark.parametrize("command", [item for item in COMMANDS if item.words[0] == "make"], ids=name)
