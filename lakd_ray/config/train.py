@@ -47,6 +47,11 @@ class TrainConfig(Section):
     collective_timeout_s: float = Field(600.0, gt=0)
     """Timeout in seconds of collective operations and of the start of workers."""
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Device of the workers, for `lakd_ray.devices.select_device`."""
+        return "cuda" if self.gpu else "cpu"
+
     @model_validator(mode="after")
     def _validate_engine(self) -> Self:
         if self.precision == "fp16" and not self.gpu:

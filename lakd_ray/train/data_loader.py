@@ -19,6 +19,7 @@ from lakd_ray.data.batch_plan import (
 )
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.reader import AudioBatch, ShardSource, stream_batches
+from lakd_ray.devices import select_device
 from lakd_ray.distill import class_weights
 from lakd_ray.errors import SplitError
 from lakd_ray.models import pad_batch
@@ -130,7 +131,7 @@ class RankDataLoader:
     def collate(self, raw_batch: AudioBatch) -> TrainBatch:
         """Convert a batch of NumPy signals to the tensors that the model needs."""
         inputs, lengths_B = pad_batch([torch.from_numpy(signal) for signal in raw_batch.signals])
-        if torch.cuda.is_available():
+        if select_device(self.config.train.device).type == "cuda":
             inputs = inputs.pin_memory()  # so that the copy to the device is asynchronous
         labels_B = torch.from_numpy(self.manifest.labels_N[raw_batch.rows])
         teachers, weights_C = self.teacher_logits_NKC, self.class_weights

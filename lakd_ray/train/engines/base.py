@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.devices import select_device
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.train.engines.optimizer import ExponentialMovingAverage, build_param_groups, make_lr_lambda
 
@@ -47,7 +48,7 @@ class Engine(ABC):
         if train.compile:
             model.backbone.compile()
         groups = build_param_groups(model, optim)
-        fused = torch.cuda.is_available() and not train.offload_optimizer
+        fused = select_device(train.device).type == "cuda" and not train.offload_optimizer
         self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
         self._lr_lambda = make_lr_lambda(optim, total_steps)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_lambda)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.devices import select_device
 from lakd_ray.errors import CheckpointError
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.train.engines.base import Engine
@@ -23,8 +24,10 @@ class DeepSpeedEngine(Engine):
     """Train with DeepSpeed, which averages over ranks and micro-batches, so loss sums are scaled by both first."""
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        device = select_device(train.device)
+        os.environ["DS_ACCELERATOR"] = device.type
+        if device.index is not None:
+            os.environ["LOCAL_RANK"] = str(device.index)  # the index of DeepSpeed's device
         import deepspeed  # reads DS_ACCELERATOR when imported, and takes a second
 
         deepspeed.logger.setLevel("WARNING")

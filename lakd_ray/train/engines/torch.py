@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray.config import OptimConfig, TrainConfig
+from lakd_ray.devices import select_device
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.train.engines.base import Engine
 
@@ -22,7 +23,7 @@ class TorchEngine(Engine):
     """Train with torch alone; half precision is autocast, with weights in fp32."""
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
-        self._device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        self._device = select_device(train.device)
         self._autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision)
         self._max_grad_norm = optim.max_grad_norm
         self._grad_norm: Tensor | None = None
@@ -34,8 +35,8 @@ class TorchEngine(Engine):
 
     @property
     def device(self) -> torch.device:
-        """This rank's GPU, or the CPU without one."""
-        return self._device or torch.device("cpu")
+        """The GPU that this rank reserved, or the CPU."""
+        return self._device
 
     @property
     def gradient_norm(self) -> float | None:
