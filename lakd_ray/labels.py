@@ -15,8 +15,9 @@ KNOWN_EMOTIONS |= {"excitement", "frustration", "other"}
 
 SPLITS: tuple[str, ...] = ("train", "dev", "test")
 
-# In reports, the row that pools every language.
-POOLED = "all"
+# Rows of reports over several languages: the mean, in which each language weighs the same, and the scores of all
+# utterances together, in which a language weighs as much as it has utterances.
+MEAN_OVER_LANGUAGES, POOLED = "mean", "all"
 
 
 def check_emotion(name: str, *, context: str) -> str:

@@ -9,7 +9,10 @@ thousand bootstrap draws.
 To add a metric, write its function here, add a field to `Scores` and compute it in `compute_scores`.
 `lakd_ray.report` explains how to add it to the report's rows and where to show it.
 
-Shapes: N utterances, C classes, S speakers, D bootstrap draws, M bins.
+Predictions may have weights: where several models have predicted an utterance, each prediction weighs its share of one
+utterance, and counts are fractions.
+
+Shapes: N predictions, C classes, S speakers, L languages, D bootstrap draws, M bins.
 """
 
 from collections.abc import Sequence
@@ -23,6 +26,7 @@ from lakd_ray.errors import DataError
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
+CountArray = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]  # fractions where predictions have weights
 
 TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the fitted calibration temperature
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
@@ -43,26 +47,29 @@ class Scores:
     ece: float
     """Expected calibration error of the top probability, 15 equal-width bins."""
     n: int
-    """Number of utterances."""
+    """Number of utterances, which is the sum of the weights."""
     recall: dict[str, float | None]
     """Recall of each emotion; None where no utterance has it."""
-    confusion: list[list[int]]
+    confusion: list[list[float]]
     """Utterances by truth (rows) and prediction (columns)."""
 
 
-def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: Sequence[str]) -> Scores:
+def compute_scores(
+    probabilities_NC: FloatArray, labels_N: IntArray, emotions: Sequence[str], weights_N: FloatArray | None = None
+) -> Scores:
     """Score predictions; the predicted class is the first one with the highest probability.
 
     Args:
         probabilities_NC: one distribution over the classes per utterance.
         labels_N: true classes as indices in `emotions`.
         emotions: names of the classes, in the order of the class axis.
+        weights_N: weight of each prediction; None for one prediction per utterance, which weighs one.
 
     Raises:
         DataError: there are no utterances, or the arrays are not probabilities and labels of the same C classes.
     """
     _validate(probabilities_NC, labels_N, len(emotions))
-    confusion_CC = confusion_matrix(probabilities_NC, labels_N)
+    confusion_CC = confusion_matrix(probabilities_NC, labels_N, weights_N)
     truths_C = confusion_CC.sum(axis=1)
     hits_C = confusion_CC.diagonal()
     present_C = truths_C > 0
@@ -72,13 +79,13 @@ def compute_scores(probabilities_NC: FloatArray, labels_N: IntArray, emotions: S
         UR=float(unweighted_recall(confusion_CC)),
         WR=float(hits_C.sum() / truths_C.sum()),
         macro_f1=float(f1_P.mean()),
-        ece=expected_calibration_error(probabilities_NC, labels_N),
-        n=len(labels_N),
+        ece=expected_calibration_error(probabilities_NC, labels_N, weights_N),
+        n=round(float(confusion_CC.sum())),
         recall={
             emotion: float(hits / truths) if truths else None
             for emotion, hits, truths in zip(emotions, hits_C, truths_C, strict=True)
         },
-        confusion=[[int(count) for count in row] for row in confusion_CC],
+        confusion=confusion_CC.tolist(),
     )
 
 
@@ -125,7 +132,7 @@ def bootstrap_UR(
 
 
 def bootstrap_over_seeds(
-    confusion_ASCC: IntArray, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
+    confusion_ASCC: CountArray, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
 ) -> tuple[FloatArray, FloatArray] | None:
     """Return UR_D and WR_D, means over training seeds, over draws of speakers and of seeds.
 
@@ -134,7 +141,8 @@ def bootstrap_over_seeds(
     evaluated on the same speakers are resampled together, and the difference of their UR_D is a paired bootstrap.
 
     Args:
-        confusion_ASCC: confusion matrices of A seeds and S speakers, see `speaker_confusions`.
+        confusion_ASCC: confusion matrices of A seeds and S speakers, see `speaker_confusions`; with a language axis
+            [A, S, L, C, C], UR_D is the mean over languages.
 
     Returns:
         UR_D and WR_D, or None with fewer than two speakers.
@@ -144,9 +152,11 @@ def bootstrap_over_seeds(
         return None
     random = np.random.default_rng(seed)
     times_DS, times_DA = _draw_counts(random, S, draws), _draw_counts(random, A, draws)
-    drawn_DACC = np.einsum("ds,ascp->dacp", times_DS, confusion_ASCC)
-    WR_DA = drawn_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / drawn_DACC.sum(axis=(-2, -1))
-    UR_D, WR_D = ((times_DA * metric_DA).sum(axis=1) / A for metric_DA in (unweighted_recall(drawn_DACC), WR_DA))
+    drawn_DACC = np.einsum("ds,as...->da...", times_DS, confusion_ASCC)
+    pooled_DACC = drawn_DACC.sum(axis=2) if drawn_DACC.ndim == 5 else drawn_DACC
+    UR_DA = mean_recall_over_languages(drawn_DACC) if drawn_DACC.ndim == 5 else unweighted_recall(drawn_DACC)
+    WR_DA = pooled_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / pooled_DACC.sum(axis=(-2, -1))
+    UR_D, WR_D = ((times_DA * metric_DA).sum(axis=1) / A for metric_DA in (UR_DA, WR_DA))
     return UR_D, WR_D
 
 
@@ -162,14 +172,19 @@ def bootstrap_mean_interval(
 
 
 def speaker_confusions(
-    probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str], speaker_names: Sequence[str]
-) -> npt.NDArray[np.int64]:
-    """Return a confusion matrix for each of the named speakers, shape [S, C, C]."""
+    probabilities_NC: FloatArray,
+    labels_N: IntArray,
+    speakers: Sequence[str],
+    speaker_names: Sequence[str],
+    weights_N: FloatArray | None = None,
+) -> npt.NDArray[np.float64]:
+    """Return a confusion matrix for each of the named speakers, shape [S, C, C]; predictions may have weights."""
     C = probabilities_NC.shape[1]
     index = {name: number for number, name in enumerate(speaker_names)}
     speaker_N = np.array([index[speaker] for speaker in speakers], dtype=np.int64)
-    confusion_SCC = np.zeros((len(speaker_names), C, C), dtype=np.int64)
-    np.add.at(confusion_SCC, (speaker_N, labels_N, probabilities_NC.argmax(axis=1)), 1)
+    confusion_SCC = np.zeros((len(speaker_names), C, C))
+    cells = speaker_N, labels_N, probabilities_NC.argmax(axis=1)
+    np.add.at(confusion_SCC, cells, 1.0 if weights_N is None else weights_N)
     return confusion_SCC
 
 
@@ -184,38 +199,61 @@ def percentile_interval(values_D: FloatArray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def confusion_matrix(probabilities_NC: FloatArray, labels_N: IntArray) -> npt.NDArray[np.int64]:
-    """Return the confusion matrix [C, C]: numbers of utterances by truth (rows) and most probable class (columns)."""
+def confusion_matrix(
+    probabilities_NC: FloatArray, labels_N: IntArray, weights_N: FloatArray | None = None
+) -> npt.NDArray[Any]:
+    """Return the confusion matrix [C, C]: utterances by truth (rows) and most probable class (columns).
+
+    Its entries are integers, or floats if predictions have weights.
+    """
     C = probabilities_NC.shape[1]
     cells_N = labels_N * C + probabilities_NC.argmax(axis=1)
-    return np.bincount(cells_N, minlength=C * C).reshape(C, C)
+    return np.bincount(cells_N, weights=weights_N, minlength=C * C).reshape(C, C)
 
 
-def unweighted_recall(confusion_XCC: IntArray) -> FloatArray:
+def unweighted_recall(confusion_XCC: CountArray) -> FloatArray:
     """Return the mean recall over classes with a truth, of one confusion matrix or a stack: (..., C, C) -> (...).
 
-    A class without a truth has no recall; it is excluded from the mean, not counted as zero.
+    A class without a truth has no recall; it is excluded from the mean, not counted as zero. Without any truth the
+    result is NaN.
     """
     truths_XC = confusion_XCC.sum(axis=-1)
     hits_XC = np.diagonal(confusion_XCC, axis1=-2, axis2=-1)
-    recall_XC = hits_XC / np.maximum(truths_XC, 1)  # 0 for an absent class
-    mean_X: FloatArray = recall_XC.sum(axis=-1) / (truths_XC > 0).sum(axis=-1)
-    return mean_X
+    recall_XC = hits_XC / np.where(truths_XC > 0, truths_XC, 1)  # 0 for an absent class
+    return _divide_or_nan(recall_XC.sum(axis=-1), (truths_XC > 0).sum(axis=-1))
 
 
-def expected_calibration_error(probabilities_NC: FloatArray, labels_N: IntArray) -> float:
+def mean_recall_over_languages(confusion_XLCC: CountArray) -> FloatArray:
+    """Return the mean of UR over the languages that have utterances: (..., L, C, C) -> (...).
+
+    Each language weighs the same; in UR of the sum over languages, each utterance of a class does.
+    """
+    UR_XL = unweighted_recall(confusion_XLCC)
+    present_XL = ~np.isnan(UR_XL)
+    return _divide_or_nan(np.where(present_XL, UR_XL, 0).sum(axis=-1), present_XL.sum(axis=-1))
+
+
+def _divide_or_nan(totals_X: FloatArray, counts_X: IntArray) -> FloatArray:
+    quotients_X: FloatArray = np.where(counts_X > 0, totals_X / np.maximum(counts_X, 1), np.nan)
+    return quotients_X
+
+
+def expected_calibration_error(
+    probabilities_NC: FloatArray, labels_N: IntArray, weights_N: FloatArray | None = None
+) -> float:
     """Return the expected calibration error of the top probability.
 
     ECE = sum_m n_m / N * |accuracy_m - confidence_m|, bins (0, 1/15], ..., (14/15, 1] of the top probability.
 
     Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, eq. 5.
     """
+    weights_N = np.ones(len(labels_N)) if weights_N is None else weights_N
     top_N = probabilities_NC.max(axis=1).astype(np.float64)
     right_N = probabilities_NC.argmax(axis=1) == labels_N
     bin_N = np.clip(np.ceil(top_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
     # n_m / N * |accuracy_m - confidence_m| = |sum over the bin of (right - confidence)| / N
-    gap_M = np.bincount(bin_N, weights=right_N - top_N, minlength=NUM_BINS)
-    return float(np.abs(gap_M).sum() / len(top_N))
+    gap_M = np.bincount(bin_N, weights=weights_N * (right_N - top_N), minlength=NUM_BINS)
+    return float(np.abs(gap_M).sum() / weights_N.sum())
 
 
 def fit_temperature(logits_NC: FloatArray, labels_N: IntArray) -> float:

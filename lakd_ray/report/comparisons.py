@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
 
 from lakd_ray import metrics
-from lakd_ray.report.aggregate import SeedAggregate, confusions_by_speaker, restrict_to_shared_utterances
+from lakd_ray.report.aggregate import SeedAggregate, confusions_by_speaker_and_language, restrict_to_shared_utterances
 from lakd_ray.report.result_table import format_title
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """UR of one aggregate minus UR of a second one, over the seeds and utterances that both have."""
+    """UR of one aggregate minus UR of a second one, as means over languages, seeds and utterances that both have."""
 
     UR: float
     interval: tuple[float, float] | None
@@ -28,11 +27,10 @@ def paired_difference(first: SeedAggregate, second: SeedAggregate, emotions: Seq
     )
     if sides is None:
         return None
+    confusions = confusions_by_speaker_and_language(sides)
     UR = [
-        mean(metrics.compute_scores(model.probabilities_NC, model.labels_N, emotions).UR for model in models)
-        for models in (side.by_seed.values() for side in sides)
+        float(metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1)).mean()) for confusion_ASLCC in confusions
     ]
-    confusions = confusions_by_speaker(sides)
     first_draws, second_draws = map(metrics.bootstrap_over_seeds, confusions)
     interval = None
     if first_draws is not None and second_draws is not None:

@@ -14,9 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lakd_ray.labels import POOLED
 from lakd_ray.report.curves import Curve
-from lakd_ray.report.result_table import ResultRow, TableRow, format_percent
+from lakd_ray.report.result_table import ResultRow, TableRow, format_language, format_percent
 
 _COLORS = {"teacher": "#9a9a9a", "ft": "#E69F00", "kd": "#009E73", "mtkd": "#0072B2"}
 _OTHER_COLOR = "#CC79A7"
@@ -52,10 +51,10 @@ def draw_recall_bars(table_rows: Sequence[TableRow], language: str, chance: floa
     axes.set_xlim(0, 100)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(f"UR in %; dashed: chance, {format_percent(chance)}", fontsize=9)
-    draw_title(axes, _language_label(language))
+    draw_title(axes, format_language(language))
     style_axes(axes)
     alt = "; ".join(f"{_row_label(line)} {format_percent(row['UR'])}" for line, row in shown)
-    return render_png(figure, f"Unweighted recall in percent, {_language_label(language)}: {alt}.")
+    return render_png(figure, f"Unweighted recall in percent, {format_language(language)}: {alt}.")
 
 
 def draw_recall_heatmap(table_rows: Sequence[TableRow], language: str, emotions: Sequence[str]) -> EmbeddedImage:
@@ -68,22 +67,25 @@ def draw_recall_heatmap(table_rows: Sequence[TableRow], language: str, emotions:
     _draw_heatmap(axes, values, [[format_percent(share) for share in row] for row in shares], fontsize=9)
     axes.set_yticks(range(len(shown)), [_row_label(line) for line, _ in shown])
     _set_emotion_ticks(axes, emotions)
-    draw_title(axes, _language_label(language))
+    draw_title(axes, format_language(language))
     alt = "; ".join(
         f"{_row_label(line)}: "
         + ", ".join(f"{emotion} {format_percent(row['recall'][emotion])}" for emotion in emotions)
         for line, row in shown
     )
-    return render_png(figure, f"Recall by emotion in percent, {_language_label(language)}. {alt}.")
+    return render_png(figure, f"Recall by emotion in percent, {format_language(language)}. {alt}.")
 
 
 def draw_confusion_matrix(row: ResultRow, emotions: Sequence[str]) -> EmbeddedImage:
     """Draw a confusion matrix with the percentage of each true emotion as color and text, and the count below."""
     counts = np.array(row["confusion"])
     totals = counts.sum(axis=1, keepdims=True)
-    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+    shares = np.where(totals > 0, counts / np.where(totals > 0, totals, 1), np.nan)
     cell_texts = [
-        [f"{format_percent(share)}\n({count})" if total else "-" for share, count in zip(share_C, count_C, strict=True)]
+        [
+            f"{format_percent(share)}\n({_format_count(count)})" if total else "-"
+            for share, count in zip(share_C, count_C, strict=True)
+        ]
         for share_C, count_C, total in zip(shares, counts, totals[:, 0], strict=True)
     ]
     side = max(3.1, 0.9 + 0.55 * len(emotions))
@@ -94,11 +96,15 @@ def draw_confusion_matrix(row: ResultRow, emotions: Sequence[str]) -> EmbeddedIm
     axes.set_yticks(range(len(emotions)), emotions)
     axes.set_xlabel("predicted", fontsize=9, color=FAINT)
     axes.set_ylabel("true", fontsize=9, color=FAINT)
-    draw_title(axes, f"{_language_label(row['language'])}, n = {row['n']}")
-    alt = f"Confusion matrix of {row['model']}, {_language_label(row['language'])}: rows are true emotions"
-    return render_png(
-        figure, f"{alt}; {'; '.join(f'{e} {list(c)}' for e, c in zip(emotions, row['confusion'], strict=True))}."
-    )
+    draw_title(axes, f"{format_language(row['language'])}, n = {row['n']}")
+    alt = f"Confusion matrix of {row['model']}, {format_language(row['language'])}: rows are true emotions"
+    texts = (", ".join(map(_format_count, count_C)) for count_C in counts)
+    return render_png(figure, f"{alt}; {'; '.join(f'{e} {text}' for e, text in zip(emotions, texts, strict=True))}.")
+
+
+def _format_count(count: float) -> str:
+    """Format a number of utterances, which is a fraction where an utterance has predictions by several models."""
+    return f"{count:.1f}".removesuffix(".0")
 
 
 def draw_training_curves(curve: Curve) -> EmbeddedImage:
@@ -162,10 +168,6 @@ def draw_title(axes: Axes, text: str) -> None:
 def _row_label(table_row: TableRow) -> str:
     """Return the setting of a student, the run id of a teacher."""
     return table_row.name if table_row.is_student else table_row.model
-
-
-def _language_label(language: str) -> str:
-    return "all languages" if language == POOLED else language
 
 
 def _set_emotion_ticks(axes: Axes, emotions: Sequence[str], max_letters: int = 40) -> None:

@@ -15,7 +15,15 @@ from lakd_ray.report import figures
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.figures import EmbeddedImage
 from lakd_ray.report.language_conditions import LanguageRow
-from lakd_ray.report.result_table import ResultRow, TableRow, build_table, format_percent, format_title, list_columns
+from lakd_ray.report.result_table import (
+    ResultRow,
+    TableRow,
+    build_table,
+    format_language,
+    format_percent,
+    format_title,
+    list_columns,
+)
 from lakd_ray.runs import record
 
 TEMPLATE = "report.html.j2"
@@ -58,6 +66,7 @@ def render_report(report: ReportContent) -> str:
         languages=languages,
         best=_best_student_UR(lines),
         title=format_title,
+        language_name=format_language,
         has_variants=any(row["difference"] is not None for row in report.model_selection),
         bars=[figures.draw_recall_bars(lines, language, 1 / len(emotions)) for language in languages],
         recalls=[figures.draw_recall_heatmap(lines, language, emotions) for language in languages],
@@ -92,7 +101,14 @@ def _draw_confusions(
     table_rows: Sequence[TableRow], languages: Sequence[str], emotions: Sequence[str]
 ) -> list[tuple[TableRow, list[EmbeddedImage]]]:
     return [
-        (line, [figures.draw_confusion_matrix(line.cells[name], emotions) for name in languages if name in line.cells])
+        (
+            line,
+            [
+                figures.draw_confusion_matrix(line.cells[name], emotions)
+                for name in languages
+                if name in line.cells and line.cells[name]["confusion"] is not None
+            ],
+        )
         for line in table_rows
         if line.is_student
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import metrics
-from lakd_ray.labels import POOLED
+from lakd_ray.labels import MEAN_OVER_LANGUAGES
 from lakd_ray.report import curves
 from lakd_ray.report.predictions import TEACHER
 from lakd_ray.report.result_table import ResultRow, format_percent, format_title
@@ -97,14 +97,14 @@ def describe_best_students(
         pooled: result rows of all settings.
         dev_rows: rows of `compare_settings`.
     """
-    students = [row for row in pooled if row["language"] == POOLED and row["paradigm"] != TEACHER]
+    students = [row for row in pooled if row["language"] == MEAN_OVER_LANGUAGES and row["paradigm"] != TEACHER]
     best = max(students, key=lambda row: row["UR"])
     bounds = best["UR_interval"]
     interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
     best_title = format_title(best["paradigm"], best["setup"], best["variant"])
     sentences = [
         f"Best student on test: {best_title}, with UR {format_percent(best['UR'])} %{interval} "
-        f"and WR {format_percent(best['WR'])} % over all languages."
+        f"and WR {format_percent(best['WR'])} % as means over languages."
     ]
     selected = []
     if any(row["cells"] > 1 for row in dev_rows):
@@ -119,7 +119,9 @@ def describe_best_students(
     if epochs:
         selected.append(format_title(run.paradigm, run.setup, run.variant))
         dev_UR = max(epoch["dev_UR"] for epoch in epochs)
-        test_UR = next((row["UR"] for row in results if row["model"] == run.id and row["language"] == POOLED), None)
+        test_UR = next(
+            (row["UR"] for row in results if row["model"] == run.id and row["language"] == MEAN_OVER_LANGUAGES), None
+        )
         sentences.append(
             f"Selected on dev in fold {graph.config.fold} with seed {graph.config.seed}, and used by `lakd serve`: "
             f"{selected[-1]} ({run.id}), with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on "

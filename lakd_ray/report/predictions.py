@@ -1,11 +1,12 @@
 """Reading and validation of the predictions that evaluation writes.
 
-Shapes: N utterances, C classes.
+Shapes: N predictions, C classes.
 """
 
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -28,7 +29,10 @@ _CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "undisclosed_teach
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities of one model for the test utterances of one cell."""
+    """Class probabilities of one model for the test utterances of one cell, or of several models concatenated.
+
+    A corpus with fewer folds than others repeats its folds, so several models of a setting can predict an utterance.
+    """
 
     model: str
     paradigm: str
@@ -43,6 +47,8 @@ class Predictions:
     digest: str
     """Hash of the file."""
     utterance_N: npt.NDArray[np.str_]
+    fold_N: npt.NDArray[np.int64]
+    """Fold of the model that made each prediction."""
     language_N: npt.NDArray[np.str_]
     speaker_N: npt.NDArray[np.str_]
     sentence_in_train_N: npt.NDArray[np.object_]
@@ -55,21 +61,34 @@ class Predictions:
         """Whether it is a student, not a teacher."""
         return self.paradigm != TEACHER
 
+    @cached_property
+    def weight_N(self) -> npt.NDArray[np.float64]:
+        """Weight of each prediction: n predictions of an utterance weigh 1/n each, so every utterance weighs one."""
+        _, index_N, counts = np.unique(self.utterance_N, return_inverse=True, return_counts=True)
+        return np.asarray(1 / counts[index_N], dtype=np.float64)
+
+    @property
+    def num_utterances(self) -> int:
+        """Number of distinct utterances."""
+        return len(np.unique(self.utterance_N))
+
     def select_languages(self, languages: Sequence[str]) -> "Predictions":
         """Return the part with utterances in the given languages."""
         return self.take(np.flatnonzero(np.isin(self.language_N, list(languages))))
 
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> "Predictions":
-        """Return the utterances at these indices, in this order."""
+        """Return the predictions at these indices, in this order."""
         arrays: dict[str, Any] = {name: getattr(self, name)[indices] for name in _ARRAY_FIELDS}
         return replace(self, **arrays)
 
 
-_ARRAY_FIELDS = ("utterance_N", "language_N", "speaker_N", "sentence_in_train_N", "labels_N", "probabilities_NC")
+_ARRAY_FIELDS = (
+    *("utterance_N", "fold_N", "language_N", "speaker_N", "sentence_in_train_N", "labels_N", "probabilities_NC"),
+)
 
 
 def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Concatenate the utterances of several predictions; all other fields are those of the first."""
+    """Concatenate several predictions; all other fields are those of the first."""
     arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAY_FIELDS}
     return replace(parts[0], **arrays)
 
@@ -149,6 +168,7 @@ def _read_file(location: str, run: Run, paradigm: str, emotions: Sequence[str]) 
         trained_languages=run.languages,
         digest=hashlib.sha256(content).hexdigest()[:16],
         utterance_N=utterance_N,
+        fold_N=np.full(len(utterance_N), constant["fold"], dtype=np.int64),
         language_N=_string_column(table, "language"),
         speaker_N=_string_column(table, "speaker"),
         sentence_in_train_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),

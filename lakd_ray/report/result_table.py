@@ -1,15 +1,15 @@
 """Rows of the report's result tables, and their side-by-side form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from lakd_ray.labels import POOLED
+from lakd_ray.labels import MEAN_OVER_LANGUAGES, POOLED
 from lakd_ray.report.predictions import TEACHER
 
 
 class ResultRow(TypedDict):
-    """Scores of one model in one language, or in all of them pooled. Plain JSON without NaN."""
+    """Scores of one model in one language, their mean over languages, or those of all utterances. JSON without NaN."""
 
     paradigm: str
     setup: str
@@ -18,18 +18,21 @@ class ResultRow(TypedDict):
     """Teachers whose training data is not disclosed, separated by commas; usually empty."""
     model: str
     language: str
+    """Code of a language, `MEAN_OVER_LANGUAGES` or `POOLED`."""
     fold: int | None
-    """None: all folds are pooled, each utterance counts once."""
+    """None: all folds are pooled; n predictions of an utterance by models of several folds weigh 1/n each."""
     seed: int | None
     """None: the scores are means over all seeds."""
     n: int
+    """Number of utterances."""
     UR: float
     UR_interval: list[float] | None
     WR: float
     macro_f1: float
     ece: float
     recall: dict[str, float | None]
-    confusion: list[list[int]]
+    confusion: list[list[float]] | None
+    """Utterances by truth (rows) and prediction, summed over seeds; None for the mean over languages."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,30 @@ def build_table(rows: Sequence[ResultRow]) -> list[TableRow]:
 
 
 def list_columns(table_rows: Sequence[TableRow]) -> list[str]:
-    """Return the pooled column, then every language in the order of the rows."""
+    """Return the mean over languages, the pooled column and every language; only the language if there is one."""
     seen = dict.fromkeys(language for line in table_rows for language in line.cells)
-    return [POOLED, *(language for language in seen if language != POOLED)]
+    languages = [name for name in seen if name not in (MEAN_OVER_LANGUAGES, POOLED)]
+    return languages if len(languages) == 1 else [MEAN_OVER_LANGUAGES, POOLED, *languages]
 
 
 def format_percent(fraction: float | None) -> str:
     """Format a fraction as a percentage such as `61.2`, or None as a dash."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def format_language(language: str) -> str:
+    """Return the displayed name of a column of the result tables."""
+    return {MEAN_OVER_LANGUAGES: "mean over languages", POOLED: "all utterances"}.get(language, language)
+
+
+def select_headline_rows(report: Mapping[str, Any]) -> list[ResultRow]:
+    """Return the rows of the headline table: those of settings; with one cell, teachers are listed individually.
+
+    Args:
+        report: content of report.json.
+    """
+    pooled: list[ResultRow] = report["pooled"]
+    if len(report["cells"]) > 1:
+        return pooled
+    teachers: list[ResultRow] = [row for row in report["results"] if row["paradigm"] == TEACHER]
+    return teachers + [row for row in pooled if row["paradigm"] != TEACHER]

@@ -3,29 +3,32 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lakd_ray.labels import POOLED
+from lakd_ray.labels import MEAN_OVER_LANGUAGES
 from lakd_ray.report.predictions import TEACHER
-from lakd_ray.report.result_table import ResultRow, build_table, format_percent, list_columns
+from lakd_ray.report.result_table import ResultRow, build_table, format_percent, list_columns, select_headline_rows
 
 
 def format_summary(report: Mapping[str, Any]) -> str:
     """Format the headline table and the notes of a report as plain text.
 
-    A report of one cell has a line per run; a report of several cells has a line per setting, and a table of recalls.
+    The table has a line per setting; a report of one cell has a line per teacher, a report of several cells a table of
+    recalls.
 
     Args:
         report: content of report.json.
     """
-    is_grid = len(report["cells"]) > 1
-    parts = [format_scores(report["pooled" if is_grid else "results"])]
-    if is_grid:
+    parts = [format_scores(select_headline_rows(report))]
+    if len(report["cells"]) > 1:
         parts.append(_format_recalls(report["pooled"], report["emotions"]))
     parts.append("\n".join(f"note: {note}" for note in report["notes"]))
     return "\n\n".join(parts)
 
 
 def format_scores(rows: Sequence[ResultRow]) -> str:
-    """Format rows as an aligned table of UR with its 95 % interval and WR, in percent."""
+    """Format rows as an aligned table of UR with its 95 % interval and WR, in percent.
+
+    The columns `mean` (over languages) and `all` (utterances) are explained in a note of the report.
+    """
     lines = build_table(rows)
     columns = list_columns(lines)
     table = [["UR [95 %] / WR", "model", *columns]]
@@ -45,8 +48,8 @@ def _format_cell(row: ResultRow | None) -> str:
 
 
 def _format_recalls(rows: Sequence[ResultRow], emotions: Sequence[str]) -> str:
-    """Format the students' recall of each emotion over all languages, in percent."""
-    students = [row for row in rows if row["language"] == POOLED and row["paradigm"] != TEACHER]
+    """Format the students' recall of each emotion, as means over languages, in percent."""
+    students = [row for row in rows if row["language"] == MEAN_OVER_LANGUAGES and row["paradigm"] != TEACHER]
     width = max(len(row["model"]) for row in students)
     lines = ["recall".ljust(width) + "".join(emotion.rjust(12) for emotion in emotions)]
     lines += [

@@ -6,7 +6,8 @@ report.json:
     cells                           {fold, seed, variant} of each grid cell
     notes                           sentences of the page, warnings first
     results                         one `ResultRow` per run, cell and language
-    pooled                          one `ResultRow` per setting and language, over all folds and seeds
+    pooled                          one `ResultRow` per setting and language, over all folds and seeds; the rows `mean`
+                                    and `all` are the mean over languages and the score of all utterances together
     model_selection                 UR on dev of each student setting, see `model_selection.compare_settings`
     language_conditions             see `language_conditions.score_language_conditions`
 """
@@ -18,8 +19,8 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.report import caveats, comparisons, curves, html_report, language_conditions, model_selection
 from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_rows, single_model
-from lakd_ray.report.predictions import TEACHER, Predictions, read_grid_predictions
-from lakd_ray.report.result_table import ResultRow
+from lakd_ray.report.predictions import Predictions, read_grid_predictions
+from lakd_ray.report.result_table import select_headline_rows
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import RunGraph, build_run_graph
 
@@ -57,12 +58,13 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         ],
         warnings=caveats.synthetic_corpus_warnings(config),
         notes=[
+            *_summary_measure_note(config),
             *_utterance_count_note(cells, aggregates),
             *language_conditions.summary_sentences(tables["language_conditions"]),
             *caveats.list_caveats(base_graph, predictions, failed_runs),
         ],
         results=tables["results"],
-        headline=_headline_rows(cells, tables),
+        headline=select_headline_rows({"cells": cells, **tables}),
         curves=curves.read_curves(base_graph.evaluated, config) if len(cells) == 1 else (),
         inputs={_input_name(cells, file): file.digest for file in predictions},
         language_conditions=language_conditions.build_language_table(tables["language_conditions"]),
@@ -96,14 +98,6 @@ def _build_tables(
         "model_selection": model_selection.compare_settings(model_selection.compute_dev_scores(cells)),
         "language_conditions": language_conditions.score_cells(cells),
     }
-
-
-def _headline_rows(cells: Sequence[RunGraph], tables: dict[str, list[Any]]) -> list[ResultRow]:
-    """Return the pooled rows; with one cell, teachers are listed individually."""
-    if len(cells) > 1:
-        return tables["pooled"]
-    teachers = [row for row in tables["results"] if row["paradigm"] == TEACHER]
-    return teachers + [row for row in tables["pooled"] if row["paradigm"] != TEACHER]
 
 
 def _write_files(
@@ -145,14 +139,26 @@ def _input_name(cells: Sequence[RunGraph], predictions: Predictions) -> str:
 
 
 def _utterance_count_note(cells: Sequence[RunGraph], aggregates: Sequence[SeedAggregate]) -> list[str]:
+    """Describe what is averaged in a grid: utterances, repeated folds and seeds."""
     if len(cells) == 1:
         return []
-    counts = {
-        len(model.labels_N) for aggregate in aggregates if aggregate.is_student for model in aggregate.by_seed.values()
-    }
+    models = [model for aggregate in aggregates if aggregate.is_student for model in aggregate.by_seed.values()]
+    counts = {model.num_utterances for model in models}
     least, most = min(counts), max(counts)
     total = f"{most}" if least == most else f"{least} to {most}; runs are missing"
+    repeated = any(len(model.utterance_N) > model.num_utterances for model in models)
     return [
-        f"Each test utterance counts once per seed ({total}). Scores are means over seeds; intervals are 95 % "
-        "bootstrap intervals over speakers and seeds."
+        f"Each test utterance weighs one per seed ({total}). "
+        + ("Predictions of an utterance by models of several folds share this weight. " if repeated else "")
+        + "Scores are means over seeds; intervals are 95 % bootstrap intervals over speakers and seeds."
+    ]
+
+
+def _summary_measure_note(config: Experiment) -> list[str]:
+    """Describe the two columns that summarize the languages."""
+    if len(config.languages) == 1:
+        return []
+    return [
+        "`mean` is the mean over languages, each with the same weight: epochs, trials and students are selected on dev "
+        "by this measure, and findings quote it. `all` pools the utterances, so larger corpora dominate it."
     ]

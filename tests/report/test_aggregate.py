@@ -1,12 +1,19 @@
-"""Aggregation over folds and seeds: each utterance counts once, scores are means over seeds."""
+"""Aggregation over folds and seeds: each utterance weighs one, scores are means over seeds."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lakd_ray import metrics
-from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_rows
+from lakd_ray.report.aggregate import (
+    SeedAggregate,
+    aggregate_seeds,
+    build_rows,
+    confusions_by_speaker,
+    confusions_by_speaker_and_language,
+)
 from lakd_ray.report.comparisons import compare_aggregates, paired_difference
 from lakd_ray.report.predictions import Predictions
 
@@ -24,6 +31,7 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct
         "variant": None, "undisclosed_teachers": "", "fold": fold, "seed": seed, "trained_languages": ("en",),
         "digest": "x",
         "utterance_N": np.array([f"{speaker}-{number}" for speaker in speakers for number in range(40)]),
+        "fold_N": np.full(N, fold),
         "language_N": np.array(["en"] * N),
         "speaker_N": np.array([f"c:{speaker}" for speaker in speakers for _ in range(40)]),
         "sentence_in_train_N": np.array([None] * N, dtype=object),
@@ -42,16 +50,79 @@ def grid(paradigm: str, correct: float, **changes: Any) -> list[Predictions]:
     ]
 
 
-def test_an_utterance_that_is_tested_in_two_folds_counts_once():
-    repeated = [predictions("ft", fold=3, seed=seed, speakers=range(4), correct=0.0) for seed in (1, 2)]
-    (pool,) = aggregate_seeds([*repeated, *grid("ft", 1.0)])
-    assert {seed: len(model.labels_N) for seed, model in pool.by_seed.items()} == {1: 480, 2: 480}
-    assert build_rows(pool, ["en"], EMOTIONS)[0]["UR"] == 1.0  # the first fold's, not that of fold 3
+def few(fold: int, language: str, labels: str, predicted: str, certainty: float = 1.0, seed: int = 1) -> Predictions:
+    """Return predictions of a few utterances by letters of the emotions, for two speakers in turn."""
+    letters = [name[0] for name in EMOTIONS]
+    labels_N, predicted_N = (np.array([letters.index(letter) for letter in text]) for text in (labels, predicted))
+    N = len(labels_N)
+    changes: dict[str, Any] = {
+        "utterance_N": np.array([f"{language}-{number}" for number in range(N)]),
+        "fold_N": np.full(N, fold),
+        "language_N": np.array([language] * N),
+        "speaker_N": np.array([f"c:{language}{number % 2}" for number in range(N)]),
+        "sentence_in_train_N": np.array([None] * N, dtype=object),
+        "trained_languages": ("en", "fi"),
+        "labels_N": labels_N,
+        "probabilities_NC": certainty * np.eye(4)[predicted_N] + (1 - certainty) / 4,
+    }
+    return predictions("mtkd", fold=fold, seed=seed, speakers=range(1), correct=1.0, **changes)
+
+
+def test_predictions_of_repeated_folds_share_the_weight_of_their_utterance():
+    """The corpus of en has one test fold, which two models predict; fi has two folds, which one model predicts each."""
+    models = [few(0, "en", "aahh", "aaaa"), few(1, "en", "aahh", "ahhh"), few(0, "fi", "aan", "ana")]
+    (pool,) = aggregate_seeds(models)
+    en, fi, mean, pooled = build_rows(pool, ["en", "fi"], EMOTIONS)
+    # en: anger is right in 2 and 1 of 2 utterances, happiness in 0 and 2 of 2
+    assert en["recall"] == {"anger": 0.75, "happiness": 0.5, "neutral": None, "sadness": None}
+    assert (en["n"], en["UR"], en["WR"]) == (4, 0.625, 0.625)
+    assert en["confusion"] == [[1.5, 0.5, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    assert en["ece"] == pytest.approx(0.375)  # certain, and right in 5 of 8 predictions
+    assert (fi["n"], fi["UR"], fi["WR"]) == (3, 0.25, pytest.approx(1 / 3))
+    # each language weighs the same in one, each utterance in the other
+    assert (mean["language"], mean["n"], mean["UR"], mean["confusion"]) == ("mean", 7, (0.625 + 0.25) / 2, None)
+    assert mean["recall"] == {"anger": (0.75 + 0.5) / 2, "happiness": 0.5, "neutral": 0.0, "sadness": None}
+    assert (pooled["language"], pooled["n"], pooled["WR"]) == ("all", 7, pytest.approx(3.5 / 7))
+    assert pooled["UR"] == pytest.approx((2.5 / 4 + 1 / 2 + 0) / 3)
+
+
+def test_confusions_of_repeated_folds_are_fractions_by_seed_speaker_and_language():
+    models = [few(0, "en", "aahh", "aaaa"), few(1, "en", "aahh", "ahhh"), few(0, "fi", "aan", "ana")]
+    pools = aggregate_seeds([*models, few(0, "fi", "aan", "aaa", seed=2), few(0, "en", "aahh", "aaaa", seed=2)])
+    (pooled_ASCC,) = confusions_by_speaker(pools)
+    assert pooled_ASCC.shape == (2, 4, 4, 4) and pooled_ASCC.dtype == np.float64
+    # speakers en0 (anger, happiness), en1 (the same), fi0 (anger, neutral), fi1 (anger)
+    assert pooled_ASCC[0, 1, :2, :2].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert pooled_ASCC.sum(axis=(2, 3)).tolist() == [[2, 2, 2, 1]] * 2
+    (confusion_ASLCC,) = confusions_by_speaker_and_language(pools)
+    assert confusion_ASLCC.sum(axis=(1, 3, 4)).tolist() == [[4, 3]] * 2
+    UR_A = metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1))
+    assert UR_A.tolist() == [(0.625 + 0.25) / 2, (0.5 + 0.5) / 2]
+
+
+def test_the_same_model_in_two_cells_counts_as_one():
+    """A monolingual run that two folds share is in both cells."""
+    (once,) = aggregate_seeds(grid("ft", 0.7))
+    (twice,) = aggregate_seeds([*grid("ft", 0.7), *(replace(model, fold=model.fold + 3) for model in grid("ft", 0.7))])
+    first, second = (build_rows(pool, ["en"], EMOTIONS) for pool in (once, twice))
+    for one, two in zip(first, second, strict=True):
+        assert (one["n"], one["UR_interval"]) == (two["n"], pytest.approx(two["UR_interval"]))
+        assert [one[key] for key in ("UR", "WR", "macro_f1", "ece")] == pytest.approx(
+            [two[key] for key in ("UR", "WR", "macro_f1", "ece")]
+        )
+
+
+def test_comparisons_are_of_the_same_utterances_by_models_of_the_same_folds():
+    first = [few(0, "en", "aahh", "aahh"), few(1, "en", "aahh", "hhaa"), few(0, "fi", "aan", "aan")]
+    second = [few(0, "en", "aahh", "aaaa"), few(0, "fi", "aann", "aana")]
+    difference = paired_difference(*(aggregate_seeds(models)[0] for models in (first, second)), EMOTIONS)
+    # without fold 1, and without the fourth utterance of fi, whose model of the first setting is missing
+    assert difference is not None and pytest.approx((1.0 + 1.0) / 2 - (0.5 + 1.0) / 2) == difference.UR
 
 
 def test_scores_are_means_over_seeds_and_the_confusion_matrix_is_their_sum():
     (pool,) = aggregate_seeds(grid("ft", 0.7))
-    row, pooled = build_rows(pool, ["en", "fi"], EMOTIONS)
+    row, _, pooled = build_rows(pool, ["en", "fi"], EMOTIONS)
     scores = [metrics.compute_scores(m.probabilities_NC, m.labels_N, EMOTIONS) for m in pool.by_seed.values()]
     assert row["UR"] == pytest.approx(np.mean([score.UR for score in scores]))
     assert row["recall"]["sadness"] == pytest.approx(np.mean([score.recall["sadness"] for score in scores]))
@@ -69,8 +140,8 @@ def test_monolingual_students_are_one_aggregate_each_in_its_own_language():
         ),
     ]  # fmt: skip
     (pool,) = aggregate_seeds(parts)
-    assert [row["language"] for row in build_rows(pool, ["en", "fi"], EMOTIONS)] == ["en", "fi", "all"]
-    assert build_rows(pool, ["en", "fi"], EMOTIONS)[2]["n"] == 320
+    assert [row["language"] for row in build_rows(pool, ["en", "fi"], EMOTIONS)] == ["en", "fi", "mean", "all"]
+    assert [row["n"] for row in build_rows(pool, ["en", "fi"], EMOTIONS)[2:]] == [320, 320]
 
 
 def aggregate(paradigm: str, correct: float) -> SeedAggregate:

@@ -155,7 +155,7 @@ def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) ->
         ("kd", "multilingual", "kd-multilingual-f0-s42"),
         ("mtkd", "multilingual", "mtkd-multilingual-f0-s42"),
     ]
-    assert keys == [(*model, language) for model in models for language in ("en", "fi", "fr", "all")]
+    assert keys == [(*model, language) for model in models for language in ("en", "fi", "fr", "mean", "all")]
 
 
 def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> None:
@@ -168,7 +168,8 @@ def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> N
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]
         assert 0 <= low <= row["UR"] <= high <= 1
-        assert np.sum(row["confusion"]) == row["n"] == (72 if row["language"] == "all" else 24)
+        assert row["n"] == (72 if row["language"] in ("mean", "all") else 24)
+        assert row["confusion"] is None if row["language"] == "mean" else np.sum(row["confusion"]) == row["n"]
     assert all(math.isfinite(number) for number in numbers(content))
 
 
@@ -232,11 +233,11 @@ def test_page_needs_no_network_access(plain: Any) -> None:
 def test_page_has_all_figures_with_alternative_text(plain: Any) -> None:
     _, _, html = plain
     alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
-    assert sum(alt.startswith("Unweighted recall") for alt in alts) == 4
-    assert sum(alt.startswith("Recall by emotion") for alt in alts) == 4
-    assert sum(alt.startswith("Confusion matrix") for alt in alts) == 3 * 4  # students only
+    assert sum(alt.startswith("Unweighted recall") for alt in alts) == 5
+    assert sum(alt.startswith("Recall by emotion") for alt in alts) == 5
+    assert sum(alt.startswith("Confusion matrix") for alt in alts) == 3 * 4  # of students, not of the mean
     assert sum(alt.startswith("Training of") for alt in alts) == 6
-    assert html.count("<img") == len(alts) == 26
+    assert html.count("<img") == len(alts) == 28
 
 
 @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ def test_page_has_all_caveats(plain: Any) -> None:
 
 def test_headline_table_is_in_percent(plain: Any) -> None:
     _, content, html = plain
-    (row,) = [r for r in content["results"] if r["model"] == "mtkd-multilingual-f0-s42" and r["language"] == "all"]
+    (row,) = [r for r in content["results"] if r["model"] == "mtkd-multilingual-f0-s42" and r["language"] == "mean"]
     low, high = row["UR_interval"]
     cells = f"{100 * row['UR']:.1f} {100 * low:.1f}–{100 * high:.1f} {100 * row['WR']:.1f}"  # noqa: RUF001  # a range
     assert f"MTKD multilingual mtkd-multilingual-f0-s42 {cells}" in text_of(html)
@@ -275,7 +276,7 @@ def test_summary_is_an_aligned_table_with_a_line_per_run(plain: Any) -> None:
     lines = report.format_summary(content).splitlines()
     table, notes = lines[: lines.index("")], lines[lines.index("") + 1 :]
     assert len(table) == 2 + 6
-    starts = [table[0].index(name) for name in ("model", "all", "en", "fi", "fr")]
+    starts = [table[0].index(name) for name in ("model", "mean", "all", "en", "fi", "fr")]
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in table[1:] for start in starts)
     assert re.match(r"MTKD multilingual +mtkd-multilingual-f0-s42 ", table[-1])
     assert notes == [f"note: {note}" for note in content["notes"]]
@@ -291,14 +292,16 @@ def test_grid_has_pooled_rows_and_a_table_of_recalls(tmp_path: Path) -> None:
     assert {row["seed"] for row in content["results"]} == {1, 2}
     assert [(row["model"], row["seed"], row["language"]) for row in content["pooled"]] == [
         ("teacher-monolingual", None, "en"),
+        ("teacher-monolingual", None, "mean"),
         ("teacher-monolingual", None, "all"),
         ("mtkd-multilingual", None, "en"),
+        ("mtkd-multilingual", None, "mean"),
         ("mtkd-multilingual", None, "all"),
     ]
     table, recalls, notes = report.format_summary(content).split("\n\n")
     assert [line.split("  ")[0] for line in table.splitlines()[2:]] == ["Teacher monolingual", "MTKD multilingual"]
     assert recalls.split()[:5] == ["recall", *config.emotions]
-    assert "Each test utterance counts once per seed (24)." in notes
+    assert "Each test utterance weighs one per seed (24)." in notes
     assert "Fold 0, seeds 1 and 2." in text_of(html)
     assert "Training of" not in html
 
@@ -411,8 +414,8 @@ def test_monolingual_students_count_as_one_in_the_headline(tmp_path: Path) -> No
     evaluate(config)
     content, html = write_report(config)
     assert [(row["model"], row["language"]) for row in content["results"] if row["paradigm"] == "mtkd"] == [
-        *(("mtkd-en-f0-s42", "en"), ("mtkd-en-f0-s42", "all")),
-        *(("mtkd-fi-f0-s42", "fi"), ("mtkd-fi-f0-s42", "all")),
+        *(("mtkd-en-f0-s42", language) for language in ("en", "mean", "all")),
+        *(("mtkd-fi-f0-s42", language) for language in ("fi", "mean", "all")),
     ]
     right, total = 0, 0
     for row in content["results"]:

@@ -12,10 +12,9 @@ from lakd_ray import __version__, storage
 from lakd_ray.config import Experiment
 from lakd_ray.corpora import IMPORTERS
 from lakd_ray.errors import ConfigError
-from lakd_ray.labels import POOLED
 from lakd_ray.models import CheckpointMetadata
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
-from lakd_ray.report.result_table import format_percent
+from lakd_ray.report.result_table import format_language, format_percent
 
 TEMPLATE_FILE = "README.md.j2"
 _PARADIGM_DESCRIPTIONS = {
@@ -103,7 +102,7 @@ def render_model_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters |= {"percent": format_percent, "format_list": _format_list}
+    environment.filters |= {"percent": format_percent, "format_list": _format_list, "language_name": format_language}
     template = resources.files("lakd_ray.ops.release").joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
     aware = network_config["model_type"] == LANGUAGE_AWARE_MODEL_TYPE
     backbone = network_config["backbone"] if aware else network_config
@@ -124,7 +123,6 @@ def render_model_card(
         dev=metadata.training.get("dev", {}),
         synthetic=[corpus.name for corpus in context.corpora if corpus.synthetic],
         origin_unrecorded=[corpus.name for corpus in context.corpora if corpus.synthetic is None],
-        pooled=POOLED,
         version=__version__,
     )
 
@@ -149,7 +147,11 @@ def _build_index_result(row: Mapping[str, Any], context: CardContext) -> dict[st
     name = ", ".join(corpus.name for corpus in context.corpora) or "test utterances"
     return {
         "task": {"type": "audio-classification", "name": "Speech emotion recognition"},
-        "dataset": {"name": f"{name} ({row['language']})", "type": "unknown", "split": f"test, fold {row['fold']}"},
+        "dataset": {
+            "name": f"{name} ({format_language(row['language'])})",
+            "type": "unknown",
+            "split": f"test, fold {row['fold']}",
+        },
         "metrics": [
             {"type": "recall", "name": "Unweighted recall (UR)", "value": round(row["UR"], 4)},
             {"type": "accuracy", "name": "Accuracy (WR)", "value": round(row["WR"], 4)},
