@@ -39,6 +39,7 @@ from lakd_ray.config import BatchConfig as BatchSettings
 from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.data.batch_plan import plan_training_epoch
 from lakd_ray.data.manifest import Manifest
+from lakd_ray.devices import process_group_backend, select_device
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, pad_batch
 from lakd_ray.train.engines import build_engine
@@ -187,7 +188,7 @@ def trainer(task: Task) -> Epoch:
     def epoch() -> float:
         settings = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5,
-            bf16=True, use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[], disable_tqdm=True,
+            bf16=True, use_cpu=select_device().type == "cpu", save_strategy="no", report_to=[], disable_tqdm=True,
             logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
         trainer_ = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
@@ -252,14 +253,16 @@ def ours(
 
 
 def _train(precision: str, engine: str, compiled: bool) -> dict[str, Any]:
-    return TrainConfig(gpu=torch.cuda.is_available(), precision=precision, engine=engine, compile=compiled).model_dump()
+    return TrainConfig(
+        gpu=select_device().type == "cuda", precision=precision, engine=engine, compile=compiled
+    ).model_dump()
 
 
 class Caches:
     """Cached features and teacher logits, and the seconds for computing them."""
 
     def __init__(self, task: Task, precision: torch.dtype) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = select_device()
         encoder = task.network(0).eval().to(device)
         teachers = [task.network(seed).eval().to(device) for seed in (1, 2, 3)]
         started = time.perf_counter()
@@ -288,7 +291,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", "0")
     with tempfile.TemporaryDirectory() as folder:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        backend = process_group_backend(select_device().type)
         dist.init_process_group(backend, init_method=f"file://{Path(folder, 'store')}", rank=0, world_size=1)
         task = Task(options.utterances, SMALL if options.small else BASE, options.batch)
         compare(task, options.repeats, options.engine)
@@ -331,8 +334,9 @@ def compare(task: Task, repeats: int, engine: str) -> None:
 
 
 def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: float) -> None:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {device}")
+    device = select_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {name}")
     print(f"caches: {caches.seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
     print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")
     for name, values in seconds.items():

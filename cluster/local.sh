@@ -120,7 +120,7 @@ start() {
   : >"$nodes"
   [[ -s $token ]] || HOME=$dir env -u RAY_AUTH_TOKEN_PATH ray get-auth-token --generate >/dev/null 2>"$dir/token.log" || die "no token: see $dir/token.log"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
-  export RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-120} RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+  export RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-120} RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
 
   launch head --head --port "$port" --temp-dir "$dir/ray" \
     --include-dashboard true --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" ${cpus[@]+"${cpus[@]}"}

@@ -46,7 +46,7 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # its own 30 s are too few for
 export RAY_raylet_start_wait_time_s=120
 # What every worker of the cluster needs; the same as in runtime_env.yaml, which belongs to `ray job submit`.
 export RAY_TRAIN_COLLECTIVE_TIMEOUT_S=600 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false
 export HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error
 
 # symmetric-run ends with 0 also when Ray never started, so the pipeline leaves its exit status in a file.

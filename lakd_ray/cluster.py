@@ -17,7 +17,7 @@ from lakd_ray.errors import ResourceError
 _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, the reports of other ranks can wait forever for a lost rank
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # interval of collecting reports: epochs can be shorter than its 2 s
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; without it Ray warns
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide GPUs from the processes that reserve none
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; stage tune logs a line for each trial
     "RAY_raylet_start_wait_time_s": "120",  # for a busy machine; it does not help if the raylet itself fails
     "TOKENIZERS_PARALLELISM": "false",

@@ -7,16 +7,17 @@ where the cluster runs with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0, but they belon
 import os
 import re
 import sys
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING
 
 from lakd_ray.errors import ConfigError, ResourceError
+
+if TYPE_CHECKING:
+    import torch  # takes seconds to load
 
 DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
 
 
-def select_device(configured: str = "auto") -> torch.device:
+def select_device(configured: str = "auto") -> "torch.device":
     """Return the device on which this process computes.
 
     Args:
@@ -27,6 +28,8 @@ def select_device(configured: str = "auto") -> torch.device:
         ConfigError: the name of the device is not valid.
         ResourceError: a GPU is configured but not reserved or not visible, or torch cannot use a reserved one.
     """
+    import torch
+
     if not re.fullmatch(DEVICE_PATTERN, configured):
         raise ConfigError(f"device {configured!r}: expected auto, cpu, cuda, or one of several GPUs, such as cuda:1")
     if configured == "cpu":
@@ -49,12 +52,17 @@ def select_device(configured: str = "auto") -> torch.device:
     )
 
 
-def process_group_backend(device_type: Literal["cpu", "cuda"]) -> str:
-    """Return the backend of torch's process group for ranks on this type of device.
+def process_group_backend(device_type: str) -> str:
+    """Return the backend of torch's process group for ranks on devices of this type, `cpu` or `cuda`.
 
     On GPUs it has gloo beside NCCL, for objects and other tensors in host memory.
     """
     return "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+
+
+def processes_per_gpu(fraction: float) -> int:
+    """Return how many processes that each reserve a fraction of a GPU fit on one GPU."""
+    return int(1 / fraction + 1e-9)
 
 
 def _in_ray_worker() -> bool:
@@ -69,6 +77,8 @@ def _reserved_gpus() -> list[int]:
     Raises:
         ResourceError: torch cannot use them, or they are not visible.
     """
+    import torch
+
     ids = sys.modules["ray"].get_runtime_context().get_accelerator_ids()["GPU"]
     if not ids:
         return []

@@ -16,6 +16,13 @@ pytest_plugins = ["support.prediction_fixtures"]
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read when a test first imports Ray
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs of this machine, before torch looks for them, unless the tests marked `gpu` are selected."""
+    expression = str(config.option.markexpr)
+    if "gpu" not in expression or "not gpu" in expression:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Start one small Ray cluster for all tests in this process."""
@@ -25,7 +32,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix="lakd-ray-")  # short: Ray's socket paths may not exceed 107 bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # ray.init writes a token there
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.delenv("RAY_ADDRESS", raising=False)
         try:

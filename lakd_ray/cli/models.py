@@ -60,11 +60,15 @@ def predict(
     ] = None,
     max_seconds: MaxSecondsOption = 120.0,
     backend: BackendOption = "torch",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda, one of several GPUs (cuda:1), or auto: a GPU if any.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> int:
     """Predict the emotions of a few recordings, as a table or JSON lines.
 
-    Queries an endpoint (--url) or loads a checkpoint (--model). --max-seconds and --backend apply only to --model.
+    Queries an endpoint (--url) or loads a checkpoint (--model). --max-seconds, --backend and --device apply only to
+    --model.
     """
     from lakd_ray.cli import predict as predictions  # httpx and, for a local model, torch take seconds to load
     from lakd_ray.inference.options import PredictOptions
@@ -78,6 +82,7 @@ def predict(
         model=model,
         max_seconds=max_seconds,
         backend=backend,
+        device=device,
         as_json=as_json,
     )
 
@@ -101,7 +106,10 @@ def predict_batch(
         typer.Option(metavar="N", help="Copies of the model. Default: as many as fit.", show_default=False),
     ] = None,
     cpus: Annotated[int, typer.Option(metavar="N", help="CPUs of each worker.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Reserve a GPU for each worker.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Reserve a GPU for each worker, as --gpus 1.")] = False,
+    gpus: Annotated[
+        float, typer.Option(metavar="FRACTION", help="Reserve a fraction of a GPU, which workers then share.")
+    ] = 0.0,
     backend: BackendOption = "torch",
     language: LanguageOption = None,
     max_seconds: MaxSecondsOption = 120.0,
@@ -120,7 +128,7 @@ def predict_batch(
         model=model,
         workers=workers,
         cpus=cpus,
-        gpu=gpu,
+        gpus=1 if gpu else gpus,
         backend=backend,
         language=language,
         max_seconds=max_seconds,

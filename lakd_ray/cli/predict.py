@@ -58,18 +58,20 @@ class LocalPredictor:
         checkpoint: checkpoint folder, a path or s3:// location.
         max_seconds: longer recordings are rejected.
         backend: inference backend.
+        device: see `Predictor.load`.
 
     Raises:
         StorageError, CheckpointError: there is no such checkpoint, or it is corrupted.
-        ConfigError: the backend is not available.
+        ConfigError: the backend is not available, or the device is not for it.
+        ResourceError: this machine does not have the device.
     """
 
     max_in_flight = 1
 
-    def __init__(self, checkpoint: str, max_seconds: float, backend: Backend):
+    def __init__(self, checkpoint: str, max_seconds: float, backend: Backend, device: str = "auto"):
         from lakd_ray.inference.predictor import Predictor  # torch and transformers take seconds to load
 
-        self._predictor, self._max_seconds = Predictor.load(checkpoint, backend=backend), max_seconds
+        self._predictor, self._max_seconds = Predictor.load(checkpoint, backend=backend, device=device), max_seconds
         self.emotions = self._predictor.emotions
 
     def predict(self, content: bytes, options: PredictOptions) -> EmotionResult:
@@ -97,6 +99,7 @@ def run(
     model: str | None = None,
     max_seconds: float = MAX_SECONDS,
     backend: Backend = "torch",
+    device: str = "auto",
     as_json: bool = False,
 ) -> int:
     """Print the prediction for every recording; a file that fails does not stop the others.
@@ -108,6 +111,7 @@ def run(
         model: checkpoint folder to load in this process, if there is no `url`.
         max_seconds: longer recordings are rejected by `model`; the endpoint has its own limit.
         backend: inference backend of `model`; the endpoint has its own.
+        device: device of `model`, see `Predictor.load`.
         as_json: print JSON lines, one per file, instead of a table.
 
     Returns:
@@ -124,7 +128,7 @@ def run(
         predictor = (
             RemotePredictor(stack.enter_context(Client(str(url))))
             if model is None
-            else LocalPredictor(model, max_seconds, backend)
+            else LocalPredictor(model, max_seconds, backend, device)
         )
         names = [_file_name(file) for file in files]
         formatter = format.make_formatter(as_json, predictor.emotions, options.top_k, names)

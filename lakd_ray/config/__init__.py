@@ -27,12 +27,13 @@ from lakd_ray.config.loader import (
 )
 from lakd_ray.config.model import LanguageAwareHeadConfig, ModelConfig
 from lakd_ray.config.optim import LabelLossConfig, OptimConfig, Recipe
-from lakd_ray.config.serve import Backend, CanaryConfig, ServeConfig
+from lakd_ray.config.serve import CPU_BACKENDS, Backend, CanaryConfig, ServeConfig, validate_backend_device
 from lakd_ray.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from lakd_ray.config.train import TrainConfig
 from lakd_ray.config.tune import Dimension, ReevaluationConfig, TuningConfig
 
 __all__ = [
+    "CPU_BACKENDS",
     "IMPORTER_NAMES",
     "AudioConfig",
     "Backend",
@@ -74,6 +75,7 @@ __all__ = [
     "resolve_location",
     "to_dict",
     "to_documented_yaml",
+    "validate_backend_device",
     "with_settings",
     "with_variant",
 ]

@@ -1,12 +1,32 @@
 """Define the configuration section `serve`: the HTTP endpoint, its replicas and its limits."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lakd_ray.config.base import Section
 
 Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"]
+
+CPU_BACKENDS: tuple[Backend, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
+
+
+def validate_backend_device(backend: Backend, gpus: float, setting: str) -> None:
+    """Reject a GPU for an inference backend that runs on CPUs only.
+
+    Args:
+        backend: the inference backend.
+        gpus: fraction of a GPU that is reserved for it.
+        setting: name of the setting with this fraction, for the message.
+
+    Raises:
+        ValueError: a GPU is reserved for a backend that cannot use it.
+    """
+    if gpus and backend in CPU_BACKENDS:
+        raise ValueError(
+            f"backend {backend} runs on CPUs only, and {setting} reserves {gpus:g} GPUs for it: set {setting} to 0, or "
+            "use backend torch or torch-bf16"
+        )
 
 
 class CanaryConfig(Section):
@@ -34,6 +54,8 @@ class ServeConfig(Section):
     autoscaling."""
     cpus: int = Field(1, ge=1)
     """Logical CPUs of one replica; also its number of threads."""
+    gpus: float = Field(0.0, ge=0, le=1)
+    """GPU of one replica, or a fraction of a GPU that several replicas share; 0: replicas run on CPUs."""
     backend: Backend = "torch"
     """Inference backend: torch in fp32, bf16 or int8, or an exported graph in onnxruntime (`lakd-ray[onnx]`, fp32 or
     int8) or OpenVINO (`lakd-ray[openvino]`, fp32 or bf16). int8 and graphs run on CPUs only; docs/how-to/export.md
@@ -57,3 +79,8 @@ class ServeConfig(Section):
     Without either, every client that can reach the endpoint may use it."""
     canary: CanaryConfig | None = None
     """A second model that serves a part of the traffic; null: none."""
+
+    @model_validator(mode="after")
+    def _validate_backend_device(self) -> Self:
+        validate_backend_device(self.backend, self.gpus, "serve.gpus")
+        return self

@@ -1,7 +1,7 @@
 """Inference backends of the predictor, with torch, onnxruntime or OpenVINO, in fp32, bf16 or int8.
 
-    torch          fp32, on a GPU if there is one; training and evaluation use it
-    torch-bf16     weights and activations in bf16, on a GPU if there is one
+    torch          fp32, on a GPU or CPUs; training and evaluation use it
+    torch-bf16     weights and activations in bf16, on a GPU or CPUs
     torch-int8     fp32, linear layers in int8 with dynamically quantized activations; CPUs
     onnx           the graph of `lakd_ray.models.onnx_export` in onnxruntime, fp32; CPUs
     onnx-int8      the same, matrix products with weights in int8; CPUs
@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
+from lakd_ray.config import CPU_BACKENDS
 from lakd_ray.config import Backend as BackendName
+from lakd_ray.devices import select_device
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import CheckpointMetadata, ClassifierOutput, EmotionClassifier, onnx_export
 from lakd_ray.models.checkpoint import load_local_checkpoint, read_local_metadata
@@ -34,8 +36,6 @@ from lakd_ray.models.onnx_runtime import GraphRuntime, OnnxRuntime, OpenVinoRunt
 
 SharedFeatures = dict[str, tuple[Tensor, Tensor]]
 """Frontend outputs for a batch, with their frame counts, by `EmotionClassifier.frontend_fingerprint`."""
-
-_CPU_ONLY: tuple[BackendName, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
 
 
 class Backend(ABC):
@@ -48,6 +48,11 @@ class Backend(ABC):
 
     languages: tuple[str, ...]
     warmup_lengths: tuple[int, ...] = (SAMPLE_RATE,)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes; a CPU unless overridden."""
+        return torch.device("cpu")
 
     @abstractmethod
     def forward(
@@ -166,34 +171,45 @@ _RUNTIMES: dict[BackendName, Callable[[Path, int | None], GraphRuntime]] = {
 _REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "openvino": ("openvino", "openvino")}
 
 
-def check_available(name: BackendName) -> None:
-    """Check that a backend can run in this process, before anything is loaded.
+def resolve_device(name: BackendName, configured: str) -> torch.device:
+    """Return the device of a backend, after checking that it can run in this process, before anything is loaded.
+
+    Args:
+        name: the backend.
+        configured: see `lakd_ray.devices.select_device`; with `auto`, a backend for CPUs runs there on any machine.
 
     Raises:
-        ConfigError: a backend for CPUs on a host with a GPU, or packages are missing.
+        ConfigError: a GPU is configured for a backend that runs on CPUs only, or packages are missing.
+        ResourceError: see `lakd_ray.devices.select_device`.
     """
-    if name in _CPU_ONLY and torch.cuda.is_available():
+    on_cpu = name in CPU_BACKENDS and configured == "auto"
+    device = select_device("cpu" if on_cpu else configured)
+    if name in CPU_BACKENDS and device.type != "cpu":
         raise ConfigError(
-            f"backend {name} runs on CPUs, and this process has a GPU ({torch.cuda.get_device_name()}): use torch or "
-            "torch-bf16, or hide the GPU (CUDA_VISIBLE_DEVICES=) if it is for something else"
+            f"backend {name} runs on CPUs only, and device {configured} is set: use device cpu, or backend torch or "
+            "torch-bf16"
         )
     if name in _RUNTIMES:
         require_packages(*_REQUIRED_PACKAGES[name.partition("-")[0]])
+    return device
 
 
-def from_model(name: BackendName, model: EmotionClassifier, threads: int | None = None) -> Backend:
-    """Return the backend of a network on the CPU; torch and torch-bf16 move it to the GPU if there is one.
+def from_model(
+    name: BackendName, model: EmotionClassifier, threads: int | None = None, device: torch.device | None = None
+) -> Backend:
+    """Return the backend of a network on the CPU; torch and torch-bf16 move it to their device.
 
     Args:
         threads: CPU threads of a graph's runtime; torch's number if None.
+        device: device of torch and torch-bf16; the CPU if None.
 
     Raises:
         ConfigError, CheckpointError: the backend is not available, or the network cannot be exported.
     """
     if name in _TORCH_BACKENDS:
         backend = _TORCH_BACKENDS[name](model)
-        if torch.cuda.is_available() and name not in _CPU_ONLY:
-            backend.model.to("cuda")
+        if device is not None:
+            backend.model.to(device)
         return backend
     with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
         graph = _find_or_export_graph(name, Path(scratch), Path(scratch), model)
@@ -201,7 +217,7 @@ def from_model(name: BackendName, model: EmotionClassifier, threads: int | None 
 
 
 def from_checkpoint(
-    name: BackendName, checkpoint: str, threads: int | None = None
+    name: BackendName, checkpoint: str, threads: int | None = None, device: torch.device | None = None
 ) -> tuple[Backend, CheckpointMetadata]:
     """Return the backend and the metadata of a checkpoint folder; a graph is exported unless the folder has one.
 
@@ -213,7 +229,7 @@ def from_checkpoint(
         folder = stack.enter_context(storage.open_checksummed_folder(checkpoint))
         if name in _TORCH_BACKENDS:
             model, metadata = load_local_checkpoint(folder)
-            return from_model(name, model), metadata
+            return from_model(name, model, device=device), metadata
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
         network = None if (folder / onnx_export.MODEL_FILE).is_file() else load_local_checkpoint(folder)[0]
         graph = _find_or_export_graph(name, folder, scratch, network)

@@ -166,7 +166,8 @@ def run_rank_inference(
         Indices into `rows`, shape [R], and each model's logits, shape [R, C].
     """
     predictors = {
-        name: Predictor.load(checkpoint, emotions=config.emotions) for name, checkpoint in checkpoints.items()
+        name: Predictor.load(checkpoint, emotions=config.emotions, device=config.train.device)
+        for name, checkpoint in checkpoints.items()
     }
     read_groups = plan_evaluation_epoch(manifest, rows, config.batch, world_size=world_size).read_groups[rank]
     logits: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}

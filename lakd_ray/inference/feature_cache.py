@@ -21,6 +21,7 @@ from lakd_ray.config import Experiment, ModelConfig
 from lakd_ray.data.manifest import FEATURES_FOLDER, Manifest
 from lakd_ray.data.reader import ShardSource
 from lakd_ray.data.schema import FEATURES_SCHEMA
+from lakd_ray.devices import select_device
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import EmotionClassifier, build_model
 from lakd_ray.progress import progress_bar
@@ -71,8 +72,7 @@ class FeatureCache:
                 "audio and quick to compute: set train.cache_features: false, or freeze_encoder: true for a plain "
                 "head, which stores one vector per utterance"
             )
-        if torch.cuda.is_available():
-            self._network.to("cuda")
+        self._network.to(select_device(config.train.device))
         self._manifest = manifest
         self._row_group_size = config.audio.row_group_utterances
         self.folder = storage.join(config.stage_folder("prepare"), FEATURES_FOLDER, self._network.frontend_fingerprint)

@@ -81,6 +81,7 @@ class Predictor:
         emotions: Sequence[str] = (),
         threads: int | None = None,
         backend: BackendName = "torch",
+        device: str = "auto",
     ) -> "Predictor":
         """Load the model of a checkpoint folder.
 
@@ -90,18 +91,23 @@ class Predictor:
             threads: CPU threads of torch in this process and of the ONNX runtime; torch's setting if None.
             backend: inference backend, see `lakd_ray.inference.backends`. ONNX backends use the graph in an exported
                 folder; from other folders they export it first, which can take minutes.
+            device: `cpu`, `cuda`, `cuda:INDEX`, or `auto`: the GPU that a task or actor of Ray has reserved, in other
+                processes the first one, the CPU without a GPU. int8 and ONNX backends run on the CPU.
 
         Raises:
             StorageError, CheckpointError: the folder is missing or corrupted, or its network cannot be exported.
-            ConfigError: the backend is not available.
+            ConfigError: the backend is not available, or the device is not for it.
+            ResourceError: the process does not have the configured device.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        backends.check_available(backend)
+        place = backends.resolve_device(backend, device)
         if isinstance(checkpoint, ExternalTeacherConfig):
             metadata = CheckpointMetadata(checkpoint.name, tuple(emotions), (), Provenance(), {})
-            return cls(backends.from_model(backend, load_external_teacher(checkpoint, emotions), threads), metadata)
-        loaded, metadata = backends.from_checkpoint(backend, checkpoint, threads)  # checks that the folder is complete
+            network = load_external_teacher(checkpoint, emotions)
+            return cls(backends.from_model(backend, network, threads, place), metadata)
+        # checks that the folder is complete
+        loaded, metadata = backends.from_checkpoint(backend, checkpoint, threads, place)
         return cls(loaded, metadata, version=record.folder_fingerprint(checkpoint))
 
     def predict(
@@ -270,8 +276,13 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """The device of the network; see `model`."""
-        return next(self.model.parameters()).device
+        """The device of the backend."""
+        return self.backend.device
+
+    @property
+    def max_batch_seconds(self) -> int:
+        """Largest batch on this device in seconds, padding included; a longer wave is its own batch."""
+        return _MAX_BATCH_SECONDS[self.device.type]
 
 
 @torch.inference_mode()
@@ -286,7 +297,8 @@ def predict_with_models(
         queries: a model and the language of each wave, see `Predictor.logits`.
     """
     outputs = {name: _empty_logits(predictor, len(waves)) for name, (predictor, _) in queries.items()}
-    for indices in _batches_by_length(waves):
+    max_seconds = min(predictor.max_batch_seconds for predictor, _ in queries.values())
+    for indices in _batches_by_length(waves, max_seconds):
         wave_BT, lengths_B = pad_batch([torch.from_numpy(waves[index]) for index in indices])
         shared_features: SharedFeatures = {}
         for name, (predictor, languages) in queries.items():
@@ -307,14 +319,9 @@ def _empty_logits(predictor: Predictor, num_waves: int) -> ModelLogits:
     return logits_BC, np.empty((num_waves, len(predictor.identifiable_languages)), dtype=np.float32)
 
 
-def max_batch_seconds() -> int:
-    """Return the largest batch of this device in seconds, padding included; a longer wave is its own batch."""
-    return _MAX_BATCH_SECONDS["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-def _batches_by_length(waves: Sequence[Wave]) -> Iterator[list[int]]:
+def _batches_by_length(waves: Sequence[Wave], max_seconds: int) -> Iterator[list[int]]:
     """Yield the indices of waves of similar length, the longest first."""
-    budget = max_batch_seconds() * SAMPLE_RATE
+    budget = max_seconds * SAMPLE_RATE
     order = sorted(range(len(waves)), key=lambda index: -len(waves[index]))
     while order:
         size = max(1, budget // max(1, len(waves[order[0]])))

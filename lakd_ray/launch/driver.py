@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from lakd_ray import cluster, storage
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
+from lakd_ray.devices import process_group_backend
 from lakd_ray.errors import LakdError, StorageError, TrainingError
 from lakd_ray.launch.event_log import log_event, poll_events
 from lakd_ray.launch.run_inputs import resolve_inputs
@@ -188,7 +189,9 @@ def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> Torc
             use_gpu=train.gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if train.gpu else "gloo", timeout_s=int(train.collective_timeout_s)),
+        torch_config=TorchConfig(
+            backend=process_group_backend(train.device), timeout_s=int(train.collective_timeout_s)
+        ),
         run_config=RunConfig(
             name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",
             storage_path=path,

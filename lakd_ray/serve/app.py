@@ -64,11 +64,11 @@ class ModelReplica:
 
     def __init__(self, checkpoint: str, cpus: int, backend: Backend):
         # loads torch, which the ingress does not need
-        from lakd_ray.inference.predictor import Predictor, max_batch_seconds
+        from lakd_ray.inference.predictor import Predictor
 
         self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
         self._predictor.warmup()
-        max_seconds = max_batch_seconds()
+        max_seconds = self._predictor.max_batch_seconds
 
         def batch_seconds(requests: list[PredictRequest]) -> int:
             """Return the size of a batch in seconds of audio.
@@ -210,7 +210,7 @@ def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name:
         scaling_options = {"num_replicas": "auto", "autoscaling_config": autoscaling}
     return serve.deployment(
         name=name,
-        ray_actor_options={"num_cpus": config.cpus},
+        ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         max_constructor_retry_count=2,
         **scaling_options,

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
 # Uploads of ranks differ in duration; if a rank dies, its connection breaks, which ends the wait earlier.
 _TIMEOUT = timedelta(days=1)
+_CPU = torch.device("cpu")
 
 T = TypeVar("T")
 
@@ -198,11 +199,12 @@ def restore_latest(
     return state
 
 
-def save_rank_state(file: Path, loss_sums: Tensor | None = None) -> None:
+def save_rank_state(file: Path, loss_sums: Tensor | None = None, device: torch.device = _CPU) -> None:
     """Write the state of every random generator that training uses (SpecAugment uses NumPy's).
 
     Args:
         file: the file to write.
+        device: device of the training; a GPU has its own generator.
         loss_sums: this rank's loss sums of the epoch in progress, stored in the same file.
     """
     state = {
@@ -211,19 +213,19 @@ def save_rank_state(file: Path, loss_sums: Tensor | None = None) -> None:
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     torch.save(state, file)
 
 
-def load_rank_state(file: Path) -> Tensor | None:
-    """Restore the random state that `save_rank_state` wrote and return its loss sums."""
+def load_rank_state(file: Path, device: torch.device = _CPU) -> Tensor | None:
+    """Restore the random state that `save_rank_state` wrote, perhaps on a different device; return its loss sums."""
     state = torch.load(file, weights_only=False)
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
     loss_sums: Tensor | None = state["sums"]
     return loss_sums
 

@@ -311,7 +311,7 @@ class Trainer:
             ) in self.state.best_checkpoint_names(settings.keep_checkpoints):
                 self._write_model_checkpoint(checkpoint, epoch_metrics)
             self.engine.save(resume)
-            save_rank_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu())
+            save_rank_state(resume / f"generators-{self.loader.rank}.pt", self.loss_sums.cpu(), self.engine.device)
 
     def _write_model_checkpoint(self, folder: Path, epoch_metrics: dict[str, Any]) -> None:
         network, weights = self.engine.full_state_dict()
@@ -333,7 +333,7 @@ class Trainer:
         if not same_world_size:
             self.engine.set_schedule_step(state.latest.epochs_done * self.loader.steps_per_epoch)
             return
-        loss_sums = load_rank_state(source / f"generators-{self.loader.rank}.pt")
+        loss_sums = load_rank_state(source / f"generators-{self.loader.rank}.pt", self.engine.device)
         if loss_sums is not None:
             self.loss_sums = loss_sums.to(self.engine.device)
 

@@ -150,7 +150,7 @@ def _train_in_process(graph: RunGraph, run: Run, on_epoch: Callable[[dict[str, A
 
     config = graph.config
     torch.set_num_threads(config.train.cpus_per_worker)
-    _init_single_process_group()
+    _init_single_process_group(config)
     manifest = manifests.load_manifest(config)
     inputs = resolve_inputs(graph, manifest, run)
     logits = torch.from_numpy(teacher_logits.load_logits(graph, manifest, run)) if run.teachers else None
@@ -199,11 +199,17 @@ def _train_in_worker_group(graph: RunGraph, run: Run, on_epoch: Callable[[dict[s
         on_epoch(item)
 
 
-def _init_single_process_group() -> None:
+def _init_single_process_group(config: Experiment) -> None:
     """Create the process group of one rank that the engine's collectives need; a reused process has it already."""
+    import torch
     import torch.distributed as dist
 
+    from lakd_ray.devices import process_group_backend, select_device
+
     if not dist.is_initialized():
+        device = select_device(config.train.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
         store = Path(tempfile.mkdtemp(prefix="lakd-"), "store")
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        dist.init_process_group(process_group_backend(device.type), init_method=f"file://{store}", rank=0, world_size=1)

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pydantic import ValidationError
 from support import tiny_models as tiny
 
 from lakd_ray import storage
 from lakd_ray.audio import Wave
-from lakd_ray.config import Backend, LanguageAwareHeadConfig, ModelConfig
+from lakd_ray.config import Backend, LanguageAwareHeadConfig, ModelConfig, ServeConfig
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.inference import backends
 from lakd_ray.inference.backends import OnnxBackend
@@ -232,11 +233,23 @@ def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"])
-def test_backends_for_cpus_are_rejected_with_a_gpu(name, monkeypatch, tmp_path):
+def test_backends_for_cpus_run_there_on_a_machine_with_a_gpu(name, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    with pytest.raises(ConfigError, match=f"{name} runs on CPUs, and this process has a GPU"):
-        Predictor.load(str(tmp_path), backend=name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert backends.resolve_device(name, "auto") == backends.resolve_device(name, "cpu") == torch.device("cpu")
+    assert backends.resolve_device("torch", "auto") == torch.device("cuda:0")
+    with pytest.raises(ConfigError, match=f"{name} runs on CPUs only, and device cuda is set"):
+        Predictor.load(str(tmp_path), backend=name, device="cuda")
+    with pytest.raises(ValidationError, match=r"serve\.gpus reserves 0\.5 GPUs for it"):
+        ServeConfig(backend=name, gpus=0.5)
+
+
+def test_the_cpu_can_be_chosen_on_a_machine_with_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    predictor = Predictor.load(tiny.checkpoint(tmp_path), device="cpu")
+    assert predictor.device == torch.device("cpu") and predictor.max_batch_seconds == 10
+    assert predictor.predict_waves([np.zeros(16_000, np.float32)], [None])
 
 
 @pytest.mark.parametrize(

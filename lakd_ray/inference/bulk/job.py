@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from lakd_ray import storage
-from lakd_ray.config import Backend, Section, resolve_location, to_dict
+from lakd_ray.config import Backend, Section, resolve_location, to_dict, validate_backend_device
 from lakd_ray.data import schema
+from lakd_ray.devices import processes_per_gpu
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StorageError
 from lakd_ray.inference.bulk import inputs
 from lakd_ray.inference.bulk.inputs import InputEntry
@@ -59,8 +60,8 @@ class BulkConfig(Section):
     """Number of copies of the model; as many as fit into the cluster if absent."""
     cpus: int = Field(1, ge=1)
     """Logical CPUs of a worker; also its number of torch threads and of decoding processes."""
-    gpu: bool = False
-    """One GPU for each worker."""
+    gpus: float = Field(0.0, ge=0, le=1)
+    """GPU of each worker, or a fraction of a GPU that several workers share; 0: workers run on CPUs."""
     backend: Backend = "torch"
     """Inference backend. ONNX backends use the graph in the checkpoint folder (`lakd export --onnx`);
     without one each worker exports its own."""
@@ -70,6 +71,11 @@ class BulkConfig(Section):
     """Longer recordings are quarantined."""
     part_files: int = Field(256, ge=1)
     """Recordings per part; an interruption loses at most one part per worker."""
+
+    @model_validator(mode="after")
+    def _validate_backend_device(self) -> Self:
+        validate_backend_device(self.backend, self.gpus, "--gpus")
+        return self
 
 
 def parse_settings(**values: Any) -> BulkConfig:
@@ -81,7 +87,10 @@ def parse_settings(**values: Any) -> BulkConfig:
     try:
         bulk = BulkConfig.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        problems = [f"{item['loc'][0]} {item['input']!r}: {item['msg']}" for item in error.errors()]
+        problems = [
+            f"{item['loc'][0]} {item['input']!r}: {item['msg']}" if item["loc"] else str(item["ctx"]["error"])
+            for item in error.errors()
+        ]
         raise ConfigError("invalid settings: " + "; ".join(problems)) from None
     locations = {
         "input": resolve_location(bulk.input, f"the input {bulk.input!r}", "/path or s3://bucket/prefix"),
@@ -221,7 +230,7 @@ def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_rec
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=config.cpus,
-        num_gpus=1 if config.gpu else 0,
+        num_gpus=config.gpus,
     )
     sizes = {part.path: len(part.entries) for part in missing}
     remaining = sum(sizes.values())
@@ -240,14 +249,14 @@ def _num_workers(config: BulkConfig, num_parts: int) -> int:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     capacity = int(cpus // config.cpus)
-    if config.gpu:
-        capacity = min(capacity, int(gpus))
+    if config.gpus:
+        capacity = min(capacity, int(gpus) * processes_per_gpu(config.gpus))
     minimum = config.workers or 1
     if capacity < minimum:
-        per_worker = f"{config.cpus} CPUs" + (" and a GPU" if config.gpu else "")
+        per_worker = f"{config.cpus} CPUs" + (f" and {config.gpus:g} GPUs" if config.gpus else "")
         raise ResourceError(
             f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, but {minimum} workers with {per_worker} each are "
-            "requested: lower --workers or --cpus, leave out --gpu, or add nodes"
+            "requested: lower --workers, --cpus or --gpus, or add nodes"
         )
     return min(config.workers or capacity, num_parts)
 

@@ -140,7 +140,7 @@ class TestRuns:
     def test_invalid_settings_are_rejected_before_anything_is_written(self, config, tmp_path):
         for change, error, message in (
             ({"workers": 99}, ResourceError, "the cluster has 4 CPUs and 0 GPUs, but 99 workers"),
-            ({"gpu": True}, ResourceError, "and a GPU each"),
+            ({"gpus": 0.5}, ResourceError, "0 GPUs, but 1 workers with 1 CPUs and 0.5 GPUs each"),
             ({"model": str(tmp_path)}, CheckpointError, "is not a complete checkpoint folder"),
             ({"input": str(tmp_path)}, DataError, "holds no recordings"),
         ):
@@ -157,6 +157,7 @@ class TestRuns:
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"workers": 0}, "workers 0: Input should be greater"), ({"language": "German"}, "language 'German'"),
+    ({"gpus": 0.5, "backend": "onnx"}, r"backend onnx runs on CPUs only, and --gpus reserves 0\.5 GPUs"),
 ])  # fmt: skip
 def test_invalid_settings(change, message):
     with pytest.raises(ConfigError, match=message):
