@@ -1,9 +1,10 @@
 """Comparison of student settings on dev, and the student that dev selects.
 
-Epochs, settings and the served student are selected on dev; test scores select nothing.
+Epochs, settings and the served student are selected on dev, by the mean of UR over languages; test scores select
+nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
@@ -15,8 +16,8 @@ from lakd_ray.labels import MEAN_OVER_LANGUAGES
 from lakd_ray.report import curves
 from lakd_ray.report.predictions import TEACHER
 from lakd_ray.report.result_table import ResultRow, format_percent, format_title
-from lakd_ray.runs.graph import RunGraph
-from lakd_ray.runs.state import RunState, select_best_run
+from lakd_ray.runs.graph import Run, RunGraph
+from lakd_ray.runs.state import RunState, select_served_student
 
 Cell = tuple[int, int]  # fold, seed
 
@@ -29,7 +30,7 @@ class DevScores:
     setup: str
     variant: str | None
     UR: dict[Cell, float] = field(default_factory=dict)
-    """By cell; the mean over languages for monolingual students."""
+    """By cell; the mean over languages, of one multilingual student or of all monolingual ones."""
 
 
 def compute_dev_scores(cells: Sequence[RunGraph]) -> list[DevScores]:
@@ -83,13 +84,15 @@ def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str
     return row
 
 
-def describe_best_students(
+def describe_selected_students(
     graph: RunGraph,
     results: Sequence[ResultRow],
     pooled: Sequence[ResultRow],
     dev_rows: Sequence[dict[str, Any]],
 ) -> list[str]:
-    """Name the best student on test, the one that dev selects and `lakd serve` uses, and why they may differ.
+    """Name the student that dev selects over all cells, and the one that `lakd serve` uses, with their test scores.
+
+    All scores are means over languages, on dev and on test.
 
     Args:
         graph: runs of the fold and seed to serve.
@@ -98,41 +101,68 @@ def describe_best_students(
         dev_rows: rows of `compare_settings`.
     """
     students = [row for row in pooled if row["language"] == MEAN_OVER_LANGUAGES and row["paradigm"] != TEACHER]
-    best = max(students, key=lambda row: row["UR"])
-    bounds = best["UR_interval"]
-    interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
-    best_title = format_title(best["paradigm"], best["setup"], best["variant"])
-    sentences = [
-        f"Best student on test: {best_title}, with UR {format_percent(best['UR'])} %{interval} "
-        f"and WR {format_percent(best['WR'])} % as means over languages."
-    ]
-    selected = []
-    if any(row["cells"] > 1 for row in dev_rows):
-        top = max(dev_rows, key=lambda row: row["UR"])
-        selected.append(format_title(top["paradigm"], top["setup"], top["variant"]))
+    test = {(row["paradigm"], row["setup"], row["variant"]): row for row in students}
+    selected = _select_setting(dev_rows)
+    sentences = [*_describe_selected_setting(selected, test), *_describe_served_student(graph, results, selected)]
+    highest = max(students, key=lambda row: row["UR"])
+    if selected and len(students) > 1 and highest is not test.get(_setting_key(selected)):
         sentences.append(
-            f"Best student on dev: {selected[0]}, with a mean UR of {format_percent(top['UR'])} % over "
-            f"{top['cells']} cells."
-        )
-    run = select_best_run(graph.students, graph.config)
-    epochs = RunState.read(run.folder(graph.config)).metrics
-    if epochs:
-        selected.append(format_title(run.paradigm, run.setup, run.variant))
-        dev_UR = max(epoch["dev_UR"] for epoch in epochs)
-        test_UR = next(
-            (row["UR"] for row in results if row["model"] == run.id and row["language"] == MEAN_OVER_LANGUAGES), None
-        )
-        sentences.append(
-            f"Selected on dev in fold {graph.config.fold} with seed {graph.config.seed}, and used by `lakd serve`: "
-            f"{selected[-1]} ({run.id}), with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on "
-            "test."
-        )
-    if any(title != best_title for title in selected):
-        sentences.append(
-            "Dev and test disagree on the best student. Students are selected on dev, because the test score of a "
-            "student that is selected on test is optimistic."
+            f"{format_title(*_setting_key(highest))} has the highest UR on test ({format_percent(highest['UR'])} %), "
+            f"but dev does not select it; as the highest of {len(students)} test scores, this one is optimistic."
         )
     return sentences
+
+
+def _setting_key(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    return row["paradigm"], row["setup"], row["variant"]
+
+
+def _select_setting(dev_rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the row with the highest mean UR on dev; settings that lack cells, because runs failed, do not compete."""
+    cells = max((row["cells"] for row in dev_rows), default=0)
+    return max((row for row in dev_rows if row["cells"] == cells), key=lambda row: float(row["UR"]), default=None)
+
+
+def _describe_selected_setting(
+    selected: dict[str, Any] | None, test: Mapping[tuple[str, str, str | None], ResultRow]
+) -> list[str]:
+    if selected is None:
+        return ["No student is selected: the runs have no metrics on dev."]
+    row = test.get(_setting_key(selected))
+    bounds = row["UR_interval"] if row else None
+    interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
+    cells = f", the mean over {selected['cells']} cells," if selected["cells"] > 1 else ""
+    return [
+        f"Selected on dev: {format_title(*_setting_key(selected))}, with UR {format_percent(selected['UR'])} % on "
+        f"dev{cells} and {format_percent(row['UR'] if row else None)} %{interval} on test."
+    ]
+
+
+def _describe_served_student(
+    graph: RunGraph, results: Sequence[ResultRow], selected: dict[str, Any] | None
+) -> list[str]:
+    run, config = select_served_student(graph), graph.config
+    epochs = RunState.read(run.folder(config)).metrics
+    if not epochs:
+        return []
+    if selected and selected["cells"] == 1 and _setting_key(selected) == _run_key(run) and run.setup == "multilingual":
+        return [f"`lakd serve` uses it: {run.id}."]
+    rows = (row for row in results if row["model"] == run.id and row["language"] == MEAN_OVER_LANGUAGES)
+    test_UR = next((row["UR"] for row in rows), None)
+    reason = "the best on dev of the students of all languages"
+    if set(config.languages) - set(run.languages):
+        reason = f"of {', '.join(run.languages)} only, because no student covers all languages"
+    elif len(config.languages) == 1:
+        reason = "the best student on dev"
+    return [
+        f"Used by `lakd serve`: {run.id} ({format_title(*_run_key(run))}), {reason} in fold {config.fold} with seed "
+        f"{config.seed}, with UR {format_percent(max(epoch['dev_UR'] for epoch in epochs))} % on dev and "
+        f"{format_percent(test_UR)} % on test."
+    ]
+
+
+def _run_key(run: Run) -> tuple[str, str, str | None]:
+    return run.paradigm, run.setup, run.variant
 
 
 def summary_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:

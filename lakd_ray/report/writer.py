@@ -50,7 +50,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         config=config,
         scope=_describe_scope(cells),
         findings=[
-            *model_selection.describe_best_students(
+            *model_selection.describe_selected_students(
                 base_graph, tables["results"], tables["pooled"], tables["model_selection"]
             ),
             *model_selection.summary_sentences(tables["model_selection"]),

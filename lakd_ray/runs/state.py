@@ -13,8 +13,10 @@ state. The newest `train.keep_resume_states` states are stored: if one is corrup
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
 from lakd_ray import storage
@@ -23,6 +25,8 @@ from lakd_ray.errors import CheckpointError, StageError
 from lakd_ray.runs import record as records
 from lakd_ray.runs.graph import Run, RunGraph
 from lakd_ray.runs.layout import METRICS_FILE, STATE_FILE, checkpoint_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,27 @@ def fingerprint_inputs(run: Run, config: Experiment, inputs: dict[str, str]) -> 
     }
 
 
-def select_best_run(runs: Sequence[Run], config: Experiment) -> Run:
-    """Return the run with the best score on dev; the endpoint serves the student that this selects."""
-    return max(runs, key=lambda run: RunState.read(run.folder(config)).best_dev_score)
+def select_served_student(graph: RunGraph) -> Run:
+    """Return the student that the endpoint serves: the best on dev of those that cover all languages of the experiment.
+
+    UR on dev is the mean over a student's languages, so it is comparable only between students of the same languages.
+    If no student covers all, the paradigm whose students have the highest mean over the languages is selected, and of
+    these the student of the experiment's first language.
+    """
+    languages = set(graph.config.languages)
+    candidates = [[run] for run in graph.students if languages <= set(run.languages)] or [
+        [run for run in graph.students if run.paradigm == paradigm] for paradigm in graph.config.distill.paradigms
+    ]
+    return max(candidates, key=lambda runs: _mean_dev_score(runs, graph.config))[0]
+
+
+def _mean_dev_score(runs: Sequence[Run], config: Experiment) -> tuple[float, float]:
+    """Return the means of the best dev scores, or the score of an untrained run if there is one."""
+    scores = [RunState.read(run.folder(config)).best_dev_score for run in runs]
+    if RunState().best_dev_score in scores:
+        return RunState().best_dev_score
+    UR, negated_ce = (mean(column) for column in zip(*scores, strict=True))
+    return UR, negated_ce
 
 
 def find_best_checkpoint(run: Run, config: Experiment) -> str:
@@ -186,9 +208,15 @@ def find_best_checkpoint(run: Run, config: Experiment) -> str:
 
 
 def find_best_student_checkpoint(graph: RunGraph) -> str:
-    """Return the location of the checkpoint of the student with the best score on dev.
+    """Return the location of the checkpoint of the student that the endpoint serves, see `select_served_student`.
 
     Raises:
         StageError: that student is not trained.
     """
-    return find_best_checkpoint(select_best_run(graph.students, graph.config), graph.config)
+    run = select_served_student(graph)
+    if missing := [code for code in graph.config.languages if code not in run.languages]:
+        logger.warning(
+            f"no student covers all languages of the experiment: {run.id} is trained on {', '.join(run.languages)}, "
+            f"not on {', '.join(missing)}. To have a student of all languages, train the set-up `multilingual`."
+        )
+    return find_best_checkpoint(run, graph.config)

@@ -15,7 +15,9 @@ from lakd_ray.runs.state import (
     ResumePoint,
     RunState,
     find_best_checkpoint,
+    find_best_student_checkpoint,
     fingerprint_inputs,
+    select_served_student,
 )
 
 
@@ -103,6 +105,38 @@ def test_best_checkpoint_of_a_finished_run(tmp_path):
     RunState(ResumePoint(1)).write(folder)
     with pytest.raises(CheckpointError, match="names no best checkpoint"):
         find_best_checkpoint(run, config)
+
+
+def write_dev_scores(config: Experiment, scores: dict[str, float]) -> None:
+    for run in build_run_graph(config).students:
+        if run.id in scores:
+            RunState(metrics=(epoch(scores[run.id]),)).write(run.folder(config))
+
+
+def test_the_served_student_covers_all_languages_and_is_the_best_of_these_on_dev(tmp_path):
+    config = experiment(tmp_path, distill={"paradigms": ["kd", "mtkd"], "setups": ["monolingual", "multilingual"]})
+    scores = {"kd-en-f0-s42": 0.9, "kd-multilingual-f0-s42": 0.6, "mtkd-multilingual-f0-s42": 0.7}
+    write_dev_scores(config, scores)
+    assert select_served_student(build_run_graph(config)).id == "mtkd-multilingual-f0-s42"
+
+
+def test_without_a_student_of_all_languages_the_paradigm_with_the_best_mean_is_served(tmp_path, caplog):
+    config = experiment(tmp_path, distill={"paradigms": ["kd", "mtkd"], "setups": ["monolingual"]})
+    write_dev_scores(config, {"kd-en-f0-s42": 0.9, "kd-fi-f0-s42": 0.4, "mtkd-en-f0-s42": 0.6})
+    assert select_served_student(build_run_graph(config)).id == "kd-en-f0-s42", "mtkd is not complete"
+    write_dev_scores(config, {"mtkd-fi-f0-s42": 0.8})
+    graph = build_run_graph(config)
+    assert select_served_student(graph).id == "mtkd-en-f0-s42"
+    with pytest.raises(StageError, match="mtkd-en-f0-s42 is not trained"):
+        find_best_student_checkpoint(graph)
+    assert "mtkd-en-f0-s42 is trained on en, not on fi" in caplog.text
+
+
+def test_with_one_language_students_of_both_set_ups_compete(tmp_path):
+    distill = {"paradigms": ["kd"], "setups": ["monolingual", "multilingual"]}
+    config = experiment(tmp_path, languages=["en"], distill=distill)
+    write_dev_scores(config, {"kd-en-f0-s42": 0.7, "kd-multilingual-f0-s42": 0.6})
+    assert select_served_student(build_run_graph(config)).id == "kd-en-f0-s42"
 
 
 def fingerprint(config: Experiment, run: Run | None = None, **inputs: str) -> str:
