@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
     ("devices", "errors", "grouping", "labels", "progress"),
-    ("config", "metrics"),
+    ("config", "metrics", "statistics"),
     ("storage",),
     ("runs",),
     ("audio",),

@@ -60,11 +60,19 @@ class CorpusConfig(Section):
     """Whether the speech is synthetic, as reports and model cards then state; null: only for importer espeak."""
     split: SplitConfig = SplitConfig()
     """Division into train, dev and test."""
+    independent_units: Literal["speakers", "sessions"] | None = None
+    """Units of the test data that are independent of each other, over which reports compute intervals. `sessions`: the
+    speakers of a session talk to each other; null: sessions for importer iemocap, else speakers."""
 
     @property
     def is_synthetic(self) -> bool:
         """Whether the corpus consists of synthetic speech."""
         return self.importer == "espeak" if self.synthetic is None else self.synthetic
+
+    @property
+    def units(self) -> Literal["speakers", "sessions"]:
+        """Units of the test data that are independent of each other."""
+        return self.independent_units or ("sessions" if self.importer == "iemocap" else "speakers")
 
 
 class AudioConfig(Section):

@@ -98,6 +98,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("corpus", pa.string(), nullable=False),
         pa.field("language", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
+        pa.field("cluster", pa.string(), nullable=False),  # independent unit: the speaker, or <corpus>:<session>
         pa.field("sentence", pa.string()),
         pa.field("sentence_in_train", pa.bool_()),  # whether train has the sentence too; null if unknown
         pa.field("fold", pa.int32(), nullable=False),

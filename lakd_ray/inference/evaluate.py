@@ -16,6 +16,7 @@ import pyarrow as pa
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data.clusters import cluster_names
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.provenance import DataExposure
 from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
@@ -186,8 +187,10 @@ def _fingerprint(manifest: Manifest, rows: RowIndices, model: _EvaluatedModel) -
     return {
         "checkpoint": record.folder_fingerprint(model.checkpoint),
         "audio": record.digest(manifest.table["audio_sha256"].take(rows).to_pylist()),
+        "columns": PREDICTIONS_SCHEMA.names,
+        "clusters": record.digest(cluster_names(manifest.table.take(rows), model.config.corpora)),
         **(
-            {"conditions": list(model.extra_conditions), "columns": LANGUAGE_CONDITIONS_SCHEMA.names}
+            {"conditions": list(model.extra_conditions), "condition_columns": LANGUAGE_CONDITIONS_SCHEMA.names}
             if model.extra_conditions
             else {}
         ),
@@ -204,6 +207,7 @@ def _predictions_table(
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
+        "cluster": cluster_names(part, model.config.corpora),
         "sentence_in_train": manifest.sentence_in_train(rows[scored_R]),
         "fold": [model.config.fold] * count,
         "seed": [model.config.seed] * count,

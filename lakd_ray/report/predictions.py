@@ -51,6 +51,8 @@ class Predictions:
     """Fold of the model that made each prediction."""
     language_N: npt.NDArray[np.str_]
     speaker_N: npt.NDArray[np.str_]
+    cluster_N: npt.NDArray[np.str_]
+    """Independent unit of each utterance: its speaker, or the session in which speakers talk to each other."""
     sentence_in_train_N: npt.NDArray[np.object_]
     """Whether a train utterance has the same sentence: True, False, or None if unknown."""
     labels_N: npt.NDArray[np.int64]
@@ -83,7 +85,8 @@ class Predictions:
 
 
 _ARRAY_FIELDS = (
-    *("utterance_N", "fold_N", "language_N", "speaker_N", "sentence_in_train_N", "labels_N", "probabilities_NC"),
+    *("utterance_N", "fold_N", "language_N", "speaker_N", "cluster_N"),
+    *("sentence_in_train_N", "labels_N", "probabilities_NC"),
 )
 
 
@@ -171,6 +174,7 @@ def _read_file(location: str, run: Run, paradigm: str, emotions: Sequence[str]) 
         fold_N=np.full(len(utterance_N), constant["fold"], dtype=np.int64),
         language_N=_string_column(table, "language"),
         speaker_N=_string_column(table, "speaker"),
+        cluster_N=_string_column(table, "cluster"),
         sentence_in_train_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),
         labels_N=_label_indices(table, emotions, location),
         probabilities_NC=probabilities.flatten().to_numpy().reshape(-1, C).astype(np.float64),

@@ -34,6 +34,7 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct
         "fold_N": np.full(N, fold),
         "language_N": np.array(["en"] * N),
         "speaker_N": np.array([f"c:{speaker}" for speaker in speakers for _ in range(40)]),
+        "cluster_N": np.array([f"c:{speaker}" for speaker in speakers for _ in range(40)]),
         "sentence_in_train_N": np.array([None] * N, dtype=object),
         "labels_N": labels_N,
         "probabilities_NC": np.eye(4)[predicted_N],

@@ -61,6 +61,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "corpus": "demo",
                         "language": language,
                         "speaker": f"demo:{language}-{speaker}",
+                        "cluster": f"demo:{language}-{speaker}",
                         "sentence": "s1",
                         "sentence_in_train": number == 0,
                         "fold": config.fold,
