@@ -35,7 +35,7 @@ class StandardErrors(NamedTuple):
     def half_width(self) -> FloatArray:
         """Return half the width of the 95 % interval."""
         half_E: FloatArray = stdtrit(self.degrees_E, (1 + CONFIDENCE_LEVEL) / 2) * self.value_E
-        return half_E.max(axis=0)
+        return np.asarray(half_E.max(axis=0))
 
     def p_value(self, estimate: FloatArray) -> FloatArray:
         """Return the two-sided p-value of an estimate against zero; it is below 0.05 where the interval excludes it."""
@@ -46,7 +46,7 @@ class StandardErrors(NamedTuple):
             where=self.value_E > 0,
         )
         p_E: FloatArray = 2 * stdtr(self.degrees_E, -t_E)
-        return p_E.max(axis=0)
+        return np.asarray(p_E.max(axis=0))
 
 
 @dataclass(frozen=True)
