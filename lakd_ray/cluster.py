@@ -1,6 +1,7 @@
 """The Ray cluster of an experiment: connect to it or start a local one, and check that it has enough resources."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,10 @@ from typing import Any
 import ray
 
 from lakd_ray.config import ClusterConfig, Experiment
+from lakd_ray.devices import count_visible_gpus, processes_per_gpu
 from lakd_ray.errors import ResourceError
+
+logger = logging.getLogger(__name__)
 
 # Environment of every worker, set before a local cluster starts, because its processes inherit it.
 _WORKER_ENVIRONMENT = {
@@ -93,7 +97,8 @@ def _init_options(cluster: ClusterConfig, address: str | None, cpus: int) -> dic
     }
     if address is not None:
         return options | {"address": address}
-    options |= {"num_cpus": cpus, "include_dashboard": False, "address": "local"}
+    # Ray itself would also count GPUs whose driver is too old for torch.
+    options |= {"num_cpus": cpus, "num_gpus": count_visible_gpus(), "include_dashboard": False, "address": "local"}
     if cluster.object_store_mb is not None:
         options["object_store_memory"] = cluster.object_store_mb * 1024**2
     return options
@@ -103,11 +108,74 @@ def local_cpus(config: Experiment) -> int:
     """Return the logical CPUs of a local cluster, enough for all workers, trials, replicas and data readers."""
     if config.cluster.cpus is not None:
         return config.cluster.cpus
-    train = config.train
-    workers = train.parallel_runs * train.workers * train.cpus_per_worker
-    trials = config.tune.max_concurrent_trials * config.tune.workers_per_trial * train.cpus_per_worker
-    serving = config.serve.replicas * config.serve.cpus + 1
-    return max(os.cpu_count() or 1, 2 + max(workers, trials, serving) + 2)
+    train, tune = with_local_device(config).train, config.tune
+    counts = (train.parallel_runs * train.workers, tune.max_concurrent_trials * tune.workers_per_trial)
+    training = (workers * train.cpus_per_worker + train.total_reader_cpus(workers) for workers in counts)
+    serving = _num_replicas(config) * config.serve.cpus + 2
+    return max(os.cpu_count() or 1, max(*training, serving) + 3)
+
+
+def max_concurrent_trials(config: Experiment) -> int:
+    """Return the number of trials of the search that the connected cluster holds, with their readers; at least one."""
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+    for trials in range(config.tune.max_concurrent_trials, 1, -1):
+        request = _request_of_trials(config, trials)
+        if request.cpus <= available.get("CPU", 0) and request.gpus <= available.get("GPU", 0):
+            return trials
+    return 1
+
+
+def with_known_device(config: Experiment, available: Mapping[str, float]) -> Experiment:
+    """Return the experiment with `train.gpu: auto` replaced by whether the GPUs suffice for all workers.
+
+    It is true as well if the precision or the optimizer needs GPUs; `check_resources` then rejects a cluster without.
+
+    Args:
+        config: the experiment; returned as it is unless `train.gpu` is `auto`.
+        available: all resources of the cluster, with Ray's names.
+    """
+    if config.train.gpu != "auto":
+        return config
+    return _with_gpu(config, gpu=_needs_gpu(config) or available.get("GPU", 0) >= _count_wanted_gpus(config))
+
+
+def with_local_device(config: Experiment) -> Experiment:
+    """Return the experiment with `train.gpu: auto` replaced by what a local cluster on this machine would have."""
+    return with_known_device(config, {"GPU": count_visible_gpus()})
+
+
+def resolve_device(config: Experiment) -> Experiment:
+    """Replace an automatic `train.gpu` by what the connected cluster has, and log it; each command calls this once."""
+    if config.train.gpu != "auto":
+        return config
+    available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
+    resolved = with_known_device(config, available)
+    found, wanted = available.get("GPU", 0), _count_wanted_gpus(config)
+    if resolved.train.gpu:
+        logger.info(f"training on GPUs: the workers need {wanted}, the cluster has {found:g}")
+    elif not found:
+        logger.info("training on CPUs: the cluster has no GPU")
+    else:
+        logger.info(
+            f"training on CPUs: the workers need {wanted} GPUs, the cluster has {found:g}. To use GPUs, lower "
+            "train.workers or train.parallel_runs; runs with one worker can share a GPU (train.gpus_per_worker: 0.5)"
+        )
+    return resolved
+
+
+def _needs_gpu(config: Experiment) -> bool:
+    return config.train.precision == "fp16" or config.train.offload_optimizer
+
+
+def _count_wanted_gpus(config: Experiment) -> int:
+    """Return the GPUs that training and the trials of the search need if they use GPUs."""
+    wanted = _with_gpu(config, gpu=True)
+    builders = [_training_request, *([_tuning_request] if "tune" in config.stages else [])]
+    return max(build(wanted).gpus for build in builders)
+
+
+def _with_gpu(config: Experiment, *, gpu: bool) -> Experiment:
+    return config.model_copy(update={"train": config.train.model_copy(update={"gpu": gpu})})
 
 
 @dataclass(frozen=True)
@@ -120,6 +188,8 @@ class ResourceRequest:
     gpus: int
     settings_to_reduce: str
     """Keys of the settings that lower the request."""
+    without_gpus: str = "set train.gpu: false"
+    """The setting with which the stage needs no GPU."""
 
 
 def check_resources(config: Experiment, stages: Sequence[str], available: Mapping[str, float]) -> None:
@@ -145,11 +215,12 @@ def missing_resources(config: Experiment, stages: Iterable[str], available: Mapp
         stages: the stages to run.
         available: all resources of the cluster, with Ray's names.
     """
+    config = with_known_device(config, available)
     missing = []
     for request in resource_requests(config, stages):
         for kind, needed in (("CPU", request.cpus), ("GPU", request.gpus)):
             if available.get(kind, 0) < needed:
-                alternative = "raise cluster.cpus" if kind == "CPU" else "set train.gpu: false"
+                alternative = request.without_gpus if kind == "GPU" else "raise cluster.cpus"
                 missing.append(
                     f"the cluster has {available.get(kind, 0):g} {kind}s, but {request.description} need {needed}. "
                     f"Lower {request.settings_to_reduce}, {alternative}, or add nodes."
@@ -165,40 +236,67 @@ def resource_requests(config: Experiment, stages: Iterable[str]) -> list[Resourc
 
 def _training_request(config: Experiment) -> ResourceRequest:
     train = config.train
-    groups, workers = train.parallel_runs, train.parallel_runs * train.workers
-    return ResourceRequest(
-        f"{groups} x {train.workers} workers with {_format_worker_resources(config)} and one CPU for reading data",
-        workers * train.cpus_per_worker + 1,
-        workers if train.gpu else 0,
+    workers = train.parallel_runs * train.workers
+    return _request_of_workers(
+        config,
+        workers,
+        f"{train.parallel_runs} x {train.workers} workers",
         "train.workers, train.cpus_per_worker or train.parallel_runs",
     )
 
 
 def _tuning_request(config: Experiment) -> ResourceRequest:
     """Return the request of one trial: the others wait for it."""
+    return _request_of_trials(config, 1)
+
+
+def _request_of_trials(config: Experiment, trials: int) -> ResourceRequest:
     workers = config.tune.workers_per_trial
-    group = f"{workers} workers with " if workers > 1 else ""
-    return ResourceRequest(
-        f"trials of the search with {group}{_format_worker_resources(config)} and one CPU for reading data",
-        workers * config.train.cpus_per_worker + 1,
-        workers if config.train.gpu else 0,
+    return _request_of_workers(
+        config,
+        trials * workers,
+        "trials of the search" + (f" with {workers} workers" if workers > 1 else ""),
         "tune.workers_per_trial or train.cpus_per_worker",
+    )
+
+
+def _request_of_workers(config: Experiment, workers: int, subject: str, settings_to_reduce: str) -> ResourceRequest:
+    """Return the request of training workers and of the tasks that read their data."""
+    train = config.train
+    each = _count(train.cpus_per_worker, "CPU") + (f" and {train.gpus_per_worker:g} GPU" if train.reserved_gpus else "")
+    reading = _count(train.total_reader_cpus(workers), "CPU")
+    gpus = math.ceil(workers / processes_per_gpu(train.gpus_per_worker)) if train.reserved_gpus else 0
+    return ResourceRequest(
+        f"{subject} with {each} each and {reading} for reading data",
+        workers * train.cpus_per_worker + train.total_reader_cpus(workers),
+        gpus,
+        settings_to_reduce,
+        "set train.gpu: false" + (" and train.precision: bf16" if train.precision == "fp16" else ""),
     )
 
 
 def _serving_request(config: Experiment) -> ResourceRequest:
     serve = config.serve
+    replicas = _num_replicas(config)
     return ResourceRequest(
-        f"serve.replicas={serve.replicas} with serve.cpus={serve.cpus}",
-        serve.replicas * serve.cpus,
-        0,
-        "serve.replicas or serve.cpus",
+        f"serve.replicas={serve.replicas}"
+        + (f" and serve.canary.replicas={serve.canary.replicas}" if serve.canary else "")
+        + f" with serve.cpus={serve.cpus}"
+        + (f" and serve.gpus={serve.gpus:g}" if serve.gpus else ""),
+        replicas * serve.cpus,
+        math.ceil(replicas / processes_per_gpu(serve.gpus)) if serve.gpus else 0,
+        "serve.replicas, serve.cpus or serve.gpus" if serve.gpus else "serve.replicas or serve.cpus",
+        "set serve.gpus: 0",
     )
 
 
-def _format_worker_resources(config: Experiment) -> str:
-    cpus = config.train.cpus_per_worker
-    return f"{cpus} CPU{'s' if cpus > 1 else ''}" + (" and one GPU each" if config.train.gpu else " each")
+def _num_replicas(config: Experiment) -> int:
+    """Return the replicas of the model and of its canary, before any autoscaling."""
+    return config.serve.replicas + (config.serve.canary.replicas if config.serve.canary else 0)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 _REQUEST_BUILDERS: dict[str, Callable[[Experiment], ResourceRequest]] = {

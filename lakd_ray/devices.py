@@ -35,7 +35,7 @@ def select_device(configured: str = "auto") -> "torch.device":
     if configured == "cpu":
         return torch.device("cpu")
     in_ray = _in_ray_worker()
-    gpus = _reserved_gpus() if in_ray else list(range(torch.cuda.device_count() if torch.cuda.is_available() else 0))
+    gpus = _reserved_gpus() if in_ray else list(range(count_visible_gpus()))
     position = int(configured.partition(":")[2] or 0)
     if position < len(gpus):
         return torch.device("cuda", gpus[position])
@@ -58,6 +58,13 @@ def process_group_backend(device_type: str) -> str:
     On GPUs it has gloo beside NCCL, for objects and other tensors in host memory.
     """
     return "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+
+
+def count_visible_gpus() -> int:
+    """Return the number of GPUs that torch can use on this machine, and that a local cluster has."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def processes_per_gpu(fraction: float) -> int:

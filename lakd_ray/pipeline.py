@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lakd_ray.cluster import experiment_session
+from lakd_ray.cluster import cluster_address, experiment_session, resolve_device, with_local_device
 from lakd_ray.config import Experiment
 from lakd_ray.data import prepare
 from lakd_ray.errors import ConfigError, TrainingError
@@ -87,6 +87,7 @@ STAGES: dict[str, Callable[[Pipeline], object]] = {
     "report": Pipeline.report,
     "serve": Pipeline.serve,
 }
+_STAGES_ON_WORKERS = ("teachers", "distill", "tune", "evaluate")  # on the device of `train.gpu`
 
 
 def run_stage(config: Experiment, stage: str) -> None:
@@ -105,6 +106,8 @@ def run_stage(config: Experiment, stage: str) -> None:
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
     with experiment_session(config):
+        if stage in _STAGES_ON_WORKERS:
+            config = resolve_device(config)
         STAGES[stage](Pipeline(config, (build_run_graph(config),)))
 
 
@@ -126,6 +129,7 @@ def run_stages(config: Experiment) -> None:
             after hours of preparation.
     """
     check_tracker_packages(config)
+    config = resolve_device(config)
     started = time.perf_counter()
     pipeline = Pipeline(config, (build_run_graph(config),))
     steps = _build_steps(config)
@@ -154,8 +158,11 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
         ConfigError: the package of a configured tracker is not installed.
         TrainingError: runs failed; all that is possible without them is done.
     """
-    if not dry_run:
+    if dry_run:
+        config = with_local_device(config) if cluster_address(config) is None else config
+    else:
         check_tracker_packages(config)
+        config = resolve_device(config)
         prepare.prepare_corpora(config)
     plan = plan_grid(config)
     logger.info(format_plan(plan, throughput))

@@ -88,6 +88,16 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _validate_trial_gpus(self) -> Self:
+        if self.tune.workers_per_trial > 1 and self.train.gpus_per_worker < 1:
+            raise ValueError(
+                f"the {self.tune.workers_per_trial} workers of a trial cannot share a GPU, because NCCL needs one for "
+                f"each: found train.gpus_per_worker: {self.train.gpus_per_worker:g}, set it to 1, or "
+                "tune.workers_per_trial: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _validate_feature_cache(self) -> Self:
         models = {"teacher": self.teacher.model, "student": self.student.model}
         trained = [name for name, model in models.items() if not (model.freeze_feature_encoder or model.freeze_encoder)]

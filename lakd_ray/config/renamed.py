@@ -66,6 +66,9 @@ RENAMED = {
     "cluster.logs": "log_to_driver",
 }
 
+# Dotted old key -> dotted new key in a different section.
+MOVED = {"tune.gpus_per_trial": "train.gpus_per_worker"}
+
 # Dotted new key -> {old value: new value}.
 RENAMED_VALUES = {
     "audio.on_too_long": {"cut": "truncate"},
@@ -104,7 +107,9 @@ def _find(node: Any, old: _Path, new: _Path, prefix: str) -> Iterator[str]:
         current = _lookup((*new, key))
         old_key, new_key = ".".join((*old, key)), ".".join((*new, current))
         values = _lookup_values((*new, current))
-        if isinstance(value, str) and value in values:
+        if moved := MOVED.get(new_key):
+            yield f"renamed key `{prefix}{old_key}`: use `{prefix}{moved}`"
+        elif isinstance(value, str) and value in values:
             yield f"renamed value `{prefix}{old_key}: {value}`: use `{prefix}{new_key}: {values[value]}`"
         elif current != key:
             yield f"renamed key `{prefix}{old_key}`: use `{prefix}{new_key}`"

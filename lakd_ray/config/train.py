@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from lakd_ray.config.base import Section
 
+_READER_CPUS_PER_GPU = 2  # one reads and decodes about 4,600 seconds of audio per second
+
 
 class TrainConfig(Section):
     """The workers, the training engine and the saved states."""
@@ -14,8 +16,13 @@ class TrainConfig(Section):
     """Number of data-parallel Ray Train workers of one run."""
     cpus_per_worker: int = Field(1, ge=1)
     """Logical CPUs that one worker reserves; also its number of torch threads."""
-    gpu: bool = False
-    """Give each worker one GPU."""
+    gpu: Literal["auto", True, False] = "auto"
+    """Train and evaluate on GPUs; `auto`: if the cluster has enough of them for all workers."""
+    gpus_per_worker: float = Field(1.0, gt=0, le=1)
+    """GPU of each worker, or a fraction of a GPU that several runs or trials of one worker each share."""
+    reader_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs that read and decode the data of each worker; null: two on a GPU, and one for all workers without
+    GPUs."""
     parallel_runs: int = Field(1, ge=1)
     """Number of independent runs trained at the same time, each with its own workers."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
@@ -24,7 +31,7 @@ class TrainConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward and backward pass; fp16 needs a GPU."""
+    """Precision of the forward and backward pass; fp16 needs GPUs."""
     gradient_checkpointing: bool = False
     """Store only the inputs of each transformer layer and recompute the rest in backward: less memory, more time."""
     compile: bool = False
@@ -48,18 +55,42 @@ class TrainConfig(Section):
     """Timeout in seconds of collective operations and of the start of workers."""
 
     @property
-    def device(self) -> Literal["cpu", "cuda"]:
+    def device(self) -> Literal["auto", "cpu", "cuda"]:
         """Device of the workers, for `lakd_ray.devices.select_device`."""
-        return "cuda" if self.gpu else "cpu"
+        return "auto" if self.gpu == "auto" else "cuda" if self.gpu else "cpu"
+
+    @property
+    def reserved_gpus(self) -> float:
+        """GPUs that each worker reserves; none while `gpu` is `auto`, which `lakd_ray.cluster` resolves."""
+        return self.gpus_per_worker if self.gpu is True else 0.0
+
+    @property
+    def reader_cpus_per_worker(self) -> int:
+        """Logical CPUs that read and decode the data of one worker at the same time."""
+        return self.reader_cpus or (_READER_CPUS_PER_GPU if self.reserved_gpus else 1)
+
+    def total_reader_cpus(self, workers: int) -> int:
+        """Return the logical CPUs that read and decode the data of a number of workers."""
+        shares_one = self.reader_cpus is None and not self.reserved_gpus
+        return 1 if shares_one else workers * self.reader_cpus_per_worker
+
+    @model_validator(mode="after")
+    def _validate_gpus(self) -> Self:
+        if self.workers > 1 and self.gpus_per_worker < 1:
+            raise ValueError(
+                f"the {self.workers} workers of a run cannot share a GPU, because NCCL needs one for each: found "
+                f"train.gpus_per_worker: {self.gpus_per_worker:g}, set it to 1, or train.workers: 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _validate_engine(self) -> Self:
-        if self.precision == "fp16" and not self.gpu:
-            raise ValueError("precision fp16 needs GPUs: set train.gpu: true, or train.precision: bf16")
-        if self.offload_optimizer and not (self.gpu and self.engine == "deepspeed" and self.zero_stage):
+        if self.precision == "fp16" and self.gpu is False:
+            raise ValueError("precision fp16 needs GPUs: set train.gpu: true or auto, or train.precision: bf16")
+        if self.offload_optimizer and (self.gpu is False or self.engine != "deepspeed" or not self.zero_stage):
             raise ValueError(
-                "`offload_optimizer` needs DeepSpeed with ZeRO on GPUs: set train.gpu: true, train.engine: deepspeed "
-                "and train.zero_stage to 1 or more, or train.offload_optimizer: false"
+                "`offload_optimizer` needs DeepSpeed with ZeRO on GPUs: set train.gpu: true or auto, train.engine: "
+                "deepspeed and train.zero_stage to 1 or more, or train.offload_optimizer: false"
             )
         if self.compile and (self.gradient_checkpointing or (self.engine == "deepspeed" and self.zero_stage == 3)):
             raise ValueError(

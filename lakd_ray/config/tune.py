@@ -67,8 +67,6 @@ class TuningConfig(Section):
     """Maximum number of trials that run at the same time."""
     workers_per_trial: int = Field(1, ge=1)
     """Data-parallel workers of a trial. One: a process that is reused; more: a worker group for each trial."""
-    gpus_per_trial: float = Field(1.0, gt=0, le=1)
-    """Fraction of a GPU that a trial reserves if train.gpu is on; with several workers each has a full one."""
     epochs: int | None = Field(None, ge=1)
     """Epochs of a trial that is not stopped early; null: student.optim.epochs."""
     paradigm: Literal["ft", "kd", "mtkd"] = "mtkd"
@@ -95,11 +93,6 @@ class TuningConfig(Section):
 
     @model_validator(mode="after")
     def _validate_search(self) -> Self:
-        if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
-            raise ValueError(
-                f"expected tune.gpus_per_trial: 1 with tune.workers_per_trial: {self.workers_per_trial}, because each "
-                f"worker uses a full GPU; found {self.gpus_per_trial}"
-            )
         if not self.space:
             raise ValueError("`tune.space` is empty: name a setting to vary")
         names = list(self.space)

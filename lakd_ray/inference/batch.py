@@ -123,7 +123,7 @@ def run_batch_inference(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.train.workers),
         num_cpus=config.train.cpus_per_worker,
-        num_gpus=1 if config.train.gpu else 0,
+        num_gpus=config.train.reserved_gpus,
     )
     index_of = {int(row): index for index, row in enumerate(rows)}
     shape = (len(rows), len(config.emotions))
@@ -172,7 +172,8 @@ def run_rank_inference(
     read_groups = plan_evaluation_epoch(manifest, rows, config.batch, world_size=world_size).read_groups[rank]
     logits: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in checkpoints}
     batch_rows: list[RowIndices] = [np.empty(0, dtype=np.int64)]
-    for batch in stream_batches(manifest, read_groups, source=source, num_readers=world_size):
+    cpus = config.train.reader_cpus_per_worker
+    for batch in stream_batches(manifest, read_groups, source=source, num_cpus=cpus, num_readers=world_size):
         batch_rows.append(batch.rows)
         if source is None:
             outputs = predict_with_models(batch.signals, {name: (model, None) for name, model in predictors.items()})

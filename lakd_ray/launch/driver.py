@@ -186,11 +186,15 @@ def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> Torc
         train_loop_config={"queue": queue, "group": name, "tasks": [task.to_dict() for task in tasks]},
         scaling_config=ScalingConfig(
             num_workers=train.workers,
-            use_gpu=train.gpu,
-            resources_per_worker={"CPU": train.cpus_per_worker, **({"GPU": 1} if train.gpu else {})},
+            use_gpu=train.reserved_gpus > 0,
+            resources_per_worker={
+                "CPU": train.cpus_per_worker,
+                **({"GPU": train.reserved_gpus} if train.reserved_gpus else {}),
+            },
         ),
         torch_config=TorchConfig(
-            backend=process_group_backend(train.device), timeout_s=int(train.collective_timeout_s)
+            backend=process_group_backend("cuda" if train.reserved_gpus else "cpu"),
+            timeout_s=int(train.collective_timeout_s),
         ),
         run_config=RunConfig(
             name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}",

@@ -152,7 +152,7 @@ def _sharing_note(plan: GridPlan) -> str:
 def _format_cost(plan: GridPlan, remaining_seconds: float, throughput: float | None) -> str:
     """Return the device-hours of the remaining runs as a sentence."""
     train = plan.config.train
-    unit = "GPU" if train.gpu else "CPU"
+    unit = {"auto": "device", "cpu": "CPU", "cuda": "GPU"}[train.device]
     source = "as given"
     if throughput is None:
         throughput = _measure_throughput(plan)
@@ -162,8 +162,9 @@ def _format_cost(plan: GridPlan, remaining_seconds: float, throughput: float | N
             f"{unit}-hours: not known before a run is finished; give --throughput AUDIO_SECONDS_PER_SECOND of one run"
         )
     hours = remaining_seconds / throughput / 3600
+    device_hours = hours * train.workers * (train.reserved_gpus or 1)
     return (
-        f"left: {hours * train.workers:.1f} {unit}-hours, {hours / train.parallel_runs:.1f} hours with "
+        f"left: {device_hours:.1f} {unit}-hours, {hours / train.parallel_runs:.1f} hours with "
         f"{train.parallel_runs} parallel runs, at {throughput:.0f} audio-seconds per second and run ({source}); "
         "evaluation and start-up are not included"
     )

@@ -19,6 +19,9 @@ from lakd_ray.runs.layout import RECORD_FILE
 
 _VERSIONED_PACKAGES = ("lakd-ray", "ray", "torch", "torchaudio", "transformers", "deepspeed", "pyarrow", "optuna")
 
+# Part of records of version 0.1.0; the device does not decide to which configuration a folder belongs.
+_IGNORED_KEY = "train.gpu"
+
 
 def digest(value: Any) -> str:
     """Return a short stable hash of plain JSON data."""
@@ -114,7 +117,9 @@ def find_differences(found: Any, expected: Any, path: str = "") -> list[str]:
             for key in sorted(found.keys() | expected.keys())
             for line in find_differences(found.get(key), expected.get(key), f"{path}.{key}" if path else str(key))
         ]
-    return [] if found == expected else [f"{path}: found {_abbreviate(found)}, now {_abbreviate(expected)}"]
+    if found == expected or path.endswith(_IGNORED_KEY):
+        return []
+    return [f"{path}: found {_abbreviate(found)}, now {_abbreviate(expected)}"]
 
 
 def _abbreviate(value: Any) -> str:

@@ -144,14 +144,13 @@ def fingerprint_inputs(run: Run, config: Experiment, inputs: dict[str, str]) -> 
         inputs: digests of the data and of the teachers' checkpoints.
     """
     train = to_dict(config.train)
-    # The number of workers is not included: a run may resume with a different one.
+    # The number and the device of the workers are not included: a run may resume with different ones.
     relevant = (
         "engine",
         "zero_stage",
         "precision",
         "gradient_accumulation_steps",
         "cpus_per_worker",
-        "gpu",
         "cache_features",
     )
     return {

@@ -119,7 +119,10 @@ class RankDataLoader:
             self.world_size * self.config.train.parallel_runs, tune.max_concurrent_trials * tune.workers_per_trial
         )
         groups = self._read_groups(first_epoch, skipped_batches)
-        raw_batches = stream_batches(self.manifest, groups, source=self.feature_source, num_readers=readers)
+        cpus = self.config.train.reader_cpus_per_worker
+        raw_batches = stream_batches(
+            self.manifest, groups, source=self.feature_source, num_cpus=cpus, num_readers=readers
+        )
         return ((raw_batch, self.collate(raw_batch)) for raw_batch in raw_batches)
 
     def _read_groups(self, first_epoch: int, skipped_batches: int) -> Iterator[ReadGroup]:

@@ -14,7 +14,7 @@ from ray import tune
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.cluster import check_resources
+from lakd_ray.cluster import check_resources, max_concurrent_trials
 from lakd_ray.config import Experiment, ExternalTeacherConfig, to_dict, with_settings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, RowIndices
@@ -35,7 +35,7 @@ from lakd_ray.tune.trial import find_student, train_student, train_trial
 BEST_CONFIG_FILE, TRIALS_FILE = "best.yaml", "trials.json"
 logger = logging.getLogger(__name__)
 
-_FIXED_KEYS = ("trials", "max_concurrent_trials", "workers_per_trial", "gpus_per_trial", "reevaluate")
+_FIXED_KEYS = ("trials", "max_concurrent_trials", "workers_per_trial", "reevaluate")
 
 
 def run_search(config: Experiment) -> str:
@@ -91,7 +91,7 @@ def _prepare_shared_inputs(config: Experiment) -> None:
     tasks = [TrainingTask(config, run) for run in teachers.values()]
     if missing := [task for task in tasks if not task.is_finished]:
         train_tasks(missing, name="teachers for the search")
-    compute = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=int(config.train.gpu), max_retries=2)(
+    compute = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=config.train.reserved_gpus, max_retries=2)(
         _compute_shared_inputs
     )
     ray.get(compute.remote([to_dict(variant) for variant in variants]))
@@ -133,9 +133,8 @@ def _compute_teacher_logits(
 def _trial_resources(config: Experiment) -> dict[str, float]:
     """Return the resources of a trial's process; a worker group reserves its own resources."""
     if config.tune.workers_per_trial > 1:
-        return {"CPU": 0.01}  # Ray Tune requires a reservation
-    gpu = {"GPU": config.tune.gpus_per_trial} if config.train.gpu else {}
-    return {"CPU": config.train.cpus_per_worker, **gpu}
+        return {"CPU": 0.01, "GPU": 0.0}  # Ray Tune requires a reservation
+    return {"CPU": config.train.cpus_per_worker, "GPU": config.train.reserved_gpus}
 
 
 def _run_trials(config: Experiment, study: Study, folder: str) -> None:
@@ -151,7 +150,7 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
             metric=OBJECTIVE,
             mode="max",
             num_samples=num_trials,
-            max_concurrent_trials=config.tune.max_concurrent_trials,
+            max_concurrent_trials=max_concurrent_trials(config),
             # a new process takes seconds to start, but only its end stops a worker group
             reuse_actors=config.tune.workers_per_trial == 1,
             search_alg=searcher,
@@ -177,12 +176,13 @@ def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[f
     if paper := results.find_paper_trial(config, trials):
         selected[paper.number] = paper
     resources = _trial_resources(config)
-    train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=2)(_train_with_seed)
+    train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=2)(_train_with_seed)
+    limit = max_concurrent_trials(config)
     waiting = [(trial, seed) for trial in selected.values() for seed in reevaluate.seeds]
     running: dict[Any, tuple[int, int]] = {}
     objectives: dict[tuple[int, int], float] = {}
     while waiting or running:
-        while waiting and len(running) < config.tune.max_concurrent_trials:
+        while waiting and len(running) < limit:
             trial, seed = waiting.pop(0)
             running[train.remote(to_dict(config), trial.number, trial.settings, seed)] = trial.number, seed
         (ended,), _ = ray.wait(list(running), num_returns=1)

@@ -40,7 +40,9 @@ def config(tmp_path: Path) -> Experiment:
     variants = {"language": {"distill.mtkd.weighting": "language", "distill.paradigms": ["mtkd"]}}
     content = {"name": "g", "storage": str(tmp_path), "languages": list(NUM_SPEAKERS), "corpora": corpora}
     grid = {"seeds": [1, 2], "variants": variants}
-    experiment = Experiment.model_validate({**content, "teacher": recipe, "student": recipe, "grid": grid})
+    experiment = Experiment.model_validate(
+        {**content, "teacher": recipe, "student": recipe, "grid": grid, "train": {"gpu": False}}
+    )
     rows = [
         manifest_row(code, speaker, emotion)
         for code, count in NUM_SPEAKERS.items()

@@ -254,18 +254,67 @@ def test_compiler(content, monkeypatch, tmp_path):
 
 def test_gpu(content, monkeypatch):
     config = experiment(content, train={"gpu": True, "precision": "bf16"})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert host_checks.check_gpu(config).status == "fail"
-    assert host_checks.check_gpu(experiment(content)).status == "ok"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    device = SimpleNamespace(name="Tesla", total_memory=16 * GB)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    device = SimpleNamespace(name="Tesla", total_memory=16 * GB, major=7, minor=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     result = host_checks.check_gpu(config)
     assert (result.status, result.found) == ("fail", "Tesla with 16.0 GB, Tesla with 16.0 GB, without bf16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert host_checks.check_gpu(config).status == "ok"
+    device.minor = 0
+    for setting in (True, "auto"):
+        result = host_checks.check_gpu(experiment(content, train={"gpu": setting}))
+        assert result.status == "fail"
+        assert "compute capability 7.0" in result.found and "built for: sm_75, sm_80, sm_90" in result.expected
+    assert host_checks.check_gpu(experiment(content, train={"gpu": False})).found == "not used (train.gpu: false)"
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "words"),
+    [
+        (None, "13.0", "there is no NVIDIA driver"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug",
+            "13.0",
+            "the NVIDIA driver is 535.104.05",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  R", "13.0", "NVIDIA driver 580.65.06"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  S", None, "built without CUDA"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use(content, monkeypatch, tmp_path, driver, cuda, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(host_checks, "_DRIVER_FILE", tmp_path / "version")
+    if driver:
+        (tmp_path / "version").write_text(f"{driver}\nGCC version: 13.2.0\n")
+    for changes in ({"train": {"gpu": True}}, {"train": {"gpu": False}, "serve": {"gpus": 0.5}}):
+        result = host_checks.check_gpu(experiment(content, **changes))
+        assert result.status == "fail" and words in result.found
+    assert ("580 or later, for CUDA 13.0" in result.expected) == ("535" in words)
+    result = host_checks.check_gpu(experiment(content))
+    assert result.status == ("warn" if driver else "ok")
+    assert driver or result.found == "none, training on CPUs (train.gpu: auto)"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "supported"),
+    [
+        ((8, 9), ["sm_75", "sm_80"], True),  # machine code of the same major version
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((12, 1), ["sm_90", "sm_120"], True),
+        ((10, 3), ["sm_90", "sm_120"], False),
+        ((10, 3), ["sm_90", "compute_90"], True),  # compiled when it is loaded
+        ((9, 0), ["sm_90a"], True),
+        ((9, 1), ["sm_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+    ],
+)
+def test_architectures(capability, architectures, supported):
+    assert host_checks.is_architecture_supported(*capability, architectures) == supported
 
 
 @pytest.mark.parametrize(
@@ -433,15 +482,34 @@ def test_a_port_in_use(content, silent):
         (["teachers"], {"train": {"workers": 2}}, {"CPU": 2}, "has 2 CPUs, but 1 x 2 workers with 1 CPU each"),
         (["distill"], {"train": {"gpu": True}}, {"CPU": 9}, "has 0 GPUs"),
         (["tune"], {"train": {"cpus_per_worker": 4}}, {"CPU": 4}, "trials of the search with 4 CPUs each"),
-        (["tune"], {"tune": {"workers_per_trial": 2}}, {"CPU": 2}, "the search with 2 workers with 1 CPU each and one"),
+        (
+            ["tune"],
+            {"tune": {"workers_per_trial": 2}},
+            {"CPU": 2},
+            "the search with 2 workers with 1 CPU each and 1 CPU",
+        ),
         (["serve"], {"serve": {"replicas": 3, "cpus": 2}}, {"CPU": 5}, "serve.replicas=3"),
+        (
+            ["serve"],
+            {"serve": {"replicas": 3, "gpus": 0.4}},
+            {"CPU": 9, "GPU": 1},
+            r"serve.gpus=0.4 need 2\. .*gpus: 0,",
+        ),
+        (["teachers"], {"train": {"gpu": True}}, {"CPU": 2, "GPU": 1}, "1 GPU each and 2 CPUs for reading data need 3"),
+        (["teachers"], {"train": {"workers": 2, "reader_cpus": 2}}, {"CPU": 5}, "4 CPUs for reading data need 6"),
+        (
+            ["teachers"],
+            {"train": {"precision": "fp16"}},
+            {"CPU": 9},
+            "has 0 GPUs, but .* and train.precision: bf16, or",
+        ),
     ],
 )
 def test_insufficient_resources(content, stages, changes, have, words):
     config = experiment(content, **changes)
     with pytest.raises(ResourceError, match=words):
         cluster.check_resources(config, stages, have)
-    cluster.check_resources(config, stages, {"CPU": 10, "GPU": 1})
+    cluster.check_resources(config, stages, {"CPU": 10, "GPU": 2})
     cluster.check_resources(config, ["prepare", "evaluate", "report"], {})
 
 

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lakd_ray import cluster
 from lakd_ray.cluster import cluster_address, local_cpus
 from lakd_ray.config import Experiment
+from lakd_ray.devices import count_visible_gpus
 from lakd_ray.ops.doctor import host_checks
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status, run_checks
 
@@ -79,12 +80,7 @@ def _available_resources(config: Experiment) -> dict[str, float]:
     """Return the resources of the connected cluster, or those that a local one would have."""
     if ray.is_initialized():
         return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # untyped in Ray
-    gpus = 0
-    if config.train.gpu:
-        import torch  # takes a second
-
-        gpus = torch.cuda.device_count()
-    return {"CPU": local_cpus(config), "GPU": gpus}
+    return {"CPU": local_cpus(config), "GPU": count_visible_gpus()}
 
 
 def check_nodes(config: Experiment) -> list[CheckResult]:

@@ -5,10 +5,11 @@ A limit that certainly breaks a stage is a failure; one that makes it slow or fr
 
 import os
 import platform
+import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from packaging.specifiers import SpecifierSet
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
+from lakd_ray.devices import count_visible_gpus
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status
 
 _CRITICAL_PACKAGES = ("torch", "ray", "deepspeed")  # an unsupported version of these is a failure, of others a warning
 _DEEPSPEED_OP = "deepspeed_shm_comm"
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_MIN_DRIVERS = {"11": 450, "12": 525, "13": 580}  # by major version of CUDA, for Linux
 _MEMINFO, _SHM = "/proc/meminfo", "/dev/shm"
 # Defaults of Ray for its object store: fraction of memory, maximum, and maximum outside /dev/shm.
 _STORE_FRACTION, _MAX_STORE_BYTES, _MAX_SLOW_STORE_BYTES = 0.3, 200 * 10**9, 10**10
@@ -92,7 +96,7 @@ def check_compiler(config: Experiment) -> CheckResult:
         "g++": "install g++ (Debian: apt-get install g++)",
         "ninja": "activate the virtual environment, which has ninja",
     }
-    is_optional = config.train.gpu or (missing == ["g++"] and _is_op_built())  # GPUs do not use this op
+    is_optional = _trains_on_gpu(config) or (missing == ["g++"] and _is_op_built())  # GPUs do not use this op
     return CheckResult(
         "compiler",
         "warn" if is_optional else "fail",
@@ -102,6 +106,10 @@ def check_compiler(config: Experiment) -> CheckResult:
     )
 
 
+def _trains_on_gpu(config: Experiment) -> bool:
+    return bool(config.train.gpu if config.train.gpu != "auto" else count_visible_gpus())
+
+
 def _is_op_built() -> bool:
     """Return whether the extensions folder of torch has a build of the op."""
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions").expanduser()
@@ -109,21 +117,86 @@ def _is_op_built() -> bool:
 
 
 def check_gpu(config: Experiment) -> CheckResult:
-    """Check that torch can use the GPUs and, if configured, bf16."""
-    if not config.train.gpu:
+    """Check that the driver and the GPUs are ones for which torch was built, and, if configured, have bf16."""
+    if config.train.gpu is False and not config.serve.gpus:
         return CheckResult("gpu", "ok", "not used (train.gpu: false)")
     import torch  # takes a second
 
     if not torch.cuda.is_available():
-        found = f"torch {torch.__version__} cannot use a GPU"
-        hint = "check that nvidia-smi works and that its CUDA version fits that of torch, or set train.gpu: false"
-        return CheckResult("gpu", "fail", found, "a GPU, for train.gpu: true", hint)
-    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    found = ", ".join(f"{gpu.name} with {storage.format_bytes(gpu.total_memory)}" for gpu in properties)
+        return _check_missing_gpu(config, torch.__version__, torch.version.cuda)
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    found = ", ".join(f"{gpu.name} with {storage.format_bytes(gpu.total_memory)}" for gpu in gpus)
+    architectures = torch.cuda.get_arch_list()
+    if unsupported := [gpu.name for gpu in gpus if not is_architecture_supported(gpu.major, gpu.minor, architectures)]:
+        name = next(gpu for gpu in gpus if gpu.name == unsupported[0])
+        return CheckResult(
+            "gpu",
+            "fail",
+            f"{found}; {name.name} has compute capability {name.major}.{name.minor}",
+            f"one that torch {torch.__version__} was built for: {', '.join(architectures)}",
+            "hide this GPU (CUDA_VISIBLE_DEVICES), install a build of torch for it, or set train.gpu: false",
+        )
     if config.train.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         hint = "set train.precision: fp32, or use GPUs of the Ampere generation or later"
         return CheckResult("gpu", "fail", f"{found}, without bf16", "bf16, for train.precision: bf16", hint)
     return CheckResult("gpu", "ok", found)
+
+
+def _check_missing_gpu(config: Experiment, torch_version: str, cuda_version: str | None) -> CheckResult:
+    """Explain why torch cannot use a GPU; that is fine with `train.gpu: auto` on a machine without a driver."""
+    is_required = config.train.gpu is True or config.serve.gpus > 0
+    driver, minimum = read_driver_version(), _MIN_DRIVERS.get((cuda_version or "").partition(".")[0])
+    if driver is None and not is_required:
+        return CheckResult("gpu", "ok", "none, training on CPUs (train.gpu: auto)")
+    status: Status = "fail" if is_required else "warn"
+    without = "set train.gpu: false and serve.gpus: 0"
+    if cuda_version is None:
+        found = f"torch {torch_version}, which is built without CUDA"
+        return CheckResult("gpu", status, found, "a GPU", f"install torch with CUDA, or {without}")
+    found = f"torch {torch_version} cannot use a GPU"
+    if driver is None:
+        hint = f"check that nvidia-smi works on this machine, or {without}"
+        return CheckResult("gpu", status, f"{found}: there is no NVIDIA driver", "a GPU", hint)
+    if minimum is not None and int(driver.partition(".")[0]) < minimum:
+        return CheckResult(
+            "gpu",
+            status,
+            f"{found}: the NVIDIA driver is {driver}",
+            f"{minimum} or later, for CUDA {cuda_version} of this torch",
+            f"update the driver, install torch for an earlier CUDA, or {without}",
+        )
+    hint = f"check that nvidia-smi lists the GPU, and CUDA_VISIBLE_DEVICES, or {without}"
+    return CheckResult("gpu", status, f"{found} with NVIDIA driver {driver}", "a GPU", hint)
+
+
+def is_architecture_supported(major: int, minor: int, architectures: Sequence[str]) -> bool:
+    """Return whether code for some architectures runs on a GPU with this compute capability.
+
+    Args:
+        major: major version of the capability.
+        minor: minor version of the capability.
+        architectures: names as in `torch.cuda.get_arch_list()`. Machine code (sm_80) runs on the same major and at
+            least its minor version, sm_90a only on exactly 9.0, and PTX (compute_80) on anything later.
+    """
+    for name in architectures:
+        kind, _, version = name.partition("_")
+        digits = version.rstrip("af")
+        built_major, built_minor = int(digits[:-1]), int(digits[-1])
+        if kind == "compute" and (built_major, built_minor) <= (major, minor):
+            return True
+        if built_major == major and (built_minor == minor or (built_minor < minor and not version.endswith("a"))):
+            return True
+    return False
+
+
+def read_driver_version() -> str | None:
+    """Return the version of the NVIDIA driver, such as 580.65.06; None without a driver."""
+    try:
+        lines = _DRIVER_FILE.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    match = re.search(r"\b(\d{3,}(\.\d+)+)\b", lines[0] if lines else "")
+    return match[1] if match else None
 
 
 def check_memory(config: Experiment) -> CheckResult:
