@@ -14,7 +14,7 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import AudioConfig, Experiment, to_dict
 from lakd_ray.corpora.items import Clip
-from lakd_ray.data import corpus_snapshot, deduplicate, shards
+from lakd_ray.data import class_coverage, corpus_snapshot, deduplicate, shards
 from lakd_ray.data.corpus_snapshot import CorpusSnapshot
 from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS_FOLDER
 from lakd_ray.data.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TRANSIENT_KINDS
@@ -69,12 +69,15 @@ def prepare_corpora(config: Experiment) -> str:
     storage.write_table(
         storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, schema=QUARANTINE_SCHEMA)
     )
-    storage.write_table(storage.join(folder, MANIFEST_FILE), pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    manifest = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    storage.write_table(storage.join(folder, MANIFEST_FILE), manifest)
     has_transient = any(row["kind"] in TRANSIENT_KINDS for row in quarantine)
     record.mark_finished(
         folder, fingerprint, [MANIFEST_FILE, QUARANTINE_FILE], corpora=None if has_transient else state
     )
     logger.info(_summary(rows, quarantine, folder))
+    for sentence in class_coverage.describe_all_splits(manifest, config):
+        logger.info(f"prepare: {sentence}")
     if deleted := sorted(previous - {row["utterance"] for row in (*rows, *quarantine)}):
         logger.info(f"prepare: {len(deleted)} clips are no longer in the corpora: {_format_names(deleted)}")
     return folder

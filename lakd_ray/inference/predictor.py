@@ -185,7 +185,7 @@ class Predictor:
     def info(self) -> ModelInfo:
         """Name, version, classes, languages and dev metrics of the model."""
         dev = self.metadata.training.get("dev", {})
-        metrics = {name: dev[f"dev_{name}"] for name in ("UR", "WR", "ece") if f"dev_{name}" in dev}
+        metrics = {name: dev[f"dev_{name}"] for name in ("UR", "WR", "ece") if dev.get(f"dev_{name}") is not None}
         return ModelInfo(
             model=self.model_id,
             version=self.version,

@@ -84,7 +84,7 @@ class ModelInfo(ResponseModel):
     corpora: tuple[str, ...] = ()
     """Corpora it was trained on."""
     dev: dict[str, float] = {}
-    """Metrics of its epoch on dev: UR, WR, ece (after calibration), and the UR of each language."""
+    """Metrics of its epoch on dev: UR, WR, ece (with the temperature fitted on other speakers), UR of each language."""
     calibration_temperature: float = 1.0
     """Logits are divided by it before the softmax; fitted on dev."""
 

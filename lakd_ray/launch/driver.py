@@ -7,7 +7,7 @@ repeatedly takes the next ready run from a queue. `train.parallel_runs` groups d
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import ray
@@ -16,6 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lakd_ray import cluster, storage
+from lakd_ray.data import class_coverage
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.devices import process_group_backend
@@ -79,6 +80,7 @@ def train_tasks(
         logger.info(f"{name}: already done: {shown}")
     if not pending:
         return
+    _log_missing_classes(pending.values(), name)
     trackers = build_trackers(tasks[0].config)
     available = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     cluster.check_resources(tasks[0].config, ("distill",), available)
@@ -124,6 +126,14 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
         ):
             pending.setdefault(run.id, task)
     return pending
+
+
+def _log_missing_classes(tasks: Iterable[TrainingTask], name: str) -> None:
+    """Log which classes dev and test of the tasks' folds lack, once for all runs."""
+    config = next(iter(tasks)).config
+    manifest = storage.read_table(storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE))
+    for sentence in class_coverage.describe_splits(manifest, config, {task.config.fold for task in tasks}):
+        logger.info(f"{name}: {sentence}")
 
 
 def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool) -> None:

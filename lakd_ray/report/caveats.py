@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lakd_ray.config import Experiment
+from lakd_ray.data.class_coverage import MissingEmotions, describe_missing, find_missing_emotions
 from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.result_table import format_title
 from lakd_ray.runs.graph import RunGraph
+from lakd_ray.runs.state import RunState
 
 _MIN_SPEAKERS = 10
 _PUBLISHED_RESULTS = (
@@ -26,13 +28,23 @@ def synthetic_corpus_warnings(config: Experiment) -> list[str]:
     ]
 
 
-def list_caveats(graph: RunGraph, predictions: Sequence[Predictions], failed_runs: Sequence[str] = ()) -> list[str]:
-    """Return all caveats that apply, except the warnings about synthetic corpora."""
+def list_caveats(
+    graph: RunGraph, cells: Sequence[RunGraph], predictions: Sequence[Predictions], failed_runs: Sequence[str] = ()
+) -> list[str]:
+    """Return all caveats that apply, except the warnings about synthetic corpora.
+
+    Args:
+        graph: runs of the experiment's own fold and seed.
+        cells: runs of all cells.
+        predictions: those of all cells.
+        failed_runs: ids of runs that failed.
+    """
     return [
         *_undisclosed_teacher_caveat(predictions),
         *_speaker_count_caveat(predictions),
         *_shared_sentence_caveat(predictions),
         *_missing_emotion_caveat(graph.config, predictions),
+        *_dev_missing_emotion_caveat(cells),
         *_single_cell_caveat(predictions),
         *_shared_run_caveat(graph),
         *_published_results_note(graph.config),
@@ -82,15 +94,27 @@ def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:
 
 
 def _missing_emotion_caveat(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
-    absent: dict[str, None] = {}  # a dict keeps the order and drops repetitions
+    """State which classes a language lacks in test, by fold."""
+    names = np.asarray(config.emotions)
+    missing: dict[int, MissingEmotions] = {}
     for model in predictions:
-        for language in np.unique(model.language_N):
-            present = set(model.select_languages([str(language)]).labels_N.tolist())
-            missing = [emotion for index, emotion in enumerate(config.emotions) if index not in present]
-            if missing:
-                sentence = f"No test utterance in {language} has {', '.join(missing)}: UR is over the other emotions."
-                absent[sentence] = None
-    return list(absent)
+        found = find_missing_emotions(names[model.labels_N], model.language_N, config)
+        missing.setdefault(model.fold, {}).update(found)
+    return _capitalize(describe_missing("test", missing, config))
+
+
+def _dev_missing_emotion_caveat(cells: Sequence[RunGraph]) -> list[str]:
+    """State which classes a language lacks in dev, by fold, as the runs recorded it: dev selects the students."""
+    missing: dict[int, MissingEmotions] = {}
+    for cell in cells:
+        for run in cell.evaluated:
+            for epoch in RunState.read(run.folder(cell.config)).metrics[:1]:
+                missing.setdefault(cell.config.fold, {}).update(epoch.get("dev_missing_emotions", {}))
+    return _capitalize(describe_missing("dev", missing, cells[0].config))
+
+
+def _capitalize(sentences: Sequence[str]) -> list[str]:
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
 
 
 def _single_cell_caveat(predictions: Sequence[Predictions]) -> list[str]:

@@ -65,13 +65,13 @@ class Predictions:
 
     @cached_property
     def weight_N(self) -> npt.NDArray[np.float64]:
-        """Weight of each prediction: n predictions of an utterance weigh 1/n each, so every utterance weighs one."""
+        """The n predictions of an utterance weigh 1/n each, so that every utterance weighs one."""
         _, index_N, counts = np.unique(self.utterance_N, return_inverse=True, return_counts=True)
         return np.asarray(1 / counts[index_N], dtype=np.float64)
 
     @property
     def num_utterances(self) -> int:
-        """Number of distinct utterances."""
+        """The number of distinct utterances with predictions."""
         return len(np.unique(self.utterance_N))
 
     def select_languages(self, languages: Sequence[str]) -> "Predictions":

@@ -61,7 +61,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
             *_summary_measure_note(config),
             *_utterance_count_note(cells, aggregates),
             *language_conditions.summary_sentences(tables["language_conditions"]),
-            *caveats.list_caveats(base_graph, predictions, failed_runs),
+            *caveats.list_caveats(base_graph, cells, predictions, failed_runs),
         ],
         results=tables["results"],
         headline=select_headline_rows({"cells": cells, **tables}),

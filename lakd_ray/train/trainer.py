@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lakd_ray import metrics, storage
+from lakd_ray import storage
 from lakd_ray.config import to_dict
 from lakd_ray.data.batch_plan import skip_batches
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.data.reader import AudioBatch
 from lakd_ray.errors import DataError
-from lakd_ray.inference.predictor import softmax
 from lakd_ray.models import CheckpointMetadata, build_model, write_checkpoint
 from lakd_ray.runs import layout, record
 from lakd_ray.runs.state import ResumePoint, RunState
@@ -35,6 +34,7 @@ from lakd_ray.train.checkpointing import (
     seed_rng,
 )
 from lakd_ray.train.data_loader import RankDataLoader
+from lakd_ray.train.dev_metrics import compute_dev_metrics
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops
 from lakd_ray.train.monitoring import LossGuard, StepTimer, peak_memory_mb
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
@@ -336,26 +336,3 @@ class Trainer:
         loss_sums = load_rank_state(source / f"generators-{self.loader.rank}.pt", self.engine.device)
         if loss_sums is not None:
             self.loss_sums = loss_sums.to(self.engine.device)
-
-
-def compute_dev_metrics(loader: RankDataLoader, rows_N: Any, logits_NC: Any) -> dict[str, Any]:
-    """Return UR of each language, their mean (which selects the epoch), pooled WR, cross-entropy and calibration."""
-    labels_N = loader.manifest.labels_N[rows_N]
-    languages_N = loader.manifest.languages_N[rows_N].astype(str)
-    probabilities_NC = softmax(logits_NC)
-    recall = {
-        code: metrics.compute_scores(
-            probabilities_NC[languages_N == code], labels_N[languages_N == code], loader.run.emotions
-        ).UR
-        for code in loader.run.languages
-    }
-    temperature = metrics.fit_temperature(logits_NC, labels_N)
-    label_probabilities_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
-    return {
-        "dev_UR": float(np.mean(list(recall.values()))),
-        "dev_WR": metrics.compute_scores(probabilities_NC, labels_N, loader.run.emotions).WR,
-        "dev_ce": float(-np.log(np.maximum(label_probabilities_N, 1e-12)).mean()),
-        "dev_recall": recall,
-        "dev_ece": metrics.expected_calibration_error(softmax(logits_NC / temperature), labels_N),
-        "calibration_temperature": temperature,
-    }

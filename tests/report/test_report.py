@@ -493,9 +493,25 @@ def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
     for row in content["results"]:
         assert row["UR_interval"] is None
         assert row["recall"]["anger"] is None
-    assert "No test utterance in en has anger" in text_of(html)
+    assert "Test has 3 of 4 classes in en (no anger): UR on test in en is over the classes present." in text_of(html)
     assert "no interval, because it needs at least two speakers" in text_of(html)
     assert not re.search(r"\bnan\b", text_of(html), re.IGNORECASE)
+
+
+def test_classes_that_dev_lacks_are_a_caveat(tmp_path: Path) -> None:
+    config = experiment(str(tmp_path), languages=["en", "fi"])
+    cells = [config.model_copy(update={"fold": fold}) for fold in (0, 1)]
+    for cell in cells:
+        evaluate(cell)
+        missing = {"fi": ["anger", "neutral"]} if cell.fold == 1 else {}
+        for run in build_run_graph(cell).students:
+            entry = {"epoch": 1, "dev_UR": 0.5, "dev_ce": 1.0, "dev_missing_emotions": missing}
+            RunState(metrics=(entry,)).write(run.folder(cell))
+    content, html = write_report(config, *cells)
+    sentence = (
+        "Dev has 2 of 4 classes in fi (no anger, neutral) in fold 1: UR on dev in fi is over the classes present."
+    )
+    assert sentence in content["notes"] and sentence in text_of(html)
 
 
 def test_curves_of_a_resumed_run_have_each_epoch_once(tmp_path: Path) -> None:
