@@ -13,7 +13,9 @@ class GridConfig(Section):
     """The grid of an experiment: every fold with every seed, and in each cell the students of every variant."""
 
     folds: tuple[int, ...] | None = None
-    """Folds to run; null: all folds of the corpus that has the most."""
+    """Folds to run; null: all folds of the corpus that has the most. Compare settings over all folds: the sign of a
+    difference can depend on the test speakers of one fold.
+    """
     seeds: tuple[int, ...] = Field((42, 43, 44), min_length=1)
     """Seeds to run; teachers and students of a cell use the same seed."""
     variants: dict[Name, dict[str, Any]] = Field({})

@@ -82,7 +82,9 @@ class TuningConfig(Section):
     reduction_factor: int = Field(3, ge=2)
     """asha: factor by which the number of trials falls at each rung."""
     objective: Literal["mean", "worst"] = "mean"
-    """UR on dev to maximize: the mean over languages, or that of the worst language."""
+    """UR on dev to maximize: the mean over languages, which also selects epochs and students and is the headline of
+    reports, or that of the worst language.
+    """
     second_objective: Literal["size", "latency"] | None = None
     """Second objective, for a Pareto front: the student's number of parameters, or its latency on a clip of 5 s.
     Early stopping is then off."""
