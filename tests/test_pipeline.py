@@ -95,7 +95,7 @@ def test_pipeline_from_corpus_to_prediction_and_again(experiment: Path, environm
     warning = "* distilled from theirs, whose training data is not disclosed"
     assert any(note.startswith(warning) for note in report["notes"])
     results = report["results"]
-    assert {row["undisclosed_teachers"] for row in results if row["paradigm"] == "mtkd"} == {"theirs"}
+    assert {row["undisclosed_models"] for row in results if row["paradigm"] == "mtkd"} == {"theirs"}
     assert {(row["paradigm"], row["language"]) for row in results} >= {
         (paradigm, language) for paradigm in ("ft", "kd", "mtkd") for language in ("en", "fi", "all")
     }

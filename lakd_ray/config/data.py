@@ -11,6 +11,8 @@ IMPORTER_NAMES = (
     "csv", "audiofolder", "huggingface", "iemocap", "fesc", "cafe", "emodb", "cremad", "emozionalmente", "esd",
     "msp_podcast", "nemo", "oreau", "ravdess", "savee", "shemo", "subesco", "tess", "espeak",
 )  # fmt: skip
+# Importers of any corpus; the others are each for one public dataset.
+_GENERIC_IMPORTERS = ("csv", "audiofolder", "huggingface", "espeak")
 PAPER_FOLDS = {"iemocap": 5, "fesc": 9, "cafe": 3}  # sessions, speakers, groups of actors
 
 
@@ -56,6 +58,9 @@ class CorpusConfig(Section):
     """Languages to import from a multilingual corpus; null: all."""
     emotion_map: dict[str, str] = Field({})
     """Map from the corpus's emotion names to the names used here, for instance {joy: happiness}."""
+    dataset: Name | None = None
+    """Public dataset that this is a copy or part of, such as iemocap: models known to be trained on that dataset are
+    then recognized. null: the importer's dataset; none for csv, audiofolder, huggingface and espeak."""
     synthetic: bool | None = None
     """Whether the speech is synthetic, as reports and model cards then state; null: only for importer espeak."""
     split: SplitConfig = SplitConfig()
@@ -63,6 +68,11 @@ class CorpusConfig(Section):
     independent_units: Literal["speakers", "sessions"] | None = None
     """Units of the test data that are independent of each other, over which reports compute intervals. `sessions`: the
     speakers of a session talk to each other; null: sessions for importer iemocap, else speakers."""
+
+    @property
+    def public_dataset(self) -> str | None:
+        """Name of the public dataset that the corpus is a copy or part of; None if it is not known."""
+        return self.dataset or (None if self.importer in _GENERIC_IMPORTERS else self.importer)
 
     @property
     def is_synthetic(self) -> bool:
@@ -91,6 +101,9 @@ class AudioConfig(Section):
     on_duplicate: Literal["quarantine", "keep"] = "quarantine"
     """Treatment of clips with identical audio. quarantine: retain one if their emotions and speakers agree and none if
     they differ; keep: retain all."""
+    acoustic_duplicates: Literal["error", "warn", "off"] = "error"
+    """Treatment of recordings in different splits whose manifest has the same `acoustic_fingerprint`. Stage `prepare`
+    does not compute fingerprints: the setting has an effect only on a manifest to which the column was added."""
     max_quarantined_fraction: float = Field(0.01, ge=0, le=1)
     """Maximum fraction of a corpus's clips in quarantine before stage `prepare` fails."""
     row_group_utterances: int = Field(64, ge=1)

@@ -42,6 +42,9 @@ class Experiment(Section):
     """Name of the students' settings if the experiment has several; part of the names of their runs."""
     corpora: tuple[CorpusConfig, ...] = Field(min_length=1)
     """Corpora with their importers and splits."""
+    speaker_aliases: dict[str, tuple[str, ...]] = Field({})
+    """People with several names, as {corpus:speaker: [corpus:speaker, ...]}. All names of a person count as one speaker
+    in splits, cross-fitting, intervals and the records of training data."""
     audio: AudioConfig = AudioConfig()
     """Checks on recordings, and the stored shards."""
     teacher: Recipe
@@ -94,6 +97,22 @@ class Experiment(Section):
                 f"the {self.tune.workers_per_trial} workers of a trial cannot share a GPU, because NCCL needs one for "
                 f"each: found train.gpus_per_worker: {self.train.gpus_per_worker:g}, set it to 1, or "
                 "tune.workers_per_trial: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validate_speaker_aliases(self) -> Self:
+        names = [name for first, others in self.speaker_aliases.items() for name in (first, *others)]
+        corpora = {corpus.name for corpus in self.corpora}
+        if unknown := [name for name in names if ":" not in name or name.partition(":")[0] not in corpora]:
+            raise ValueError(
+                f"`speaker_aliases` has {', '.join(unknown)}: expected corpus:speaker, with the corpora "
+                f"{', '.join(sorted(corpora))}"
+            )
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"`speaker_aliases` has {', '.join(repeated)} more than once: list all other names of a person below "
+                "the first one"
             )
         return self
 

@@ -21,4 +21,5 @@ class ExternalTeacherConfig(Section):
     one, and classes may be left out."""
     trained_on: tuple[str, ...] | None = None
     """Corpora of this experiment, or speakers (`corpus:speaker`), that it was trained or selected on; [] for none.
-    null: unknown, and every affected table states so; a checkpoint of this project records its own."""
+    null: the list of known models, or unknown, and every affected table states so. A checkpoint of this project has its
+    own record, to which this adds."""

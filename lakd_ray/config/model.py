@@ -29,6 +29,10 @@ class ModelConfig(Section):
     """Hub name or folder of a transformers checkpoint to start from."""
     revision: str | None = None
     """Revision of the hub repository to pin."""
+    trained_on: tuple[str, ...] | None = None
+    """Corpora of this experiment, or speakers (`corpus:speaker`), that `pretrained` was trained or selected on; [] for
+    none. null: the list of known models, or unknown, and every affected table states so. A checkpoint of this project
+    has its own record, to which this adds."""
     config: dict[str, Any] | None = None
     """A transformers configuration with `model_type`, for a randomly initialized encoder in place of `pretrained`."""
     freeze_feature_encoder: bool = True
@@ -44,6 +48,8 @@ class ModelConfig(Section):
     def _validate_model(self) -> Self:
         if (self.pretrained is None) == (self.config is None):
             raise ValueError("expected either `pretrained` or `config`, found both or neither")
+        if self.config is not None and self.trained_on is not None:
+            raise ValueError("`trained_on` is about `pretrained`: leave it out, random weights are trained on nothing")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("`config` needs `model_type`, for instance wav2vec2")
         if self.config is not None and self.num_layers is not None:

@@ -4,23 +4,33 @@ Otherwise copies could end up in both train and test; and if their labels differ
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 ManifestRow = dict[str, Any]
 
 
-def drop_duplicates(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[tuple[ManifestRow, str]]]:
+def drop_duplicates(
+    rows: list[ManifestRow], first_names: Mapping[str, str] | None = None
+) -> tuple[list[ManifestRow], list[tuple[ManifestRow, str]]]:
     """Return the remaining manifest rows, and the removed copies, each with a reason that names another copy.
 
     Of copies that agree on emotion and speaker the first by id remains; of others none does. Speaker names are compared
     without the corpus, so that one corpus under two names agrees with itself.
+
+    Args:
+        rows: the manifest rows.
+        first_names: see `lakd_ray.data.speaker_aliases.first_names`.
     """
+    names = first_names or {}
     copies: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: str(row["utterance"])):
         copies[row["audio_sha256"]].append(row)
     rejected: dict[str, str] = {}
     for first, *others in copies.values():
-        labels = {(row["emotion"], row["speaker"].partition(":")[2]) for row in (first, *others)}
+        labels = {
+            (row["emotion"], names.get(row["speaker"], row["speaker"]).partition(":")[2]) for row in (first, *others)
+        }
         if len(labels) == 1:
             rejected |= {
                 row["utterance"]: f"has the same audio as {first['utterance']}, which is used instead" for row in others

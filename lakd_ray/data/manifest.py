@@ -4,8 +4,8 @@ Shape suffixes: N utterances.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.data import splits
+from lakd_ray.data import speaker_aliases, split_checks, splits
 from lakd_ray.data.provenance import DataExposure
 
 RowIndices = npt.NDArray[np.int64]
@@ -33,6 +33,8 @@ class Manifest:
         labels_N: class index of each utterance, -1 if the experiment does not use its emotion.
         splits_N: `train`, `dev`, `test`, or empty if the experiment does not use the utterance.
         shards: location of each shard file; `shard_N` indexes it.
+        datasets: the public dataset of each corpus that is a copy or part of one.
+        other_names: the other names of speakers who have several, see `lakd_ray.data.speaker_aliases`.
     """
 
     table: pa.Table
@@ -44,6 +46,8 @@ class Manifest:
     shard_N: npt.NDArray[np.int64]
     row_group_N: npt.NDArray[np.int64]
     row_N: npt.NDArray[np.int64]
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    other_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -81,9 +85,39 @@ class Manifest:
         return [None if texts[row][2] is None else texts[row] in train for row in rows]
 
     def data_exposure(self, rows: RowIndices) -> DataExposure:
-        """Return the speakers and recordings of some rows."""
-        part = self.table.select(["speaker", "audio_sha256"]).take(rows)
-        return DataExposure(frozenset(part["speaker"].to_pylist()), frozenset(part["audio_sha256"].to_pylist()))
+        """Return the speakers, under all of their names, and the recordings of some rows."""
+        has_acoustic = "acoustic_fingerprint" in self.table.column_names
+        columns = ["speaker", "audio_sha256", *(["acoustic_fingerprint"] if has_acoustic else [])]
+        part = self.table.select(columns).take(rows)
+        first = part["speaker"].unique().to_pylist()
+        speakers = [*first, *(other for name in first for other in self.other_names.get(name, ()))]
+        return DataExposure(
+            speakers=frozenset(speakers),
+            audio=frozenset(part["audio_sha256"].to_pylist()),
+            acoustic=frozenset(part["acoustic_fingerprint"].drop_null().to_pylist()) if has_acoustic else frozenset(),
+            datasets=frozenset(filter(None, map(self._dataset_speaker, speakers))),
+        )
+
+    @cached_property
+    def evaluated_data(self) -> dict[str, DataExposure]:
+        """The data of the splits on which models are evaluated: dev, which selects epochs, and test."""
+        return {split: self.data_exposure(self.rows(split)) for split in ("dev", "test")}
+
+    def _dataset_speaker(self, speaker: str) -> str | None:
+        """Return the name of a speaker in the public dataset of its corpus, if that is known."""
+        corpus, _, name = speaker.partition(":")
+        return f"{self.datasets[corpus]}:{name}" if corpus in self.datasets else None
+
+
+def read_manifest_table(config: Experiment) -> pa.Table:
+    """Read the manifest, in which every person has one name.
+
+    Raises:
+        StorageError: the prepare stage has not run.
+        ConfigError: `speaker_aliases` has a name that is not in the manifest.
+    """
+    table = storage.read_table(storage.join(config.stage_folder("prepare"), MANIFEST_FILE))
+    return speaker_aliases.merge_speakers(table, config)
 
 
 def load_manifest(config: Experiment) -> Manifest:
@@ -94,9 +128,9 @@ def load_manifest(config: Experiment) -> Manifest:
         SplitError: the fold cannot be built, or its splits share speakers or recordings.
     """
     folder = config.stage_folder("prepare")
-    table = storage.read_table(storage.join(folder, MANIFEST_FILE))
+    table = read_manifest_table(config)
     splits_N = np.asarray(splits.assign_splits(table, config, config.fold)).astype(str)
-    splits.check_splits(table, splits_N, config)
+    split_checks.check_splits(table, splits_N, config)
     shard_names, shard_N = _index_shards(table)
     index = {emotion: number for number, emotion in enumerate(config.emotions)}
     return Manifest(
@@ -109,6 +143,8 @@ def load_manifest(config: Experiment) -> Manifest:
         shard_N=shard_N,
         row_group_N=_int_column(table, "row_group"),
         row_N=_int_column(table, "row"),
+        datasets={corpus.name: corpus.public_dataset for corpus in config.corpora if corpus.public_dataset},
+        other_names=config.speaker_aliases,
     )
 
 

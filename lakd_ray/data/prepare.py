@@ -14,7 +14,7 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import AudioConfig, Experiment, to_dict
 from lakd_ray.corpora.items import Clip
-from lakd_ray.data import class_coverage, corpus_snapshot, deduplicate, shards
+from lakd_ray.data import class_coverage, corpus_snapshot, deduplicate, shards, speaker_aliases
 from lakd_ray.data.corpus_snapshot import CorpusSnapshot
 from lakd_ray.data.manifest import MANIFEST_FILE, SHARDS_FOLDER
 from lakd_ray.data.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, TRANSIENT_KINDS
@@ -32,7 +32,8 @@ RowDicts = list[dict[str, Any]]
 
 def fingerprint_inputs(config: Experiment) -> dict[str, Any]:
     """Return the settings that the stage's outputs depend on, besides the content of the corpora."""
-    excluded = ("split", "synthetic")
+    excluded = ("split", "synthetic", "dataset")
+    excluded_audio = ("max_quarantined_fraction", "acoustic_duplicates")
     corpus_settings = [
         {key: value for key, value in to_dict(corpus).items() if key not in excluded} for corpus in config.corpora
     ]
@@ -41,7 +42,7 @@ def fingerprint_inputs(config: Experiment) -> dict[str, Any]:
         "storage": "{storage}",  # outputs may be moved, so a root below them is written with a placeholder
         "languages": list(config.languages),
         "corpora": corpus_settings,
-        "audio": {key: value for key, value in to_dict(config.audio).items() if key != "max_quarantined_fraction"},
+        "audio": {key: value for key, value in to_dict(config.audio).items() if key not in excluded_audio},
     }
 
 
@@ -50,6 +51,7 @@ def prepare_corpora(config: Experiment) -> str:
 
     Raises:
         DataError: a corpus cannot be read, or more clips than allowed were quarantined.
+        ConfigError: `speaker_aliases` has a name that is not in the corpora.
         StageError: the folder was written with a different configuration.
     """
     folder = config.stage_folder("prepare")
@@ -59,13 +61,17 @@ def prepare_corpora(config: Experiment) -> str:
         logger.info(f"prepare: already done: {folder}; not compared with corpus {unreachable[0]}")
         return folder
     snapshots = [corpus_snapshot.take_snapshot(corpus, config) for corpus in config.corpora]
-    state = record.digest([*(corpus.digest for corpus in snapshots), config.audio.max_quarantined_fraction])
+    speaker_aliases.check_names(_speakers(snapshots), config)
+    state = record.digest(
+        [*(corpus.digest for corpus in snapshots), config.audio.max_quarantined_fraction]
+        + ([to_dict(config)["speaker_aliases"]] if config.speaker_aliases else [])
+    )
     if done and (record.read_record(folder) or {}).get("corpora") == state:
         logger.info(f"prepare: already done: {folder}")
         return folder
     record.mark_started(folder, fingerprint)
     previous = _prepared_utterances(folder)
-    rows, quarantine = _prepare_corpora(snapshots, folder, config.audio)
+    rows, quarantine = _prepare_corpora(snapshots, folder, config)
     storage.write_table(
         storage.join(folder, QUARANTINE_FILE), pa.Table.from_pylist(quarantine, schema=QUARANTINE_SCHEMA)
     )
@@ -100,8 +106,13 @@ def _prepared_utterances(folder: str) -> set[str]:
     }
 
 
-def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, audio: AudioConfig) -> tuple[RowDicts, RowDicts]:
+def _speakers(snapshots: list[CorpusSnapshot]) -> set[str]:
+    return {f"{corpus.corpus.name}:{clip.speaker}" for corpus in snapshots for clip in corpus.clips}
+
+
+def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, config: Experiment) -> tuple[RowDicts, RowDicts]:
     """Return manifest and quarantine rows of all corpora, sorted by utterance; decode clips that no shard has."""
+    audio = config.audio
     shard_folder = storage.join(folder, SHARDS_FOLDER)
     known = shards.load_clip_index(shard_folder, audio)
     rows: RowDicts = []
@@ -119,7 +130,7 @@ def _prepare_corpora(snapshots: list[CorpusSnapshot], folder: str, audio: AudioC
         rows += accepted
         quarantine += rejected
     if audio.on_duplicate == "quarantine":
-        rows, copies = deduplicate.drop_duplicates(rows)
+        rows, copies = deduplicate.drop_duplicates(rows, speaker_aliases.first_names(config))
         quarantine += [_quarantine_row(row["corpus"], row, "duplicate", reason) for row, reason in copies]
         for corpus in snapshots:
             _check_quarantined_fraction(

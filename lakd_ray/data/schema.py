@@ -31,6 +31,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("num_samples", pa.int32(), nullable=False),  # at 16 kHz
         pa.field("cut", pa.bool_(), nullable=False),  # was longer than audio.max_seconds
         pa.field("audio_sha256", pa.string(), nullable=False),  # of the 16-bit samples at 16 kHz
+        pa.field("acoustic_fingerprint", pa.string()),  # equal for recordings that sound the same; null: not computed
         pa.field("shard", pa.string(), nullable=False),  # file name below shards/
         pa.field("row_group", pa.int32(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),  # within the row group
@@ -107,7 +108,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("setup", pa.string(), nullable=False),  # monolingual, multilingual
         pa.field("variant", pa.string()),  # name of the settings of a student
         pa.field("model", pa.string(), nullable=False),  # run id
-        pa.field("undisclosed_teachers", pa.string(), nullable=False),  # names, separated by commas
+        pa.field("undisclosed_models", pa.string(), nullable=False),  # see `Provenance`; names, separated by commas
         pa.field("emotion", pa.string(), nullable=False),  # the label
         pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]

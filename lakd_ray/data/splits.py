@@ -1,30 +1,28 @@
 """Assign utterances to train, dev and test for one fold.
 
-`assign_splits` assigns, `check_splits` rejects invalid splits. Both depend on the content of the manifest, not on the
-order of its rows. A corpus is split by speakers or sessions. Speakers with the same set of languages are distributed
-over the folds as one group, so that every fold has speakers of every language. Pseudo-random choices sort by SHA-256,
-which is stable across machines and versions.
+The splits depend on the content of the manifest, not on the order of its rows. A corpus is split by speakers or
+sessions. Speakers with the same set of languages are distributed over the folds as one group, so that every fold has
+speakers of every language. Pseudo-random choices sort by SHA-256, which is stable across machines and versions.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lakd_ray.config import CorpusConfig, Experiment, SplitConfig
+from lakd_ray.data.category_column import CategoryColumn
+from lakd_ray.data.speaker_aliases import first_names
 from lakd_ray.errors import SplitError
 from lakd_ray.labels import SPLITS
 
 SplitNames = npt.NDArray[np.str_]
-_IntArray = npt.NDArray[np.int64]
-_EXCLUDED, _TRAIN, _DEV, _TEST = range(4)
-_SPLIT_NAMES = np.array(["", *SPLITS])
+EXCLUDED, TRAIN, DEV, TEST = range(4)
+SPLIT_NAMES = np.array(["", *SPLITS])
 # The folds of Bijoy et al. 2025; CaFE's are those in common use.
 _PAPER_SCHEMES: dict[str, dict[str, Any]] = {
     "iemocap": {"scheme": "leave-one-session-out"},
@@ -43,19 +41,34 @@ def assign_splits(manifest: pa.Table, config: Experiment, fold: int | None = Non
     """Return 'train', 'dev', 'test' or '' (not used) for every row of the manifest.
 
     Rows of emotions and languages that the experiment does not have are not used. Each corpus uses the fold modulo its
-    own number of folds, so a corpus with fewer folds repeats its splits, including dev.
+    own number of folds, so a corpus with fewer folds repeats its splits, including dev. A speaker with several names
+    (`speaker_aliases`) is used only in the last of train, dev and test that one of the names is in.
 
     Raises:
         SplitError: a corpus cannot be split as configured.
     """
     rows = _ManifestColumns(manifest, config)
-    split_N = np.full(manifest.num_rows, _EXCLUDED, np.int8)
+    split_N = np.full(manifest.num_rows, EXCLUDED, np.int8)
     for corpus, rows_N in _iter_corpora(rows, config):
         if corpus.split.scheme == "given":
             split_N[rows_N] = _predefined_splits(rows, corpus, rows_N)
         else:
             split_N[rows_N] = _held_out_splits(rows, corpus, rows_N, config.fold if fold is None else fold)
-    return np.asarray(_SPLIT_NAMES[split_N])
+    _exclude_aliased_speakers(rows["speaker"], split_N, config)
+    return np.asarray(SPLIT_NAMES[split_N])
+
+
+def _exclude_aliased_speakers(speakers: CategoryColumn, split_N: npt.NDArray[np.int8], config: Experiment) -> None:
+    """Exclude a person's utterances in train if others are in dev or test, and in dev if others are in test.
+
+    Corpora are split independently, so a person's names may be in different splits. Each utterance is still tested in
+    the fold in which its own corpus tests it.
+    """
+    for name in config.speaker_aliases:
+        rows_N = np.flatnonzero(speakers.isin([name]))
+        used_N = split_N[rows_N]
+        if len(used_N):
+            split_N[rows_N[used_N < used_N.max()]] = EXCLUDED
 
 
 def count_folds(manifest: pa.Table, config: Experiment) -> int:
@@ -64,7 +77,7 @@ def count_folds(manifest: pa.Table, config: Experiment) -> int:
     return max(_num_folds(rows, corpus, rows_N) for corpus, rows_N in _iter_corpora(rows, config))
 
 
-def speaker_folds(manifest: pa.Table, rows: _IntArray, num_cross_fit_folds: int) -> _IntArray:
+def speaker_folds(manifest: pa.Table, rows: npt.NDArray[np.int64], num_cross_fit_folds: int) -> npt.NDArray[np.int64]:
     """Return the cross-fitting fold of each row, with the speakers of each language distributed evenly over the folds.
 
     Raises:
@@ -112,34 +125,13 @@ def _resolve_paper_scheme(corpus: CorpusConfig) -> CorpusConfig:
     return corpus.model_copy(update={"split": SplitConfig.model_validate(split)})
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A dictionary-encoded column: `values[codes[i]]` is the value of row i, and code -1 is null."""
-
-    codes: _IntArray
-    values: list[str]
-
-    @classmethod
-    def from_table(cls, manifest: pa.Table, name: str) -> "_Column":
-        encoded = pc.cast(manifest[name], pa.large_string()).combine_chunks().dictionary_encode()
-        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return cls(codes, encoded.dictionary.to_pylist())
-
-    def isin(self, values: Iterable[str]) -> npt.NDArray[np.bool_]:
-        selected = set(values)
-        return np.array([*(name in selected for name in self.values), False])[self.codes]
-
-    def unique_values(self, rows_N: npt.NDArray[np.intp]) -> list[str]:
-        """Return the sorted distinct values of some rows."""
-        return sorted(self.values[code] for code in np.unique(self.codes[rows_N]) if code >= 0)
-
-
 class _ManifestColumns:
     """The columns of the manifest, and the rows that the experiment uses."""
 
     def __init__(self, manifest: pa.Table, config: Experiment) -> None:
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[str, CategoryColumn] = {}
         self._manifest = manifest
+        self.first_names = first_names(config)
         self._selected_N = self["emotion"].isin(config.emotions) & self["language"].isin(config.languages)
         known = [corpus.name for corpus in config.corpora]
         if unexpected := sorted(set(self["corpus"].values) - set(known)):
@@ -148,9 +140,9 @@ class _ManifestColumns:
                 f"{', '.join(known)}). Run `prepare` again, or add them to `corpora`."
             )
 
-    def __getitem__(self, name: str) -> _Column:
+    def __getitem__(self, name: str) -> CategoryColumn:
         if name not in self._columns:
-            self._columns[name] = _Column.from_table(self._manifest, name)
+            self._columns[name] = CategoryColumn.from_table(self._manifest, name)
         return self._columns[name]
 
     def corpus_rows(self, corpus: CorpusConfig) -> npt.NDArray[np.intp]:
@@ -187,7 +179,7 @@ def _predefined_splits(
             f"corpus {corpus.name}: scheme `given` expects a split of {', '.join(SPLITS)} for every utterance; found "
             f"{' and '.join(problems)}. Correct the corpus's manifest, or choose a different scheme."
         )
-    numbers = {name: number for number, name in enumerate(_SPLIT_NAMES.tolist())}
+    numbers = {name: number for number, name in enumerate(SPLIT_NAMES.tolist())}
     return np.array([*(numbers.get(name, 0) for name in column.values), 0], np.int8)[column.codes[rows_N]]
 
 
@@ -199,10 +191,12 @@ def _held_out_splits(
     if corpus.split.scheme == "leave-one-session-out":
         test_N = rows["session"].isin(_test_units(_session_units(rows, corpus, rows_N), corpus, fold))[rows_N]
     else:
-        test_N = rows["speaker"].isin(_test_units(rows.units(rows_N, "speaker"), corpus, fold))[rows_N]
+        test_N = rows["speaker"].isin(_test_units(rows.units(rows_N, "speaker"), corpus, fold, rows.first_names))[
+            rows_N
+        ]
     dev = _choose_dev_speakers(rows.units(rows_N[~test_N], "speaker"), corpus, fold)
     dev_N = rows["speaker"].isin(dev)[rows_N]
-    return np.select([test_N, dev_N], [_TEST, _DEV], _TRAIN).astype(np.int8)
+    return np.select([test_N, dev_N], [TEST, DEV], TRAIN).astype(np.int8)
 
 
 def _num_folds(rows: _ManifestColumns, corpus: CorpusConfig, rows_N: npt.NDArray[np.intp]) -> int:
@@ -234,11 +228,13 @@ def _group_by_languages(units: SplitUnits) -> list[list[str]]:
     return list(groups.values())
 
 
-def _test_units(units: SplitUnits, corpus: CorpusConfig, fold: int) -> list[str]:
+def _test_units(
+    units: SplitUnits, corpus: CorpusConfig, fold: int, first_names: Mapping[str, str] | None = None
+) -> list[str]:
     """Return the speakers or sessions that a fold holds out for test."""
     split = corpus.split
     if split.scheme == "speaker-groups":
-        return _configured_speaker_groups(units, corpus)[fold]
+        return _configured_speaker_groups(units, corpus, first_names or {})[fold]
     if split.scheme == "speaker-folds":
         _require_enough_units(
             units, corpus, split.folds, f", expected at least one for each of {split.folds} folds", "folds"
@@ -248,9 +244,12 @@ def _test_units(units: SplitUnits, corpus: CorpusConfig, fold: int) -> list[str]
     return [group[fold % len(group)] for group in _group_by_languages(units)]
 
 
-def _configured_speaker_groups(units: SplitUnits, corpus: CorpusConfig) -> list[list[str]]:
+def _configured_speaker_groups(
+    units: SplitUnits, corpus: CorpusConfig, first_names: Mapping[str, str]
+) -> list[list[str]]:
     """Return the qualified speaker names of each group in `split.groups`."""
-    groups = [[f"{corpus.name}:{speaker}" for speaker in group] for group in corpus.split.groups]
+    qualified = [[f"{corpus.name}:{speaker}" for speaker in group] for group in corpus.split.groups]
+    groups = [list(dict.fromkeys(first_names.get(name, name) for name in group)) for group in qualified]
     listed = [speaker for group in groups for speaker in group]
     unknown = [speaker for speaker in listed if speaker not in units]
     repeated = sorted({speaker for speaker in listed if listed.count(speaker) > 1})
@@ -306,64 +305,3 @@ def format_list(names: Iterable[str], max_count: int = 5) -> str:
     listed = list(names)
     rest = f" and {len(listed) - max_count} more" if len(listed) > max_count else ""
     return ", ".join(listed[:max_count]) + rest
-
-
-def check_splits(manifest: pa.Table, splits: SplitNames, config: Experiment) -> None:
-    """Reject splits that would invalidate the results.
-
-    Raises:
-        SplitError: a speaker or a recording is in two splits, or a language lacks a split or a class in train.
-    """
-    numbers: Mapping[str, int] = {name: number for number, name in enumerate(_SPLIT_NAMES.tolist())}
-    names, inverse_N = np.unique(splits, return_inverse=True)
-    split_N = np.array([numbers[name] for name in names.tolist()], np.int64)[inverse_N]
-    _require_disjoint_splits(_Column.from_table(manifest, "speaker"), split_N, "speaker")
-    _require_disjoint_splits(
-        _Column.from_table(manifest, "audio_sha256"), split_N, "recording", _Column.from_table(manifest, "utterance")
-    )
-    language, emotion = _Column.from_table(manifest, "language"), _Column.from_table(manifest, "emotion")
-    for code in config.languages:
-        selected_N = language.isin([code])
-        counts = {name: int((selected_N & (split_N == numbers[name])).sum()) for name in SPLITS}
-        if empty := [name for name in SPLITS if not counts[name]]:
-            counts_text = ", ".join(f"{count} in {name}" for name, count in counts.items())
-            raise SplitError(
-                f"language {code} has no utterances in {', '.join(empty)}: found {counts_text}. Every language needs "
-                "train, dev and test; change the `split` of its corpora, or remove it from `languages`."
-            )
-        present = emotion.unique_values(np.flatnonzero(selected_N & (split_N == _TRAIN)))
-        if missing := [name for name in config.emotions if name not in present]:
-            raise SplitError(
-                f"language {code} has no {', '.join(missing)} in train: found {', '.join(present)} in "
-                f"{counts['train']} utterances. Change the `split` of its corpora, map its emotion names with "
-                "`emotion_map`, or remove the class from the experiment's `emotions`."
-            )
-
-
-def _require_disjoint_splits(
-    column: _Column, split_N: _IntArray, item_name: str, display_column: _Column | None = None
-) -> None:
-    """Reject a value that is in more than one of train, dev and test."""
-    seen = np.zeros((len(column.values) + 1, len(_SPLIT_NAMES)), np.bool_)
-    seen[column.codes, split_N] = True
-    shared = np.flatnonzero(seen[:, _TRAIN:].sum(axis=1) > 1)
-    if not len(shared):
-        return
-    lines = []
-    for code in sorted(shared.tolist(), key=lambda code: column.values[code])[:5]:
-        split_names = " and ".join(name for name, is_in in zip(SPLITS, seen[code, _TRAIN:], strict=True) if is_in)
-        if display_column is None:
-            lines.append(f"{column.values[code]} is in {split_names}")
-        else:
-            copies = display_column.unique_values(np.flatnonzero((column.codes == code) & (split_N != _EXCLUDED)))
-            lines.append(f"{format_list(copies)} have the same audio and are in {split_names}")
-    solution = (
-        "Choose a scheme that separates speakers, or correct the corpus's splits."
-        if display_column is None
-        else "Delete the copies, or give the speaker the same name in both corpora."
-    )
-    raise SplitError(
-        f"{len(shared)} {item_name}{'s are' if len(shared) > 1 else ' is'} in more than one of train, dev and test:\n  "
-        + "\n  ".join(lines)
-        + f"\n{solution}"
-    )

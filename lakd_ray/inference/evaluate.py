@@ -215,7 +215,7 @@ def _predictions_table(
         "setup": [run.setup] * count,
         "variant": [run.variant] * count,
         "model": [run.id] * count,
-        "undisclosed_teachers": [", ".join(sorted(model.metadata.provenance.undisclosed_teachers))] * count,
+        "undisclosed_models": [", ".join(sorted(model.metadata.provenance.undisclosed_models))] * count,
         "probabilities": model.calibrated_probabilities(logits_RC[scored_R]),
     }
     return pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA)

@@ -193,6 +193,8 @@ class Predictor:
             languages=self.languages,
             identifiable_languages=self.identifiable_languages,
             corpora=self.metadata.corpora,
+            datasets=self.metadata.datasets,
+            undisclosed_models=tuple(sorted(self.metadata.provenance.undisclosed_models)),
             dev=metrics | {f"UR {code}": recall for code, recall in dev.get("dev_recall", {}).items()},
             calibration_temperature=self.calibration_temperature,
         )

@@ -83,6 +83,10 @@ class ModelInfo(ResponseModel):
     """Languages that it identifies itself; empty if it does not identify languages."""
     corpora: tuple[str, ...] = ()
     """Corpora it was trained on."""
+    datasets: tuple[str, ...] = ()
+    """Public datasets that it, its teachers or its initial weights were trained on."""
+    undisclosed_models: tuple[str, ...] = ()
+    """Models that it started or learned from and whose training data is not known."""
     dev: dict[str, float] = {}
     """Metrics of its epoch on dev: UR, WR, ece (with the temperature fitted on other speakers), UR of each language."""
     calibration_temperature: float = 1.0

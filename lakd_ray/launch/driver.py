@@ -22,7 +22,7 @@ from lakd_ray.data.manifest import Manifest
 from lakd_ray.devices import process_group_backend
 from lakd_ray.errors import LakdError, StorageError, TrainingError
 from lakd_ray.launch.event_log import log_event, poll_events
-from lakd_ray.launch.run_inputs import resolve_inputs
+from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
 from lakd_ray.launch.tracking import build_trackers, track_runs
 from lakd_ray.launch.worker import TrainingTask, train_loop_per_worker
@@ -121,6 +121,8 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
         if manifest is None or manifest[0] != config.fold:
             manifest = config.fold, manifests.load_manifest(config)
         has_pending_dependency = bool(pending.keys() & set(run.dependencies))
+        if has_pending_dependency:
+            check_sources(graph, manifest[1], run)  # before hours of training its teachers
         if has_pending_dependency or not record.is_done(
             run.folder(config), resolve_inputs(graph, manifest[1], run).fingerprint
         ):

@@ -14,6 +14,7 @@ from lakd_ray.data import splits
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StageError
 from lakd_ray.launch.driver import stage_tasks
+from lakd_ray.launch.run_inputs import check_sources
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
@@ -45,6 +46,7 @@ def plan_grid(config: Experiment) -> GridPlan:
     Raises:
         StageError: the data are not prepared.
         SplitError: a fold is impossible.
+        DataLeakageError: a pretrained model or an external teacher has seen data on which a run is evaluated.
     """
     manifest_location = storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE)
     if not storage.exists(manifest_location):
@@ -52,11 +54,13 @@ def plan_grid(config: Experiment) -> GridPlan:
             f"nothing is prepared in {config.stage_folder('prepare')}: folds and hours are counted from the prepared "
             "data. Run `lakd prepare` with this experiment first."
         )
-    graphs = [build_run_graph(cell) for cell in _cell_configs(config, _folds(config, manifest_location))]
+    graphs = [build_run_graph(cell) for cell in _cell_configs(config, _folds(config))]
     loaded: dict[int, Manifest] = {}
     for graph in graphs:
         if graph.config.fold not in loaded:
             loaded[graph.config.fold] = manifests.load_manifest(graph.config)
+        for run in graph.all_runs:
+            check_sources(graph, loaded[graph.config.fold], run)
     tasks = stage_tasks(graphs, "train")
     epoch_seconds = {task.run.id: _epoch_seconds(loaded[task.config.fold], task.run) for task in tasks}
     train_seconds = {task.run.id: epoch_seconds[task.run.id] * task.run.recipe.optim.epochs for task in tasks}
@@ -81,10 +85,10 @@ def _cell_configs(config: Experiment, folds: Sequence[int]) -> Iterable[Experime
         yield variant.model_copy(update={"fold": fold, "seed": seed})
 
 
-def _folds(config: Experiment, manifest_location: str) -> tuple[int, ...]:
+def _folds(config: Experiment) -> tuple[int, ...]:
     if config.grid.folds is not None:
         return config.grid.folds
-    return tuple(range(splits.count_folds(storage.read_table(manifest_location), config)))
+    return tuple(range(splits.count_folds(manifests.read_manifest_table(config), config)))
 
 
 def _num_own_runs(graph: RunGraph) -> int:

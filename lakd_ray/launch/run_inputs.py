@@ -1,25 +1,27 @@
-"""Resolve the inputs of a training run before it starts, and reject teachers trained on its evaluation data.
+"""Resolve the inputs of a training run before it starts, and reject models that were trained on its evaluation data.
 
 The inputs are the digests for the run's record and the data on which its teachers and its initial checkpoint were
 trained and selected.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lakd_ray import storage
-from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.data.provenance import Provenance
+from lakd_ray.data.provenance import RETRAIN, DataExposure, Provenance
 from lakd_ray.errors import ConfigError
 from lakd_ray.inference import logits_cache
 from lakd_ray.models.checkpoint import METADATA_FILE, read_metadata
-from lakd_ray.models.external_teacher import is_lakd_checkpoint
+from lakd_ray.models.origin import read_checkpoint_record, read_origin
 from lakd_ray.runs import record
 from lakd_ray.runs import state as states
 from lakd_ray.runs.graph import Run, RunGraph
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,19 @@ class RunInputs:
 def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
     """Resolve the inputs of a run whose teachers are trained.
 
-    The run inherits the provenance of its teachers, and of the checkpoint it starts from if this project wrote it.
+    The run inherits the provenance of its teachers, and of the model that it starts from.
 
     Raises:
         StageError: a teacher is not trained.
-        DataLeakageError: a teacher, or that checkpoint, has seen data on which the run is evaluated.
+        ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
+        DataLeakageError: a teacher, or that model, has seen data on which the run is evaluated.
     """
     checkpoints = {name: states.find_best_checkpoint(graph.get(name), graph.config) for name in run.dependencies}
+    teachers = {name: read_metadata(location).provenance for name, location in checkpoints.items()}
+    provenance = teachers | check_sources(graph, manifest, run)
+    _check_leakage(teachers, manifest)
     checkpoints |= _initial_checkpoint(run)
     external = {name: teacher for name, teacher in graph.external_teachers.items() if name in run.teachers}
-    provenance = {name: read_metadata(location).provenance for name, location in checkpoints.items()}
-    provenance |= {name: _external_provenance(teacher, manifest) for name, teacher in external.items()}
-    evaluated = {split: manifest.data_exposure(manifest.rows(split)) for split in ("dev", "test")}
-    for name, parent in provenance.items():
-        parent.check_leakage(model=name, dev=evaluated["dev"], test=evaluated["test"])
     inputs = {"manifest": manifest.digest}
     inputs |= {name: logits_cache.checkpoint_fingerprint(location) for name, location in checkpoints.items()}
     inputs |= {name: logits_cache.checkpoint_fingerprint(teacher) for name, teacher in external.items()}
@@ -57,31 +58,105 @@ def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
     return RunInputs(run, states.fingerprint_inputs(run, graph.config, inputs), tuple(provenance.values()))
 
 
-def _external_provenance(teacher: ExternalTeacherConfig, manifest: Manifest) -> Provenance:
-    """Return the data that an external teacher has seen: from the configuration, from its metadata, or unknown.
+def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Provenance]:
+    """Check the models from outside the experiment that a run needs, before its teachers are trained.
+
+    Returns:
+        The training data of these models, by name.
+
+    Raises:
+        ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
+        DataLeakageError: one of them has seen data on which the run is evaluated.
+    """
+    provenance = _source_provenance(graph, manifest, run)
+    _check_leakage(
+        provenance,
+        manifest,
+        "Choose a different model, or declare its actual training data with `trained_on`.",
+    )
+    return provenance
+
+
+def _source_provenance(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Provenance]:
+    """Return the training data of the models from outside the experiment that a run needs, by name.
+
+    They are the model that it starts from and its external teachers.
 
     Raises:
         ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
     """
-    if teacher.trained_on is None:
-        if is_lakd_checkpoint(teacher):
-            return read_metadata(teacher.checkpoint).provenance
-        return Provenance(undisclosed_teachers=frozenset({teacher.name}))
-    corpora, speakers = (np.asarray(manifest.table[name].to_pylist()) for name in ("corpus", "speaker"))
-    unknown = [name for name in teacher.trained_on if name not in corpora and name not in speakers]
+    sources = {}
+    model = run.recipe.model
+    if model.pretrained is not None:
+        sources[model.pretrained] = _describe_source(
+            "model.pretrained", model.pretrained, model.revision, model.trained_on, None, manifest
+        )
+    for name, teacher in graph.external_teachers.items():
+        if name in run.teachers:
+            sources[name] = _describe_source(
+                f"external teacher {teacher.name}",
+                teacher.checkpoint,
+                teacher.revision,
+                teacher.trained_on,
+                teacher.name,
+                manifest,
+            )
+    return sources
+
+
+def _check_leakage(provenance: dict[str, Provenance], manifest: Manifest, advice: str = RETRAIN) -> None:
+    dev, test = manifest.evaluated_data["dev"], manifest.evaluated_data["test"]
+    for name, parent in provenance.items():
+        parent.check_leakage(model=name, dev=dev, test=test, advice=advice)
+
+
+def _describe_source(
+    label: str,
+    location: str,
+    revision: str | None,
+    trained_on: tuple[str, ...] | None,
+    name: str | None,
+    manifest: Manifest,
+) -> Provenance:
+    """Return the data that a model has seen: declared, from its own record, from the list of known models, or unknown.
+
+    A declaration is about the corpora of the experiment: it replaces what the list states about them, and adds to what
+    a checkpoint of this project records.
+
+    Args:
+        label: what the model is, for error messages.
+        location, revision, name: see `lakd_ray.models.origin.read_origin`.
+        trained_on: corpora and speakers that the configuration declares; None without a declaration.
+        manifest: the experiment's data.
+
+    Raises:
+        ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
+    """
+    if trained_on is None:
+        return read_origin(location, revision, name=name)
+    corpora, speakers = (np.asarray(manifest.table[column].to_pylist()) for column in ("corpus", "speaker"))
+    first = {other: name for name, others in manifest.other_names.items() for other in others}
+    trained_on = tuple(first.get(entry, entry) for entry in trained_on)
+    unknown = [entry for entry in trained_on if entry not in corpora and entry not in speakers]
     if unknown:
         raise ConfigError(
-            f"external teacher {teacher.name}: `trained_on` lists {', '.join(unknown)}, but this experiment has "
+            f"{label}: `trained_on` lists {', '.join(unknown)}, but this experiment has "
             f"neither corpora ({', '.join(np.unique(corpora))}) nor speakers (`corpus:speaker`) with these names. "
             "Correct them."
         )
-    seen = manifest.data_exposure(
-        np.flatnonzero(np.isin(corpora, teacher.trained_on) | np.isin(speakers, teacher.trained_on))
-    )
-    return Provenance(trained_on=seen, selected_on=seen)
+    seen = manifest.data_exposure(np.flatnonzero(np.isin(corpora, trained_on) | np.isin(speakers, trained_on)))
+    declared = Provenance(trained_on=seen, selected_on=seen)
+    if recorded := read_checkpoint_record(location, revision):
+        return declared.inherit([recorded])
+    other_datasets = {
+        dataset
+        for dataset in read_origin(location, revision).trained_on.datasets
+        if dataset.partition(":")[0] not in manifest.datasets.values()
+    }
+    return declared.inherit([Provenance(DataExposure(datasets=frozenset(other_datasets)))])
 
 
 def _initial_checkpoint(run: Run) -> dict[str, str]:
-    """Return the checkpoint that the run starts from, if it has metadata with its provenance."""
+    """Return the checkpoint of this project that the run starts from, if it does."""
     location = run.recipe.model.pretrained
     return {location: location} if location and storage.exists(storage.join(location, METADATA_FILE)) else {}

@@ -18,6 +18,7 @@ from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import CheckpointError
 from lakd_ray.models.backbone import backbone_class
 from lakd_ray.models.classifier import EmotionClassifier
+from lakd_ray.models.known_pretrained import known_provenance
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 from lakd_ray.models.progress_bars import hide_progress_bars
 
@@ -52,18 +53,34 @@ class CheckpointMetadata:
         names = {speaker.partition(":")[0] for speaker in self.provenance.trained_on.speakers if ":" in speaker}
         return tuple(sorted(names | set(self.training.get("corpora", ()))))
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the public datasets that it, its teachers or its initial weights were trained on."""
+        names = {name.partition(":")[0] for name in self.provenance.trained_on.datasets if "$" not in name}
+        return tuple(sorted(names | set(self.training.get("datasets", ()))))
+
     def to_json(self) -> dict[str, Any]:
         """Return the metadata as plain JSON types."""
         return {**vars(self), "provenance": self.provenance.to_json()}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "CheckpointMetadata":
-        """Build the metadata from the output of `to_json`."""
+        """Build the metadata from the output of `to_json`.
+
+        Version 0.1 did not record what the initial weights were trained on: such a checkpoint counts as undisclosed,
+        unless its weights were random at the start or those of a known model.
+        """
+        provenance = Provenance.from_json(content["provenance"])
+        if "undisclosed_models" not in content["provenance"]:
+            model = content["training"].get("run", {}).get("recipe", {}).get("model", {})
+            if model.get("config") is None:
+                unknown = Provenance(undisclosed_models=frozenset({content["model_id"]}))
+                provenance = provenance.inherit([known_provenance(model.get("pretrained", "")) or unknown])
         return cls(
             model_id=content["model_id"],
             emotions=tuple(content["emotions"]),
             languages=tuple(content["languages"]),
-            provenance=Provenance.from_json(content["provenance"]),
+            provenance=provenance,
             training=content["training"],
         )
 

@@ -4,11 +4,14 @@ import pickle
 from pathlib import Path
 
 from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.models.origin import write_origin
 from lakd_ray.models.progress_bars import hide_progress_bars
 
 
 def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | None = None) -> str:
     """Write a copy of a speech encoder with `model.safetensors`; return its folder, to use as `model.pretrained`.
+
+    The folder also has `provenance.json`: the source, and what is known about its training data.
 
     Unpickling is confined to tensors (`torch.load(weights_only=True)`): a file that would run code is rejected.
 
@@ -41,4 +44,5 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
         ) from error
     with hide_progress_bars():
         network.save_pretrained(target)
+    write_origin(target, name_or_path, revision)
     return str(target)

@@ -120,7 +120,7 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
         paradigm=aggregate.paradigm,
         setup=aggregate.setup,
         variant=aggregate.variant,
-        undisclosed_teachers=", ".join(sorted({model.undisclosed_teachers for model in models} - {""})),
+        undisclosed_models=", ".join(sorted({model.undisclosed_models for model in models} - {""})),
         model=aggregate.model,
         language=language,
         fold=aggregate.fold,

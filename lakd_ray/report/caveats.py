@@ -6,6 +6,7 @@ import numpy as np
 
 from lakd_ray.config import Experiment
 from lakd_ray.data.class_coverage import MissingEmotions, describe_missing, find_missing_emotions
+from lakd_ray.models.known_pretrained import KNOWN_MODELS
 from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.result_table import format_title
 from lakd_ray.runs.graph import RunGraph
@@ -40,7 +41,7 @@ def list_caveats(
         failed_runs: ids of runs that failed.
     """
     return [
-        *_undisclosed_teacher_caveat(predictions),
+        *_undisclosed_model_caveat(predictions),
         *_speaker_count_caveat(predictions),
         *_shared_sentence_caveat(predictions),
         *_missing_emotion_caveat(graph.config, predictions),
@@ -52,13 +53,15 @@ def list_caveats(
     ]
 
 
-def _undisclosed_teacher_caveat(predictions: Sequence[Predictions]) -> list[str]:
-    names = sorted({model.undisclosed_teachers for model in predictions} - {""})
+def _undisclosed_model_caveat(predictions: Sequence[Predictions]) -> list[str]:
+    names = sorted({name for model in predictions for name in model.undisclosed_models.split(", ")} - {""})
     if not names:
         return []
+    reasons = {name: KNOWN_MODELS[name].undisclosed for name in names if name in KNOWN_MODELS}
+    described = [f"{name} ({reasons[name]})" if reasons.get(name) else name for name in names]
     return [
-        f"* distilled from {', '.join(names)}, whose training data is not disclosed: it may include test speakers, "
-        "which would make the results of these students optimistic."
+        f"* started from or distilled from {', '.join(described)}, whose training data is not known: it may include "
+        "test speakers, which would make these results optimistic. If it is known, declare it with `trained_on`."
     ]
 
 

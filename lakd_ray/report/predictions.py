@@ -24,7 +24,7 @@ from lakd_ray.runs.layout import predictions_folder
 
 TEACHER = "teacher"
 _PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "undisclosed_teachers", "fold", "seed")
+_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "undisclosed_models", "fold", "seed")
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Predictions:
     paradigm: str
     setup: str
     variant: str | None
-    undisclosed_teachers: str
-    """Teachers whose training data is not disclosed, separated by commas; usually empty."""
+    undisclosed_models: str
+    """Models that it started or learned from whose training data is not known, separated by commas."""
     fold: int
     seed: int
     trained_languages: tuple[str, ...]

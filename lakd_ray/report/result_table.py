@@ -14,8 +14,8 @@ class ResultRow(TypedDict):
     paradigm: str
     setup: str
     variant: str | None
-    undisclosed_teachers: str
-    """Teachers whose training data is not disclosed, separated by commas; usually empty."""
+    undisclosed_models: str
+    """Models that it started or learned from whose training data is not known, separated by commas."""
     model: str
     language: str
     """Code of a language, `MEAN_OVER_LANGUAGES` or `POOLED`."""
@@ -59,7 +59,7 @@ def build_table(rows: Sequence[ResultRow]) -> list[TableRow]:
         key = (row["paradigm"], row["model"])
         if key not in lines:
             name = format_title(row["paradigm"], row["setup"], row["variant"]) + (
-                "*" if row["undisclosed_teachers"] else ""
+                "*" if row["undisclosed_models"] else ""
             )
             lines[key] = TableRow(name, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row

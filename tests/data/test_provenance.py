@@ -97,3 +97,18 @@ def test_a_model_initialized_from_a_release_inherits_its_record():
     rereleased = own.anonymized("u")
     assert not any(name.startswith("c:") for name in rereleased.trained_on.speakers)
     assert rereleased.trained_on.overlap(DataExposure(frozenset({"c:one", "c:three"}))) == ["c:one", "c:three"]
+
+
+def test_datasets_are_compared_where_corpora_have_other_names():
+    evaluated = DataExposure(frozenset({"mine:A"}), datasets=frozenset({"ravdess:A"}))
+    complete, one, other = (DataExposure(datasets=frozenset({name})) for name in ("ravdess", "ravdess:A", "ravdess:B"))
+    assert complete.overlap(evaluated) == evaluated.overlap(complete) == one.overlap(evaluated) == ["ravdess:A"]
+    assert other.overlap(evaluated) == [] and one.overlap(DataExposure(frozenset({"ravdess:A"}))) == []
+    released = Provenance(complete | one | other).anonymized("abc").trained_on
+    assert "ravdess" in released.datasets and not any(":" in name for name in released.datasets)
+    assert Provenance(one).anonymized("abc").trained_on.overlap(evaluated) == ["ravdess:A"]
+
+
+def test_equal_acoustic_fingerprints_are_an_overlap():
+    first, second = (DataExposure(audio=frozenset({name}), acoustic=frozenset({"fp"})) for name in ("1", "2"))
+    assert first.overlap(second) == ["1 recordings with the same acoustic fingerprint"]

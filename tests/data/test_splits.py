@@ -10,7 +10,8 @@ import pytest
 
 from lakd_ray.config import Experiment
 from lakd_ray.data.schema import MANIFEST_SCHEMA
-from lakd_ray.data.splits import assign_splits, check_splits, count_folds
+from lakd_ray.data.split_checks import check_splits
+from lakd_ray.data.splits import assign_splits, count_folds
 from lakd_ray.errors import SplitError
 from lakd_ray.labels import PAPER_EMOTIONS
 

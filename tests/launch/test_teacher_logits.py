@@ -249,9 +249,7 @@ def test_an_external_teacher_computes_all_rows_and_is_no_dependency(trained: Exp
 def test_provenance_of_an_external_teacher_is_declared_or_unknown(with_metadata: Experiment, trained_on, known) -> None:
     config = with_external_teacher(with_metadata, trained_on=trained_on)
     inputs = resolve_inputs(build_run_graph(config), polyglot(), mtkd(config))
-    assert Provenance().inherit(inputs.teacher_provenance).undisclosed_teachers == (
-        frozenset() if known else {"theirs"}
-    )
+    assert Provenance().inherit(inputs.teacher_provenance).undisclosed_models == (frozenset() if known else {"theirs"})
     assert "external-theirs" in inputs.fingerprint["inputs"]
 
 

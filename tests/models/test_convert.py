@@ -28,7 +28,7 @@ def test_the_weights_do_not_change(tmp_path: Path):
     with pytest.raises(ConfigError, match="lakd to-safetensors"):
         build_model(ModelConfig(pretrained=old), PAPER_EMOTIONS, seed=0)
     new = convert_to_safetensors(old, str(tmp_path / "new"))
-    assert sorted(file.name for file in Path(new).iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in Path(new).iterdir()) == ["config.json", "model.safetensors", "provenance.json"]
     built = build_model(ModelConfig(pretrained=new), PAPER_EMOTIONS, seed=0)
     weights = built.backbone.encoder.state_dict()
     for name, value in encoder.state_dict().items():

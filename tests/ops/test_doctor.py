@@ -107,7 +107,7 @@ def test_a_healthy_experiment(file, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert {line.split("  ")[0] for line in printed[:-1]} >= {"versions", "shared memory", "disk space", "port"}
     assert len({line.index(" ok ") for line in printed if " ok " in line}) == 1
-    assert printed[-1] == "13 checks: 0 failed, 0 with a warning"
+    assert printed[-1] == "14 checks: 0 failed, 0 with a warning"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "experiment.yaml"]
 
 
@@ -117,7 +117,7 @@ def test_failures_as_table_and_as_json(file, capsys):
     printed = capsys.readouterr().out
     assert "corpora            FAIL  c at /not/there" in printed
     assert re.search(r"\n +fix: correct `root`", printed)
-    assert "13 checks: 2 failed, 0 with a warning" in printed
+    assert "14 checks: 2 failed, 0 with a warning" in printed
     assert main([*broken, "--json"]) == 2
     result = json.loads(capsys.readouterr().out)
     assert result["ok"] is False

@@ -68,7 +68,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "seed": config.seed,
                         "paradigm": paradigm,
                         "variant": run.variant,
-                        "undisclosed_teachers": "",
+                        "undisclosed_models": "",
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
@@ -164,7 +164,7 @@ def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> N
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "recall", "confusion", "model", "variant", "undisclosed_teachers"),
+            *("UR_interval", "recall", "confusion", "model", "variant", "undisclosed_models"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]

@@ -1,11 +1,17 @@
-"""Check of the availability of pretrained models and external teachers, without loading them."""
+"""Checks of pretrained models and external teachers without loading them: availability and training data."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import MANIFEST_FILE, load_manifest
+from lakd_ray.data.provenance import Provenance
+from lakd_ray.errors import ConfigError, DataLeakageError
+from lakd_ray.launch.run_inputs import check_sources
+from lakd_ray.models.origin import read_origin
 from lakd_ray.ops.doctor.check import CheckResult, Status
+from lakd_ray.runs.graph import build_run_graph
 
 _CONFIG_FILE, _WEIGHT_FILES = "config.json", ("model.safetensors", "model.safetensors.index.json")
 _Finding = tuple[Status, str]
@@ -33,6 +39,45 @@ def check_pretrained(config: Experiment, stages: Collection[str], *, timeout_s: 
     expected = "folders or models of the hub with config.json and model.safetensors"
     hint = "correct the name, allow network access, or download it first: hf download NAME"
     return CheckResult("pretrained models", "fail" if "fail" in statuses else "warn", found, expected, hint)
+
+
+def check_training_data(config: Experiment) -> CheckResult:
+    """Check that no pretrained model or external teacher was trained on dev or test data of this fold.
+
+    Before the data are prepared, this compares the names of datasets only.
+    """
+    name, expected = "training data", "models that were not trained on dev or test speakers"
+    is_prepared = storage.exists(storage.join(config.stage_folder("prepare"), MANIFEST_FILE))
+    try:
+        found = list(_check_prepared_sources(config) if is_prepared else _check_datasets(config))
+    except (DataLeakageError, ConfigError) as error:
+        return CheckResult(name, "fail", str(error), expected, "choose a different model, or correct `trained_on`")
+    if unknown := sorted({model for provenance in found for model in provenance.undisclosed_models}):
+        text = f"not known for {', '.join(unknown)}: tables mark the results that depend on it"
+        return CheckResult(name, "warn", text, "known training data", "declare it with trained_on, [] for none")
+    return CheckResult(name, "ok", "no model was trained on dev or test speakers")
+
+
+def _check_prepared_sources(config: Experiment) -> Iterator[Provenance]:
+    graph, manifest = build_run_graph(config), load_manifest(config)
+    for run in graph.all_runs:
+        yield from check_sources(graph, manifest, run).values()
+
+
+def _check_datasets(config: Experiment) -> Iterator[Provenance]:
+    datasets = {corpus.public_dataset for corpus in config.corpora}
+    models = [recipe.model for recipe in (config.teacher, config.student)]
+    sources = [(model.pretrained, model.revision, model.trained_on) for model in models]
+    sources += [(item.checkpoint, item.revision, item.trained_on) for item in config.distill.external_teachers]
+    for source, revision, trained_on in dict.fromkeys(sources):
+        if source is None or trained_on is not None:
+            continue
+        provenance = read_origin(source, revision)
+        if shared := {entry.partition(":")[0] for entry in provenance.trained_on.datasets} & datasets:
+            raise DataLeakageError(
+                f"{source} was trained on {', '.join(sorted(filter(None, shared)))}, a corpus of this experiment"
+            )
+        yield provenance
 
 
 def _check_model(name: str, revision: str | None, timeout_s: float | None) -> _Finding:

@@ -17,7 +17,7 @@ from lakd_ray.data.manifest import MANIFEST_FILE
 from lakd_ray.errors import ResourceError
 from lakd_ray.ops import disk_usage
 from lakd_ray.ops.doctor.check import Check, CheckResult
-from lakd_ray.ops.doctor.pretrained_checks import check_pretrained
+from lakd_ray.ops.doctor.pretrained_checks import check_pretrained, check_training_data
 from lakd_ray.serve.port import resolve_port
 
 RESPONSE_TIMEOUT_S = 5
@@ -45,12 +45,14 @@ def experiment_checks(config: Experiment, stages: Collection[str], *, quick: boo
     if {"teachers", "distill", "tune"} & set(stages):
         timeout_s = None if quick else RESPONSE_TIMEOUT_S
         checks["pretrained models"] = lambda: check_pretrained(config, stages, timeout_s=timeout_s)
+        if not quick:  # training checks it again before it starts
+            checks["training data"] = lambda: check_training_data(config)
     if "serve" in stages:
         checks["port"] = lambda: check_port(config)
     targets = {"storage": config.storage, "disk space": config.storage}
     targets |= {"pretrained models": "their location or the hub"}
     targets["corpora"] = ", ".join(corpus_snapshot.resolve_corpus_root(corpus, config) for corpus in config.corpora)
-    timeouts = {"disk space": 120.0}  # lists all files and loads transformers
+    timeouts = {"disk space": 120.0, "training data": 120.0}  # lists all files and loads transformers
     return [
         Check(
             name,

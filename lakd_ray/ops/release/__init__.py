@@ -92,6 +92,7 @@ def _public_training(card: CheckpointMetadata) -> dict[str, Any]:
         "run": {name: run[name] for name in _PUBLIC_RUN_FIELDS if name in run},
         "dev": card.training.get("dev", {}),
         "corpora": list(card.corpora),
+        "datasets": list(card.datasets),
         "frozen": card.is_encoder_frozen,
     }
     return training | {name: card.training[name] for name in ("layers",) if name in card.training}

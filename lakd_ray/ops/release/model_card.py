@@ -123,6 +123,7 @@ def render_model_card(
         dev=metadata.training.get("dev", {}),
         synthetic=[corpus.name for corpus in context.corpora if corpus.synthetic],
         origin_unrecorded=[corpus.name for corpus in context.corpora if corpus.synthetic is None],
+        datasets=metadata.datasets,
         version=__version__,
     )
 

@@ -43,7 +43,12 @@ def write_onnx_graphs(source: Path, folder: Path, experiment: Experiment | None,
         DataLeakageError, DataError: see `lakd_ray.inference.backend_accuracy.held_out`.
     """
     model, card = load_local_checkpoint(source)
-    extra_metadata = {"lakd.emotions": json.dumps(card.emotions), "lakd.temperature": str(card.calibration_temperature)}
+    training_data = {"datasets": card.datasets, "undisclosed_models": sorted(card.provenance.undisclosed_models)}
+    extra_metadata = {
+        "lakd.emotions": json.dumps(card.emotions),
+        "lakd.temperature": str(card.calibration_temperature),
+        "lakd.training_data": json.dumps(training_data),
+    }
     figures: dict[str, Any] = {
         "opset": onnx_export.OPSET,
         "logit_tolerance": onnx_export.LOGIT_TOLERANCE,

@@ -1,0 +1,98 @@
+"""Test that models from outside the experiment are not evaluated on their training data, by their public datasets."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from support import tiny_models as tiny
+
+from lakd_ray.config import Experiment
+from lakd_ray.data.manifest import Manifest
+from lakd_ray.data.provenance import Provenance
+from lakd_ray.errors import ConfigError, DataLeakageError
+from lakd_ray.launch.run_inputs import check_sources
+from lakd_ray.runs.graph import build_run_graph
+
+SUPERB = "superb/wav2vec2-base-superb-er"
+
+
+def experiment(model: dict[str, Any], **changes: Any) -> Experiment:
+    recipe = {"model": model}
+    corpora = [{"name": "mine", "root": "nowhere", "importer": "iemocap"}]
+    return Experiment.model_validate(
+        {"name": "x", "languages": ["en"], "corpora": corpora, "teacher": recipe, "student": recipe} | changes
+    )
+
+
+def manifest(*speakers: str, dataset: str | None = "iemocap") -> Manifest:
+    """One utterance each in train, dev and test."""
+    zeros_N = np.zeros(3, dtype=np.int64)
+    columns = {"utterance": ["a", "b", "c"], "audio_sha256": ["1", "2", "3"], "emotion": ["anger"] * 3}
+    return Manifest(
+        table=pa.table({**columns, "language": ["en"] * 3, "speaker": speakers, "corpus": ["mine"] * 3}),
+        labels_N=zeros_N,
+        splits_N=np.array(["train", "dev", "test"]),
+        languages_N=np.array(["en"] * 3, dtype=object),
+        num_samples_N=zeros_N + 16_000,
+        shards=("shard",),
+        shard_N=zeros_N,
+        row_group_N=zeros_N,
+        row_N=np.arange(3),
+        datasets={"mine": dataset} if dataset else {},
+    )
+
+
+def check(config: Experiment, data: Manifest) -> Provenance:
+    graph = build_run_graph(config)
+    run = next(run for run in graph.students if run.paradigm == "mtkd")
+    return Provenance().inherit(check_sources(graph, data, run).values())
+
+
+CROSSED = ("mine:Ses02F", "mine:Ses03F", "mine:Ses01F")
+
+
+def test_a_known_model_is_rejected_by_dataset_whatever_the_corpus_is_named() -> None:
+    config = experiment({"pretrained": SUPERB})
+    with pytest.raises(DataLeakageError, match=rf"{SUPERB} was trained on data of the dev split.*iemocap:Ses03F"):
+        check(config, manifest(*CROSSED))
+    with pytest.raises(DataLeakageError, match=r"test split.*iemocap:Ses04M \(1 of its 1 speakers\).*`trained_on`"):
+        check(config, manifest("mine:Ses02F", "mine:Ses01M", "mine:Ses04M"))
+    check(config, manifest("mine:Ses02F", "mine:Ses01M", "mine:Ses01F"))
+    check(config, manifest(*CROSSED, dataset=None))
+
+
+def test_a_declaration_replaces_the_list_for_the_corpora_of_the_experiment() -> None:
+    provenance = check(experiment({"pretrained": SUPERB, "trained_on": []}), manifest(*CROSSED))
+    assert provenance.trained_on.datasets == {"librispeech"}
+    external = check(experiment({"pretrained": SUPERB, "trained_on": []}), manifest(*CROSSED, dataset="cafe"))
+    assert "iemocap:Ses02F" in external.trained_on.datasets
+    with pytest.raises(DataLeakageError, match=r"test split.*mine:Ses01F"):
+        check(experiment({"pretrained": "facebook/wav2vec2-base", "trained_on": ["mine"]}), manifest(*CROSSED))
+    with pytest.raises(ConfigError, match=r"model.pretrained: `trained_on` lists other"):
+        check(experiment({"pretrained": SUPERB, "trained_on": ["other"]}), manifest(*CROSSED))
+
+
+def test_a_declaration_adds_to_the_record_of_a_checkpoint(tmp_path: Path) -> None:
+    location = tiny.checkpoint(tmp_path)
+    provenance = check(experiment({"pretrained": location, "trained_on": ["mine:Ses02F"]}), manifest(*CROSSED))
+    assert provenance.trained_on.speakers == {"c:one", "mine:Ses02F"}
+
+
+def test_unknown_models_are_listed_by_name_and_random_weights_are_not() -> None:
+    unknown = {"pretrained": "someone/something"}
+    assert check(experiment(unknown), manifest(*CROSSED)).undisclosed_models == {"someone/something"}
+    assert check(experiment(unknown | {"trained_on": []}), manifest(*CROSSED)) == Provenance()
+    random = {"config": tiny.ARCHITECTURE, "freeze_feature_encoder": False}
+    assert check(experiment(random), manifest(*CROSSED)) == Provenance()
+
+
+def test_external_teachers_are_known_too() -> None:
+    random = {"config": tiny.ARCHITECTURE, "freeze_feature_encoder": False}
+    teacher = {"name": "theirs", "checkpoint": SUPERB}
+    config = experiment(random, distill={"external_teachers": [teacher]})
+    with pytest.raises(DataLeakageError, match="external-theirs was trained on data of the dev split"):
+        check(config, manifest(*CROSSED))
+    whisper = experiment(random, distill={"external_teachers": [teacher | {"checkpoint": "openai/whisper-base"}]})
+    assert check(whisper, manifest(*CROSSED)).undisclosed_models == {"openai/whisper-base"}
