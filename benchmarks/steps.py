@@ -39,7 +39,7 @@ from lakd_ray.config import BatchConfig as BatchSettings
 from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.data.batch_plan import plan_training_epoch
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.devices import process_group_backend, select_device
+from lakd_ray.devices import device_name, process_group_backend, select_device
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, pad_batch
 from lakd_ray.train.engines import build_engine
@@ -335,7 +335,7 @@ def compare(task: Task, repeats: int, engine: str) -> None:
 
 def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: float) -> None:
     device = select_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {name}")
     print(f"caches: {caches.seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
     print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")

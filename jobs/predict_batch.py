@@ -1,6 +1,6 @@
 """Predict the emotions of all recordings in a folder, bucket or manifest, as Parquet.
 
-python jobs/predict_batch.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpu] [--language CODE] ...
+python jobs/predict_batch.py INPUT OUT --model FOLDER [--workers N] [--cpus N] [--gpus FRACTION] [--language CODE] ...
 """
 
 from lakd_ray.cli.main import run_job

@@ -52,6 +52,13 @@ def select_device(configured: str = "auto") -> "torch.device":
     )
 
 
+def device_name(device: "torch.device") -> str:
+    """Return `CPU` or the name of the GPU, for records and logs."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def process_group_backend(device_type: str) -> str:
     """Return the backend of torch's process group for ranks on devices of this type, `cpu` or `cuda`.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import tiny_models as tiny
 
 from lakd_ray import storage
@@ -79,9 +80,24 @@ def lakd(environment: dict[str, str], *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def gpu_environment(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a machine with one GPU that every process sees, and that fails if it is used."""
+    return {
+        **environment,
+        "PYTHONPATH": str(Path(__file__).parent / "support" / "pretended_gpu"),
+        "CUDA_VISIBLE_DEVICES": "99",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
 @pytest.mark.timeout(900)
-def test_pipeline_from_corpus_to_prediction_and_again(experiment: Path, environment: dict[str, str]) -> None:
+def test_pipeline_from_corpus_to_prediction_and_again_beside_an_unused_gpu(
+    experiment: Path, gpu_environment: dict[str, str]
+) -> None:
+    environment = gpu_environment
     printed = lakd(environment, "pipeline", str(experiment))
+    assert "training on CPUs: the workers need 2 GPUs, the cluster has 1. To use GPUs, lower train.workers" in printed
     config = load_config(experiment)
     manifest = manifests.load_manifest(config)
 
@@ -109,6 +125,27 @@ def test_pipeline_from_corpus_to_prediction_and_again(experiment: Path, environm
     )
     assert again.count("already done") == 4
     assert "already done: teacher-en-f0-s42, teacher-fi-f0-s42, teacher-all-f0-s42, " in again
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.timeout(900)
+def test_the_pipeline_shares_a_gpu(experiment: Path, environment: dict[str, str]) -> None:
+    """Two runs, two trials and two replicas at a time, each on half of the GPU."""
+    shared = [
+        "train.workers=1",
+        "train.parallel_runs=2",
+        "train.gpus_per_worker=0.5",
+        "serve.gpus=0.5",
+        "serve.replicas=2",
+    ]
+    printed = lakd(environment, "pipeline", str(experiment), "--set", *shared)
+    assert "training on GPUs: the workers need 1" in printed
+    assert "of 8 held-out clips right" in printed
+    config = load_config(experiment)
+    for run in ("teachers/teacher-en-f0-s42", "distill/mtkd-multilingual-f0-s42"):
+        (*_, last) = Path(config.folder, run, "metrics.jsonl").read_text().splitlines()
+        assert json.loads(last)["device"] == torch.cuda.get_device_name()
 
 
 @pytest.fixture

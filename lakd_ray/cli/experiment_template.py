@@ -47,8 +47,8 @@ batch: {{max_utterances: 16, max_padded_seconds: 60}} # of one worker; lower bot
 
 train:
   workers: 1 # data-parallel workers of one run
-  gpu: false # CHANGE: true with a GPU for each worker; then also `precision: bf16`
-  precision: fp32
+  gpu: auto # GPUs if Ray has one for each worker
+  precision: fp32 # CHANGE: bf16 on GPUs of the Ampere generation or later
 
 tune: {{trials: 20}} # configurations that the search tries
 serve: {{port: 8000}}

@@ -21,6 +21,7 @@ from lakd_ray.config import to_dict
 from lakd_ray.data.batch_plan import skip_batches
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.data.reader import AudioBatch
+from lakd_ray.devices import device_name
 from lakd_ray.errors import DataError
 from lakd_ray.models import CheckpointMetadata, build_model, write_checkpoint
 from lakd_ray.runs import layout, record
@@ -293,6 +294,7 @@ class Trainer:
                 if peak is None
                 else {"mfu": self.flops_per_audio_second * padded / train_seconds / (peak * self.loader.world_size)}
             ),
+            "device": device_name(self.engine.device),
             "memory_mb": peak_memory_mb(self.engine.device),
             "seconds_left": epochs_left * (train_seconds + dev_seconds),
         }
