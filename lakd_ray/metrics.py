@@ -1,10 +1,10 @@
-"""Compute recalls, F1, calibration and their bootstrap intervals.
+"""Compute recalls, F1 and calibration; `lakd_ray.statistics` computes intervals.
 
 UR and WR are the paper's names: UR (unweighted recall) is UAR (unweighted average recall) or balanced accuracy in other
 work, and WR (weighted recall) is WA (weighted accuracy), that is, accuracy.
 
-All metrics except calibration are functions of the confusion matrix, so one formula serves a single score and a
-thousand bootstrap draws.
+All metrics except calibration are functions of the confusion matrix, so one formula serves a single score and the
+scores without each test speaker.
 
 To add a metric, write its function here, add a field to `Scores` and compute it in `compute_scores`.
 `lakd_ray.report` explains how to add it to the report's rows and where to show it.
@@ -12,7 +12,7 @@ To add a metric, write its function here, add a field to `Scores` and compute it
 Predictions may have weights: where several models have predicted an utterance, each prediction weighs its share of one
 utterance, and counts are fractions.
 
-Shapes: N predictions, C classes, S speakers, L languages, D bootstrap draws, M bins.
+Shapes: N predictions, C classes, S clusters, L languages, M bins.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lakd_ray.errors import DataError
+from lakd_ray.statistics import interval, jackknife
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -30,8 +31,6 @@ CountArray = npt.NDArray[np.integer[Any]] | npt.NDArray[np.floating[Any]]  # fra
 
 TEMPERATURE_BOUNDS = (0.25, 10.0)  # bounds of the fitted calibration temperature
 NUM_BINS = 15  # bins of the calibration error, as in Guo et al. 2017
-BOOTSTRAP_DRAWS = 1000
-CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -89,114 +88,49 @@ def compute_scores(
     )
 
 
-def bootstrap_interval(
-    probabilities_NC: FloatArray,
-    labels_N: IntArray,
-    speakers: Sequence[str],
-    *,
-    draws: int = BOOTSTRAP_DRAWS,
-    seed: int = 0,
+def recall_interval(
+    probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str]
 ) -> tuple[float, float] | None:
-    """Return the 95 % percentile bootstrap interval of UR, clustered by speaker (Efron and Tibshirani 1993, ch. 13).
+    """Return the 95 % interval of one model's UR over the population of speakers; None with fewer than two speakers.
 
-    Utterances of a speaker are not independent, so speakers are drawn with replacement, each with all of its
-    utterances. With fewer than about ten speakers such an interval is still too narrow; with fewer than two the result
-    is None.
-    """
-    UR_D = bootstrap_UR(probabilities_NC, labels_N, speakers, draws=draws, seed=seed)
-    return None if UR_D is None else percentile_interval(UR_D)
+    Utterances of a speaker are not independent, so this is a jackknife over speakers with Student's t, see
+    `lakd_ray.statistics`.
 
+    Args:
+        probabilities_NC: one distribution over the classes per utterance.
+        labels_N: true classes.
+        speakers: the speaker of each utterance, or its session where the speakers of a session talk to each other.
 
-def bootstrap_UR(
-    probabilities_NC: FloatArray,
-    labels_N: IntArray,
-    speakers: Sequence[str],
-    *,
-    draws: int = BOOTSTRAP_DRAWS,
-    seed: int = 0,
-) -> FloatArray | None:
-    """Return UR_D over draws of speakers, or None with fewer than two speakers.
-
-    The draws depend on the set of speakers and the seed alone: two models evaluated on the same speakers are resampled
-    together, so the difference of their UR_D is a paired bootstrap.
+    Raises:
+        DataError: the arrays are not probabilities, labels and speakers of the same utterances.
     """
     _validate(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
     if len(speakers) != len(labels_N):
         raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
     names = sorted(set(speakers))
-    if len(names) < 2:
-        return None
-    confusion_SCC = speaker_confusions(probabilities_NC, labels_N, speakers, names)
-    times_DS = _draw_counts(np.random.default_rng(seed), len(names), draws)
-    return unweighted_recall(np.tensordot(times_DS, confusion_SCC, axes=1))
+    confusion_SCC = cluster_confusions(probabilities_NC, labels_N, speakers, names)
+    model = jackknife(confusion_SCC[None], unweighted_recall, [""] * len(names))
+    return None if model is None else interval(model.estimate, model.standard_errors(), (0, 1))
 
 
-def bootstrap_over_seeds(
-    confusion_ASCC: CountArray, *, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
-) -> tuple[FloatArray, FloatArray] | None:
-    """Return UR_D and WR_D, means over training seeds, over draws of speakers and of seeds.
-
-    Both are drawn with replacement, so an interval covers the variation over speakers and over training runs.
-    The draws depend on the numbers of seeds and speakers alone: two models that were trained with the same seeds and
-    evaluated on the same speakers are resampled together, and the difference of their UR_D is a paired bootstrap.
-
-    Args:
-        confusion_ASCC: confusion matrices of A seeds and S speakers, see `speaker_confusions`; with a language axis
-            [A, S, L, C, C], UR_D is the mean over languages.
-
-    Returns:
-        UR_D and WR_D, or None with fewer than two speakers.
-    """
-    A, S = confusion_ASCC.shape[:2]
-    if S < 2:
-        return None
-    random = np.random.default_rng(seed)
-    times_DS, times_DA = _draw_counts(random, S, draws), _draw_counts(random, A, draws)
-    drawn_DACC = np.einsum("ds,as...->da...", times_DS, confusion_ASCC)
-    pooled_DACC = drawn_DACC.sum(axis=2) if drawn_DACC.ndim == 5 else drawn_DACC
-    UR_DA = mean_recall_over_languages(drawn_DACC) if drawn_DACC.ndim == 5 else unweighted_recall(drawn_DACC)
-    WR_DA = pooled_DACC.diagonal(axis1=-2, axis2=-1).sum(axis=-1) / pooled_DACC.sum(axis=(-2, -1))
-    UR_D, WR_D = ((times_DA * metric_DA).sum(axis=1) / A for metric_DA in (UR_DA, WR_DA))
-    return UR_D, WR_D
-
-
-def bootstrap_mean_interval(
-    values_A: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
-) -> tuple[float, float] | None:
-    """Return the 95 % percentile bootstrap interval of a mean, which is too narrow for few values; None for one."""
-    A = len(values_A)
-    if A < 2:
-        return None
-    drawn_D: FloatArray = _draw_counts(np.random.default_rng(seed), A, draws) @ values_A / A
-    return percentile_interval(drawn_D)
-
-
-def speaker_confusions(
+def cluster_confusions(
     probabilities_NC: FloatArray,
     labels_N: IntArray,
-    speakers: Sequence[str],
-    speaker_names: Sequence[str],
+    clusters: Sequence[str],
+    cluster_names: Sequence[str],
     weights_N: FloatArray | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Return a confusion matrix for each of the named speakers, shape [S, C, C]; predictions may have weights."""
+    """Return a confusion matrix for each of the named clusters, shape [S, C, C]; predictions may have weights.
+
+    A cluster is a speaker, or a session in which speakers talk to each other.
+    """
     C = probabilities_NC.shape[1]
-    index = {name: number for number, name in enumerate(speaker_names)}
-    speaker_N = np.array([index[speaker] for speaker in speakers], dtype=np.int64)
-    confusion_SCC = np.zeros((len(speaker_names), C, C))
-    cells = speaker_N, labels_N, probabilities_NC.argmax(axis=1)
+    index = {name: number for number, name in enumerate(cluster_names)}
+    cluster_N = np.array([index[cluster] for cluster in clusters], dtype=np.int64)
+    confusion_SCC = np.zeros((len(cluster_names), C, C))
+    cells = cluster_N, labels_N, probabilities_NC.argmax(axis=1)
     np.add.at(confusion_SCC, cells, 1.0 if weights_N is None else weights_N)
     return confusion_SCC
-
-
-def _draw_counts(random: np.random.Generator, count: int, draws: int) -> npt.NDArray[np.int64]:
-    """Return how often each item occurs in each draw with replacement, shape [draws, count]."""
-    return random.multinomial(count, np.full(count, 1 / count), size=draws)
-
-
-def percentile_interval(values_D: FloatArray) -> tuple[float, float]:
-    """Return the bounds of the middle 95 % of the draws."""
-    low, high = np.quantile(values_D, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    return float(low), float(high)
 
 
 def confusion_matrix(
@@ -223,18 +157,32 @@ def unweighted_recall(confusion_XCC: CountArray) -> FloatArray:
     return _divide_or_nan(recall_XC.sum(axis=-1), (truths_XC > 0).sum(axis=-1))
 
 
+def accuracy(confusion_XCC: CountArray) -> FloatArray:
+    """Return the share of correct utterances (WR), of one confusion matrix or a stack: (..., C, C) -> (...)."""
+    hits_X = np.diagonal(confusion_XCC, axis1=-2, axis2=-1).sum(axis=-1)
+    return _divide_or_nan(hits_X, confusion_XCC.sum(axis=(-2, -1)))
+
+
 def mean_recall_over_languages(confusion_XLCC: CountArray) -> FloatArray:
     """Return the mean of UR over the languages that have utterances: (..., L, C, C) -> (...).
 
     Each language weighs the same; in UR of the sum over languages, each utterance of a class does.
     """
-    UR_XL = unweighted_recall(confusion_XLCC)
-    present_XL = ~np.isnan(UR_XL)
-    return _divide_or_nan(np.where(present_XL, UR_XL, 0).sum(axis=-1), present_XL.sum(axis=-1))
+    return _mean_over_languages(unweighted_recall(confusion_XLCC))
 
 
-def _divide_or_nan(totals_X: FloatArray, counts_X: IntArray) -> FloatArray:
-    quotients_X: FloatArray = np.where(counts_X > 0, totals_X / np.maximum(counts_X, 1), np.nan)
+def mean_accuracy_over_languages(confusion_XLCC: CountArray) -> FloatArray:
+    """Return the mean of WR over the languages that have utterances: (..., L, C, C) -> (...)."""
+    return _mean_over_languages(accuracy(confusion_XLCC))
+
+
+def _mean_over_languages(score_XL: FloatArray) -> FloatArray:
+    present_XL = ~np.isnan(score_XL)
+    return _divide_or_nan(np.where(present_XL, score_XL, 0).sum(axis=-1), present_XL.sum(axis=-1))
+
+
+def _divide_or_nan(totals_X: FloatArray, counts_X: CountArray) -> FloatArray:
+    quotients_X: FloatArray = np.where(counts_X > 0, totals_X / np.where(counts_X > 0, counts_X, 1), np.nan)
     return quotients_X
 
 

@@ -23,6 +23,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 CountArray = npt.NDArray[np.integer[Any]] | FloatArray
 
 CONFIDENCE_LEVEL = 0.95
+SIGNIFICANCE = 0.05  # of an adjusted p-value
 MIN_SEEDS = 3  # below, a comparison has no verdict: two seeds give a spread with one degree of freedom, one seed none
 
 
@@ -184,6 +185,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(tests) - rank) * p))
         adjusted[index] = largest
     return adjusted
+
+
+def format_p(p: float | None) -> str:
+    """Format a p-value such as `0.012`, or None as a dash."""
+    if p is None:
+        return "-"
+    return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _combined_degrees(variance_H: FloatArray, degrees_H: FloatArray) -> FloatArray:

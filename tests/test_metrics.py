@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
 from lakd_ray import metrics
@@ -98,79 +99,46 @@ def talkers(hits: list[float], utterances: int = 40) -> tuple[np.ndarray, np.nda
     return certain(predicted, 2), np.array(labels), speakers
 
 
-def test_interval_covers_the_estimate_and_is_deterministic() -> None:
-    probabilities_NC, labels_N, speakers = talkers([0.5, 0.6, 0.7, 0.8, 0.9])
-    bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, speakers, seed=3)
-    assert bounds is not None
-    low, high = bounds
-    assert 0.5 <= low < 0.7 < high <= 0.9
-    assert bounds == metrics.bootstrap_interval(probabilities_NC, labels_N, speakers, seed=3)
-    draws = [metrics.bootstrap_UR(probabilities_NC, labels_N, speakers, seed=seed) for seed in (3, 4)]
-    assert not np.array_equal(*draws)
+def test_interval_of_speakers_of_equal_size_is_students_t() -> None:
+    shares = [0.5, 0.6, 0.7, 0.8, 0.9]
+    bounds = metrics.recall_interval(*talkers(shares))
+    assert bounds == pytest.approx(stats.t.interval(0.95, 4, np.mean(shares), stats.sem(shares)))
 
 
 def test_interval_does_not_depend_on_the_order_of_utterances() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.3, 0.6, 0.9])
     order = np.random.default_rng(0).permutation(len(labels_N))
-    shuffled = metrics.bootstrap_interval(
-        probabilities_NC[order], labels_N[order], [speakers[index] for index in order]
-    )
-    assert shuffled == metrics.bootstrap_interval(probabilities_NC, labels_N, speakers)
+    shuffled = metrics.recall_interval(probabilities_NC[order], labels_N[order], [speakers[index] for index in order])
+    assert shuffled == pytest.approx(metrics.recall_interval(probabilities_NC, labels_N, speakers))
 
 
 def test_interval_is_wider_when_speakers_differ_than_if_utterances_were_independent() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.2, 0.4, 0.6, 0.8, 1.0])
-    clustered = metrics.bootstrap_interval(probabilities_NC, labels_N, speakers)
-    single = metrics.bootstrap_interval(probabilities_NC, labels_N, [str(number) for number in range(len(labels_N))])
+    clustered = metrics.recall_interval(probabilities_NC, labels_N, speakers)
+    single = metrics.recall_interval(probabilities_NC, labels_N, [str(number) for number in range(len(labels_N))])
     assert clustered is not None and single is not None
     assert clustered[1] - clustered[0] > 1.5 * (single[1] - single[0])
 
 
-def test_interval_has_no_width_with_identical_speakers() -> None:
-    assert metrics.bootstrap_interval(*talkers([0.75, 0.75, 0.75])) == pytest.approx((0.75, 0.75))
+def test_interval_is_limited_to_shares_and_needs_two_speakers() -> None:
+    assert metrics.recall_interval(*talkers([0.75, 0.75, 0.75])) == pytest.approx((0.75, 0.75))
+    assert metrics.recall_interval(*talkers([0.5, 1.0])) == (0, 1)
+    assert metrics.recall_interval(*talkers([0.5])) is None
 
 
-def test_interval_of_two_speakers_by_hand() -> None:
-    # draws: both speakers (UR 0.75), twice the first (0.5), twice the second (1.0), a quarter of the time each end
-    UR_D = metrics.bootstrap_UR(*talkers([0.5, 1.0]), draws=4000)
-    assert UR_D is not None
-    assert set(np.round(UR_D, 12)) == {0.5, 0.75, 1.0}
-    assert (UR_D == 0.5).mean() == pytest.approx(0.25, abs=0.03)
-    assert metrics.bootstrap_interval(*talkers([0.5, 1.0])) == pytest.approx((0.5, 1.0))
-
-
-def test_interval_agrees_with_a_plain_bootstrap() -> None:
-    rng = np.random.default_rng(5)
-    labels_N = rng.integers(3, size=300)
-    probabilities_NC = rng.dirichlet(np.ones(3), size=300) * 0.6 + 0.4 * np.eye(3)[labels_N]
-    speaker_N = rng.integers(8, size=300)
-    right_N = probabilities_NC.argmax(axis=1) == labels_N
-    UR = []
-    for _ in range(3000):
-        drawn = np.concatenate([np.flatnonzero(speaker_N == speaker) for speaker in rng.integers(8, size=8)])
-        UR.append(np.mean([right_N[drawn][labels_N[drawn] == label].mean() for label in range(3)]))
-    bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, [str(speaker) for speaker in speaker_N], draws=3000)
-    assert bounds == pytest.approx(tuple(np.quantile(UR, [0.025, 0.975])), abs=0.01)
-
-
-def test_a_draw_without_a_class_has_no_nan() -> None:
-    # each speaker has one class only
-    probabilities_NC, labels_N = certain([0, 1, 0]), np.array([0, 1, 2])
-    bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, ["x", "y", "z"])
+def test_classes_of_one_speaker_give_no_nan() -> None:
+    bounds = metrics.recall_interval(certain([0, 1, 0]), np.array([0, 1, 2]), ["x", "y", "z"])
     assert bounds is not None and np.isfinite(bounds).all()
 
 
-def test_one_speaker_has_no_interval() -> None:
-    assert metrics.bootstrap_interval(*talkers([0.5])) is None
-
-
-def test_models_on_the_same_speakers_are_resampled_together() -> None:
-    probabilities_NC, labels_N, speakers = talkers([0.2, 0.5, 0.9])
-    wrong_NC = 1 - probabilities_NC  # the second model is correct where the first is wrong
-    first_D = metrics.bootstrap_UR(probabilities_NC, labels_N, speakers)
-    second_D = metrics.bootstrap_UR(wrong_NC, labels_N, speakers)
-    assert first_D is not None and second_D is not None
-    np.testing.assert_allclose(first_D + second_D, 1)
+def test_means_over_languages_leave_out_languages_without_utterances() -> None:
+    confusion_LCC = np.zeros((3, 2, 2))
+    confusion_LCC[0] = [[3, 1], [2, 2]]  # UR (0.75 + 0.5) / 2
+    confusion_LCC[1, 0] = [1, 3]  # one class: UR and WR 0.25
+    assert metrics.accuracy(confusion_LCC)[:2] == pytest.approx([5 / 8, 1 / 4])
+    assert np.isnan(metrics.accuracy(confusion_LCC)[2])
+    assert metrics.mean_recall_over_languages(confusion_LCC) == pytest.approx((0.625 + 0.25) / 2)
+    assert metrics.mean_accuracy_over_languages(confusion_LCC) == pytest.approx((5 / 8 + 1 / 4) / 2)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +159,7 @@ def test_invalid_input_is_refused(probabilities: np.ndarray, labels: list[int], 
 
 def test_speakers_must_match_utterances() -> None:
     with pytest.raises(DataError, match="found 1 speakers for 2 utterances"):
-        metrics.bootstrap_interval(certain([0, 1]), np.array([0, 1]), ["x"])
+        metrics.recall_interval(certain([0, 1]), np.array([0, 1]), ["x"])
 
 
 def test_the_calibration_temperature_has_the_highest_likelihood():

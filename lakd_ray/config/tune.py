@@ -47,7 +47,13 @@ class ReevaluationConfig(Section):
     top_k: int = Field(3, ge=1)
     """Number of trials to repeat."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    """Seeds of the students; teachers stay those of the experiment's own seed."""
+    """Seeds of the students, at least three for a verdict; teachers stay those of the experiment's own seed."""
+
+    @model_validator(mode="after")
+    def _validate_seeds(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"expected different seeds in `tune.reevaluate.seeds`; found {list(self.seeds)}")
+        return self
 
 
 def _default_space() -> dict[str, Dimension]:

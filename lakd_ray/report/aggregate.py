@@ -2,16 +2,18 @@
 
 Each test utterance weighs one per seed. A corpus with fewer folds than others repeats its folds, so several models of a
 setting predict an utterance: their n predictions weigh 1/n each, and counts are fractions. Scores are means over seeds;
-their intervals are bootstrap intervals over speakers and seeds, or over speakers only for a single seed.
+their intervals are over clusters and seeds, or over clusters only for a single seed (`lakd_ray.statistics`). A cluster
+is a speaker, or a session in which speakers talk to each other; the language in which it has most utterances is its
+stratum.
 
 Two scores summarize the languages. In the mean over languages each language weighs the same: this is the measure by
 which epochs, trials and students are selected on dev, so it is the headline. The pooled score is of all utterances
 together: a language weighs as much as it has utterances.
 
-Shapes: A seeds, S speakers, L languages, N predictions, C classes.
+Shapes: A seeds, S clusters, L languages, N predictions, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any, cast
@@ -23,6 +25,9 @@ from lakd_ray import metrics
 from lakd_ray.labels import MEAN_OVER_LANGUAGES, POOLED
 from lakd_ray.report.predictions import TEACHER, Predictions, concatenate_predictions
 from lakd_ray.report.result_table import ResultRow
+from lakd_ray.statistics import Jackknife, interval, jackknife
+
+Score = Callable[[metrics.CountArray], metrics.FloatArray]  # of confusion matrices [..., L, C, C]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,13 @@ class SeedAggregate:
     def is_student(self) -> bool:
         """Whether it is a student, not a teacher."""
         return self.paradigm != TEACHER
+
+    @property
+    def unit(self) -> str:
+        """Name of its clusters: speaker, session, or both."""
+        speakers = {bool((model.cluster_N == model.speaker_N).all()) for model in self.by_seed.values()}
+        sessions = {bool((model.cluster_N != model.speaker_N).all()) for model in self.by_seed.values()}
+        return "speaker" if speakers == {True} else "session" if sessions == {True} else "speaker or session"
 
     def select_languages(self, languages: Sequence[str]) -> "SeedAggregate":
         """Return the part with utterances in the given languages."""
@@ -93,15 +105,16 @@ def build_rows(aggregate: SeedAggregate, languages: Sequence[str], emotions: Seq
 
 def _mean_row(aggregate: SeedAggregate, rows: Sequence[ResultRow]) -> ResultRow:
     """Return the mean of the rows of several languages; every score that is a float is averaged."""
-    shared = restrict_to_shared_utterances([aggregate])
-    draws = metrics.bootstrap_over_seeds(confusions_by_speaker_and_language(shared)[0]) if shared else None
     columns: dict[str, list[Any]] = {key: [dict(row)[key] for row in rows] for key in rows[0]}
     means = {key: mean(values) for key, values in columns.items() if isinstance(values[0], float)}
     recalls = {name: [row["recall"][name] for row in rows] for name in rows[0]["recall"]}
+    scores = metrics.mean_recall_over_languages, metrics.mean_accuracy_over_languages
+    intervals = _intervals(aggregate, (means["UR"], means["WR"]), scores)
     changes = {
         "language": MEAN_OVER_LANGUAGES,
         "n": sum(columns["n"]),
-        "UR_interval": None if draws is None else list(metrics.percentile_interval(draws[0])),
+        "UR_interval": intervals[0],
+        "WR_interval": intervals[1],
         "recall": {name: _mean_ignoring_none(values) for name, values in recalls.items()},
         "confusion": None,
     }
@@ -113,8 +126,8 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
     scores = [
         metrics.compute_scores(model.probabilities_NC, model.labels_N, emotions, model.weight_N) for model in models
     ]
-    shared = restrict_to_shared_utterances([aggregate])
-    draws = metrics.bootstrap_over_seeds(confusions_by_speaker(shared)[0]) if shared else None
+    UR, WR = mean(score.UR for score in scores), mean(score.WR for score in scores)
+    intervals = _intervals(aggregate, (UR, WR), (_pooled_recall, _pooled_accuracy))
     recalls = {emotion: [score.recall[emotion] for score in scores] for emotion in emotions}
     return ResultRow(
         paradigm=aggregate.paradigm,
@@ -126,14 +139,44 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
         fold=aggregate.fold,
         seed=aggregate.seed,
         n=max(score.n for score in scores),
-        UR=mean(score.UR for score in scores),
-        UR_interval=None if draws is None else list(metrics.percentile_interval(draws[0])),
-        WR=mean(score.WR for score in scores),
+        UR=UR,
+        UR_interval=intervals[0],
+        WR=WR,
+        WR_interval=intervals[1],
         macro_f1=mean(score.macro_f1 for score in scores),
         ece=mean(score.ece for score in scores),
         recall={emotion: _mean_ignoring_none(values) for emotion, values in recalls.items()},
         confusion=np.sum([score.confusion for score in scores], axis=0).round(6).tolist(),
     )
+
+
+def _pooled_recall(confusion_XLCC: metrics.CountArray) -> metrics.FloatArray:
+    return metrics.unweighted_recall(confusion_XLCC.sum(axis=-3))
+
+
+def _pooled_accuracy(confusion_XLCC: metrics.CountArray) -> metrics.FloatArray:
+    return metrics.accuracy(confusion_XLCC.sum(axis=-3))
+
+
+def _intervals(
+    aggregate: SeedAggregate, estimates: Sequence[float], scores: Sequence[Score]
+) -> list[list[float] | None]:
+    """Return the 95 % intervals of several scores; None where a language has a single cluster."""
+    shared = restrict_to_shared_utterances([aggregate])
+    if shared is None:
+        return [None for _ in scores]
+    (confusion_ASLCC,) = confusions_by_cluster(shared)
+    jackknives = [jackknife_over_clusters(confusion_ASLCC, score) for score in scores]
+    return [
+        None if model is None else list(interval(estimate, model.standard_errors(), (0, 1)))
+        for estimate, model in zip(estimates, jackknives, strict=True)
+    ]
+
+
+def jackknife_over_clusters(confusion_ASLCC: metrics.FloatArray, score: Score) -> Jackknife | None:
+    """Return the jackknife of a score of confusion matrices by language; None where a language has a single cluster."""
+    strata = confusion_ASLCC.sum(axis=(0, 3, 4)).argmax(axis=1).astype(str).tolist()
+    return jackknife(confusion_ASLCC, score, strata)
 
 
 def _mean_ignoring_none(values: Sequence[float | None]) -> float | None:
@@ -167,29 +210,21 @@ def _select_keys(predictions: Predictions, keys: set[tuple[str, int]]) -> Predic
     return predictions.take(np.flatnonzero([key in keys for key in _prediction_keys(predictions)]))
 
 
-def confusions_by_speaker(aggregates: Sequence[SeedAggregate]) -> list[npt.NDArray[np.float64]]:
-    """Return the confusion matrices of each aggregate by seed and speaker, shape [A, S, C, C].
+def confusions_by_cluster(aggregates: Sequence[SeedAggregate]) -> list[npt.NDArray[np.float64]]:
+    """Return the confusion matrices of each aggregate by seed, cluster and language, shape [A, S, L, C, C].
 
-    The speaker axis is the same in all of them. Counts are sums of the weights of predictions.
-    """
-    return [confusion_ASLCC.sum(axis=2) for confusion_ASLCC in confusions_by_speaker_and_language(aggregates)]
-
-
-def confusions_by_speaker_and_language(aggregates: Sequence[SeedAggregate]) -> list[npt.NDArray[np.float64]]:
-    """Return the confusion matrices of each aggregate by seed, speaker and language, shape [A, S, L, C, C].
-
-    The axes of speakers and languages are the same in all of them. UR of the sum over the language axis is the pooled
-    UR; `metrics.mean_recall_over_languages` of the sum over the speaker axis is the mean over languages.
+    The axes of clusters and languages are the same in all of them. UR of the sum over the language axis is the pooled
+    UR; `metrics.mean_recall_over_languages` of the sum over the cluster axis is the mean over languages.
     """
     models = [model for aggregate in aggregates for model in aggregate.by_seed.values()]
-    speakers, languages = (
+    clusters, languages = (
         sorted({str(name) for model in models for name in np.unique(getattr(model, axis))})
-        for axis in ("speaker_N", "language_N")
+        for axis in ("cluster_N", "language_N")
     )
     return [
         np.stack(
             [
-                np.stack([_speaker_confusions(model, code, speakers) for code in languages], axis=1)
+                np.stack([_cluster_confusions(model, code, clusters) for code in languages], axis=1)
                 for model in aggregate.by_seed.values()
             ]
         )
@@ -197,8 +232,8 @@ def confusions_by_speaker_and_language(aggregates: Sequence[SeedAggregate]) -> l
     ]
 
 
-def _speaker_confusions(predictions: Predictions, language: str, speakers: Sequence[str]) -> npt.NDArray[np.float64]:
+def _cluster_confusions(predictions: Predictions, language: str, clusters: Sequence[str]) -> npt.NDArray[np.float64]:
     part = predictions.select_languages([language])
-    return metrics.speaker_confusions(
-        part.probabilities_NC, part.labels_N, part.speaker_N.tolist(), speakers, part.weight_N
+    return metrics.cluster_confusions(
+        part.probabilities_NC, part.labels_N, part.cluster_N.tolist(), clusters, part.weight_N
     )

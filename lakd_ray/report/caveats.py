@@ -12,7 +12,6 @@ from lakd_ray.report.result_table import format_title
 from lakd_ray.runs.graph import RunGraph
 from lakd_ray.runs.state import RunState
 
-_MIN_SPEAKERS = 10
 _PUBLISHED_RESULTS = (
     "Published by Bijoy et al. (Interspeech 2025) for their multi-teacher student: WR 72.9 % on English (IEMOCAP) and "
     "UR 63.4 % on Finnish (FESC). Their division into dev and test and their seeds are different."
@@ -42,11 +41,11 @@ def list_caveats(
     """
     return [
         *_undisclosed_model_caveat(predictions),
-        *_speaker_count_caveat(predictions),
+        describe_intervals(predictions),
         *_shared_sentence_caveat(predictions),
         *_missing_emotion_caveat(graph.config, predictions),
         *_dev_missing_emotion_caveat(cells),
-        *_single_cell_caveat(predictions),
+        *_single_fold_or_seed_caveat(predictions),
         *_shared_run_caveat(graph),
         *_published_results_note(graph.config),
         *_failed_runs_note(failed_runs),
@@ -65,19 +64,27 @@ def _undisclosed_model_caveat(predictions: Sequence[Predictions]) -> list[str]:
     ]
 
 
-def _speaker_count_caveat(predictions: Sequence[Predictions]) -> list[str]:
-    """State the number of test speakers, on which the intervals depend."""
-    speakers: dict[str, set[str]] = {}
+def describe_intervals(predictions: Sequence[Predictions]) -> str:
+    """State over how many test speakers intervals are, and which languages have too few for one."""
+    clusters: dict[str, set[str]] = {}
+    sessions: set[str] = set()
     for model in predictions:
-        for language, speaker in zip(model.language_N.tolist(), model.speaker_N.tolist(), strict=True):
-            speakers.setdefault(language, set()).add(speaker)
-    counts = ", ".join(f"{language} {len(names)}" for language, names in sorted(speakers.items()))
-    few = any(len(names) < _MIN_SPEAKERS for names in speakers.values())
-    warning = (
-        f" With fewer than {_MIN_SPEAKERS} speakers they are too narrow, and with one speaker there is no interval; do "
-        "not rely on small differences."
+        for language in np.unique(model.language_N).tolist():
+            part = model.select_languages([language])
+            clusters.setdefault(language, set()).update(part.cluster_N.tolist())
+            if (part.cluster_N != part.speaker_N).any():
+                sessions.add(language)
+    counts = ", ".join(
+        f"{language} {len(names)}{' sessions' * (language in sessions)}" for language, names in sorted(clusters.items())
     )
-    return [f"Intervals are 95 % bootstrap intervals over test speakers ({counts}).{warning if few else ''}"]
+    sentence = f"Intervals are 95 % t intervals of a jackknife over test speakers ({counts})."
+    if sessions:
+        sentence += " The speakers of a session talk to each other, so a session counts as one."
+    single = [language for language, names in sorted(clusters.items()) if len(names) == 1]
+    if single:
+        others = ", nor over all languages" if len(clusters) > 1 else ""
+        sentence += f" There is none in {', '.join(single)}{others}: one shows no variation."
+    return sentence
 
 
 def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:
@@ -120,14 +127,17 @@ def _capitalize(sentences: Sequence[str]) -> list[str]:
     return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences]
 
 
-def _single_cell_caveat(predictions: Sequence[Predictions]) -> list[str]:
+def _single_fold_or_seed_caveat(predictions: Sequence[Predictions]) -> list[str]:
     folds, seeds = ({getattr(model, name) for model in predictions} for name in ("fold", "seed"))
-    if len(folds) > 1 or len(seeds) > 1:
-        return []
-    return [
-        f"One fold ({folds.pop()}) and one seed ({seeds.pop()}): the intervals do not include the variation over folds "
-        "and seeds."
-    ]
+    sentences = []
+    if len(seeds) == 1:
+        sentences.append(
+            f"One seed ({seeds.pop()}): the intervals cover the variation over test speakers, not that over training "
+            "runs, which may be as large as a difference between settings."
+        )
+    if len(folds) == 1:
+        sentences.append(f"One fold ({folds.pop()}): different folds have different test speakers and training data.")
+    return sentences
 
 
 def _shared_run_caveat(graph: RunGraph) -> list[str]:

@@ -1,47 +1,27 @@
 """Paired comparisons between settings on the same test utterances."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from lakd_ray import metrics
-from lakd_ray.report.aggregate import SeedAggregate, confusions_by_speaker_and_language, restrict_to_shared_utterances
+from lakd_ray.report.aggregate import (
+    SeedAggregate,
+    confusions_by_cluster,
+    jackknife_over_clusters,
+    restrict_to_shared_utterances,
+)
 from lakd_ray.report.result_table import format_title
+from lakd_ray.report.verdicts import build_test, count_of, describe_test
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """UR of one aggregate minus UR of a second one, as means over languages, seeds and utterances that both have."""
+def compare_aggregates(aggregates: Sequence[SeedAggregate], reference_paradigm: str = "mtkd") -> list[dict[str, Any]]:
+    """Compare MTKD with the other paradigms, and every variant with the base settings.
 
-    UR: float
-    interval: tuple[float, float] | None
-    """95 % bootstrap interval, paired over seeds and speakers; None with fewer than two speakers."""
-    seeds: int
-    speakers: int
-
-
-def paired_difference(first: SeedAggregate, second: SeedAggregate, emotions: Sequence[str]) -> PairedDifference | None:
-    """Return the paired difference; None if the two have no seed or no utterance in common."""
-    seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
-    sides = restrict_to_shared_utterances(
-        [replace(aggregate, by_seed={seed: aggregate.by_seed[seed] for seed in seeds}) for aggregate in (first, second)]
-    )
-    if sides is None:
-        return None
-    confusions = confusions_by_speaker_and_language(sides)
-    UR = [
-        float(metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1)).mean()) for confusion_ASLCC in confusions
-    ]
-    first_draws, second_draws = map(metrics.bootstrap_over_seeds, confusions)
-    interval = None
-    if first_draws is not None and second_draws is not None:
-        interval = metrics.percentile_interval(first_draws[0] - second_draws[0])
-    return PairedDifference(UR[0] - UR[1], interval, len(seeds), confusions[0].shape[1])
-
-
-def compare_aggregates(
-    aggregates: Sequence[SeedAggregate], emotions: Sequence[str], reference_paradigm: str = "mtkd"
-) -> list[str]:
-    """Compare MTKD with the other paradigms, and every variant with the base settings; one sentence per pair."""
+    Returns:
+        Rows `{first, second, clusters, unit, ...}` of plain JSON types, with the columns of `verdicts`: the difference
+        is UR of the first minus UR of the second, as means over languages, seeds and utterances that both have.
+    """
     students = [aggregate for aggregate in aggregates if aggregate.is_student]
     base_settings = [aggregate for aggregate in students if aggregate.variant is None] or students
     base = {(aggregate.paradigm, aggregate.setup): aggregate for aggregate in base_settings}
@@ -55,27 +35,39 @@ def compare_aggregates(
         for aggregate in students
         if aggregate not in base_settings and (aggregate.paradigm, aggregate.setup) in base
     ]
-    sentences = [
-        _describe_difference(first, second, paired_difference(first, second, emotions)) for first, second in pairs
-    ]
-    if len(sentences) > 1:
-        sentences.append(
-            f"The 95 % intervals of these {len(sentences)} comparisons are not corrected for multiple comparisons: if "
-            "no setting differed, about one in twenty would still exclude zero."
-        )
-    return sentences
+    return [paired_difference(first, second) for first, second in pairs]
 
 
-def _describe_difference(first: SeedAggregate, second: SeedAggregate, difference: PairedDifference | None) -> str:
-    names = " compared with ".join(
-        format_title(aggregate.paradigm, aggregate.setup, aggregate.variant) for aggregate in (first, second)
+def paired_difference(first: SeedAggregate, second: SeedAggregate) -> dict[str, Any]:
+    """Return the row of one pair."""
+    titles = [format_title(side.paradigm, side.setup, side.variant) for side in (first, second)]
+    seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
+    sides = restrict_to_shared_utterances(
+        [replace(aggregate, by_seed={seed: aggregate.by_seed[seed] for seed in seeds}) for aggregate in (first, second)]
     )
-    if difference is None:
-        return f"{names}: no seed or no utterance in common."
-    counts = f"{difference.seeds} seed{'s' * (difference.seeds > 1)} and {difference.speakers} speakers"
-    points = f"{100 * difference.UR:+.1f} points of UR"
-    if difference.interval is None:
-        return f"{names}: {points}; no interval, because it needs at least two speakers."
-    low, high = (100 * bound for bound in difference.interval)
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not significant: the interval includes zero"
-    return f"{names}: {points}, paired 95 % interval {low:+.1f} to {high:+.1f} over {counts}; {verdict}."
+    row: dict[str, Any] = {"first": titles[0], "second": titles[1], "clusters": 0, "unit": "speaker"}
+    if sides is None:
+        return row | build_test(None, None, len(seeds), "no utterance in common" if seeds else "no seed in common")
+    confusions = confusions_by_cluster(sides)
+    UR = [
+        float(metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1)).mean()) for confusion_ASLCC in confusions
+    ]
+    jackknives = [
+        jackknife_over_clusters(confusion_ASLCC, metrics.mean_recall_over_languages) for confusion_ASLCC in confusions
+    ]
+    errors = None
+    if jackknives[0] is not None and jackknives[1] is not None:
+        errors = (jackknives[0] - jackknives[1]).comparison_errors()
+    unit = sides[0].unit
+    row |= {"clusters": confusions[0].shape[1], "unit": unit}
+    return row | build_test(UR[0] - UR[1], errors, len(seeds), f"one test {unit} in a language")
+
+
+def describe_comparison(row: dict[str, Any]) -> str:
+    """Describe a comparison in a sentence."""
+    names = f"{row['first']} compared with {row['second']}"
+    if row["difference"] is None:
+        return f"{names}: {row['verdict']}."
+    clusters = count_of(row["clusters"], row["unit"])
+    counts = clusters if row["seeds"] == 1 else f"{count_of(row['seeds'], 'seed')} and {clusters}"
+    return f"{names}: {describe_test(row, counts)}."

@@ -25,6 +25,7 @@ from lakd_ray.report.result_table import (
     list_columns,
 )
 from lakd_ray.runs import record
+from lakd_ray.statistics import format_p
 
 TEMPLATE = "report.html.j2"
 
@@ -51,6 +52,8 @@ class ReportContent:
     """Language-aware students by language condition."""
     model_selection: Sequence[Mapping[str, Any]] = ()
     """UR on dev of each student setting, as in report.json."""
+    comparisons: Sequence[Mapping[str, Any]] = ()
+    """Paired differences on test, as in report.json."""
 
 
 def render_report(report: ReportContent) -> str:
@@ -58,7 +61,12 @@ def render_report(report: ReportContent) -> str:
     lines = build_table(report.headline)
     emotions, languages = report.config.emotions, list_columns(lines)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": format_percent, "points": _format_points, "code": _format_code}
+    environment.filters |= {
+        "percent": format_percent,
+        "points": _format_points,
+        "p_value": format_p,
+        "code": _format_code,
+    }
     template = resources.files("lakd_ray.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(template).render(
         content=report,

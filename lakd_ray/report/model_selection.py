@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from lakd_ray import metrics
 from lakd_ray.labels import MEAN_OVER_LANGUAGES
 from lakd_ray.report import curves
 from lakd_ray.report.predictions import TEACHER
 from lakd_ray.report.result_table import ResultRow, format_percent, format_title
+from lakd_ray.report.verdicts import TEST_COLUMNS, build_test, count_of, describe_test
 from lakd_ray.runs.graph import Run, RunGraph
 from lakd_ray.runs.state import RunState, select_served_student
+from lakd_ray.statistics import standard_error_over_seeds
 
 Cell = tuple[int, int]  # fold, seed
 
@@ -55,9 +56,10 @@ def compare_settings(dev_scores: Sequence[DevScores]) -> list[dict[str, Any]]:
     """Compare each setting with the base settings of its paradigm and set-up; the best of each comes first.
 
     Returns:
-        Rows `{paradigm, setup, variant, cells, UR, difference, interval}` of plain JSON types: `difference` is the mean
-        over the cells that both have, `interval` its 95 % bootstrap over cells. Both are null for the base settings and
-        for variants that do not change the run.
+        Rows `{paradigm, setup, variant, cells, UR, ...}` of plain JSON types, with the columns of `verdicts`: the
+        difference is over the cells that both have, its interval is a t interval over seeds, each the mean over its
+        folds. It is about these dev speakers, which are the same for all seeds. The columns are null for the base
+        settings and for variants that do not change the run.
     """
     base = {(scores.paradigm, scores.setup): scores for scores in dev_scores if scores.variant is None}
     rows = [_compare_with_base(scores, base.get((scores.paradigm, scores.setup))) for scores in dev_scores]
@@ -72,15 +74,16 @@ def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str
         "variant": candidate.variant,
         "cells": len(candidate.UR),
         "UR": mean(candidate.UR.values()),
-        "difference": None,
-        "interval": None,
+        **dict.fromkeys(TEST_COLUMNS),
     }
     shared = sorted(candidate.UR.keys() & base.UR.keys()) if base and base is not candidate else []
     if base and shared:
-        differences_A = np.array([candidate.UR[cell] - base.UR[cell] for cell in shared])
-        row["difference"] = float(differences_A.mean())
-        bounds = metrics.bootstrap_mean_interval(differences_A)
-        row["interval"] = None if bounds is None else list(bounds)
+        by_seed: dict[int, list[float]] = {}
+        for fold, seed in shared:
+            by_seed.setdefault(seed, []).append(candidate.UR[fold, seed] - base.UR[fold, seed])
+        differences_A = np.array([mean(differences) for differences in by_seed.values()])
+        errors = standard_error_over_seeds(differences_A) if len(differences_A) > 1 else None
+        row |= build_test(float(differences_A.mean()), errors, len(differences_A), "one seed")
     return row
 
 
@@ -183,9 +186,4 @@ def _describe_selection(rows: Sequence[dict[str, Any]]) -> str:
     sentence = f"On dev, {best['variant']} is the best of {len(rows)} settings of {name}"
     if best["difference"] is None:
         return f"{sentence}."
-    sentence += f": {100 * best['difference']:+.1f} points of UR compared with the base settings"
-    if best["interval"] is None:
-        return f"{sentence}; one cell gives no interval."
-    low, high = (100 * bound for bound in best["interval"])
-    verdict = "" if low > 0 else "; not significant, the interval includes zero"
-    return f"{sentence}, 95 % interval {low:+.1f} to {high:+.1f} over {best['cells']} cells{verdict}."
+    return f"{sentence}: compared with the base settings {describe_test(best, count_of(best['seeds'], 'seed'))}."

@@ -27,7 +27,9 @@ class ResultRow(TypedDict):
     """Number of utterances."""
     UR: float
     UR_interval: list[float] | None
+    """95 % interval; None where a language has a single test speaker."""
     WR: float
+    WR_interval: list[float] | None
     macro_f1: float
     ece: float
     recall: dict[str, float | None]

@@ -8,6 +8,7 @@ report.json:
     results                         one `ResultRow` per run, cell and language
     pooled                          one `ResultRow` per setting and language, over all folds and seeds; the rows `mean`
                                     and `all` are the mean over languages and the score of all utterances together
+    comparisons                     paired differences on test, see `comparisons.compare_aggregates` and `verdicts`
     model_selection                 UR on dev of each student setting, see `model_selection.compare_settings`
     language_conditions             see `language_conditions.score_language_conditions`
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.report import caveats, comparisons, curves, html_report, language_conditions, model_selection
+from lakd_ray.report import caveats, comparisons, curves, html_report, language_conditions, model_selection, verdicts
 from lakd_ray.report.aggregate import SeedAggregate, aggregate_seeds, build_rows, single_model
 from lakd_ray.report.predictions import Predictions, read_grid_predictions
 from lakd_ray.report.result_table import select_headline_rows
@@ -54,7 +55,8 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
                 base_graph, tables["results"], tables["pooled"], tables["model_selection"]
             ),
             *model_selection.summary_sentences(tables["model_selection"]),
-            *comparisons.compare_aggregates(aggregates, config.emotions),
+            *map(comparisons.describe_comparison, tables["comparisons"]),
+            *verdicts.adjustment_note(_list_tests(tables)),
         ],
         warnings=caveats.synthetic_corpus_warnings(config),
         notes=[
@@ -69,6 +71,7 @@ def write_report(config: Experiment, cells: Sequence[RunGraph], failed_runs: Seq
         inputs={_input_name(cells, file): file.digest for file in predictions},
         language_conditions=language_conditions.build_language_table(tables["language_conditions"]),
         model_selection=tables["model_selection"],
+        comparisons=tables["comparisons"],
     )
     return _write_files(config, cells, content, tables)
 
@@ -92,12 +95,20 @@ def _build_tables(
     """Return the tables of report.json by key."""
     languages, emotions = config.languages, config.emotions
     models = [single_model(model) for model in predictions]
-    return {
+    tables: dict[str, list[Any]] = {
         "results": [row for model in models for row in build_rows(model, languages, emotions)],
         "pooled": [row for aggregate in aggregates for row in build_rows(aggregate, languages, emotions)],
+        "comparisons": comparisons.compare_aggregates(aggregates),
         "model_selection": model_selection.compare_settings(model_selection.compute_dev_scores(cells)),
         "language_conditions": language_conditions.score_cells(cells),
     }
+    verdicts.decide(_list_tests(tables))
+    return tables
+
+
+def _list_tests(tables: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return the rows of all tests, which are adjusted for each other."""
+    return [row for name in ("comparisons", "model_selection") for row in tables[name] if row["verdict"] is not None]
 
 
 def _write_files(
@@ -150,7 +161,7 @@ def _utterance_count_note(cells: Sequence[RunGraph], aggregates: Sequence[SeedAg
     return [
         f"Each test utterance weighs one per seed ({total}). "
         + ("Predictions of an utterance by models of several folds share this weight. " if repeated else "")
-        + "Scores are means over seeds; intervals are 95 % bootstrap intervals over speakers and seeds."
+        + "Scores are means over seeds."
     ]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lakd_ray import metrics
 from lakd_ray.config import Experiment, to_dict
+from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, format_p, holm, interval, standard_error_over_seeds
 from lakd_ray.tune.study import Settings, Trial, build_trial_config, paper_settings
 
 SeedObjectives = Mapping[int, Sequence[float]]
@@ -68,15 +68,35 @@ def compare_with_paper(config: Experiment, trials: Sequence[Trial], seed_objecti
             "that may be chance, and the best of many trials is biased upwards. `tune.reevaluate` runs both with other "
             "seeds."
         )
-    differences_A = np.array(seed_objectives[best.number]) - np.array(seed_objectives[paper.number])
-    bounds = metrics.bootstrap_mean_interval(differences_A)
-    seeds = f"{len(differences_A)} other seeds" if len(differences_A) > 1 else "one other seed"
-    summary = f"{100 * differences_A.mean():+.1f} points against the paper's settings over {seeds}"
-    if bounds is None:
-        return f"{prefix}On dev trial {best.number} is {summary}, which gives no interval."
-    low, high = (100 * bound for bound in bounds)
-    verdict = "it beats them" if low > 0 else "it is not shown to beat them"
-    return f"{prefix}On dev trial {best.number} is {summary}, 95 % interval {low:+.1f} to {high:+.1f}: {verdict}."
+    return f"{prefix}On dev trial {best.number} is {_describe_difference(best.number, paper.number, seed_objectives)}."
+
+
+def _describe_difference(best: int, paper: int, seed_objectives: SeedObjectives) -> str:
+    """Describe the difference of a reevaluated trial to the paper's settings, over the seeds of the reevaluation.
+
+    The best of several reevaluated trials is again partly the luckiest, so all of them are tested, and their p-values
+    are adjusted for each other.
+    """
+    differences = {
+        number: np.subtract(values, seed_objectives[paper])
+        for number, values in seed_objectives.items()
+        if number != paper
+    }
+    estimate, seeds = float(differences[best].mean()), len(differences[best])
+    counted = f"{seeds} other seeds" if seeds > 1 else "one other seed"
+    summary = f"{100 * estimate:+.1f} points against the paper's settings over {counted}"
+    if seeds > 1:
+        low, high = interval(estimate, standard_error_over_seeds(differences[best]), (-1, 1))
+        summary += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    if seeds < MIN_SEEDS:
+        return f"{summary}: no verdict, because that needs {MIN_SEEDS} seeds in `tune.reevaluate.seeds`"
+    p_values = [
+        float(standard_error_over_seeds(values_A).p_value(values_A.mean())) for values_A in differences.values()
+    ]
+    p = dict(zip(differences, holm(p_values), strict=True))[best] or 0.0
+    verdict = "it beats them" if p < SIGNIFICANCE and estimate > 0 else "it is not shown to beat them"
+    trials = f", adjusted for {len(differences)} trials" if len(differences) > 1 else ""
+    return f"{summary}: {verdict} (p = {format_p(p)}{trials})"
 
 
 def describe_cost(

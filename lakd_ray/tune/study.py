@@ -328,8 +328,13 @@ def validate_search_space(config: Experiment) -> None:
     """Check each choice with the experiment's own values of the other settings, before any trial starts.
 
     Raises:
-        ConfigError: a choice is invalid.
+        ConfigError: a choice is invalid, or trials would be reevaluated with the seed that selected them.
     """
+    if config.tune.reevaluate and config.seed in config.tune.reevaluate.seeds:
+        raise ConfigError(
+            f"tune.reevaluate.seeds includes {config.seed}, the seed of the search: the best trials are selected with "
+            "it, so their scores with it are biased upwards. Choose different seeds."
+        )
     for key, dimension in config.tune.space.items():
         for value in dimension.choices:
             context = {other: values[0] for other, values in dimension.conditions.items()}

@@ -1,23 +1,27 @@
 """Aggregation over folds and seeds: each utterance weighs one, scores are means over seeds."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lakd_ray import metrics
 from lakd_ray.report.aggregate import (
     SeedAggregate,
     aggregate_seeds,
     build_rows,
-    confusions_by_speaker,
-    confusions_by_speaker_and_language,
+    confusions_by_cluster,
 )
-from lakd_ray.report.comparisons import compare_aggregates, paired_difference
+from lakd_ray.report.caveats import describe_intervals
+from lakd_ray.report.comparisons import compare_aggregates, describe_comparison, paired_difference
 from lakd_ray.report.predictions import Predictions
+from lakd_ray.report.verdicts import adjustment_note, decide
 
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
+STRENGTHS = (("mtkd", 0.9), ("ft", 0.6))
 
 
 def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct: float, **changes: Any) -> Predictions:
@@ -42,12 +46,12 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct
     return Predictions(**fields | changes)
 
 
-def grid(paradigm: str, correct: float, **changes: Any) -> list[Predictions]:
-    """Return the predictions of three folds with four speakers each, for two seeds."""
+def grid(paradigm: str, correct: float, seeds: tuple[int, ...] = (1, 2), **changes: Any) -> list[Predictions]:
+    """Return the predictions of three folds with four speakers each."""
     return [
         predictions(paradigm, fold=fold, seed=seed, speakers=range(4 * fold, 4 * fold + 4), correct=correct, **changes)
         for fold in range(3)
-        for seed in (1, 2)
+        for seed in seeds
     ]
 
 
@@ -61,6 +65,7 @@ def few(fold: int, language: str, labels: str, predicted: str, certainty: float 
         "fold_N": np.full(N, fold),
         "language_N": np.array([language] * N),
         "speaker_N": np.array([f"c:{language}{number % 2}" for number in range(N)]),
+        "cluster_N": np.array([f"c:{language}{number % 2}" for number in range(N)]),
         "sentence_in_train_N": np.array([None] * N, dtype=object),
         "trained_languages": ("en", "fi"),
         "labels_N": labels_N,
@@ -87,15 +92,15 @@ def test_predictions_of_repeated_folds_share_the_weight_of_their_utterance():
     assert pooled["UR"] == pytest.approx((2.5 / 4 + 1 / 2 + 0) / 3)
 
 
-def test_confusions_of_repeated_folds_are_fractions_by_seed_speaker_and_language():
+def test_confusions_of_repeated_folds_are_fractions_by_seed_cluster_and_language():
     models = [few(0, "en", "aahh", "aaaa"), few(1, "en", "aahh", "ahhh"), few(0, "fi", "aan", "ana")]
     pools = aggregate_seeds([*models, few(0, "fi", "aan", "aaa", seed=2), few(0, "en", "aahh", "aaaa", seed=2)])
-    (pooled_ASCC,) = confusions_by_speaker(pools)
+    (confusion_ASLCC,) = confusions_by_cluster(pools)
+    pooled_ASCC = confusion_ASLCC.sum(axis=2)
     assert pooled_ASCC.shape == (2, 4, 4, 4) and pooled_ASCC.dtype == np.float64
     # speakers en0 (anger, happiness), en1 (the same), fi0 (anger, neutral), fi1 (anger)
     assert pooled_ASCC[0, 1, :2, :2].tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert pooled_ASCC.sum(axis=(2, 3)).tolist() == [[2, 2, 2, 1]] * 2
-    (confusion_ASLCC,) = confusions_by_speaker_and_language(pools)
     assert confusion_ASLCC.sum(axis=(1, 3, 4)).tolist() == [[4, 3]] * 2
     UR_A = metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1))
     assert UR_A.tolist() == [(0.625 + 0.25) / 2, (0.5 + 0.5) / 2]
@@ -116,9 +121,9 @@ def test_the_same_model_in_two_cells_counts_as_one():
 def test_comparisons_are_of_the_same_utterances_by_models_of_the_same_folds():
     first = [few(0, "en", "aahh", "aahh"), few(1, "en", "aahh", "hhaa"), few(0, "fi", "aan", "aan")]
     second = [few(0, "en", "aahh", "aaaa"), few(0, "fi", "aann", "aana")]
-    difference = paired_difference(*(aggregate_seeds(models)[0] for models in (first, second)), EMOTIONS)
+    difference = paired_difference(*(aggregate_seeds(models)[0] for models in (first, second)))
     # without fold 1, and without the fourth utterance of fi, whose model of the first setting is missing
-    assert difference is not None and pytest.approx((1.0 + 1.0) / 2 - (0.5 + 1.0) / 2) == difference.UR
+    assert difference["difference"] == pytest.approx((1.0 + 1.0) / 2 - (0.5 + 1.0) / 2)
 
 
 def test_scores_are_means_over_seeds_and_the_confusion_matrix_is_their_sum():
@@ -152,48 +157,118 @@ def aggregate(paradigm: str, correct: float) -> SeedAggregate:
 
 def test_paired_difference_is_over_the_same_utterances_and_seeds():
     better, worse = aggregate("mtkd", 0.9), aggregate("ft", 0.6)
-    difference = paired_difference(better, worse, EMOTIONS)
-    assert difference is not None and difference.interval is not None
+    row = paired_difference(better, worse)
     UR = [build_rows(pool, ["en"], EMOTIONS)[0]["UR"] for pool in (better, worse)]
-    assert pytest.approx(UR[0] - UR[1]) == difference.UR
-    assert 0 < difference.interval[0] < difference.UR < difference.interval[1]
-    assert (difference.seeds, difference.speakers) == (2, 12)
-    reverse = paired_difference(worse, better, EMOTIONS)
-    assert reverse is not None
-    assert reverse.interval == pytest.approx((-difference.interval[1], -difference.interval[0]))
+    assert row["difference"] == pytest.approx(UR[0] - UR[1])
+    low, high = row["interval"]
+    assert low < row["difference"] < high and low + high == pytest.approx(2 * row["difference"])
+    assert (row["seeds"], row["clusters"], row["unit"]) == (2, 12, "speaker")
+    reverse = paired_difference(worse, better)
+    assert reverse["interval"] == pytest.approx([-high, -low])
+    assert row["p_value"] is None and row["verdict"] == "no verdict: two seeds"
+
+
+def test_differences_over_three_seeds_agree_with_scipy():
+    first, second = (aggregate_seeds(grid(name, share, seeds=(1, 2, 3)))[0] for name, share in STRENGTHS)
+    row = paired_difference(first, second)
+    UR = [
+        [metrics.compute_scores(m.probabilities_NC, m.labels_N, EMOTIONS).UR for m in side.by_seed.values()]
+        for side in (first, second)
+    ]
+    over_seeds = stats.ttest_rel(*UR)
+    assert row["p_value"] >= over_seeds.pvalue * (1 - 1e-9)  # of all tests, the one that is furthest from a decision
+    decide([row])
+    assert row["p_adjusted"] == row["p_value"]
+    assert row["verdict"] == ("better" if row["interval"][0] > 0 else "undecided")
 
 
 def test_failed_runs_restrict_the_comparison_to_shared_utterances():
     complete = aggregate("mtkd", 0.9)
     (partial,) = aggregate_seeds(grid("ft", 0.6)[:3])  # without fold 1 of seed 2 and without fold 2
     assert build_rows(partial, ["en"], EMOTIONS)[0]["UR_interval"] is not None
-    difference = paired_difference(complete, partial, EMOTIONS)
-    assert difference is not None and (difference.seeds, difference.speakers) == (2, 4)
+    row = paired_difference(complete, partial)
+    assert (row["seeds"], row["clusters"]) == (2, 4)
     (other_seed,) = aggregate_seeds([predictions("kd", fold=0, seed=7, speakers=range(4), correct=0.5)])
-    assert paired_difference(complete, other_seed, EMOTIONS) is None
+    nothing = paired_difference(complete, other_seed)
+    assert nothing["difference"] is None and nothing["verdict"] == "no verdict: no seed in common"
+    assert describe_comparison(nothing).endswith("KD multilingual: no verdict: no seed in common.")
 
 
 def test_equal_predictions_have_no_difference():
-    difference = paired_difference(aggregate("mtkd", 0.7), aggregate("mtkd", 0.7), EMOTIONS)
-    assert difference is not None and difference.UR == 0 and difference.interval == (0, 0)
+    row = paired_difference(aggregate("mtkd", 0.7), aggregate("mtkd", 0.7))
+    assert row["difference"] == 0 and row["interval"] == [0, 0]
+
+
+def describe_all(pools: list[SeedAggregate]) -> list[str]:
+    rows = compare_aggregates(pools)
+    decide(rows)
+    return [*map(describe_comparison, rows), *adjustment_note(rows)]
 
 
 def test_sentences_of_comparisons():
-    variant = aggregate_seeds(grid("mtkd", 0.3, variant="half"))
-    pools = [aggregate("ft", 0.6), aggregate("mtkd", 0.9), aggregate("kd", 0.9), *variant]
-    sentences = compare_aggregates(pools, EMOTIONS)
-    assert sentences[0].startswith("MTKD multilingual compared with FT multilingual: +")
-    assert sentences[0].endswith("over 2 seeds and 12 speakers; better.")
-    assert sentences[1].endswith("not significant: the interval includes zero.")
+    seeds = (1, 2, 3, 4)
+    variant = aggregate_seeds(grid("mtkd", 0.3, seeds, variant="half"))
+    pools = [aggregate_seeds(grid(name, share, seeds))[0] for name, share in (*STRENGTHS, ("kd", 0.9))]
+    sentences = describe_all([*pools, *variant])
+    counts = "over 4 seeds and 12 speakers"
+    assert re.fullmatch(
+        r"MTKD multilingual compared with FT multilingual: \+\d+\.\d points of UR, 95 % interval \+\d+\.\d to "
+        rf"\+\d+\.\d {counts}; better \(p = \S+\)\.",
+        sentences[0].replace("below 0.001", "0"),
+    )
+    assert re.search(rf"{counts}; undecided \(p = \d\.\d+\)\.", sentences[1])
     assert sentences[2].startswith("MTKD multilingual, half compared with MTKD multilingual: -")
-    assert sentences[2].endswith("; worse.")
-    assert sentences[3].startswith("The 95 % intervals of these 3 comparisons")
+    assert re.search(r"; worse \(p = .*\)\.", sentences[2])
+    assert "p-values are adjusted for the 3 comparisons of this report" in sentences[3]
+
+
+def test_one_and_two_seeds_have_no_verdict():
+    for seeds, words in (((1,), "over 12 speakers; no verdict: one seed."), ((1, 2), "; no verdict: two seeds.")):
+        pools = [aggregate_seeds(grid(name, share, seeds))[0] for name, share in STRENGTHS]
+        sentence, rule = describe_all(pools)
+        assert sentence.endswith(words) and "95 % interval" in sentence
+        assert rule.startswith("Comparisons have a verdict from 3 seeds on")
 
 
 def test_paradigms_of_a_single_variant_are_compared():
     pools = [aggregate_seeds(grid(name, 0.8, variant="half"))[0] for name in ("ft", "mtkd")]
-    (sentence,) = compare_aggregates(pools, EMOTIONS)
+    sentence, _ = describe_all(pools)
     assert sentence.startswith("MTKD multilingual, half compared with FT multilingual, half: ")
+
+
+def test_intervals_of_one_language_are_those_of_a_jackknife_over_speakers():
+    (pool,) = aggregate_seeds([predictions("ft", fold=0, seed=1, speakers=range(5), correct=0.6)])
+    model = pool.by_seed[1]
+    speakers = model.speaker_N.tolist()
+    expected = metrics.recall_interval(model.probabilities_NC, model.labels_N, speakers)
+    right_N = model.probabilities_NC.argmax(axis=1) == model.labels_N
+    shares = [right_N[model.speaker_N == speaker].mean() for speaker in sorted(set(speakers))]
+    for row in build_rows(pool, ["en"], EMOTIONS):
+        assert row["UR_interval"] == pytest.approx(expected)
+        assert row["WR_interval"] == pytest.approx(stats.t.interval(0.95, 4, np.mean(shares), stats.sem(shares)))
+
+
+def test_sessions_are_the_clusters_where_speakers_talk_to_each_other():
+    (plain,) = aggregate_seeds([predictions("ft", fold=0, seed=1, speakers=range(6), correct=0.6)])
+    sessions_N = np.array([f"c:session{number // 80}" for number in range(240)])
+    paired = replace(plain, by_seed={1: replace(plain.by_seed[1], cluster_N=sessions_N)})
+    assert (plain.unit, paired.unit) == ("speaker", "session")
+    assert confusions_by_cluster([paired])[0].shape[1] == 3
+    intervals = [build_rows(pool, ["en"], EMOTIONS)[0]["UR_interval"] for pool in (plain, paired)]
+    assert intervals[0] != intervals[1]
+    caveats = describe_intervals([*plain.by_seed.values()]), describe_intervals([*paired.by_seed.values()])
+    assert "(en 6)." in caveats[0] and "(en 3 sessions). The speakers of a session talk" in caveats[1]
+
+
+def test_speakers_of_several_languages_are_strata():
+    """A language with one speaker has no interval, and neither have the rows over all languages."""
+    models = [few(0, "en", "aahh", "ahha"), few(0, "fi", "aah", "aah")]
+    rows = build_rows(aggregate_seeds(models)[0], ["en", "fi"], EMOTIONS)
+    assert all(row["UR_interval"] is not None for row in rows)
+    single = replace(models[1], cluster_N=np.array(["c:fi0"] * 3))
+    rows = build_rows(aggregate_seeds([models[0], single])[0], ["en", "fi"], EMOTIONS)
+    assert [row["UR_interval"] is None for row in rows] == [False, True, True, True]
+    assert "There is none in fi, nor over all languages" in describe_intervals([models[0], single])
 
 
 def test_intervals_include_the_variation_between_seeds():
@@ -203,7 +278,7 @@ def test_intervals_include_the_variation_between_seeds():
     for models in (grid("ft", 0.7), different):
         low, high = build_rows(aggregate_seeds(models)[0], ["en"], EMOTIONS)[0]["UR_interval"] or (0, 0)
         widths.append(high - low)
-    assert widths[1] > 2 * widths[0]
+    assert widths[1] > 1.5 * widths[0]
 
 
 def test_one_speaker_has_no_interval():
@@ -211,4 +286,9 @@ def test_one_speaker_has_no_interval():
     (pool,) = aggregate_seeds(models)
     assert build_rows(pool, ["en"], EMOTIONS)[0]["UR_interval"] is None
     (other,) = aggregate_seeds([predictions("mtkd", fold=0, seed=1, speakers=range(1), correct=0.5)])
-    assert "no interval" in compare_aggregates([pool, other], EMOTIONS)[0]
+    assert "95 % interval" not in describe_all([pool, other])[0]
+    three = [
+        aggregate_seeds([predictions(name, fold=0, seed=seed, speakers=range(1), correct=0.5) for seed in (1, 2, 3)])
+        for name in ("ft", "mtkd")
+    ]
+    assert describe_all([pool for (pool,) in three])[0].endswith("; no verdict: one test speaker in a language.")

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from lakd_ray import metrics, storage
+from lakd_ray import storage
 from lakd_ray.config import Experiment, with_variant
 from lakd_ray.report import model_selection
+from lakd_ray.report.verdicts import decide
 from lakd_ray.runs.graph import build_run_graph
 
 VARIANTS = {
@@ -39,9 +41,11 @@ def train(cell: Experiment, paradigm: str, epochs: list[float]) -> None:
 
 
 def compare(cells: list[Experiment]) -> list[dict[str, Any]]:
-    return model_selection.compare_settings(
+    rows = model_selection.compare_settings(
         model_selection.compute_dev_scores([build_run_graph(cell) for cell in cells])
     )
+    decide([row for row in rows if row["verdict"]])
+    return rows
 
 
 def test_the_best_epoch_counts_and_differences_are_paired(cells: list[Experiment]):
@@ -56,11 +60,14 @@ def test_the_best_epoch_counts_and_differences_are_paired(cells: list[Experiment
     assert [row["UR"] for row in mtkd] == pytest.approx([0.72, 0.70, 0.65])
     assert [row["cells"] for row in mtkd] == [3, 3, 3]
     assert mtkd[0]["difference"] == pytest.approx(0.02) and mtkd[0]["interval"] == pytest.approx([0.02, 0.02])
+    assert mtkd[0]["seeds"] == 3 and mtkd[0]["verdict"] == "better"
     assert mtkd[1]["difference"] is None
     ft_sentence, mtkd_sentence = model_selection.summary_sentences(rows)
     assert "the base settings are the best" in ft_sentence
-    assert "uniform is the best of 3 settings of MTKD multilingual: +2.0 points" in mtkd_sentence
-    assert "significant" not in mtkd_sentence
+    assert (
+        "uniform is the best of 3 settings of MTKD multilingual: compared with the base settings +2.0" in mtkd_sentence
+    )
+    assert mtkd_sentence.endswith("over 3 seeds; better (p = below 0.001).")
 
 
 def test_cells_with_untrained_runs_are_left_out(cells: list[Experiment]):
@@ -71,22 +78,29 @@ def test_cells_with_untrained_runs_are_left_out(cells: list[Experiment]):
     assert rows["half"]["cells"] == 1 and rows[None]["cells"] == 3
     assert rows["half"]["difference"] == pytest.approx(0.1) and rows["half"]["interval"] is None
     (sentence,) = model_selection.summary_sentences(list(rows.values()))
-    assert "one cell gives no interval" in sentence
+    assert sentence.endswith("+10.0 points of UR; no verdict: one seed.")
     assert model_selection.compute_dev_scores([]) == [] and model_selection.summary_sentences([]) == []
 
 
-def test_an_interval_that_includes_zero_is_not_significant(cells: list[Experiment]):
+def test_differences_are_tested_over_seeds(cells: list[Experiment]):
     for cell in cells:
         train(cell, "mtkd", [0.6 if cell.variant is None else 0.6 + (0.1, -0.08, 0.0)[cell.seed - 1]])
-    (sentence,) = model_selection.summary_sentences(compare(cells))
-    assert sentence.endswith("not significant, the interval includes zero.")
+    rows = compare(cells)
+    expected = stats.ttest_1samp([0.1, -0.08, 0.0], 0)
+    assert [row["p_value"] for row in rows if row["variant"]] == pytest.approx([expected.pvalue] * 2)
+    assert [row["p_adjusted"] for row in rows if row["variant"]] == pytest.approx([1.0] * 2)  # of two tests
+    assert rows[0]["interval"] == pytest.approx(list(expected.confidence_interval()))
+    (sentence,) = model_selection.summary_sentences(rows)
+    assert sentence.endswith("over 3 seeds; undecided (p = 1.00).")
 
 
-def test_mean_interval_agrees_with_the_normal_approximation():
-    import numpy as np
-
-    values = np.random.default_rng(0).normal(0.3, 0.1, 400)
-    low, high = metrics.bootstrap_mean_interval(values) or (0.0, 0.0)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
-    assert metrics.bootstrap_mean_interval(values[:1]) is None
+def test_folds_of_a_seed_are_one_value(cells: list[Experiment]):
+    """Folds share dev and training speakers, so they are no independent repetitions."""
+    for cell in (*cells, *(cell.model_copy(update={"fold": 1}) for cell in cells)):
+        gain = 0.0 if cell.variant is None else 0.01 * cell.seed + 0.05 * cell.fold
+        train(cell, "mtkd", [0.6 + gain])
+    rows = compare([*cells, *(cell.model_copy(update={"fold": 1}) for cell in cells)])
+    (half,) = [row for row in rows if row["variant"] == "half"]
+    assert half["cells"] == 6 and half["seeds"] == 3
+    expected = stats.t.interval(0.95, 2, 0.045, stats.sem([0.035, 0.045, 0.055]))
+    assert half["interval"] == pytest.approx(list(expected))

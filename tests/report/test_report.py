@@ -142,7 +142,7 @@ def text_of(html: str) -> str:
 
 def test_json_has_a_row_for_each_run_and_language_and_one_for_all(plain: Any) -> None:
     _, content, _ = plain
-    tables = {"results", "pooled", "model_selection", "language_conditions"}
+    tables = {"results", "pooled", "comparisons", "model_selection", "language_conditions"}
     assert set(content) == {"experiment", "emotions", "corpora", "cells", "notes"} | tables
     assert content["cells"] == [{"fold": 0, "seed": 42, "variant": None}]
     assert content["experiment"] == "fake"
@@ -164,7 +164,7 @@ def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> N
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "recall", "confusion", "model", "variant", "undisclosed_models"),
+            *("UR_interval", "WR_interval", "recall", "confusion", "model", "variant", "undisclosed_models"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]
@@ -187,17 +187,34 @@ def test_a_row_can_be_recomputed_from_the_file(plain: Any) -> None:
     assert result["UR"] == pytest.approx(sum(recall.values()) / 4)
 
 
-def test_intervals_of_one_cell_are_bootstraps_over_speakers(plain: Any) -> None:
+def test_intervals_of_one_cell_are_over_speakers(plain: Any) -> None:
     config, content, _ = plain
     rows = storage.read_table(location(config, "mtkd-multilingual-f0-s42")).to_pylist()
+    rows = [row for row in rows if row["language"] == "fi"]
     probabilities_NC = np.array([row["probabilities"] for row in rows], dtype=np.float64)
     labels_N = np.array([config.emotions.index(row["emotion"]) for row in rows])
-    bounds = metrics.bootstrap_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
+    bounds = metrics.recall_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
     assert bounds is not None
     for table in ("results", "pooled"):
-        (result,) = [r for r in content[table] if r["paradigm"] == "mtkd" and r["language"] == "all"]
-        assert result["UR_interval"] == list(bounds)
+        (result,) = [r for r in content[table] if r["paradigm"] == "mtkd" and r["language"] == "fi"]
+        assert result["UR_interval"] == pytest.approx(list(bounds))
         assert (result["model"], result["fold"], result["seed"]) == ("mtkd-multilingual-f0-s42", 0, 42)
+
+
+def test_comparisons_have_a_table(plain: Any) -> None:
+    _, content, html = plain
+    assert [(row["first"], row["second"]) for row in content["comparisons"]] == [
+        ("MTKD multilingual", "FT multilingual"),
+        ("MTKD multilingual", "KD multilingual"),
+    ]
+    keys = {"difference", "interval", "seeds", "p_value", "p_adjusted", "verdict", "clusters", "unit"}
+    for row in content["comparisons"]:
+        assert set(row) == {"first", "second"} | keys
+        assert (row["seeds"], row["clusters"], row["unit"], row["verdict"]) == (1, 9, "speaker", "no verdict: one seed")
+        low, high = row["interval"]
+        assert low < row["difference"] < high and row["p_value"] is row["p_adjusted"] is None
+        points = f"{100 * row['difference']:+.1f}"
+        assert f"{row['first']} {row['second']} {points} {100 * low:+.1f} to {100 * high:+.1f} 1 9 -" in text_of(html)
 
 
 def test_page_has_a_table_of_language_conditions(tmp_path: Path, plain: Any) -> None:
@@ -256,7 +273,9 @@ def test_page_has_all_caveats(plain: Any) -> None:
     text = text_of(html)
     assert "Corpus demo is synthetic: its speech comes from a synthesizer" in text
     assert "no evidence about human emotion" in text
-    assert "Intervals are 95 % bootstrap intervals over test speakers (en 3, fi 3, fr 3). With fewer than 10" in text
+    assert "Intervals are 95 % t intervals of a jackknife over test speakers (en 3, fi 3, fr 3)." in text
+    assert "One seed (42): the intervals cover the variation over test speakers, not that over training runs" in text
+    assert "One fold (0): different folds have different test speakers" in text
     assert "sentence is also in train, by other speakers: en 3 of 24, fi 3 of 24, fr 3 of 24." in text
     assert "FT multilingual is the teacher run teacher-all-f0-s42" in text
     assert all(note in text for note in content["notes"])
@@ -346,19 +365,21 @@ def test_report_is_recorded_and_rebuilt_when_predictions_change(tmp_path: Path) 
     [
         (
             {"teacher": 0.0, "kd": 0.5, "mtkd": 4.0},
-            (r"with FT multilingual: \+\d.* better\.", r"with KD multilingual: \+\d.* better\."),
+            (r"with FT multilingual: \+\d.* better \(p = ", r"with KD multilingual: \+\d.* better \(p = "),
         ),
         (
             {"teacher": 4.0, "kd": 0.5, "mtkd": 0.5},
-            (r"with FT multilingual: -\d.* worse\.", r"with KD multilingual: "),
+            (r"with FT multilingual: -\d.* worse \(p = ", r"with KD multilingual: "),
         ),
-        ({"teacher": 0.5, "kd": 4.0, "mtkd": 0.0}, (r"with KD multilingual: -\d.* worse\.",)),
+        ({"teacher": 0.5, "kd": 4.0, "mtkd": 0.0}, (r"with KD multilingual: -\d.* worse \(p = ",)),
     ],
 )
 def test_findings_compare_the_paradigms(strength: dict[str, float], sentences: tuple[str, ...], tmp_path: Path) -> None:
     config = experiment(str(tmp_path), languages=["en", "fi"])
-    evaluate(config, strength, speakers=5, utterances=4)
-    content, _ = write_report(config)
+    cells = [config.model_copy(update={"seed": seed}) for seed in (42, 43, 44)]
+    for cell in cells:
+        evaluate(cell, strength, speakers=5, utterances=8)
+    content, _ = write_report(config, *cells)
     findings = "\n".join(content["notes"])
     assert all(re.search(sentence, findings) for sentence in sentences), findings
 
@@ -494,7 +515,7 @@ def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
         assert row["UR_interval"] is None
         assert row["recall"]["anger"] is None
     assert "Test has 3 of 4 classes in en (no anger): UR on test in en is over the classes present." in text_of(html)
-    assert "no interval, because it needs at least two speakers" in text_of(html)
+    assert "There is none in en: one shows no variation." in text_of(html)
     assert not re.search(r"\bnan\b", text_of(html), re.IGNORECASE)
 
 

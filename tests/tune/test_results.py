@@ -4,10 +4,12 @@ import re
 from typing import Any
 
 import pytest
+from scipy import stats
 
-from lakd_ray.config import Experiment
+from lakd_ray.config import Experiment, ReevaluationConfig
+from lakd_ray.errors import ConfigError
 from lakd_ray.tune import results
-from lakd_ray.tune.study import Trial, paper_settings
+from lakd_ray.tune.study import Trial, paper_settings, validate_search_space
 
 RECIPE = {"model": {"pretrained": "somewhere"}, "optim": {"epochs": 8}}
 CONFIG = Experiment.model_validate(
@@ -49,14 +51,36 @@ def test_reevaluated_trials_are_ranked_by_the_other_seeds_only():
     ("seed_objectives", "words"),
     [
         ({}, r"trial 1 is \+20.0 points above the paper's settings, with one seed each: that may be chance"),
-        ({0: [0.7], 1: [0.8]}, r"trial 1 is \+10.0 points against .* over one other seed, which gives no interval"),
-        ({0: [0.70, 0.71, 0.69], 1: [0.80, 0.81, 0.80]}, r"trial 1 is \+10.3 points .* it beats them"),
-        ({0: [0.70, 0.75, 0.65], 1: [0.80, 0.66, 0.75]}, "trial 1 is .* it is not shown to beat them"),
+        (
+            {0: [0.7], 1: [0.8]},
+            r"trial 1 is \+10.0 points against .* over one other seed: no verdict, because that needs 3",
+        ),
+        ({0: [0.7, 0.7], 1: [0.8, 0.81]}, r"trial 1 is \+10.5 .* interval .* over 2|over 2 other seeds.*: no verdict"),
+        ({0: [0.70, 0.71, 0.69], 1: [0.80, 0.81, 0.80]}, r"trial 1 is \+10.3 points .* it beats them \(p = 0.001\)"),
+        ({0: [0.70, 0.75, 0.65], 1: [0.80, 0.66, 0.75]}, "trial 1 is .* it is not shown to beat them \\(p = "),
         ({0: [0.8, 0.8], 1: [0.7, 0.6], 2: [0.7, 0.74]}, "^The paper's settings are the best. On dev trial 2 is -8.0"),
     ],
 )
 def test_comparison_of_the_winner_with_the_papers_settings(seed_objectives, words):
     assert re.search(words, results.compare_with_paper(CONFIG, TRIALS, seed_objectives))
+
+
+def test_the_best_of_several_reevaluated_trials_is_tested_among_them():
+    objectives = {0: [0.70, 0.71, 0.69], 1: [0.72, 0.73, 0.715], 2: [0.70, 0.72, 0.69]}
+    p = stats.ttest_rel(objectives[1], objectives[0]).pvalue
+    alone = results.compare_with_paper(CONFIG, TRIALS, {number: objectives[number] for number in (0, 1)})
+    assert f"(p = {p:.3f})" in alone
+    assert f"(p = {2 * p:.3f}, adjusted for 2 trials)" in results.compare_with_paper(CONFIG, TRIALS, objectives)
+
+
+def test_seeds_of_a_reevaluation_are_fresh_and_different():
+    with pytest.raises(ValueError, match="expected different seeds"):
+        ReevaluationConfig(seeds=(1, 2, 1))
+    config = CONFIG.model_copy(
+        update={"tune": CONFIG.tune.model_copy(update={"reevaluate": ReevaluationConfig(seeds=(1, CONFIG.seed))})}
+    )
+    with pytest.raises(ConfigError, match="the seed of the search"):
+        validate_search_space(config)
 
 
 def test_comparison_without_a_trial_of_the_papers_settings():
