@@ -16,27 +16,21 @@ import gc
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 
+from common import BASE, SMALL, write_checkpoint
+from figures import spread
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
-from lakd_ray.config import Backend, ModelConfig, load_config
-from lakd_ray.data.provenance import Provenance
+from lakd_ray.config import Backend, load_config
 from lakd_ray.inference.backend_accuracy import compare_backends, load_test_set
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import CheckpointMetadata, build_model, onnx_export, save_checkpoint
+from lakd_ray.models import onnx_export
 from lakd_ray.ops import release
 
-BASE: dict[str, Any] = {"model_type": "wav2vec2"}
-SMALL = BASE | {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
-}  # fmt: skip
 PLAIN: Backend = "torch"
 
 
@@ -45,15 +39,6 @@ def clips() -> list[Wave]:
     random = np.random.default_rng(0)
     seconds = random.permutation(np.linspace(2, 10, 8))
     return [0.1 * random.standard_normal(int(length * SAMPLE_RATE), dtype=np.float32) for length in seconds]
-
-
-def checkpoint(folder: Path, architecture: dict[str, Any]) -> str:
-    """Save a checkpoint with random weights and return its folder."""
-    model = build_model(ModelConfig(config=architecture, freeze_feature_encoder=False), PAPER_EMOTIONS, seed=0)
-    (folder / "scratch").mkdir()
-    metadata = CheckpointMetadata("random", PAPER_EMOTIONS, ("en",), Provenance(), {})
-    save_checkpoint(str(folder / "model"), model.network, metadata, scratch=folder / "scratch")
-    return str(folder / "model")
 
 
 def speeds(predictors: dict[Backend, Predictor], repeats: int) -> dict[Backend, dict[int, list[float]]]:
@@ -83,13 +68,8 @@ def print_speeds(results: dict[Backend, dict[int, list[float]]]) -> None:
         cells = []
         for size, values in by_size.items():
             ratios = [value / base for value, base in zip(values, results[PLAIN][size], strict=True)]
-            cells += [spread(values, ".1f"), spread(ratios, ".2f")]
+            cells += [spread(values), spread(ratios, 2)]
         print(f"| `{name}` | {' | '.join(cells)} |")
-
-
-def spread(values: list[float], form: str) -> str:
-    """Format the median and the range of values."""
-    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def print_accuracy(predictors: dict[Backend, Predictor], options: argparse.Namespace) -> None:
@@ -122,7 +102,7 @@ def main() -> None:
         parser.error("--experiment needs a trained model: give its --checkpoint")
     names: list[Backend] = [PLAIN, *(name for name in options.backends if name != PLAIN)]
     with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
-        model = options.checkpoint or checkpoint(Path(folder), SMALL if options.small else BASE)
+        model = options.checkpoint or write_checkpoint(Path(folder), SMALL if options.small else BASE)
         if not storage.exists(storage.join(model, onnx_export.INT8_MODEL_FILE)):
             started = time.perf_counter()
             # once for all backends that run a graph

@@ -4,7 +4,8 @@
 
 The input is noise with lengths like those of IEMOCAP (log-normal, mean 4.5 s, cut at 20 s), the weights are random;
 speed depends on neither. The variants take turns in each repeat; speeds are audio seconds per second of the complete
-epoch, as median and range. Trainer needs accelerate: pip install -e ".[bench]".
+epoch, as median and range. On a GPU, each variant first trains an epoch that is not counted. Trainer needs accelerate:
+pip install -e ".[bench]".
 
     reference    a faithful copy of its step: three live teachers in training mode, random batches of 16 padded to the
                  longest, no mask, everything in fp32, the loss and the batch's weights as in its code
@@ -18,57 +19,56 @@ their time is divided by 20 epochs. `--small` uses a tiny network, to test the b
 
 import argparse
 import contextlib
-import gc
 import io
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lakd_ray.config import BatchConfig as BatchSettings
-from lakd_ray.config import DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
+from common import BASE, RATE, SMALL, device, has_gpu, peak_memory_gib, random_lengths, reset_memory, single_rank, timed
+from lakd_ray.config import BatchConfig, DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.data.batch_plan import plan_training_epoch
 from lakd_ray.data.manifest import Manifest
-from lakd_ray.devices import device_name, process_group_backend, select_device
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, pad_batch
 from lakd_ray.train.engines import build_engine
-from lakd_ray.train.engines.base import Engine
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
-RATE = 16_000
 EPOCHS = 20  # the time of the caches is divided by it
 LANGUAGES = ("en", "fi", "fr")
-BASE: dict[str, Any] = {"model_type": "wav2vec2", "apply_spec_augment": False}
-SMALL = BASE | {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
-}  # fmt: skip
+BASELINES = ("reference", "trainer, bf16")
+LARGE_BATCH = BatchConfig(max_padded_seconds=240, max_utterances=64)  # fills a GPU
 
-Epoch = Callable[[], float]  # trains one epoch and returns its seconds
+Epoch = Callable[[], object]  # trains one epoch
 
 
 class Task:
-    """Random utterances and the networks to train on them."""
+    """Random utterances and the networks to train on them.
+
+    Args:
+        utterances: number of utterances.
+        architecture: the transformers configuration of the networks.
+        batch: utterances in a batch.
+    """
 
     def __init__(self, utterances: int, architecture: dict[str, Any], batch: int) -> None:
         random = np.random.default_rng(0)
-        seconds = np.clip(random.lognormal(np.log(4.5) - 0.7**2 / 2, 0.7, utterances), 0.5, 20)
-        self.waves = [torch.from_numpy(random.standard_normal(int(s * RATE)).astype(np.float32)) for s in seconds]
+        lengths = random_lengths(utterances)
+        self.waves = [torch.from_numpy(random.standard_normal(int(s * RATE)).astype(np.float32)) for s in lengths]
         self.labels_N = torch.from_numpy(random.integers(0, 4, utterances))
         self.languages = [LANGUAGES[index % 3] for index in range(utterances)]
         self.seconds = sum(len(wave) for wave in self.waves) / RATE
-        self._architecture, self.batch = architecture, batch
+        self.batch, self.planned_batch = batch, BatchConfig(max_padded_seconds=60, max_utterances=batch)
+        self._architecture = architecture
         self.manifest = _manifest(self)
 
     def network(self, seed: int) -> EmotionClassifier:
@@ -76,23 +76,20 @@ class Task:
         settings = ModelConfig(config=self._architecture, freeze_feature_encoder=False)
         model = build_model(settings, PAPER_EMOTIONS, seed=seed)
         model.backbone.feature_encoder.requires_grad_(False)
-        return model
+        return model.to(device())
 
-    def random_batches(self, seed: int) -> Iterator[list[int]]:
+    def random_batches(self) -> Iterator[list[int]]:
         """Yield random batches of a fixed number of rows."""
-        order = np.random.default_rng(seed).permutation(len(self.waves)).tolist()
+        order = np.random.default_rng(0).permutation(len(self.waves)).tolist()
         for start in range(0, len(order), self.batch):
             yield order[start : start + self.batch]
 
-    def planned_batches(self, epoch: int) -> Iterator[list[int]]:
+    def planned_batches(self, batch: BatchConfig | None = None) -> Iterator[list[int]]:
         """Yield this project's batches of similar lengths."""
-        settings = BatchSettings(max_padded_seconds=60, max_utterances=self.batch)
         rows = np.arange(len(self.waves))
-        plan = plan_training_epoch(
-            self.manifest, rows, settings, seed=0, epoch=epoch, world_size=1, gradient_accumulation_steps=1
-        )
-        for batch in plan.batches(0):
-            yield batch.tolist()
+        plan = plan_training_epoch(self.manifest, rows, batch or self.planned_batch, seed=0, epoch=0, world_size=1)
+        for planned in plan.batches(0):
+            yield planned.tolist()
 
 
 def _manifest(task: Task) -> Manifest:
@@ -111,17 +108,18 @@ def _manifest(task: Task) -> Manifest:
     )
 
 
-def reference(task: Task) -> Epoch:
-    """Return an epoch of the reference code's training step, with transformers' own forward."""
+@contextmanager
+def reference(task: Task) -> Iterator[Epoch]:
+    """Yield an epoch of the reference code's training step, with transformers' own forward."""
     student = task.network(0).network.train()
     teachers = [task.network(seed).network.train() for seed in (1, 2, 3)]  # it never calls eval
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=3e-5)
     T, lam, tau = 5.0, 0.25, 0.25
 
-    def epoch() -> float:
-        started = time.perf_counter()
-        for batch in task.random_batches(0):
-            wave_BT, _ = pad_batch([task.waves[row] for row in batch])
+    def epoch() -> None:
+        for batch in task.random_batches():
+            wave_BT = pad_batch([task.waves[row] for row in batch])[0].to(device())
+            labels_B = task.labels_N[batch].to(device())
             logits_BC = student(wave_BT).logits
             with torch.no_grad():
                 teacher_KBC = torch.stack([teacher(wave_BT).logits for teacher in teachers])
@@ -132,15 +130,14 @@ def reference(task: Task) -> Epoch:
                 weight * F.kl_div(log_q_BC, F.softmax(soft / T, dim=-1), reduction="mean") * T * T
                 for weight, soft in zip(weights_K, teacher_KBC, strict=True)
             )
-            loss = (1 - lam) * F.cross_entropy(logits_BC, task.labels_N[batch]) + lam * kl
+            loss = (1 - lam) * F.cross_entropy(logits_BC, labels_B) + lam * kl
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             loss.item()
-        return time.perf_counter() - started
 
-    return epoch
+    yield epoch
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -154,8 +151,9 @@ class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_values": self._task.waves[row], "labels": int(self._task.labels_N[row])}
 
 
-def trainer(task: Task) -> Epoch:
-    """Return an epoch of transformers' Trainer."""
+@contextmanager
+def trainer(task: Task) -> Iterator[Epoch]:
+    """Yield an epoch of transformers' Trainer."""
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -183,105 +181,183 @@ def trainer(task: Task) -> Epoch:
         labels_B = torch.tensor([row["labels"] for row in rows])
         return {"input_values": wave_BT, "attention_mask": mask_BT, "labels": labels_B}
 
-    folder = tempfile.mkdtemp(prefix="lakd-")
-
-    def epoch() -> float:
+    with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
         settings = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5,
-            bf16=True, use_cpu=select_device().type == "cpu", save_strategy="no", report_to=[], disable_tqdm=True,
+            bf16=True, use_cpu=not has_gpu(), save_strategy="no", report_to=[], disable_tqdm=True,
             logging_strategy="no", remove_unused_columns=False,
         )  # fmt: skip
-        trainer_ = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
-        started = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer_.train()
-        return time.perf_counter() - started
 
-    return epoch
+        def epoch() -> None:
+            trainer_ = Distilling(student, settings, data_collator=collate, train_dataset=_Rows(task))
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer_.train()
+
+        yield epoch
 
 
-def ours(
-    task: Task,
-    caches: "Caches",
-    *,
-    planned: bool,
-    cached_logits: bool,
-    features: bool,
-    precision: str,
-    engine: str,
-    compiled: bool,
-) -> Epoch:
-    """Return an epoch of this project's engine and loss, with some of its optimizations."""
-    student = task.network(0)
-    settings = TrainConfig.model_construct(**_train(precision, engine, compiled))
-    engine_: Engine = build_engine(student, OptimConfig(lr=3e-5), settings, total_steps=EPOCHS * len(task.waves) // 8)
-    teachers = [] if cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
+@dataclass(frozen=True)
+class Options:
+    """The optimizations of this project in a variant."""
+
+    engine: str
+    planned: bool = False
+    cached_logits: bool = False
+    features: bool = False
+    precision: str = "fp32"
+    compiled: bool = False
+    batch: BatchConfig | None = None
+
+    @property
+    def train(self) -> TrainConfig:
+        """The section `train` of an experiment."""
+        settings = {"engine": self.engine, "precision": self.precision, "compile": self.compiled}
+        return TrainConfig.model_validate(settings | {"gpu": has_gpu()})
+
+
+@contextmanager
+def ours(task: Task, caches: "Caches", options: Options) -> Iterator[Epoch]:
+    """Yield an epoch of this project's engine and loss, with some of its optimizations."""
+    steps = EPOCHS * len(task.waves) // 8
+    engine = build_engine(task.network(0), OptimConfig(lr=3e-5), options.train, total_steps=steps)
+    teachers = [] if options.cached_logits else [task.network(seed).eval() for seed in (1, 2, 3)]
     objective = Objective(DistillLossConfig(), LANGUAGES)
 
-    if compiled:  # compilation happens once in a run and is not part of the epoch
-        started = time.perf_counter()
-        first = next(task.planned_batches(0))
-        inputs, lengths_B = pad_batch([caches.features[row].float() for row in first])
-        inputs, lengths_B = inputs.to(engine_.device, engine_.dtype), lengths_B.to(engine_.device)
-        engine_.forward(inputs, lengths_B).logits_BC.sum().backward()
-        student.zero_grad()
-        print(f"compiled in {time.perf_counter() - started:.0f} s, not counted", flush=True)
-
-    def epoch() -> float:
-        started = time.perf_counter()
-        for batch in task.planned_batches(0) if planned else task.random_batches(0):
-            signals = [caches.features[row] for row in batch] if features else [task.waves[row] for row in batch]
-            inputs, lengths_B = pad_batch([signal.float() for signal in signals])
-            if cached_logits:
-                logits_BKC = caches.logits_NKC[batch]
-            else:
+    def epoch() -> None:
+        for rows in task.planned_batches(options.batch) if options.planned else task.random_batches():
+            batch = caches.collate(rows, features=options.features).to(engine.device, engine.dtype)
+            if teachers:
                 with torch.inference_mode():
-                    logits_BKC = torch.stack([teacher(inputs, lengths_B).logits_BC for teacher in teachers], dim=1)
-                logits_BKC = logits_BKC.clone()
-            train_batch = TrainBatch(
-                inputs, lengths_B, task.labels_N[batch], [task.languages[row] for row in batch], logits_BKC
-            ).to(engine_.device, engine_.dtype)
-            parts = compute_losses(engine_.forward, train_batch, objective)
-            engine_.backward(parts.loss, len(batch))
-            engine_.step()
+                    outputs = [teacher(batch.inputs, batch.lengths_B).logits_BC for teacher in teachers]
+                batch.teacher_logits_BKC.copy_(torch.stack(outputs, dim=1))
+            parts = compute_losses(engine.forward, batch, objective)
+            engine.backward(parts.loss, len(rows))
+            engine.step()
         float(parts.loss.detach())
-        seconds = time.perf_counter() - started
-        engine_.close()
-        return seconds
 
-    return epoch
-
-
-def _train(precision: str, engine: str, compiled: bool) -> dict[str, Any]:
-    return TrainConfig(
-        gpu=select_device().type == "cuda", precision=precision, engine=engine, compile=compiled
-    ).model_dump()
+    yield epoch
+    engine.close()
 
 
 class Caches:
     """Cached features and teacher logits, and the seconds for computing them."""
 
     def __init__(self, task: Task, precision: torch.dtype) -> None:
-        device = select_device()
-        encoder = task.network(0).eval().to(device)
-        teachers = [task.network(seed).eval().to(device) for seed in (1, 2, 3)]
-        started = time.perf_counter()
-        self.features, logits = [], []
-        with torch.inference_mode():
-            for wave in task.waves:  # one at a time, without padding
-                length_1 = torch.tensor([len(wave)], device=device)
-                features_1FH = encoder.extract_features(wave.to(device).unsqueeze(0), length_1)
-                with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-                    frames_1 = torch.tensor([features_1FH.shape[1]], device=device)
-                    teacher_logits = [teacher(features_1FH, frames_1).logits_BC[0].float() for teacher in teachers]
-                self.features.append(features_1FH[0].half().cpu())
-                logits.append(torch.stack(teacher_logits).cpu())
-        self.logits_NKC = torch.stack(logits)
-        self.seconds = time.perf_counter() - started
+        self._task = task
+        self._encoder = task.network(0).eval()
+        self._teachers = [task.network(seed).eval() for seed in (1, 2, 3)]
+        self.features: list[Tensor] = []
+        self.logits_NKC = torch.empty(len(task.waves), 3, len(PAPER_EMOTIONS))
+        self.seconds = timed(lambda: self._compute(precision))
+        del self._encoder, self._teachers
+
+    @torch.inference_mode()
+    def _compute(self, precision: torch.dtype) -> None:
+        for wave in self._task.waves:  # one at a time, without padding, as the library does
+            length_1 = torch.tensor([len(wave)], device=device())
+            features_1FH = self._encoder.extract_features(wave.to(device()).unsqueeze(0), length_1)
+            self.features.append(features_1FH[0].half().cpu())
+        for rows in self._task.planned_batches():
+            batch = self.collate(rows, features=True).to(device(), torch.float32)
+            with torch.autocast(device().type, dtype=precision, enabled=precision != torch.float32):
+                logits = [teacher(batch.inputs, batch.lengths_B).logits_BC for teacher in self._teachers]
+            self.logits_NKC[rows] = torch.stack(logits, dim=1).float().cpu()
+
+    def collate(self, rows: list[int], *, features: bool) -> TrainBatch:
+        """Return a batch of the task, of cached features or of waves, in pinned memory if there is a GPU."""
+        task = self._task
+        signals = [self.features[row].float() if features else task.waves[row] for row in rows]
+        inputs, lengths_B = pad_batch(signals)
+        if has_gpu():
+            inputs = inputs.pin_memory()
+        languages = [task.languages[row] for row in rows]
+        return TrainBatch(inputs, lengths_B, task.labels_N[rows], languages, self.logits_NKC[rows])
+
+
+LADDER: dict[str, dict[str, Any]] = {
+    "teachers in eval mode, this project's loss and engine": {},
+    "+ teachers' logits once": {"cached_logits": True},
+    "+ planned batches": {"cached_logits": True, "planned": True},
+    "+ cached features (this project, fp32)": {"cached_logits": True, "planned": True, "features": True},
+    "+ bf16 (this project)": {"cached_logits": True, "planned": True, "features": True, "precision": "bf16"},
+    "+ torch.compile (train.compile)": {
+        "cached_logits": True, "planned": True, "features": True, "precision": "bf16", "compiled": True,
+    },
+    "+ batches of 64": {
+        "cached_logits": True, "planned": True, "features": True, "precision": "bf16", "compiled": True,
+        "batch": LARGE_BATCH,
+    },
+}  # fmt: skip
+"""This project's variants; the last one has other steps than the reference code, and is for GPUs."""
+
+
+@dataclass
+class Comparison:
+    """The seconds of an epoch and the peak memory in GiB of each variant."""
+
+    task: Task
+    caches_seconds: float
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    memory_gib: dict[str, float] = field(default_factory=dict)
+
+    def speeds(self, name: str) -> list[float]:
+        """Return the audio seconds per second of each repeat."""
+        return [self.task.seconds / seconds for seconds in self.seconds[name]]
+
+    def ratios(self, name: str, baseline: str) -> list[float]:
+        """Return the speed in units of a baseline's, for each repeat; empty if one of the two failed."""
+        pairs = zip(self.seconds.get(baseline, ()), self.seconds.get(name, ()), strict=False)
+        return [base / seconds for base, seconds in pairs]
+
+
+def compare(
+    task: Task,
+    repeats: int,
+    engine: str,
+    names: Collection[str],
+    attempt: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    on_repeat: Callable[["Comparison"], None] = lambda _: None,
+) -> Comparison:
+    """Measure variants; on a GPU, each of them trains an epoch before the one that counts.
+
+    Args:
+        task: the utterances.
+        repeats: number of repeats.
+        engine: the engine of this project's variants.
+        names: the variants, of `BASELINES` and `LADDER`.
+        attempt: returns the context in which a variant runs; it may suppress errors.
+        on_repeat: called after each repeat with the results so far.
+    """
+    caches = Caches(task, torch.bfloat16)
+    result = Comparison(task, caches.seconds)
+    variants: dict[str, Callable[[], AbstractContextManager[Epoch]]] = {
+        "reference": lambda: reference(task),
+        "trainer, bf16": lambda: trainer(task),
+        **{name: (lambda step=step: ours(task, caches, Options(engine, **step))) for name, step in LADDER.items()},
+    }
+    for repeat in range(repeats):
+        for name in names:
+            reset_memory()
+            share = caches.seconds / EPOCHS if "cached_logits" in LADDER.get(name, {}) else 0.0
+            with attempt(name):
+                is_compiled = "compiled" in LADDER.get(name, {})  # compilation happens once in a run
+                seconds = _train_epoch(variants[name], warm_up=is_compiled or has_gpu())
+                result.seconds.setdefault(name, []).append(seconds + share)
+                result.memory_gib[name] = peak_memory_gib()
+                print(f"{repeat + 1}/{repeats} {name}: {result.speeds(name)[-1]:.2f} audio-s/s", flush=True)
+        on_repeat(result)
+    return result
+
+
+def _train_epoch(variant: Callable[[], AbstractContextManager[Epoch]], *, warm_up: bool) -> float:
+    with variant() as epoch:
+        if warm_up:
+            print(f"first epoch, not counted: {timed(epoch):.1f} s", flush=True)
+        return timed(epoch)
 
 
 def main() -> None:
-    """Parse the arguments and run the benchmark."""
+    """Parse the arguments, run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=2)
@@ -290,66 +366,27 @@ def main() -> None:
     parser.add_argument("--engine", choices=("deepspeed", "torch"), default="deepspeed")
     options = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", "0")
-    with tempfile.TemporaryDirectory() as folder:
-        backend = process_group_backend(select_device().type)
-        dist.init_process_group(backend, init_method=f"file://{Path(folder, 'store')}", rank=0, world_size=1)
-        task = Task(options.utterances, SMALL if options.small else BASE, options.batch)
-        compare(task, options.repeats, options.engine)
-        dist.destroy_process_group()
+    names = [*BASELINES, *LADDER] if has_gpu() else [*BASELINES, *LADDER][:-1]
+    with single_rank():
+        architecture = (SMALL if options.small else BASE) | {"apply_spec_augment": False}
+        task = Task(options.utterances, architecture, options.batch)
+        _print(compare(task, options.repeats, options.engine, names))
 
 
-def compare(task: Task, repeats: int, engine: str) -> None:
-    """Measure all variants and print a table."""
-    caches = Caches(task, torch.bfloat16)
-    share = caches.seconds / EPOCHS
-    steps: dict[str, dict[str, Any]] = {
-        "teachers in eval mode, this project's loss and engine": {},
-        "+ teachers' logits once": {"cached_logits": True},
-        "+ planned batches": {"cached_logits": True, "planned": True},
-        "+ cached features (this project, fp32)": {"cached_logits": True, "planned": True, "features": True},
-        "+ bf16 (this project)": {
-            "cached_logits": True, "planned": True, "features": True, "precision": "bf16",
-        },
-        "+ torch.compile (train.compile)": {
-            "cached_logits": True, "planned": True, "features": True, "precision": "bf16", "compiled": True,
-        },
-    }  # fmt: skip
-    defaults = {
-        "planned": False, "cached_logits": False, "features": False, "precision": "fp32", "engine": engine,
-        "compiled": False,
-    }  # fmt: skip
-    variants: dict[str, Callable[[], Epoch]] = {
-        "reference": lambda: reference(task),
-        "trainer, bf16": lambda: trainer(task),
-        **{name: (lambda step=step: ours(task, caches, **defaults | step)) for name, step in steps.items()},
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats):
-        for name, prepare in variants.items():
-            extra = share if "cached_logits" in steps.get(name, {}) else 0.0
-            seconds[name].append(prepare()() + extra)
-            gc.collect()  # frees reference cycles of networks and optimizers, for the next variant
-            print(f"{repeat + 1}/{repeats} {name}: {task.seconds / seconds[name][-1]:.2f} audio-s/s", flush=True)
-    _print(task, seconds, caches, share)
-
-
-def _print(task: Task, seconds: dict[str, list[float]], caches: Caches, share: float) -> None:
-    device = select_device()
-    name = device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {name}")
-    print(f"caches: {caches.seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
+def _print(result: Comparison) -> None:
+    task = result.task
+    name_of_device = torch.cuda.get_device_name() if has_gpu() else f"{torch.get_num_threads()} threads"
+    print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {name_of_device}")
+    share = result.caches_seconds / EPOCHS
+    print(f"caches: {result.caches_seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
     print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")
-    for name, values in seconds.items():
-        speeds = [task.seconds / value for value in values]
-        ratios = [
-            median(base / value for base, value in zip(seconds[baseline], values, strict=True))
-            for baseline in ("reference", "trainer, bf16")
-        ]
-        range_ = f"{min(speeds):.2f} to {max(speeds):.2f}"
-        print(f"| {name} | {median(speeds):.2f} | {range_} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    for name in result.seconds:
+        speeds = result.speeds(name)
+        ratios = [f"{median(result.ratios(name, baseline)):.2f}" for baseline in BASELINES]
+        print(f"| {name} | {median(speeds):.2f} | {min(speeds):.2f} to {max(speeds):.2f} | {' | '.join(ratios)} |")
     padded = {
-        f"random batches of {task.batch}": list(task.random_batches(0)),
-        "planned batches": list(task.planned_batches(0)),
+        f"random batches of {task.batch}": list(task.random_batches()),
+        "planned batches": list(task.planned_batches()),
     }
     for name, batches in padded.items():
         lengths = [[len(task.waves[row]) for row in batch] for batch in batches]

@@ -44,6 +44,7 @@ NOT_RUN = {
     "serve": "needs a cluster; tests/serve/test_rollout.py deploys on one",
     "make": "targets exist, which is tested here; the gate runs env, check and test",
     "curl": "needs an endpoint; tests/serve/test_api.py sends these requests",
+    "benchmarks/gpu.sh": "needs a GPU; tests/test_benchmarks.py runs it with small sizes",
     "cluster/local.sh": "starts a cluster; tests/test_cluster_files.py checks it",
     "sbatch": "needs Slurm; tests/test_cluster_files.py checks the script",
     "ray": "starts a cluster on other machines",
