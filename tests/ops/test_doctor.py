@@ -563,6 +563,17 @@ def test_a_cluster_that_does_not_respond(content, monkeypatch, silent):
     assert cluster_checks.check_connection("auto").status == "ok"
 
 
+def test_gpus_that_a_node_does_not_hide(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cluster_checks.check_gpu_visibility().status == "ok"
+    for visible in ("0,1", None):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert cluster_checks.check_gpu_visibility().status == "warn"
+
+
 @pytest.mark.ray
 def test_nodes_of_a_cluster_are_checked(content, ray_session):
     import ray

@@ -116,9 +116,23 @@ def _node_results(reference: Any) -> list[CheckResult]:
 
 def _run_node_checks(experiment: dict[str, Any], gpu: bool) -> list[CheckResult]:
     config = Experiment.model_validate(experiment)
+    visibility = [check_gpu_visibility()] if gpu else []
     if gpu and not os.environ.get("CUDA_VISIBLE_DEVICES"):
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides GPUs from tasks without one; reserving one could wait
-    return run_checks(host_checks.node_checks(config, gpu=gpu))
+    return [*visibility, *run_checks(host_checks.node_checks(config, gpu=gpu))]
+
+
+def check_gpu_visibility() -> CheckResult:
+    """Check in a task without a GPU that Ray hides the GPUs from it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return CheckResult("gpu visibility", "ok", "GPUs are hidden from processes that reserve none")
+    return CheckResult(
+        "gpu visibility",
+        "warn",
+        "processes that reserve no GPU see all of them, and libraries may take memory there",
+        "hidden GPUs",
+        "export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 before `ray start` on every node",
+    )
 
 
 def _worst(name: str, results: list[tuple[str, CheckResult]]) -> CheckResult:
