@@ -17,8 +17,8 @@ class ExternalTeacherConfig(Section):
     language: LanguageCode | None = None
     """Language of its training data, for weighting `language`; null: several languages."""
     emotion_map: dict[str, str] = Field({})
-    """Map from the teacher's class names to the names used here, where they differ. Several of its classes may map to
-    one, and classes may be left out."""
+    """Map from the teacher's class names to the names used here, where they differ by more than an abbreviation or
+    adjective (`ang`, `angry`). Several of its classes may map to one, and classes may be left out."""
     trained_on: tuple[str, ...] | None = None
     """Corpora of this experiment, or speakers (`corpus:speaker`), that it was trained or selected on; [] for none.
     null: the list of known models, or unknown, and every affected table states so. A checkpoint of this project has its

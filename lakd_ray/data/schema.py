@@ -7,6 +7,7 @@ FEATURES     cached output of a frozen feature encoder, a file for each shard wi
 LOGITS       one row per utterance and model (inference -> training)
 LANGUAGES    one row per test utterance and language condition of a language-aware student (evaluation -> report)
 PREDICTIONS  one row per test utterance and model (evaluation -> report)
+             LOGITS, LANGUAGES and PREDICTIONS also have a column per class, see `lakd_ray.data.class_columns`
 bulk         one row per recording of a bulk prediction, with a probability column for each of the model's emotions
 QUARANTINE   of a bulk prediction: the recordings without a prediction, with the reason
 """
@@ -14,6 +15,8 @@ QUARANTINE   of a bulk prediction: the recordings without a prediction, with the
 from collections.abc import Sequence
 
 import pyarrow as pa
+
+from lakd_ray.data.class_columns import LOGIT, PROBABILITY, class_fields
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -89,7 +92,6 @@ LOGITS_SCHEMA = pa.schema(
         pa.field("utterance", pa.string(), nullable=False),
         MANIFEST_SCHEMA.field("audio_sha256"),
         pa.field("model", pa.string(), nullable=False),  # run id
-        pa.field("logits", pa.list_(pa.float32()), nullable=False),  # one per class, in the experiment's order
     ]
 )
 
@@ -110,7 +112,6 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("undisclosed_models", pa.string(), nullable=False),  # see `Provenance`; names, separated by commas
         pa.field("emotion", pa.string(), nullable=False),  # the label
-        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]
 )
 
@@ -124,7 +125,6 @@ LANGUAGE_CONDITIONS_SCHEMA = pa.schema(
         pa.field("condition", pa.string(), nullable=False),  # given, identified, unknown, wrong
         pa.field("predicted_language", pa.string(), nullable=False),  # as the student identified it
         pa.field("emotion", pa.string(), nullable=False),  # the label
-        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),  # one per class
     ]
 )
 
@@ -138,6 +138,16 @@ BULK_QUARANTINE_SCHEMA = pa.schema(
 )
 
 
+def with_logits(schema: pa.Schema, emotions: Sequence[str]) -> pa.Schema:
+    """Return a schema with a column of logits for each class."""
+    return pa.schema([*schema, *class_fields(LOGIT, emotions)])
+
+
+def with_probabilities(schema: pa.Schema, emotions: Sequence[str]) -> pa.Schema:
+    """Return a schema with a column of calibrated probabilities for each class; those of a row sum to 1."""
+    return pa.schema([*schema, *class_fields(PROBABILITY, emotions)])
+
+
 def bulk_predictions_schema(emotions: Sequence[str]) -> pa.Schema:
     """Return the schema of a bulk prediction; the columns of a result are null for a quarantined recording."""
     return pa.schema(
@@ -148,7 +158,7 @@ def bulk_predictions_schema(emotions: Sequence[str]) -> pa.Schema:
             pa.field("kind", pa.string()),  # reason for quarantine: one of QUARANTINE_KINDS
             pa.field("reason", pa.string()),  # human-readable reason
             pa.field("emotion", pa.string()),  # the most probable
-            *(pa.field(f"p_{emotion}", pa.float32()) for emotion in emotions),  # calibrated; they sum to 1
+            *class_fields(PROBABILITY, emotions, nullable=True),  # calibrated; they sum to 1
             pa.field("language", pa.string()),  # as given, else as a language-aware student identified it
             pa.field("language_probability", pa.float32()),  # of the identified language
             pa.field("duration_s", pa.float64()),

@@ -15,12 +15,13 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data.provenance import DataExposure
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import Predictor
+from lakd_ray.labels import class_indices
 from lakd_ray.models import CheckpointMetadata
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Utterances with their languages and labels."""
+    """Utterances with their languages and labels, which are indices in the model's classes."""
 
     waves_N: list[Wave]
     languages_N: list[str]
@@ -55,11 +56,7 @@ def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
         DataLeakageError: the checkpoint was trained on or selected with some of them.
         DataError: there is no such utterance, or the experiment has different classes.
     """
-    if config.emotions != metadata.emotions:
-        raise DataError(
-            f"{metadata.model_id} has the classes {', '.join(metadata.emotions)}, {config.name} has "
-            f"{', '.join(config.emotions)}; give the experiment that trained it"
-        )
+    class_of_label = np.array(class_indices(metadata.emotions, config.emotions, context=metadata.model_id))
     manifest = manifests.load_manifest(config)
     rows = manifest.rows("test", metadata.languages)
     if not len(rows):
@@ -79,7 +76,7 @@ def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
     return EvalSet(
         [waves[ids[row]] for row in rows],
         manifest.languages_N[rows].astype(str).tolist(),
-        manifest.labels_N[rows],
+        class_of_label[manifest.labels_N[rows]],
     )
 
 

@@ -42,10 +42,12 @@ class Backend(ABC):
     """Runs a network on padded batches.
 
     Attributes:
+        emotions: classes in the order of the logits, as the network names them.
         languages: languages that the network identifies; empty if its head is not language-aware.
         warmup_lengths: lengths of waves, in samples, whose first forward pass is slower than the next ones.
     """
 
+    emotions: tuple[str, ...]
     languages: tuple[str, ...]
     warmup_lengths: tuple[int, ...] = (SAMPLE_RATE,)
 
@@ -71,7 +73,7 @@ class TorchBackend(Backend):
 
     def __init__(self, model: EmotionClassifier) -> None:
         self.model = model.eval()
-        self.languages = model.languages
+        self.emotions, self.languages = model.emotions, model.languages
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +150,8 @@ class OnnxBackend(Backend):
 
     def __init__(self, runtime: GraphRuntime) -> None:
         self.runtime = runtime
-        self.languages, self.warmup_lengths = runtime.languages, runtime.warmup_lengths
+        self.emotions, self.languages = runtime.emotions, runtime.languages
+        self.warmup_lengths = runtime.warmup_lengths
 
     def forward(
         self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor, shared_features: SharedFeatures

@@ -40,8 +40,9 @@ class InferenceResult:
     """Outputs of one model for R rows."""
 
     logits_RC: npt.NDArray[np.float32]
-    predicted_language_R: npt.NDArray[np.int64]
-    """Index of the identified language in the model's languages; -1 for models that do not identify languages."""
+    """In the order of the experiment's classes."""
+    predicted_language_R: npt.NDArray[np.object_]
+    """Code of the identified language; None for models that do not identify languages."""
 
 
 class _InferenceActor:
@@ -72,9 +73,14 @@ class _InferenceActor:
             queries[name] = predictor, hints
         columns = {}
         for name, (logits_BC, language_logits_BL) in predict_with_models(waves, queries).items():
-            identified_B = np.full(len(waves), -1) if language_logits_BL is None else language_logits_BL.argmax(axis=1)
+            codes = queries[name][0].identifiable_languages
+            identified_B = (
+                [None] * len(waves)
+                if language_logits_BL is None
+                else [codes[index] for index in language_logits_BL.argmax(axis=1)]
+            )
             columns[name] = pa.array([logits_BC.reshape(-1)], type=pa.list_(pa.float32()))
-            columns[f"language {name}"] = pa.array([identified_B], type=pa.list_(pa.int64()))
+            columns[f"language {name}"] = pa.array([identified_B], type=pa.list_(pa.string()))
         return pa.table({"rows": table["rows"], **columns})
 
 
@@ -106,7 +112,8 @@ def run_batch_inference(
         title: text of the progress bar.
 
     Raises:
-        DataError: a row is missing from the output or has logits that are not finite.
+        DataError: a row is missing from the output or has logits that are not finite, or a model has other classes
+            than the experiment.
     """
     read_groups = list(plan_evaluation_epoch(manifest, rows, config.batch).read_groups[0])
     source = ShardSource(manifest.shards)
@@ -128,7 +135,7 @@ def run_batch_inference(
     index_of = {int(row): index for index, row in enumerate(rows)}
     shape = (len(rows), len(config.emotions))
     results = {
-        name: InferenceResult(np.full(shape, np.nan, dtype=np.float32), np.full(len(rows), -1, dtype=np.int64))
+        name: InferenceResult(np.full(shape, np.nan, dtype=np.float32), np.full(len(rows), None, dtype=object))
         for name in queries
     }
     count = 0
@@ -163,7 +170,10 @@ def run_rank_inference(
         source: cached features of the models' common frontend; the shards' audio if None.
 
     Returns:
-        Indices into `rows`, shape [R], and each model's logits, shape [R, C].
+        Indices into `rows`, shape [R], and each model's logits in the order of the experiment's classes, shape [R, C].
+
+    Raises:
+        DataError: a model has other classes than the experiment.
     """
     predictors = {
         name: Predictor.load(checkpoint, emotions=config.emotions, device=config.train.device)

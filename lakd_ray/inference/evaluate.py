@@ -16,10 +16,11 @@ import pyarrow as pa
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
+from lakd_ray.data.class_columns import PROBABILITY, class_columns
 from lakd_ray.data.clusters import cluster_names
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.provenance import DataExposure
-from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
+from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA, with_probabilities
 from lakd_ray.errors import DataError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.batch import InferenceResult, LanguageCondition, ModelQuery, run_batch_inference
@@ -56,9 +57,10 @@ class _EvaluatedModel:
         """Metadata of the checkpoint, which is read once."""
         return read_metadata(self.checkpoint)
 
-    def calibrated_probabilities(self, logits_RC: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-        """Return the probabilities that the endpoint returns, calibrated on dev."""
-        return list(softmax(logits_RC / self.metadata.calibration_temperature))
+    def probability_columns(self, logits_RC: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the columns of the probabilities that the endpoint returns, calibrated on dev."""
+        probabilities_RC = softmax(logits_RC / self.metadata.calibration_temperature)
+        return class_columns(PROBABILITY, self.config.emotions, probabilities_RC)
 
     @property
     def extra_conditions(self) -> tuple[LanguageCondition, ...]:
@@ -96,7 +98,7 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
     Raises:
         StageError: a run is not trained.
         DataLeakageError: a model was trained on or selected with a test speaker.
-        DataError: the number of predictions differs from the manifest.
+        DataError: the number of predictions differs from the manifest, or a model has other classes.
     """
     config = graph.config
     manifest = manifests.load_manifest(config)
@@ -172,11 +174,15 @@ def _record_folder(model: _EvaluatedModel) -> str:
 
 
 def _is_done(model: _EvaluatedModel, fingerprint: dict[str, Any]) -> bool:
-    written = [
-        f"{model.predictions_stem}.parquet",
-        *([_language_conditions_path(model)] if model.extra_conditions else []),
-    ]
-    return record.is_done(_record_folder(model), fingerprint) and all(map(storage.exists, written))
+    """Return whether complete predictions are written, in files with the present columns and the model's classes."""
+    written = {f"{model.predictions_stem}.parquet": PREDICTIONS_SCHEMA}
+    if model.extra_conditions:
+        written[_language_conditions_path(model)] = LANGUAGE_CONDITIONS_SCHEMA
+    for file, schema in written.items():
+        columns = set(with_probabilities(schema, model.config.emotions).names)
+        if not storage.exists(file) or set(storage.read_schema(file).names) != columns:
+            return False
+    return record.is_done(_record_folder(model), fingerprint)
 
 
 def _language_conditions_path(model: _EvaluatedModel) -> str:
@@ -216,9 +222,10 @@ def _predictions_table(
         "variant": [run.variant] * count,
         "model": [run.id] * count,
         "undisclosed_models": [", ".join(sorted(model.metadata.provenance.undisclosed_models))] * count,
-        "probabilities": model.calibrated_probabilities(logits_RC[scored_R]),
+        **model.probability_columns(logits_RC[scored_R]),
     }
-    return pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA)
+    schema = with_probabilities(PREDICTIONS_SCHEMA, model.config.emotions)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 
 def _language_conditions_table(
@@ -235,15 +242,11 @@ def _language_conditions_table(
             "corpus_in_train": [corpus in trained for corpus in part["corpus"].to_pylist()],
             "model": [model.run.id] * len(part),
             "condition": [condition] * len(part),
-            "predicted_language": [model.config.languages[index] for index in result.predicted_language_R[scored_R]],
-            "probabilities": model.calibrated_probabilities(result.logits_RC[scored_R]),
+            "predicted_language": result.predicted_language_R[scored_R],
+            **model.probability_columns(result.logits_RC[scored_R]),
         }
-        tables.append(
-            pa.table(
-                {column: columns[column] for column in LANGUAGE_CONDITIONS_SCHEMA.names},
-                schema=LANGUAGE_CONDITIONS_SCHEMA,
-            )
-        )
+        schema = with_probabilities(LANGUAGE_CONDITIONS_SCHEMA, model.config.emotions)
+        tables.append(pa.table({column: columns[column] for column in schema.names}, schema=schema))
     return pa.concat_tables(tables)
 
 

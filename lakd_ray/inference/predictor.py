@@ -28,6 +28,7 @@ from lakd_ray.inference.recordings import (
     validate_segment_count,
 )
 from lakd_ray.inference.results import EmotionResult, ModelInfo, Prediction
+from lakd_ray.labels import CLASS_REMEDY, class_indices
 from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
 from lakd_ray.models.external_teacher import load_external_teacher
 from lakd_ray.runs import record
@@ -52,10 +53,16 @@ class Predictor:
         model: a network, which runs in torch with fp32, or a backend that holds one.
         metadata: metadata of the checkpoint.
         version: short hash of the checkpoint; empty if the model is not from a checkpoint.
+        emotions: the checkpoint's classes in the order to return them; in the checkpoint's order if empty.
+
+    Raises:
+        CheckpointError: the metadata and the network list different classes, or the same in a different order.
+        DataError: `emotions` and the checkpoint have different classes.
 
     Attributes:
         backend: the inference backend.
-        emotions: classes in the order of the logits.
+        emotions: classes in the order of the logits that this object returns.
+        class_indices: position of each of these classes in the outputs of the network.
         languages: languages the model was trained on.
         identifiable_languages: languages that a language-aware student identifies; empty for other models.
         model_id: name of the checkpoint in results and tables.
@@ -63,10 +70,24 @@ class Predictor:
         calibration_temperature: logits are divided by it before the softmax, which calibrates the probabilities.
     """
 
-    def __init__(self, model: EmotionClassifier | Backend, metadata: CheckpointMetadata, *, version: str = "") -> None:
+    def __init__(
+        self,
+        model: EmotionClassifier | Backend,
+        metadata: CheckpointMetadata,
+        *,
+        version: str = "",
+        emotions: Sequence[str] = (),
+    ) -> None:
         self.backend = TorchBackend(model) if isinstance(model, EmotionClassifier) else model
         self.metadata = metadata
-        self.emotions = metadata.emotions
+        metadata.check_classes(self.backend.emotions, context=metadata.model_id)
+        self.emotions = tuple(emotions) or metadata.emotions
+        self.class_indices = class_indices(
+            metadata.emotions,
+            self.emotions,
+            context=f"the checkpoint of {metadata.model_id}",
+            remedy=f"{CLASS_REMEDY}. `distill.external_teachers` maps the classes of a teacher with others",
+        )
         self.languages = metadata.languages
         self.identifiable_languages = self.backend.languages
         self.model_id = metadata.model_id
@@ -87,7 +108,8 @@ class Predictor:
 
         Args:
             checkpoint: path or s3:// location of a checkpoint folder, or the configuration of an external teacher.
-            emotions: classes that the classes of an external teacher are mapped to.
+            emotions: classes in the order to return them. Those of a checkpoint of this project must be the same in any
+                order, and are returned in the checkpoint's order if empty; those of an external teacher are mapped.
             threads: CPU threads of torch in this process and of the ONNX runtime; torch's setting if None.
             backend: inference backend, see `lakd_ray.inference.backends`. ONNX backends use the graph in an exported
                 folder; from other folders they export it first, which can take minutes.
@@ -98,6 +120,7 @@ class Predictor:
             StorageError, CheckpointError: the folder is missing or corrupted, or its network cannot be exported.
             ConfigError: the backend is not available, or the device is not for it.
             ResourceError: the process does not have the configured device.
+            DataError: the checkpoint has other classes than `emotions`.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -108,7 +131,7 @@ class Predictor:
             return cls(backends.from_model(backend, network, threads, place), metadata)
         # checks that the folder is complete
         loaded, metadata = backends.from_checkpoint(backend, checkpoint, threads, place)
-        return cls(loaded, metadata, version=record.folder_fingerprint(checkpoint))
+        return cls(loaded, metadata, version=record.folder_fingerprint(checkpoint), emotions=emotions)
 
     def predict(
         self,
@@ -263,7 +286,8 @@ class Predictor:
         inputs, num_frames_B = pad_batch([torch.from_numpy(features_FH) for features_FH in features])
         with torch.inference_mode():
             outputs = self.model(inputs.to(self.device), num_frames_B.to(self.device))
-        return np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
+        logits_BC = np.asarray(outputs.logits_BC.float().cpu().numpy(), dtype=np.float32)
+        return logits_BC[:, self.class_indices]
 
     @property
     def model(self) -> EmotionClassifier:
@@ -308,7 +332,7 @@ def predict_with_models(
             languages_B = encode_languages(predictor.identifiable_languages, hints)
             output = predictor.backend.forward(wave_BT, lengths_B, languages_B, shared_features)
             logits_BC, language_logits_BL = outputs[name]
-            logits_BC[indices] = output.logits_BC.float().cpu().numpy()
+            logits_BC[indices] = output.logits_BC.float().cpu().numpy()[:, predictor.class_indices]
             if language_logits_BL is not None and output.language_logits_BL is not None:
                 language_logits_BL[indices] = output.language_logits_BL.float().cpu().numpy()
     return outputs

@@ -83,24 +83,23 @@ def ensure_logits(
     for rows, checkpoints in broadcast(lambda: _plan_inference_passes(graph, manifest, runs)):
         for name, logits_RC in compute(rows, checkpoints).items():
             folder = _model_logits_folder(graph.config, name, checkpoints[name])
-            logits_cache.write_logits(folder, name, manifest, rows, logits_RC)
+            logits_cache.write_logits(folder, name, manifest, rows, graph.config.emotions, logits_RC)
 
 
 def load_logits(graph: RunGraph, manifest: Manifest, run: Run) -> Logits:
     """Load the cached logits of a run's teachers.
 
     Returns:
-        Logits of shape [N, K, C]; NaN in rows that the run is not trained on.
+        Logits of shape [N, K, C] in the order of the run's classes; NaN in rows that the run is not trained on.
 
     Raises:
         StageError: logits are missing.
     """
-    num_classes = len(run.emotions)
     checkpoints = _resolve_checkpoints(graph, [*run.dependencies, *run.teachers])
-    logits_NKC = np.full((len(manifest.table), len(run.teachers), num_classes), np.nan, dtype=np.float32)
+    logits_NKC = np.full((len(manifest.table), len(run.teachers), len(run.emotions)), np.nan, dtype=np.float32)
     for query in plan_teacher_queries(graph, manifest, run):
         folder = _model_logits_folder(graph.config, query.model_id, checkpoints[query.model_id])
-        logits_RC = logits_cache.read_logits(folder, manifest, num_classes)[query.rows]
+        logits_RC = logits_cache.read_logits(folder, manifest, run.emotions)[query.rows]
         if missing := int(np.isnan(logits_RC).any(axis=1).sum()):
             raise StageError(f"{run.id}: {missing} of {len(logits_RC)} logits of {query.model_id} are not in {folder}")
         logits_NKC[query.rows, query.teacher_index] = logits_RC
@@ -127,7 +126,7 @@ def _plan_inference_passes(
     for model, parts in rows_by_model.items():
         rows = np.unique(np.concatenate(parts))
         folder = _model_logits_folder(graph.config, model, checkpoints[model])
-        cached_NC = logits_cache.read_logits(folder, manifest, len(graph.config.emotions))
+        cached_NC = logits_cache.read_logits(folder, manifest, graph.config.emotions)
         rows = rows[np.isnan(cached_NC[rows]).any(axis=1)]
         if len(rows):
             key = rows.tobytes(), isinstance(checkpoints[model], ExternalTeacherConfig)

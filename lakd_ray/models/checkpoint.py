@@ -6,6 +6,7 @@ contract between training, search, export and serving, and `AutoModelForAudioCla
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ class CheckpointMetadata:
     provenance: Provenance
     training: dict[str, Any]
     """The settings of the training run, and the dev metrics that selected the epoch."""
+
+    def check_classes(self, network_classes: Sequence[str], *, context: str) -> None:
+        """Check that the network names the same classes in the same order, so that no logit gets a wrong name.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        if tuple(network_classes) != self.emotions:
+            raise CheckpointError(
+                f"{context}: the network has the {len(network_classes)} outputs {', '.join(network_classes)}, but "
+                f"{METADATA_FILE} lists {len(self.emotions)} emotions, {', '.join(self.emotions)}: the files belong to "
+                "different checkpoints"
+            )
 
     @property
     def is_encoder_frozen(self) -> bool:
@@ -150,12 +164,9 @@ def load_local_checkpoint(folder: Path) -> tuple[EmotionClassifier, CheckpointMe
     metadata = read_local_metadata(folder)
     with hide_progress_bars():
         network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    if network.config.num_labels != len(metadata.emotions):
-        raise CheckpointError(
-            f"{folder}: the network has {network.config.num_labels} outputs, but {METADATA_FILE} lists "
-            f"{len(metadata.emotions)} emotions: the files belong to different checkpoints"
-        )
-    return EmotionClassifier(network, freeze_encoder=metadata.is_encoder_frozen).eval(), metadata
+    model = EmotionClassifier(network, freeze_encoder=metadata.is_encoder_frozen).eval()
+    metadata.check_classes(model.emotions, context=str(folder))
+    return model, metadata
 
 
 def read_metadata(location: str) -> CheckpointMetadata:

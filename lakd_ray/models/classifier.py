@@ -47,8 +47,16 @@ class EmotionClassifier(nn.Module):
         self.freeze_encoder = freeze_encoder
         self.source_layer_indices: tuple[int, ...] | None = None
         """Index of each remaining layer in the unpruned network; None if no layer was removed."""
+        self.pretrained_head_note: str | None = None
+        """A sentence on the classes that a pretrained head is used for; None if the head is new."""
         if freeze_encoder:
             self.backbone.encoder.requires_grad_(False).eval()
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """The classes in the order of the logits, as the network's configuration names them."""
+        config = self.network.config
+        return tuple(config.id2label[index] for index in range(config.num_labels))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode as torch does, except that a frozen encoder keeps its dropout and SpecAugment off."""

@@ -3,6 +3,7 @@
 Shape suffixes: B utterances, C the experiment's classes, E the external teacher's classes.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from lakd_ray import storage
 from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.errors import ConfigError
+from lakd_ray.labels import canonical_emotion
 from lakd_ray.models.checkpoint import load_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.progress_bars import hide_progress_bars
 
 # A class that the teacher lacks gets e^-10 times the probability of its least likely class.
 _UNKNOWN_CLASS_MARGIN = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class ClassMapping(nn.Module):
@@ -52,7 +56,7 @@ def load_external_teacher(spec: ExternalTeacherConfig, emotions: Sequence[str]) 
         load_checkpoint(spec.checkpoint)[0].network if is_lakd_checkpoint(spec) else _load_transformers_model(spec)
     )
     labels = [network.config.id2label[index] for index in range(network.config.num_labels)]
-    mapped = [spec.emotion_map.get(label, label) for label in labels]
+    mapped = [spec.emotion_map.get(label, canonical_emotion(label)) for label in labels]
     source_indices = [[index for index, label in enumerate(mapped) if label == emotion] for emotion in emotions]
     unknown = sorted(spec.emotion_map.keys() - set(labels))
     if unknown or not any(source_indices):
@@ -61,7 +65,14 @@ def load_external_teacher(spec: ExternalTeacherConfig, emotions: Sequence[str]) 
             f"external teacher {spec.name} has the classes {', '.join(labels)}; {problem}. Map its classes with "
             "`emotion_map: {its class: our class}`."
         )
-    network.classifier = nn.Sequential(network.classifier, ClassMapping(source_indices))
+    if missing := [emotion for emotion, indices in zip(emotions, source_indices, strict=True) if not indices]:
+        logger.warning(
+            f"external teacher {spec.name} has the classes {', '.join(labels)}, none of them for "
+            f"{', '.join(missing)}, which get almost no probability. If one of them is meant, map it with `emotion_map`"
+        )
+    head = getattr(network, "head", network)  # a language-aware student as a teacher has its final layer there
+    head.classifier = nn.Sequential(head.classifier, ClassMapping(source_indices))
+    network.config.id2label = dict(enumerate(emotions))
     return EmotionClassifier(network).eval()
 
 

@@ -13,6 +13,7 @@ from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
+from lakd_ray.models.pretrained_head import describe_head, match_classes, reorder_head
 from lakd_ray.models.progress_bars import hide_progress_bars
 
 
@@ -24,7 +25,10 @@ def build_model(
     languages: Sequence[str] = (),
     num_teachers: int = 0,
 ) -> EmotionClassifier:
-    """Build a network as configured, either pretrained with a new head or with random weights.
+    """Build a network as configured, either pretrained or with random weights.
+
+    The final layer of a pretrained classifier is used for the classes that it has under the same names, in any order;
+    otherwise, and for a language-aware student, the head is new.
 
     Args:
         model_config: the `model` section.
@@ -37,8 +41,8 @@ def build_model(
         ConfigError: transformers rejects the architecture, or the pretrained model cannot be loaded.
     """
     torch.manual_seed(seed)
-    network = (
-        _build_from_config(model_config, emotions)
+    network, head_note = (
+        (_build_from_config(model_config, emotions), None)
         if model_config.config is not None
         else _load_pretrained(model_config, emotions)
     )
@@ -49,7 +53,7 @@ def build_model(
         sizes = model_config.language_aware.model_dump(exclude={"language_id_loss_weight"})
         network = add_language_aware_head(network, languages=languages, num_teachers=num_teachers, **sizes)
     built = EmotionClassifier(network, freeze_encoder=model_config.freeze_encoder)
-    built.source_layer_indices = layer_indices
+    built.source_layer_indices, built.pretrained_head_note = layer_indices, head_note
     if model_config.freeze_feature_encoder:
         built.backbone.feature_encoder.requires_grad_(False)
     return built
@@ -75,36 +79,57 @@ def _build_from_config(model_config: ModelConfig, emotions: Sequence[str]) -> An
         raise ConfigError(f"transformers rejects `model.config`: {error}") from error
 
 
-def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
-    from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
+def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> tuple[Any, str | None]:
+    """Load a network; return it with a sentence on its pretrained head, or None if the head is new."""
+    from transformers import AutoConfig  # seconds to load
 
     import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type, which is rejected below
 
+    name, revision = model_config.pretrained, model_config.revision
     try:
-        config = AutoConfig.from_pretrained(
-            model_config.pretrained, revision=model_config.revision, **_label_config(emotions)
-        )
-        if config.model_type == LANGUAGE_AWARE_MODEL_TYPE:
+        source = AutoConfig.from_pretrained(name, revision=revision)
+        if source.model_type == LANGUAGE_AWARE_MODEL_TYPE:
             raise ConfigError(
-                f"`model.pretrained: {model_config.pretrained}` has a language-aware head: expected a model with a "
-                "plain head or without one"
+                f"`model.pretrained: {name}` has a language-aware head: expected a model with a plain head or without "
+                "one"
             )
-        config.use_weighted_layer_sum = False  # the head is new
-        with hide_progress_bars():
-            return AutoModelForAudioClassification.from_pretrained(
-                model_config.pretrained,
-                config=_disable_layerdrop(config),
-                revision=model_config.revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head for other classes is replaced by a new one
-            )
+        labels = [source.id2label[index] for index in range(source.num_labels)]
+        rows = {} if model_config.language_aware is not None else match_classes(labels, emotions)
+        # With the labels of the experiment, a head of a different size is replaced by a new one.
+        config = source if rows else AutoConfig.from_pretrained(name, revision=revision, **_label_config(emotions))
+        network, has_head = _load_weights(model_config, config)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"cannot load `model.pretrained: {model_config.pretrained}`: {error}. Expected a hub name (with network "
+            f"cannot load `model.pretrained: {name}`: {error}. Expected a hub name (with network "
             "access or a filled cache) or a folder with config.json and model.safetensors. If it has only "
             "pytorch_model.bin, run `lakd to-safetensors NAME FOLDER` and use that folder."
         ) from error
+    if model_config.language_aware is not None or not (rows or has_head):
+        return network, None
+    make_backbone(network)  # rejects a family whose head has a different layout
+    if rows or len(labels) == len(emotions):  # else transformers has replaced the head
+        reorder_head(network, rows if has_head else {}, emotions)
+    for key, value in _label_config(emotions).items():
+        setattr(network.config, key, value)
+    return network, describe_head(labels, rows, emotions) if has_head else None
+
+
+def _load_weights(model_config: ModelConfig, config: Any) -> tuple[Any, bool]:
+    """Load a network; return it and whether the checkpoint has a final layer."""
+    from transformers import AutoModelForAudioClassification  # seconds to load
+
+    config.use_weighted_layer_sum = False  # as the backbones compute features
+    with hide_progress_bars():
+        network, loading = AutoModelForAudioClassification.from_pretrained(
+            model_config.pretrained,
+            config=_disable_layerdrop(config),
+            revision=model_config.revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    return network, "classifier.weight" not in loading["missing_keys"]
 
 
 def _disable_layerdrop(config: Any) -> Any:

@@ -116,7 +116,8 @@ def export_onnx(model: EmotionClassifier, file: Path, extra_metadata: Mapping[st
             f"torch cannot export this {family} network to ONNX: {_summarize_error(error)} Export it without --onnx, "
             "and serve it with the torch backend"
         ) from error
-    metadata = {onnx_runtime.LANGUAGES_KEY: json.dumps(model.languages), **(extra_metadata or {})}
+    names = {onnx_runtime.EMOTIONS_KEY: model.emotions, onnx_runtime.LANGUAGES_KEY: model.languages}
+    metadata = {key: json.dumps(value) for key, value in names.items()} | dict(extra_metadata or {})
     program.model.metadata_props.update(metadata)
     program.save(file)
     try:

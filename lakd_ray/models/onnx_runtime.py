@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.models.outputs import ClassifierOutput
 
-LANGUAGES_KEY = "lakd.languages"
-"""Metadata key of a graph: the languages that it distinguishes."""
+EMOTIONS_KEY, LANGUAGES_KEY = "lakd.emotions", "lakd.languages"
+"""Metadata keys of a graph: its classes in the order of the logits, and the languages that it distinguishes."""
 
 # OpenVINO compiles kernels for each new input shape. So utterances run one by one, padded to a multiple of half a
 # second, which does not change the logits; and shapes of up to ten seconds can be compiled in advance.
@@ -42,11 +42,13 @@ class GraphRuntime(ABC):
     """Base class of runtimes, which compute logits with an exported graph.
 
     Attributes:
+        emotions: the classes in the order of the logits.
         languages: the languages that the graph distinguishes; empty unless it is a language-aware student.
         threads: number of threads of one call.
         warmup_lengths: lengths of waves in samples whose first call is slower than the next, so should run in advance.
     """
 
+    emotions: tuple[str, ...]
     languages: tuple[str, ...]
     threads: int
     warmup_lengths: tuple[int, ...] = (_PAD_SAMPLES,)
@@ -87,7 +89,10 @@ class OnnxRuntime(GraphRuntime):
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no other common base
             raise _load_error(file, "onnxruntime", error) from error
-        self.languages = _parse_languages(file, self._session.get_modelmeta().custom_metadata_map.get(LANGUAGES_KEY))
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.emotions, self.languages = (
+            _parse_names(file, key, metadata.get(key)) for key in (EMOTIONS_KEY, LANGUAGES_KEY)
+        )
 
     def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
         """Compute the logits: see `GraphRuntime.__call__`."""
@@ -130,8 +135,11 @@ class OpenVinoRuntime(GraphRuntime):
             self._infer_request = core.compile_model(graph, "CPU", properties).create_infer_request()
         except RuntimeError as error:
             raise _load_error(file, "OpenVINO", error) from error
-        key = ["framework", LANGUAGES_KEY]
-        self.languages = _parse_languages(file, graph.get_rt_info(key).astype(str) if graph.has_rt_info(key) else None)
+        paths = {key: ["framework", key] for key in (EMOTIONS_KEY, LANGUAGES_KEY)}
+        self.emotions, self.languages = (
+            _parse_names(file, key, graph.get_rt_info(path).astype(str) if graph.has_rt_info(path) else None)
+            for key, path in paths.items()
+        )
 
     def __call__(self, wave_BT: Tensor, lengths_B: Tensor, languages_B: Tensor) -> ClassifierOutput:
         """Compute the logits: see `GraphRuntime.__call__`."""
@@ -147,11 +155,9 @@ class OpenVinoRuntime(GraphRuntime):
         return [torch.from_numpy(output.copy()) for output in self._infer_request.infer(feed).to_tuple()]
 
 
-def _parse_languages(file: Path, value: str | None) -> tuple[str, ...]:
+def _parse_names(file: Path, key: str, value: str | None) -> tuple[str, ...]:
     if value is None:
-        raise CheckpointError(
-            f"{file} has no metadata {LANGUAGES_KEY}: expected a graph that `lakd export --onnx` wrote"
-        )
+        raise CheckpointError(f"{file} has no metadata {key}: expected a graph that `lakd export --onnx` wrote")
     return tuple(json.loads(value))
 
 

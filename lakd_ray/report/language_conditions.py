@@ -10,8 +10,10 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lakd_ray import metrics, storage
+from lakd_ray.data.class_columns import PROBABILITY, read_class_columns
 from lakd_ray.labels import POOLED
 from lakd_ray.runs.graph import RunGraph
 from lakd_ray.runs.layout import language_conditions_folder
@@ -48,7 +50,9 @@ def score_language_conditions(graph: RunGraph) -> list[dict[str, Any]]:
     for run in graph.students:
         location = storage.join(language_conditions_folder(graph.config), f"{run.id}.parquet")
         if run.recipe.model.language_aware is not None and storage.exists(location):
-            rows += _score_model(run.id, storage.read_table(location), graph.config.emotions)
+            table, emotions = storage.read_table(location), graph.config.emotions
+            probabilities_NC = read_class_columns(table, PROBABILITY, emotions, context=location)
+            rows += _score_model(run.id, table, probabilities_NC.astype(np.float64), emotions)
     return rows
 
 
@@ -66,7 +70,9 @@ def _average_rows(model: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _score_model(model: str, table: Any, emotions: Sequence[str]) -> list[dict[str, Any]]:
+def _score_model(
+    model: str, table: Any, probabilities_NC: npt.NDArray[np.float64], emotions: Sequence[str]
+) -> list[dict[str, Any]]:
     columns = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
     labels_N = np.array([emotions.index(name) for name in columns["emotion"]])
     correct_N, new_corpus_N = columns["predicted_language"] == columns["language"], ~columns["corpus_in_train"]
@@ -74,9 +80,7 @@ def _score_model(model: str, table: Any, emotions: Sequence[str]) -> list[dict[s
     for condition in (name for name in CONDITIONS if name in columns["condition"]):
         for language in (*np.unique(columns["language"]).tolist(), POOLED):
             row_N = (columns["condition"] == condition) & ((columns["language"] == language) | (language == POOLED))
-            scores = metrics.compute_scores(
-                columns["probabilities"][row_N].astype(np.float64), labels_N[row_N], emotions
-            )
+            scores = metrics.compute_scores(probabilities_NC[row_N], labels_N[row_N], emotions)
             new_N = row_N & new_corpus_N
             rows.append(
                 {

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
+from lakd_ray.data.class_columns import PROBABILITY, read_class_columns
 from lakd_ray.data.schema import PREDICTIONS_SCHEMA
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.runs.graph import Run, RunGraph
@@ -155,14 +156,11 @@ def _read_file(location: str, run: Run, paradigm: str, emotions: Sequence[str]) 
     """
     content = storage.read_bytes(location)
     try:
-        table = pq.read_table(BytesIO(content)).select(PREDICTIONS_SCHEMA.names).cast(PREDICTIONS_SCHEMA)
+        stored = pq.read_table(BytesIO(content))
+        table = stored.select(PREDICTIONS_SCHEMA.names).cast(PREDICTIONS_SCHEMA)
     except (KeyError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{location} is not a table of predictions ({error}): run `evaluate` again") from error
     constant = {name: _constant_value(table, name, location) for name in _CONSTANT_COLUMNS}
-    probabilities = table["probabilities"].combine_chunks()
-    C = len(emotions)
-    if set(probabilities.value_lengths().to_pylist()) != {C}:
-        raise DataError(f"{location}: expected {C} probabilities per utterance, one for each of {', '.join(emotions)}")
     utterance_N = _string_column(table, "utterance")
     if len(np.unique(utterance_N)) != len(utterance_N):
         raise DataError(f"{location}: some utterances occur more than once, expected each test utterance once")
@@ -177,7 +175,7 @@ def _read_file(location: str, run: Run, paradigm: str, emotions: Sequence[str]) 
         cluster_N=_string_column(table, "cluster"),
         sentence_in_train_N=np.asarray(table["sentence_in_train"].to_pylist(), dtype=object),
         labels_N=_label_indices(table, emotions, location),
-        probabilities_NC=probabilities.flatten().to_numpy().reshape(-1, C).astype(np.float64),
+        probabilities_NC=read_class_columns(stored, PROBABILITY, emotions, context=location).astype(np.float64),
     )
 
 

@@ -31,9 +31,10 @@ from ray.serve.handle import DeploymentHandle
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
-from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.errors import CheckpointError, ConfigError, DataError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
+from lakd_ray.labels import class_indices
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
@@ -60,13 +61,20 @@ PredictRequest = tuple[list[Wave], str | None]
 
 
 class ModelReplica:
-    """A replica of the model, which batches concurrent requests."""
+    """A replica of the model, which batches concurrent requests.
 
-    def __init__(self, checkpoint: str, cpus: int, backend: Backend):
+    Args:
+        checkpoint: checkpoint folder.
+        cpus: number of torch threads.
+        backend: inference backend.
+        emotions: the checkpoint's classes in the order of its responses; in the checkpoint's order if empty.
+    """
+
+    def __init__(self, checkpoint: str, cpus: int, backend: Backend, emotions: Sequence[str] = ()):
         # loads torch, which the ingress does not need
         from lakd_ray.inference.predictor import Predictor
 
-        self._predictor = Predictor.load(checkpoint, threads=cpus, backend=backend)
+        self._predictor = Predictor.load(checkpoint, emotions=emotions, threads=cpus, backend=backend)
         self._predictor.warmup()
         max_seconds = self._predictor.max_batch_seconds
 
@@ -162,7 +170,8 @@ def build(args: dict[str, Any]) -> Application:
     """Build the application from the values of `AppArgs`.
 
     Raises:
-        ConfigError: an argument is unknown or invalid, or the path of the checkpoint is relative.
+        ConfigError: an argument is unknown or invalid, the path of the checkpoint is relative, or the canary has other
+            classes than the stable model.
         CheckpointError: the checkpoint does not exist or is incomplete.
     """
     try:
@@ -172,7 +181,11 @@ def build(args: dict[str, Any]) -> Application:
     config = app_args.serve
     model = _model_deployment(app_args.checkpoint, config, config.replicas, "ModelReplica")
     canary = config.canary and _model_deployment(
-        config.canary.checkpoint, config, config.canary.replicas, "CanaryReplica"
+        config.canary.checkpoint,
+        config,
+        config.canary.replicas,
+        "CanaryReplica",
+        _check_canary_classes(app_args.checkpoint, config.canary.checkpoint),
     )
     ingress = serve.deployment(
         name="Ingress",
@@ -192,7 +205,26 @@ _DEPLOYMENT_OPTIONS: dict[str, Any] = {
 }
 
 
-def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name: str) -> Application:
+def _check_canary_classes(stable: str, canary: str) -> tuple[str, ...]:
+    """Return the classes of the stable model after checking that the canary has the same ones, in any order.
+
+    Raises:
+        ConfigError: the canary has others: the classes of a response would depend on the recording.
+    """
+    from lakd_ray.models.checkpoint import read_metadata  # loads torch, which only an endpoint with a canary needs here
+
+    stable_emotions, canary_emotions = (read_metadata(folder).emotions for folder in (stable, canary))
+    remedy = f"serve it at its own endpoint, or choose a canary with the classes of the stable model {stable}"
+    try:
+        class_indices(canary_emotions, stable_emotions, context=f"the canary {canary}", remedy=remedy)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    return stable_emotions
+
+
+def _model_deployment(
+    checkpoint: str, config: ServeConfig, replicas: int, name: str, emotions: Sequence[str] = ()
+) -> Application:
     """Return the deployment of a checkpoint's replicas."""
     if not storage.is_remote(checkpoint) and not Path(checkpoint).is_absolute():
         raise ConfigError(
@@ -215,4 +247,4 @@ def _model_deployment(checkpoint: str, config: ServeConfig, replicas: int, name:
         max_constructor_retry_count=2,
         **scaling_options,
         **_DEPLOYMENT_OPTIONS,
-    )(ModelReplica).bind(checkpoint, config.cpus, config.backend)
+    )(ModelReplica).bind(checkpoint, config.cpus, config.backend, tuple(emotions))

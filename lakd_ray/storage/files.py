@@ -223,6 +223,17 @@ def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns, filesystem=filesystem)
 
 
+def read_schema(location: str) -> pa.Schema:
+    """Return the schema of a Parquet file, without reading its rows.
+
+    Raises:
+        StorageError: the file is missing, corrupted or cannot be read.
+    """
+    filesystem, path = resolve_filesystem(location)
+    with _translate_parquet_errors(location):
+        return pq.read_schema(path, filesystem=filesystem)
+
+
 def read_row_groups(location: str, row_groups: Sequence[int], columns: list[str]) -> list[pa.Table]:
     """Read some row groups of a Parquet file, and only their bytes.
 

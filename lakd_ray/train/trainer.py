@@ -135,6 +135,8 @@ class Trainer:
             languages=loader.config.languages,
             num_teachers=len(loader.run.teachers) if has_attention else 0,
         )
+        if model.pretrained_head_note is not None and saved == RunState():
+            log(f"{loader.run.id}: {model.pretrained_head_note}")
         language_aware = recipe.model.language_aware
         self.objective = Objective(
             loader.run.loss,

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 from support import fake_data as noise
 
+from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.inference import evaluate
 from lakd_ray.inference.batch import InferenceResult
+from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import CheckpointMetadata
 from lakd_ray.runs.graph import build_run_graph
 
@@ -61,7 +63,7 @@ def evaluated_model(config: Experiment) -> Any:
 
 def table_rows(model: Any, manifest: Manifest) -> list[dict[str, Any]]:
     rows = manifest.rows("test")
-    predicted_language_R = np.arange(len(rows)) % 2
+    predicted_language_R = np.array([LANGUAGES[row % 2] for row in range(len(rows))], dtype=object)
     logits_RC = np.eye(4, dtype=np.float32)[: len(rows)]
     results = {condition: InferenceResult(logits_RC, predicted_language_R) for condition in model.conditions}
     table = evaluate._language_conditions_table(manifest, rows, model, results)
@@ -83,7 +85,7 @@ def test_probabilities_are_calibrated(tmp_path: Path, manifest: Manifest):
     model = evaluated_model(experiment(tmp_path, LANGUAGES, "multilingual"))
     (first, *_) = table_rows(model, manifest)
     largest = np.exp(1 / DEV["calibration_temperature"])
-    assert max(first["probabilities"]) == pytest.approx(largest / (largest + 3))
+    assert max(first[f"p_{name}"] for name in PAPER_EMOTIONS) == pytest.approx(largest / (largest + 3))
 
 
 def test_a_monolingual_student_is_scored_on_its_own_language(tmp_path: Path, manifest: Manifest):
@@ -93,7 +95,29 @@ def test_a_monolingual_student_is_scored_on_its_own_language(tmp_path: Path, man
     rows = table_rows(model, manifest)
     assert {row["language"] for row in rows} == {"fi"}
     assert len(rows) == 4 * 2
-    assert {tuple(np.argmax(row["probabilities"], keepdims=True)) for row in rows} == {(1,), (3,)}
+    assert {max(PAPER_EMOTIONS, key=lambda name: row[f"p_{name}"]) for row in rows} == {"happiness", "sadness"}
+
+
+def test_predictions_without_class_names_or_of_other_classes_are_computed_again(tmp_path: Path, manifest: Manifest):
+    model = evaluated_model(experiment(tmp_path, LANGUAGES, "multilingual"))
+    rows = manifest.rows("test")
+    results = {
+        condition: InferenceResult(np.eye(4, dtype=np.float32), np.array(["en"] * 4, dtype=object))
+        for condition in model.conditions
+    }
+    plain = {name: pa.array(["x"] * ROWS) for name in ("session", "sentence")}
+    complete = replace(
+        manifest, table=pa.table(dict(zip(manifest.table.column_names, manifest.table.columns, strict=True)) | plain)
+    )
+    evaluate._write_predictions(complete, rows, model, results, {})
+    assert evaluate._is_done(model, {})
+    reversed_order = replace(model, config=model.config.model_copy(update={"emotions": PAPER_EMOTIONS[::-1]}))
+    assert evaluate._is_done(reversed_order, {})
+    file = f"{model.predictions_stem}.parquet"
+    table = storage.read_table(file)
+    for names in ({"p_anger": "p_fear"}, {"p_anger": "anger"}):
+        storage.write_table(file, table.rename_columns(names))
+        assert not evaluate._is_done(model, {})
 
 
 def test_a_single_language_has_no_wrong_condition(tmp_path: Path):

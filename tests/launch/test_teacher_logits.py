@@ -81,6 +81,7 @@ def test_provenance_of_the_initial_checkpoint_is_inherited(tmp_path: Path) -> No
 
 
 LANGUAGES = ("en", "fi")
+KNOWN = (*PAPER_EMOTIONS, "fear")
 
 
 def polyglot() -> Manifest:
@@ -188,6 +189,35 @@ def test_a_teacher_computes_each_row_once(trained: Experiment) -> None:
     assert logits_NKC.shape == (32, 2, 4)
     assert (logits_NKC[train, :, 0] == train[:, None]).all()
     assert np.isnan(logits_NKC[data.rows("test")]).all()
+
+
+def test_cached_logits_of_a_base_experiment_are_read_by_class_name(trained: Experiment) -> None:
+    """An experiment that lists the classes in a different order than its base experiment shares the teachers' cache."""
+    data, computed = polyglot(), []
+    order = ("sadness", "neutral", "happiness", "anger")
+
+    def compute_in(emotions: tuple[str, ...]) -> teacher_logits.ComputeLogits:
+        def compute(rows: Any, checkpoints: Mapping[str, Any]) -> dict[str, Any]:
+            computed.append(emotions)
+            columns = [1000 * KNOWN.index(name) + rows for name in emotions]  # depends on the class's name alone
+            return {name: np.stack(columns, axis=1).astype(np.float32) for name in checkpoints}
+
+        return compute
+
+    def load(config: Experiment) -> Any:
+        graph, run = build_run_graph(config), mtkd(config)
+        teacher_logits.ensure_logits(graph, data, [run], compute_in(config.emotions))
+        return teacher_logits.load_logits(graph, data, run)
+
+    base_NKC = load(trained)
+    derived = trained.model_copy(update={"name": "y", "base_experiment": trained.name, "emotions": order})
+    first_passes = len(computed)
+    np.testing.assert_array_equal(load(derived), base_NKC[..., [PAPER_EMOTIONS.index(name) for name in order]])
+    assert len(computed) == first_passes  # read from the cache
+    fewer = derived.model_copy(update={"emotions": (*order[:3], "fear")})
+    assert (load(fewer)[data.rows("train"), :, 3] // 1000 == KNOWN.index("fear")).all()
+    assert len(computed) > first_passes  # an external teacher is mapped to other classes
+    np.testing.assert_array_equal(load(trained), base_NKC)
 
 
 def test_cached_logits_of_a_different_checkpoint_or_recording_are_not_used(trained: Experiment, tmp_path: Path) -> None:

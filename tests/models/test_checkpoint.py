@@ -120,11 +120,20 @@ def test_a_folder_without_metadata_is_rejected(location, tmp_path):
         read_metadata(str(tmp_path / "other"))
 
 
-def test_metadata_and_outputs_must_agree(location):
+@pytest.mark.parametrize(
+    ("emotions", "listed"),
+    [
+        (PAPER_EMOTIONS[:3], "3 emotions, anger, happiness, neutral:"),
+        (PAPER_EMOTIONS[::-1], "4 emotions, sadness, neutral, happiness, anger:"),
+        (("fear", *PAPER_EMOTIONS[1:]), "4 emotions, fear, happiness, neutral, sadness:"),
+    ],
+)
+def test_metadata_and_network_must_name_the_same_classes_in_one_order(location, emotions, listed):
     metadata = json.loads(Path(location, METADATA_FILE).read_text())
-    Path(location, METADATA_FILE).write_text(json.dumps(metadata | {"emotions": metadata["emotions"][:3]}))
+    Path(location, METADATA_FILE).write_text(json.dumps(metadata | {"emotions": emotions}))
     storage.write_checksummed_folder(Path(location), f"{location}-other")
-    with pytest.raises(CheckpointError, match=r"has 4 outputs, but lakd\.json lists 3 emotions"):
+    message = f"has the 4 outputs anger, happiness, neutral, sadness, but {METADATA_FILE} lists {listed}"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(f"{location}-other")
 
 

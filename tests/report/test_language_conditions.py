@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA
+from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, with_probabilities
 from lakd_ray.inference.batch import language_hints
 from lakd_ray.report import language_conditions
 from lakd_ray.runs.graph import build_run_graph
@@ -50,12 +49,13 @@ def write(config: Experiment, corpora: tuple[str, ...] = ("c", "d"), *, wrong: b
                     "utterance": f"u{number}", "corpus": corpus, "corpus_in_train": corpus in "cd",
                     "language": language, "model": run.id, "condition": condition,
                     "predicted_language": "en" if number < 12 else language, "emotion": config.emotions[label],
-                    "probabilities": np.eye(4)[predicted].tolist(),
+                    **{f"p_{name}": float(index == predicted) for index, name in enumerate(config.emotions)},
                 }
             )  # fmt: skip
     rows = [row for row in rows if wrong or row["condition"] != "wrong"]
     file = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
-    storage.write_table(file, pa.Table.from_pylist(rows, schema=LANGUAGE_CONDITIONS_SCHEMA))
+    schema = with_probabilities(LANGUAGE_CONDITIONS_SCHEMA, config.emotions)
+    storage.write_table(file, pa.Table.from_pylist(rows, schema=schema))
 
 
 def test_rows_and_sentences(config: Experiment):

@@ -13,7 +13,7 @@ import pytest
 
 from lakd_ray import metrics, report, storage
 from lakd_ray.config import Experiment
-from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA
+from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA, with_probabilities
 from lakd_ray.errors import DataError, StageError
 from lakd_ray.report import caveats, curves
 from lakd_ray.runs import record
@@ -72,10 +72,10 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
-                        "probabilities": probabilities_C.tolist(),
+                        **{f"p_{name}": p for name, p in zip(config.emotions, probabilities_C.tolist(), strict=True)},
                     }
                 )
-    return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=with_probabilities(PREDICTIONS_SCHEMA, config.emotions))
 
 
 def hash_of(text: str) -> int:
@@ -180,18 +180,40 @@ def test_a_row_can_be_recomputed_from_the_file(plain: Any) -> None:
     rows = [row for row in rows if row["language"] == "fi"]
     recall = {}
     for emotion in config.emotions:
-        predicted = [config.emotions[np.argmax(row["probabilities"])] for row in rows if row["emotion"] == emotion]
+        predicted = [
+            max(config.emotions, key=lambda name: row[f"p_{name}"]) for row in rows if row["emotion"] == emotion
+        ]
         recall[emotion] = predicted.count(emotion) / len(predicted)
     (result,) = [r for r in content["results"] if r["model"] == "kd-multilingual-f0-s42" and r["language"] == "fi"]
     assert result["recall"] == pytest.approx(recall)
     assert result["UR"] == pytest.approx(sum(recall.values()) / 4)
 
 
+def test_predictions_are_read_by_class_name(tmp_path: Path) -> None:
+    """Neither the order of the columns in a file nor that of the experiment's classes changes a result."""
+    config = small(str(tmp_path))
+    evaluate(config)
+    expected, _ = write_report(config)
+    for run in build_run_graph(config).evaluated:
+        file = location(config, run.id)
+        stored = storage.read_table(file)
+        storage.write_table(file, stored.select(stored.column_names[::-1]))
+    shuffled, _ = write_report(config)
+    reordered, _ = write_report(config.model_copy(update={"emotions": config.emotions[::-1]}))
+    assert shuffled == expected
+    assert reordered["emotions"] == expected["emotions"][::-1]
+    for row, other in zip(expected["results"], reordered["results"], strict=True):
+        if row["confusion"] is not None:
+            assert np.array_equal(np.array(row["confusion"]), np.array(other["confusion"])[::-1, ::-1])
+        assert row["recall"] == pytest.approx(other["recall"])
+        assert (row["UR"], row["WR"], row["ece"]) == pytest.approx((other["UR"], other["WR"], other["ece"]))
+
+
 def test_intervals_of_one_cell_are_over_speakers(plain: Any) -> None:
     config, content, _ = plain
     rows = storage.read_table(location(config, "mtkd-multilingual-f0-s42")).to_pylist()
     rows = [row for row in rows if row["language"] == "fi"]
-    probabilities_NC = np.array([row["probabilities"] for row in rows], dtype=np.float64)
+    probabilities_NC = np.array([[row[f"p_{name}"] for name in config.emotions] for row in rows])
     labels_N = np.array([config.emotions.index(row["emotion"]) for row in rows])
     bounds = metrics.recall_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
     assert bounds is not None
@@ -226,13 +248,17 @@ def test_page_has_a_table_of_language_conditions(tmp_path: Path, plain: Any) -> 
         {
             "utterance": f"u{number}", "corpus": "demo", "corpus_in_train": True, "language": "en", "model": run.id,
             "condition": condition, "predicted_language": "en", "emotion": config.emotions[number],
-            "probabilities": np.eye(4)[number if condition == "given" else 0].tolist(),
+            **{
+                f"p_{name}": float(index == (number if condition == "given" else 0))
+                for index, name in enumerate(config.emotions)
+            },
         }
         for condition in ("given", "identified", "unknown")
         for number in range(4)
     ]  # fmt: skip
     file = storage.join(language_conditions_folder(config), f"{run.id}.parquet")
-    storage.write_table(file, pa.Table.from_pylist(rows, schema=LANGUAGE_CONDITIONS_SCHEMA))
+    schema = with_probabilities(LANGUAGE_CONDITIONS_SCHEMA, config.emotions)
+    storage.write_table(file, pa.Table.from_pylist(rows, schema=schema))
     content, page = write_report(config)
     assert [row["UR"] for row in content["language_conditions"] if row["language"] == "all"] == [1.0, 0.25, 0.25]
     assert f"{run.id} en 100.0 25.0 25.0 - 100.0 -" in text_of(page)
@@ -579,10 +605,12 @@ def test_models_evaluated_on_different_utterances_are_not_compared(tmp_path: Pat
             "found the labels",
         ),
         (
-            lambda t: t.set_column(
-                t.schema.get_field_index("probabilities"), "probabilities", pa.array([[0.5, 0.5]] * len(t))
-            ),
-            "expected 4 probabilities",
+            lambda t: t.drop_columns(["p_neutral"]),
+            "has the classes anger, happiness, sadness; expected anger, happiness, neutral, sadness, in any order",
+        ),
+        (
+            lambda t: t.rename_columns({"p_neutral": "p_fear"}),
+            "has the classes anger, happiness, fear, sadness; expected anger, happiness, neutral, sadness",
         ),
     ],
 )

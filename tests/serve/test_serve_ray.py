@@ -1,5 +1,6 @@
 """The endpoint on Ray Serve, in a separate process."""
 
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +71,22 @@ def test_build_rejects_invalid_arguments(tmp_path):
         build({"checkpoint": "outputs/student"})
     with pytest.raises(CheckpointError, match="SEAL"):
         build({"checkpoint": str(tmp_path)})
+
+
+def test_a_canary_has_the_classes_of_the_stable_model_in_any_order(tmp_path):
+    from lakd_ray.serve.app import build
+
+    for name, emotions in {"a": ("anger", "sadness"), "b": ("sadness", "anger"), "c": ("anger", "fear")}.items():
+        metadata = {"model_id": name, "emotions": emotions, "languages": ["en"], "training": {}}
+        seen = {"speakers": [], "audio": []}
+        provenance = {"trained_on": seen, "selected_on": seen}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lakd.json").write_text(json.dumps(metadata | {"provenance": provenance}))
+        (tmp_path / name / "SEAL.json").write_text("{}")
+    checkpoint, canaries = str(tmp_path / "a"), [{"canary": {"checkpoint": str(tmp_path / name)}} for name in "bc"]
+    build({"checkpoint": checkpoint, "serve": canaries[0]})
+    with pytest.raises(ConfigError, match="has the classes anger, fear; expected anger, sadness, in any order"):
+        build({"checkpoint": checkpoint, "serve": canaries[1]})
 
 
 def test_port_in_use_is_rejected():

@@ -45,7 +45,6 @@ def write_onnx_graphs(source: Path, folder: Path, experiment: Experiment | None,
     model, card = load_local_checkpoint(source)
     training_data = {"datasets": card.datasets, "undisclosed_models": sorted(card.provenance.undisclosed_models)}
     extra_metadata = {
-        "lakd.emotions": json.dumps(card.emotions),
         "lakd.temperature": str(card.calibration_temperature),
         "lakd.training_data": json.dumps(training_data),
     }
