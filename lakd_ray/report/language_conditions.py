@@ -24,7 +24,7 @@ CONDITIONS = ("given", "identified", "unknown", "wrong")
 def score_cells(cells: Sequence[RunGraph]) -> list[dict[str, Any]]:
     """Return the rows of `score_language_conditions` for one cell, or their means over several cells.
 
-    Over several cells a model is a paradigm, set-up and variant.
+    Over several cells a model is a paradigm, set-up and variant, each cell weighs the same, and `n` counts predictions.
     """
     if len(cells) == 1:
         return score_language_conditions(cells[0])

@@ -157,10 +157,11 @@ def _describe_served_student(
         reason = f"of {', '.join(run.languages)} only, because no student covers all languages"
     elif len(config.languages) == 1:
         reason = "the best student on dev"
+    settings = " and the base settings" if config.grid.variants else ""
+    dev_UR = max(epoch["dev_UR"] for epoch in epochs)
     return [
         f"Used by `lakd serve`: {run.id} ({format_title(*_run_key(run))}), {reason} in fold {config.fold} with seed "
-        f"{config.seed}, with UR {format_percent(max(epoch['dev_UR'] for epoch in epochs))} % on dev and "
-        f"{format_percent(test_UR)} % on test."
+        f"{config.seed}{settings}, with UR {format_percent(dev_UR)} % on dev and {format_percent(test_UR)} % on test."
     ]
 
 

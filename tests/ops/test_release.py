@@ -145,7 +145,7 @@ def test_the_card_has_the_training_and_the_results(tmp_path: Path):
         "in this order: anger, happiness, neutral, sadness",
         "1 recordings of 1 speakers, and selected on 1 different speakers (dev)",
         "epoch 3 of 8 was selected, so these scores are optimistic: UR 78.8 %, WR 70.0 %, UR in en 88.5 %",
-        "| all | 384 | 79.4 [72.4, 85.4] | 78.0 | 79.0 | 10.0 | - | 60.0 | 60.0 | 60.0 |\n",
+        "| all utterances | 384 | 79.4 [72.4, 85.4] | 78.0 | 79.0 | 10.0 | - | 60.0 | 60.0 | 60.0 |\n",
         "| en | 384 | 79.4 | 78.0 |",
         "**Synthetic speech**: c comes from a synthesizer",
         "| c | espeak |",
@@ -165,7 +165,7 @@ def test_the_card_has_valid_metadata_of_the_hub(tmp_path: Path):
     assert (data.license, data.language, data.library_name) == ("unknown", ["en", "fi", "fr"], "transformers")
     assert data.pipeline_tag == "audio-classification" and "lakd-ray" in data.tags
     results = {(result.dataset_name, result.metric_type): result.metric_value for result in data.eval_results}
-    assert results["c (all)", "recall"] == 0.7943 and results["c (en)", "accuracy"] == 0.7801
+    assert results["c (all utterances)", "recall"] == 0.7943 and results["c (en)", "accuracy"] == 0.7801
 
 
 def test_the_card_lists_unrecorded_facts(tmp_path: Path):
