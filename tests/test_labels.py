@@ -92,7 +92,7 @@ def test_a_checkpoint_in_any_order_gives_the_same_logits_by_name(tmp_path: Path,
         assert by_itself.emotions == order
         indices = [PAPER_EMOTIONS.index(name) for name in order]
         np.testing.assert_allclose(by_itself.logits(waves()), expected_BC[:, indices], rtol=0, atol=1e-6)
-    with pytest.raises(DataError, match=r"`distill\.external_teachers` maps the classes of a teacher with others"):
+    with pytest.raises(DataError, match=r"`distill\.external_teachers` maps the classes of a teacher with other ones"):
         Predictor.load(location, emotions=(*PAPER_EMOTIONS[:3], "fear"))
 
 

@@ -15,7 +15,6 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data.provenance import DataExposure
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import Predictor
-from lakd_ray.labels import class_indices
 from lakd_ray.models import CheckpointMetadata
 
 
@@ -56,7 +55,7 @@ def load_test_set(config: Experiment, metadata: CheckpointMetadata) -> EvalSet:
         DataLeakageError: the checkpoint was trained on or selected with some of them.
         DataError: there is no such utterance, or the experiment has different classes.
     """
-    class_of_label = np.array(class_indices(metadata.emotions, config.emotions, context=metadata.model_id))
+    class_of_label = np.array(metadata.class_indices(config.emotions))
     manifest = manifests.load_manifest(config)
     rows = manifest.rows("test", metadata.languages)
     if not len(rows):

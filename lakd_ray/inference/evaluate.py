@@ -107,6 +107,7 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
     models = list({model.predictions_stem: model for model in models}.values())
     fingerprint = {model.predictions_stem: _fingerprint(manifest, rows, model) for model in models}
     for model in models:
+        model.metadata.class_indices(model.config.emotions)  # here, because Ray starts a failing actor again and again
         model.metadata.provenance.check_leakage(
             model=model.run.id, dev=DataExposure(), test=manifest.data_exposure(rows)
         )

@@ -28,7 +28,6 @@ from lakd_ray.inference.recordings import (
     validate_segment_count,
 )
 from lakd_ray.inference.results import EmotionResult, ModelInfo, Prediction
-from lakd_ray.labels import CLASS_REMEDY, class_indices
 from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
 from lakd_ray.models.external_teacher import load_external_teacher
 from lakd_ray.runs import record
@@ -82,12 +81,7 @@ class Predictor:
         self.metadata = metadata
         metadata.check_classes(self.backend.emotions, context=metadata.model_id)
         self.emotions = tuple(emotions) or metadata.emotions
-        self.class_indices = class_indices(
-            metadata.emotions,
-            self.emotions,
-            context=f"the checkpoint of {metadata.model_id}",
-            remedy=f"{CLASS_REMEDY}. `distill.external_teachers` maps the classes of a teacher with others",
-        )
+        self.class_indices = metadata.class_indices(self.emotions)
         self.languages = metadata.languages
         self.identifiable_languages = self.backend.languages
         self.model_id = metadata.model_id

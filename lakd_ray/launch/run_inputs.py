@@ -42,9 +42,13 @@ def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
         StageError: a teacher is not trained.
         ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
         DataLeakageError: a teacher, or that model, has seen data on which the run is evaluated.
+        DataError: a teacher has other classes than the run.
     """
     checkpoints = {name: states.find_best_checkpoint(graph.get(name), graph.config) for name in run.dependencies}
-    teachers = {name: read_metadata(location).provenance for name, location in checkpoints.items()}
+    metadata = {name: read_metadata(location) for name, location in checkpoints.items()}
+    for teacher in metadata.values():
+        teacher.class_indices(run.emotions)  # rejects other classes before anything runs
+    teachers = {name: teacher.provenance for name, teacher in metadata.items()}
     provenance = teachers | check_sources(graph, manifest, run)
     _check_leakage(teachers, manifest)
     checkpoints |= _initial_checkpoint(run)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lakd_ray import storage
+from lakd_ray import labels, storage
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import CheckpointError
 from lakd_ray.models.backbone import backbone_class
@@ -24,6 +24,10 @@ from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 from lakd_ray.models.progress_bars import hide_progress_bars
 
 METADATA_FILE = "lakd.json"
+
+_OTHER_CLASSES_REMEDY = (
+    f"{labels.CLASS_REMEDY}. `distill.external_teachers` maps the classes of a teacher with other ones"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class CheckpointMetadata:
     provenance: Provenance
     training: dict[str, Any]
     """The settings of the training run, and the dev metrics that selected the epoch."""
+
+    def class_indices(self, emotions: Sequence[str], *, remedy: str = _OTHER_CLASSES_REMEDY) -> list[int]:
+        """Return the position in the logits of each of these classes, which are the checkpoint's in any order.
+
+        Raises:
+            DataError: the checkpoint has other classes; the message has both lists and the remedy.
+        """
+        context = f"the checkpoint of {self.model_id}"
+        return labels.class_indices(self.emotions, emotions, context=context, remedy=remedy)
 
     def check_classes(self, network_classes: Sequence[str], *, context: str) -> None:
         """Check that the network names the same classes in the same order, so that no logit gets a wrong name.

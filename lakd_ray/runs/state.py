@@ -159,7 +159,13 @@ def fingerprint_inputs(run: Run, config: Experiment, inputs: dict[str, str]) -> 
         "train": {key: train[key] for key in relevant} | ({"compile": True} if train["compile"] else {}),
         "splits": {corpus.name: to_dict(corpus.split) for corpus in config.corpora},
         "inputs": inputs,
+        **({"languages": list(config.languages)} if _numbers_languages(run, config) else {}),
     }
+
+
+def _numbers_languages(run: Run, config: Experiment) -> bool:
+    """Return whether the weights depend on the order of languages that are not all in the run's own settings."""
+    return run.recipe.model.language_aware is not None and run.languages != config.languages
 
 
 def select_served_student(graph: RunGraph) -> Run:

@@ -34,7 +34,6 @@ from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError, DataError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
-from lakd_ray.labels import class_indices
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.upload import RequestError
@@ -213,13 +212,13 @@ def _check_canary_classes(stable: str, canary: str) -> tuple[str, ...]:
     """
     from lakd_ray.models.checkpoint import read_metadata  # loads torch, which only an endpoint with a canary needs here
 
-    stable_emotions, canary_emotions = (read_metadata(folder).emotions for folder in (stable, canary))
+    emotions = read_metadata(stable).emotions
     remedy = f"serve it at its own endpoint, or choose a canary with the classes of the stable model {stable}"
     try:
-        class_indices(canary_emotions, stable_emotions, context=f"the canary {canary}", remedy=remedy)
+        read_metadata(canary).class_indices(emotions, remedy=remedy)
     except DataError as error:
-        raise ConfigError(str(error)) from None
-    return stable_emotions
+        raise ConfigError(f"`serve.canary`: {error}") from None
+    return emotions
 
 
 def _model_deployment(

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,10 @@ def test_an_exported_folder_uses_its_own_graph(exported, tmp_path, monkeypatch):
         np.testing.assert_allclose(
             probabilities, Predictor(model, tiny.card()).probabilities(CLIPS), atol=TOLERANCES[name]
         )
+        reordered = Predictor.load(folder, backend=name, threads=1, emotions=PAPER_EMOTIONS[::-1])
+        np.testing.assert_array_equal(reordered.probabilities(CLIPS), probabilities[:, ::-1])
+        with pytest.raises(CheckpointError, match=r"sadness, but lakd\.json lists 4 emotions, sadness"):
+            Predictor(loaded.backend, replace(tiny.card(), emotions=PAPER_EMOTIONS[::-1]))
         with pytest.raises(ConfigError, match="use backend torch"):
             loaded.logits_from_features([np.zeros((3, 16), np.float32)])
 

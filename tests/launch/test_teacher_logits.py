@@ -13,7 +13,7 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment, ExternalTeacherConfig, ModelConfig, Recipe
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import DataExposure, Provenance
-from lakd_ray.errors import ConfigError, DataLeakageError, SplitError, StageError
+from lakd_ray.errors import ConfigError, DataError, DataLeakageError, SplitError, StageError
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.launch import teacher_logits
 from lakd_ray.launch.run_inputs import resolve_inputs
@@ -254,6 +254,19 @@ def with_metadata(trained: Experiment) -> Experiment:
         if run.stage == "teachers":
             storage.write_json(storage.join(run.folder(trained), "best-0001", "lakd.json"), metadata.to_json())
     return trained
+
+
+def test_a_teacher_may_list_the_classes_in_any_order_but_not_others(with_metadata: Experiment) -> None:
+    def resolve(emotions: tuple[str, ...]) -> Any:
+        config = with_metadata.model_copy(update={"emotions": emotions})
+        return resolve_inputs(build_run_graph(config), polyglot(), mtkd(config)).fingerprint
+
+    plain, reordered = resolve(PAPER_EMOTIONS), resolve(PAPER_EMOTIONS[::-1])
+    assert plain["inputs"] == reordered["inputs"]
+    differences = record.find_differences(plain, reordered)  # a finished student cannot be continued in this order
+    assert differences and all(line.startswith("run.emotions") for line in differences)
+    with pytest.raises(DataError, match=r"has the classes anger, happiness, neutral, sadness; expected fear, "):
+        resolve(("fear", *PAPER_EMOTIONS[1:]))
 
 
 def mtkd(config: Experiment) -> Run:
