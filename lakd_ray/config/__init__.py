@@ -30,7 +30,7 @@ from lakd_ray.config.optim import LabelLossConfig, OptimConfig, Recipe
 from lakd_ray.config.serve import CPU_BACKENDS, Backend, CanaryConfig, ServeConfig, validate_backend_device
 from lakd_ray.config.tracking import MlflowConfig, TrackingConfig, WandbConfig
 from lakd_ray.config.train import TrainConfig
-from lakd_ray.config.tune import Dimension, ReevaluationConfig, TuningConfig
+from lakd_ray.config.tune import Dimension, ReevaluationConfig, SettingsSelection, TuningConfig
 
 __all__ = [
     "CPU_BACKENDS",
@@ -59,6 +59,7 @@ __all__ = [
     "ReevaluationConfig",
     "Section",
     "ServeConfig",
+    "SettingsSelection",
     "Setup",
     "SplitConfig",
     "Stage",

@@ -13,7 +13,7 @@ from lakd_ray.config.optim import Recipe
 from lakd_ray.config.serve import ServeConfig
 from lakd_ray.config.tracking import TrackingConfig
 from lakd_ray.config.train import TrainConfig
-from lakd_ray.config.tune import TuningConfig
+from lakd_ray.config.tune import SettingsSelection, TuningConfig
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
 
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
@@ -59,6 +59,9 @@ class Experiment(Section):
     """Workers, engine, saved states and checkpoints."""
     grid: GridConfig = GridConfig()
     """Folds, seeds and variants to compare."""
+    selected_on: tuple[SettingsSelection, ...] = ()
+    """Searches that selected the settings of this experiment. Where their dev speakers are test speakers, as in other
+    folds, results of students are optimistic and have a mark."""
     tune: TuningConfig = TuningConfig()
     """Hyperparameter search for the student."""
     serve: ServeConfig = ServeConfig()

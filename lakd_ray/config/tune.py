@@ -41,6 +41,17 @@ class Dimension(Section):
         return self
 
 
+class SettingsSelection(Section):
+    """A search that selected settings by the results on dev speakers; `tune` writes it into best.yaml."""
+
+    experiment: str
+    """Name of the experiment of the search."""
+    fold: int
+    """Its test fold."""
+    speakers: tuple[str, ...]
+    """Its dev speakers, `corpus:speaker`."""
+
+
 class ReevaluationConfig(Section):
     """Repetition of the best trials with other seeds, so that the winner is not the luckiest trial."""
 

@@ -4,7 +4,7 @@ Shape suffixes: N utterances.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -89,14 +89,19 @@ class Manifest:
         has_acoustic = "acoustic_fingerprint" in self.table.column_names
         columns = ["speaker", "audio_sha256", *(["acoustic_fingerprint"] if has_acoustic else [])]
         part = self.table.select(columns).take(rows)
-        first = part["speaker"].unique().to_pylist()
-        speakers = [*first, *(other for name in first for other in self.other_names.get(name, ()))]
+        known = self.speaker_exposure(part["speaker"].unique().to_pylist())
         return DataExposure(
-            speakers=frozenset(speakers),
+            speakers=known.speakers,
             audio=frozenset(part["audio_sha256"].to_pylist()),
             acoustic=frozenset(part["acoustic_fingerprint"].drop_null().to_pylist()) if has_acoustic else frozenset(),
-            datasets=frozenset(filter(None, map(self._dataset_speaker, speakers))),
+            datasets=known.datasets,
         )
+
+    def speaker_exposure(self, speakers: Iterable[str]) -> DataExposure:
+        """Return some speakers under all of their names, without recordings."""
+        first = list(speakers)
+        names = [*first, *(other for name in first for other in self.other_names.get(name, ()))]
+        return DataExposure(frozenset(names), datasets=frozenset(filter(None, map(self._dataset_speaker, names))))
 
     @cached_property
     def evaluated_data(self) -> dict[str, DataExposure]:

@@ -118,14 +118,20 @@ class Provenance:
     selected_on: DataExposure = DataExposure()
     undisclosed_models: frozenset[str] = frozenset()
     """Names of the models that it started from or learned from and whose training data is not known."""
+    settings_selected_on: DataExposure = DataExposure()
+    """Data on which its settings, not its weights, were selected: results on it are marked, not rejected."""
 
     def inherit(self, parents: Iterable["Provenance"]) -> "Provenance":
         """Return this record merged with those of the models that it was initialized or distilled from."""
-        trained_on, selected_on, undisclosed = self.trained_on, self.selected_on, self.undisclosed_models
+        merged = self
         for parent in parents:
-            trained_on, selected_on = trained_on | parent.trained_on, selected_on | parent.selected_on
-            undisclosed |= parent.undisclosed_models
-        return Provenance(trained_on, selected_on, undisclosed)
+            merged = Provenance(
+                merged.trained_on | parent.trained_on,
+                merged.selected_on | parent.selected_on,
+                merged.undisclosed_models | parent.undisclosed_models,
+                merged.settings_selected_on | parent.settings_selected_on,
+            )
+        return merged
 
     def check_leakage(self, *, model: str, dev: DataExposure, test: DataExposure, advice: str = RETRAIN) -> None:
         """Check that neither this model nor its students are evaluated on data that it has seen.
@@ -152,7 +158,12 @@ class Provenance:
 
     def anonymized(self, salt: str) -> "Provenance":
         """Return this record with hashed speaker names, for release."""
-        return Provenance(self.trained_on.anonymized(salt), self.selected_on.anonymized(salt), self.undisclosed_models)
+        return Provenance(
+            self.trained_on.anonymized(salt),
+            self.selected_on.anonymized(salt),
+            self.undisclosed_models,
+            self.settings_selected_on.anonymized(salt),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""
@@ -160,6 +171,7 @@ class Provenance:
             "trained_on": self.trained_on.to_json(),
             "selected_on": self.selected_on.to_json(),
             "undisclosed_models": sorted(self.undisclosed_models),
+            "settings_selected_on": self.settings_selected_on.to_json(),
         }
 
     @classmethod
@@ -167,4 +179,5 @@ class Provenance:
         """Build a record from the output of `to_json`; version 0.1 had `undisclosed_teachers`."""
         undisclosed = content.get("undisclosed_models", content.get("undisclosed_teachers", ()))
         trained_on, selected_on = (DataExposure.from_json(content[name]) for name in ("trained_on", "selected_on"))
-        return cls(trained_on, selected_on, frozenset(undisclosed))
+        settings = DataExposure.from_json(content.get("settings_selected_on", {}))
+        return cls(trained_on, selected_on, frozenset(undisclosed), settings)

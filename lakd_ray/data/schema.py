@@ -111,6 +111,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         pa.field("variant", pa.string()),  # name of the settings of a student
         pa.field("model", pa.string(), nullable=False),  # run id
         pa.field("undisclosed_models", pa.string(), nullable=False),  # see `Provenance`; names, separated by commas
+        pa.field("settings_selected_on", pa.string(), nullable=False),  # test speakers in it, separated by commas
         pa.field("emotion", pa.string(), nullable=False),  # the label
     ]
 )

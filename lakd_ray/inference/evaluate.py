@@ -211,6 +211,7 @@ def _predictions_table(
     run, scored_R = model.run, model.scored_mask(manifest, rows)
     part = manifest.table.take(rows[scored_R])
     count = len(part)
+    selected = model.metadata.provenance.settings_selected_on.shared_speakers(manifest.data_exposure(rows[scored_R]))
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
@@ -223,6 +224,7 @@ def _predictions_table(
         "variant": [run.variant] * count,
         "model": [run.id] * count,
         "undisclosed_models": [", ".join(sorted(model.metadata.provenance.undisclosed_models))] * count,
+        "settings_selected_on": [", ".join(selected)] * count,
         **model.probability_columns(logits_RC[scored_R]),
     }
     schema = with_probabilities(PREDICTIONS_SCHEMA, model.config.emotions)

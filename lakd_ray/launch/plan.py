@@ -1,7 +1,7 @@
 """The plan of a grid: its cells, the runs that they share, and the cost of training them."""
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,8 @@ class GridPlan:
     """Audio of computing the teacher logits once, in seconds."""
     online_teacher_seconds: float
     """Audio of computing the teacher logits in every training step, in seconds."""
+    selected_on_test: dict[int, list[str]]
+    """Test speakers on whom the settings of the students were selected, by fold; without folds that have none."""
 
 
 def plan_grid(config: Experiment) -> GridPlan:
@@ -73,8 +75,18 @@ def plan_grid(config: Experiment) -> GridPlan:
         teacher_inference_seconds=sum(
             _teacher_inference_seconds(loaded[graph.config.fold], graph) for graph in _one_per_fold_and_seed(graphs)
         ),
+        selected_on_test=_find_selected_on_test(config, loaded),
         online_teacher_seconds=sum(train_seconds[task.run.id] * len(task.run.teachers) for task in tasks),
     )
+
+
+def _find_selected_on_test(config: Experiment, manifests_by_fold: Mapping[int, Manifest]) -> dict[int, list[str]]:
+    speakers = {speaker for selection in config.selected_on for speaker in selection.speakers}
+    found = {
+        fold: manifest.speaker_exposure(speakers).shared_speakers(manifest.evaluated_data["test"])
+        for fold, manifest in manifests_by_fold.items()
+    }
+    return {fold: names for fold, names in sorted(found.items()) if names}
 
 
 def _cell_configs(config: Experiment, folds: Sequence[int]) -> Iterable[Experiment]:
@@ -140,6 +152,7 @@ def format_plan(plan: GridPlan, throughput: float | None) -> str:
         f"  teacher logits are computed once, for at most {plan.teacher_inference_seconds / 3600:.1f} audio-hours; in "
         f"every step it would be {plan.online_teacher_seconds / 3600:.1f}"
     )
+    lines += _selection_note(plan)
     return "\n".join([*lines, "  " + _format_cost(plan, _audio_seconds(plan, plan.tasks, done), throughput)])
 
 
@@ -151,6 +164,20 @@ def _sharing_note(plan: GridPlan) -> str:
     if plan.runs_without_sharing == len(plan.tasks):
         return ""
     return f" (not {plan.runs_without_sharing}: runs that several cells need are trained once)"
+
+
+def _selection_note(plan: GridPlan) -> list[str]:
+    """Return a line about folds that test speakers on whom the settings were selected, if there are any."""
+    if not plan.selected_on_test:
+        return []
+    searches = ", ".join(f"{item.experiment} (fold {item.fold})" for item in plan.config.selected_on)
+    folds = "; ".join(f"fold {fold}: {', '.join(names)}" for fold, names in plan.selected_on_test.items())
+    unaffected = sorted({graph.config.fold for graph in plan.graphs} - plan.selected_on_test.keys())
+    advice = f"; without them: --set grid.folds={unaffected}" if unaffected else ""
+    return [
+        f"  the settings were selected by {searches} on dev speakers who are test speakers here ({folds}): results of "
+        f"students in these folds and over all folds are optimistic and have the mark †{advice}"
+    ]
 
 
 def _format_cost(plan: GridPlan, remaining_seconds: float, throughput: float | None) -> str:

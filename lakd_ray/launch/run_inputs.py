@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import storage
+from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import RETRAIN, DataExposure, Provenance
 from lakd_ray.errors import ConfigError
@@ -59,7 +60,17 @@ def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
     if run.teachers:
         train = manifest.table.select(["utterance", "audio_sha256"]).take(manifest.rows("train", run.languages))
         inputs["queried rows"] = record.digest(train.to_pydict())
-    return RunInputs(run, states.fingerprint_inputs(run, graph.config, inputs), tuple(provenance.values()))
+    inherited = [
+        *provenance.values(),
+        *([_settings_provenance(graph.config, manifest)] if run.stage != "teachers" else []),
+    ]
+    return RunInputs(run, states.fingerprint_inputs(run, graph.config, inputs), tuple(inherited))
+
+
+def _settings_provenance(config: Experiment, manifest: Manifest) -> Provenance:
+    """Return the dev speakers of the searches that selected the settings of the students."""
+    speakers = {speaker for selection in config.selected_on for speaker in selection.speakers}
+    return Provenance(settings_selected_on=manifest.speaker_exposure(speakers))
 
 
 def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Provenance]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lakd_ray import metrics
 from lakd_ray.labels import MEAN_OVER_LANGUAGES, POOLED
-from lakd_ray.report.predictions import TEACHER, Predictions, concatenate_predictions
+from lakd_ray.report.predictions import TEACHER, Predictions, concatenate_predictions, join_names
 from lakd_ray.report.result_table import ResultRow
 from lakd_ray.statistics import Jackknife, interval, jackknife
 
@@ -133,7 +133,8 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
         paradigm=aggregate.paradigm,
         setup=aggregate.setup,
         variant=aggregate.variant,
-        undisclosed_models=", ".join(sorted({model.undisclosed_models for model in models} - {""})),
+        undisclosed_models=join_names(model.undisclosed_models for model in models),
+        settings_selected_on=join_names(model.settings_selected_on for model in models),
         model=aggregate.model,
         language=language,
         fold=aggregate.fold,

@@ -7,7 +7,7 @@ import numpy as np
 from lakd_ray.config import Experiment
 from lakd_ray.data.class_coverage import MissingEmotions, describe_missing, find_missing_emotions
 from lakd_ray.models.known_pretrained import KNOWN_MODELS
-from lakd_ray.report.predictions import Predictions
+from lakd_ray.report.predictions import Predictions, join_names
 from lakd_ray.report.result_table import format_title
 from lakd_ray.runs.graph import RunGraph
 from lakd_ray.runs.state import RunState
@@ -41,6 +41,7 @@ def list_caveats(
     """
     return [
         *_undisclosed_model_caveat(predictions),
+        *_selected_settings_caveat(graph.config, predictions),
         describe_intervals(predictions),
         *_shared_sentence_caveat(predictions),
         *_missing_emotion_caveat(graph.config, predictions),
@@ -53,14 +54,28 @@ def list_caveats(
 
 
 def _undisclosed_model_caveat(predictions: Sequence[Predictions]) -> list[str]:
-    names = sorted({name for model in predictions for name in model.undisclosed_models.split(", ")} - {""})
-    if not names:
+    joined = join_names(model.undisclosed_models for model in predictions)
+    if not joined:
         return []
+    names = joined.split(", ")
     reasons = {name: KNOWN_MODELS[name].undisclosed for name in names if name in KNOWN_MODELS}
     described = [f"{name} ({reasons[name]})" if reasons.get(name) else name for name in names]
     return [
         f"* started from or distilled from {', '.join(described)}, whose training data is not known: it may include "
         "test speakers, which would make these results optimistic. If it is known, declare it with `trained_on`."
+    ]
+
+
+def _selected_settings_caveat(config: Experiment, predictions: Sequence[Predictions]) -> list[str]:
+    marked = [model for model in predictions if model.settings_selected_on]
+    if not marked:
+        return []
+    folds = ", ".join(map(str, sorted({model.fold for model in marked})))
+    searches = ", ".join(f"{item.experiment} (fold {item.fold})" for item in config.selected_on) or "a search"
+    return [
+        f"† the settings were selected by {searches} on dev speakers who are test speakers in fold {folds} "
+        f"({join_names(model.settings_selected_on for model in marked)}): these results are optimistic. Folds without "
+        "them are not affected; an unbiased result over all folds needs a search in each fold."
     ]
 
 

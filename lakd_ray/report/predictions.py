@@ -4,7 +4,7 @@ Shapes: N predictions, C classes.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -25,7 +25,16 @@ from lakd_ray.runs.layout import predictions_folder
 
 TEACHER = "teacher"
 _PARADIGM_ORDER = (TEACHER, "ft", "kd", "mtkd")
-_CONSTANT_COLUMNS = ("model", "paradigm", "setup", "variant", "undisclosed_models", "fold", "seed")
+_CONSTANT_COLUMNS = (
+    "model",
+    "paradigm",
+    "setup",
+    "variant",
+    "undisclosed_models",
+    "settings_selected_on",
+    "fold",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Predictions:
     variant: str | None
     undisclosed_models: str
     """Models that it started or learned from whose training data is not known, separated by commas."""
+    settings_selected_on: str
+    """Test speakers on whom its settings were selected, separated by commas; usually empty."""
     fold: int
     seed: int
     trained_languages: tuple[str, ...]
@@ -85,6 +96,7 @@ class Predictions:
         return replace(self, **arrays)
 
 
+_MARK_FIELDS = ("undisclosed_models", "settings_selected_on")
 _ARRAY_FIELDS = (
     *("utterance_N", "fold_N", "language_N", "speaker_N", "cluster_N"),
     *("sentence_in_train_N", "labels_N", "probabilities_NC"),
@@ -92,9 +104,15 @@ _ARRAY_FIELDS = (
 
 
 def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Concatenate several predictions; all other fields are those of the first."""
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAY_FIELDS}
-    return replace(parts[0], **arrays)
+    """Concatenate several predictions; all other fields except the names for marks are those of the first."""
+    fields: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAY_FIELDS}
+    fields |= {name: join_names(getattr(part, name) for part in parts) for name in _MARK_FIELDS}
+    return replace(parts[0], **fields)
+
+
+def join_names(lists: Iterable[str]) -> str:
+    """Merge lists of names that are separated by commas."""
+    return ", ".join(sorted({name for names in lists for name in names.split(", ")} - {""}))
 
 
 def read_grid_predictions(

@@ -16,6 +16,8 @@ class ResultRow(TypedDict):
     variant: str | None
     undisclosed_models: str
     """Models that it started or learned from whose training data is not known, separated by commas."""
+    settings_selected_on: str
+    """Test speakers on whom its settings were selected, separated by commas; usually empty."""
     model: str
     language: str
     """Code of a language, `MEAN_OVER_LANGUAGES` or `POOLED`."""
@@ -60,9 +62,8 @@ def build_table(rows: Sequence[ResultRow]) -> list[TableRow]:
     for row in rows:
         key = (row["paradigm"], row["model"])
         if key not in lines:
-            name = format_title(row["paradigm"], row["setup"], row["variant"]) + (
-                "*" if row["undisclosed_models"] else ""
-            )
+            marks = ("*" if row["undisclosed_models"] else "") + ("†" if row["settings_selected_on"] else "")
+            name = format_title(row["paradigm"], row["setup"], row["variant"]) + marks
             lines[key] = TableRow(name, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row
     return list(lines.values())

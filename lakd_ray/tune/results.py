@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from lakd_ray.config import Experiment, to_dict
+from lakd_ray import storage
+from lakd_ray.config import Experiment, SettingsSelection, to_dict
+from lakd_ray.data import manifest as manifests
 from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, format_p, holm, interval, standard_error_over_seeds
 from lakd_ray.tune.study import Settings, Trial, build_trial_config, paper_settings
 
@@ -118,12 +120,22 @@ def describe_cost(
 def format_best_config(config: Experiment, settings: Settings, notes: Sequence[str]) -> str:
     """Return an experiment file that distills the winner on the full budget, with the same data and teachers."""
     content = to_dict(build_trial_config(config, settings))
+    content["selected_on"] = [to_dict(selection) for selection in (*config.selected_on, *_find_selection(config))]
     content |= {"name": f"{config.name}-best", "base_experiment": config.base_experiment or config.name}
     content["distill"] |= {"paradigms": [config.tune.paradigm], "setups": ["multilingual"]}
     content["stages"] = ["prepare", "teachers", "distill", "evaluate", "report"]
     content["grid"] |= {"variants": {}}
     lines = [f"Found by the tune stage of {config.name} on {datetime.now(UTC):%Y-%m-%d}.", *notes]
     return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _find_selection(config: Experiment) -> list[SettingsSelection]:
+    """Return the dev speakers on whom the search selects settings; empty if the data are not prepared."""
+    if not storage.exists(storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE)):
+        return []
+    manifest = manifests.load_manifest(config)
+    speakers = manifest.table["speaker"].take(manifest.rows("dev")).unique().to_pylist()
+    return [SettingsSelection(experiment=config.name, fold=config.fold, speakers=tuple(sorted(speakers)))]
 
 
 def trial_to_json(trial: Trial, seed_objectives: SeedObjectives) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment, load_config, with_variant
+from lakd_ray.config import Experiment, load_config, to_dict, with_variant
 from lakd_ray.data.schema import MANIFEST_SCHEMA
 from lakd_ray.errors import ConfigError, StageError
 from lakd_ray.launch.plan import GridPlan, format_plan, plan_grid
@@ -176,3 +176,16 @@ def test_a_variant_changes_only_the_keys_that_it_lists(config):
     changed = with_variant(config, "language")
     assert changed.variant == "language" and changed.distill.mtkd.weighting == "language"
     assert changed.teacher == config.teacher and changed.student == config.student and not changed.grid.variants
+
+
+def test_folds_that_test_the_dev_speakers_of_a_search_are_named(config: Experiment) -> None:
+    search = {"experiment": "study", "fold": 0, "speakers": ["en:2", "fi:3", "gone:1"]}
+    tuned = Experiment.model_validate(to_dict(config) | {"selected_on": [search]})
+    plan = plan_grid(tuned)
+    affected = {fold: names for fold, names in plan.selected_on_test.items() if "en:2" in names}
+    assert 1 <= len(affected) <= 2 and len(plan.selected_on_test) <= 3
+    text = format_plan(plan, None)
+    assert "selected by study (fold 0) on dev speakers who are test speakers here (fold " in text
+    unaffected = sorted(set(range(9)) - plan.selected_on_test.keys())
+    assert f"--set grid.folds={unaffected}" in text
+    assert "test speakers here" not in format_plan(plan_grid(config), None)

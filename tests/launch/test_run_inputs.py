@@ -12,7 +12,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import ConfigError, DataLeakageError
-from lakd_ray.launch.run_inputs import check_sources
+from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.runs.graph import build_run_graph
 
 SUPERB = "superb/wav2vec2-base-superb-er"
@@ -96,3 +96,19 @@ def test_external_teachers_are_known_too() -> None:
         check(config, manifest(*CROSSED))
     whisper = experiment(random, distill={"external_teachers": [teacher | {"checkpoint": "openai/whisper-base"}]})
     assert check(whisper, manifest(*CROSSED)).undisclosed_models == {"openai/whisper-base"}
+
+
+def test_students_record_the_speakers_on_whom_their_settings_were_selected() -> None:
+    random = {"config": tiny.ARCHITECTURE, "freeze_feature_encoder": False}
+    search = {"experiment": "study", "fold": 3, "speakers": ["mine:Ses01F"]}
+    config = experiment(
+        random, selected_on=[search], distill={"paradigms": ["ft"]}, student={"model": random, "optim": {}}
+    )
+    graph, data = build_run_graph(config), manifest(*CROSSED)
+    teacher = resolve_inputs(graph, data, graph.teachers[0]).teacher_provenance
+    student = graph.students[0].model_copy(update={"stage": "distill"})
+    selected = Provenance().inherit(resolve_inputs(graph, data, student).teacher_provenance)
+    assert Provenance().inherit(teacher) == Provenance()
+    assert selected.settings_selected_on.shared_speakers(data.evaluated_data["test"]) == ["mine:Ses01F"]
+    assert Provenance.from_json(selected.to_json()) == selected
+    selected.check_leakage(model="m", dev=data.evaluated_data["dev"], test=data.evaluated_data["test"])

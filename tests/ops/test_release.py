@@ -119,7 +119,8 @@ def trained(folder: Path, *, aware: bool = False, **training: Any) -> str:
 
 def report(folder: Path, model: str = RUN["id"]) -> str:
     row = {
-        "paradigm": "mtkd", "setup": "multilingual", "variant": None, "undisclosed_models": "", "model": model,
+        "paradigm": "mtkd", "setup": "multilingual", "variant": None, "undisclosed_models": "",
+        "settings_selected_on": "", "model": model,
         "fold": 0, "seed": 42, "n": 384, "UR": 0.7943, "UR_interval": [0.7239, 0.8541], "WR": 0.7801, "macro_f1": 0.79,
         "ece": 0.1, "recall": {**dict.fromkeys(PAPER_EMOTIONS, 0.6), "anger": None}, "confusion": [],
     }  # fmt: skip

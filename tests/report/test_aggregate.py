@@ -32,7 +32,8 @@ def predictions(paradigm: str, *, fold: int, seed: int, speakers: range, correct
     predicted_N = np.where(random.random(N) < correct, labels_N, (labels_N + 1) % 4)
     fields: dict[str, Any] = {
         "model": f"{paradigm}-multilingual-f{fold}-s{seed}", "paradigm": paradigm, "setup": "multilingual",
-        "variant": None, "undisclosed_models": "", "fold": fold, "seed": seed, "trained_languages": ("en",),
+        "variant": None, "undisclosed_models": "", "settings_selected_on": "",
+        "fold": fold, "seed": seed, "trained_languages": ("en",),
         "digest": "x",
         "utterance_N": np.array([f"{speaker}-{number}" for speaker in speakers for number in range(40)]),
         "fold_N": np.full(N, fold),

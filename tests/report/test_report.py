@@ -69,6 +69,7 @@ def table(run: Run, paradigm: str, config: Experiment, *, strength: float, speak
                         "paradigm": paradigm,
                         "variant": run.variant,
                         "undisclosed_models": "",
+                        "settings_selected_on": "",
                         "setup": run.setup,
                         "model": run.id,
                         "emotion": config.emotions[label],
@@ -164,7 +165,8 @@ def test_rows_have_exactly_the_documented_keys_and_plain_values(plain: Any) -> N
     for row in content["results"]:
         assert set(row) == {
             *("paradigm", "setup", "language", "fold", "seed", "UR", "WR", "macro_f1", "ece", "n"),
-            *("UR_interval", "WR_interval", "recall", "confusion", "model", "variant", "undisclosed_models"),
+            *("UR_interval", "WR_interval", "recall", "confusion", "model", "variant"),
+            *("undisclosed_models", "settings_selected_on"),
         }
         assert row["fold"] == 0 and row["seed"] == 42
         low, high = row["UR_interval"]

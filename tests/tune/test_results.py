@@ -3,10 +3,15 @@
 import re
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import yaml
 from scipy import stats
 
-from lakd_ray.config import Experiment, ReevaluationConfig
+from lakd_ray import storage
+from lakd_ray.config import Experiment, ReevaluationConfig, SettingsSelection, to_dict
+from lakd_ray.data.manifest import load_manifest
+from lakd_ray.data.schema import MANIFEST_SCHEMA
 from lakd_ray.errors import ConfigError
 from lakd_ray.tune import results
 from lakd_ray.tune.study import Trial, paper_settings, validate_search_space
@@ -95,3 +100,36 @@ def test_cost_of_a_search_includes_its_reevaluation():
     )
     with_reevaluation = results.describe_cost(CONFIG, TRIALS, {0: [0.1, 0.2], 1: [0.1, 0.2]}, epoch_seconds=100.0)
     assert with_reevaluation == text[:-1] + "; the 4 runs with other seeds add 0.33, 1.5 times."
+
+
+def test_the_winners_file_lists_the_dev_speakers_of_its_search(tmp_path):
+    earlier = SettingsSelection(experiment="earlier", fold=2, speakers=("c:9",))
+    config = CONFIG.model_copy(update={"storage": str(tmp_path), "selected_on": (earlier,)})
+    assert yaml.safe_load(results.format_best_config(config, PAPER.settings, []))["selected_on"] == [to_dict(earlier)]
+    rows = [
+        {
+            "utterance": f"{corpus.name}/{language}-{speaker}-{emotion}",
+            "corpus": corpus.name,
+            "language": language,
+            "speaker": f"{corpus.name}:{language}{speaker}",
+            "emotion": emotion,
+            "source": "x",
+            "num_samples": 16_000,
+            "cut": False,
+            "audio_sha256": f"{corpus.name}{language}{speaker}{emotion}",
+            "shard": "0.parquet",
+            "row_group": 0,
+            "row": 0,
+        }
+        for corpus in config.corpora
+        for language in config.languages
+        for speaker in range(8)
+        for emotion in config.emotions
+    ]
+    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+    storage.write_table(storage.join(config.stage_folder("prepare"), "manifest.parquet"), table)
+    manifest = load_manifest(config)
+    best = Experiment.model_validate(yaml.safe_load(results.format_best_config(config, PAPER.settings, [])))
+    first, second = best.selected_on
+    assert first == earlier and (second.experiment, second.fold) == (config.name, config.fold)
+    assert set(second.speakers) == manifest.data_exposure(manifest.rows("dev")).speakers != set()
