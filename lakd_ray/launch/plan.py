@@ -39,7 +39,7 @@ class GridPlan:
     online_teacher_seconds: float
     """Audio of computing the teacher logits in every training step, in seconds."""
     selected_on_test: dict[int, list[str]]
-    """Test speakers on whom the settings of the students were selected, by fold; without folds that have none."""
+    """Test speakers whose results selected the settings of the students, by fold; without folds that have none."""
 
 
 def plan_grid(config: Experiment) -> GridPlan:
@@ -167,7 +167,7 @@ def _sharing_note(plan: GridPlan) -> str:
 
 
 def _selection_note(plan: GridPlan) -> list[str]:
-    """Return a line about folds that test speakers on whom the settings were selected, if there are any."""
+    """Return a line about folds with test speakers whose results selected the settings, if there are any."""
     if not plan.selected_on_test:
         return []
     searches = ", ".join(f"{item.experiment} (fold {item.fold})" for item in plan.config.selected_on)

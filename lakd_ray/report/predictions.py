@@ -51,7 +51,7 @@ class Predictions:
     undisclosed_models: str
     """Models that it started or learned from whose training data is not known, separated by commas."""
     settings_selected_on: str
-    """Test speakers on whom its settings were selected, separated by commas; usually empty."""
+    """Test speakers whose results selected its settings, separated by commas; usually empty."""
     fold: int
     seed: int
     trained_languages: tuple[str, ...]

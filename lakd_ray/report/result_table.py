@@ -17,7 +17,7 @@ class ResultRow(TypedDict):
     undisclosed_models: str
     """Models that it started or learned from whose training data is not known, separated by commas."""
     settings_selected_on: str
-    """Test speakers on whom its settings were selected, separated by commas; usually empty."""
+    """Test speakers whose results selected its settings, separated by commas; usually empty."""
     model: str
     language: str
     """Code of a language, `MEAN_OVER_LANGUAGES` or `POOLED`."""

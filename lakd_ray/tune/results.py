@@ -130,7 +130,7 @@ def format_best_config(config: Experiment, settings: Settings, notes: Sequence[s
 
 
 def _find_selection(config: Experiment) -> list[SettingsSelection]:
-    """Return the dev speakers on whom the search selects settings; empty if the data are not prepared."""
+    """Return the dev speakers whose results select settings; empty if the data are not prepared."""
     if not storage.exists(storage.join(config.stage_folder("prepare"), manifests.MANIFEST_FILE)):
         return []
     manifest = manifests.load_manifest(config)

@@ -98,7 +98,7 @@ def test_external_teachers_are_known_too() -> None:
     assert check(whisper, manifest(*CROSSED)).undisclosed_models == {"openai/whisper-base"}
 
 
-def test_students_record_the_speakers_on_whom_their_settings_were_selected() -> None:
+def test_students_record_the_dev_speakers_of_the_search() -> None:
     random = {"config": tiny.ARCHITECTURE, "freeze_feature_encoder": False}
     search = {"experiment": "study", "fold": 3, "speakers": ["mine:Ses01F"]}
     config = experiment(
