@@ -180,3 +180,11 @@ def test_the_true_recall_of_the_simulation_is_the_mean_of_its_draws(simulation):
         UR_MR = unweighted_recall(drawn.confusion_MASRCC.sum(axis=2)).mean(axis=1)
         assert UR_MR[0].mean() == pytest.approx(drawn.true_R[0], abs=0.01)
         assert UR_MR[1].mean() == pytest.approx(simulation.true_recall(scenario, gain=0.3), abs=0.01)
+
+
+def test_the_simulation_prints_its_tables(simulation, capsys):
+    simulation.print_tables(20, small=True)
+    text = capsys.readouterr().out
+    headings = [line for line in text.splitlines() if line.startswith("### ")]
+    assert len(headings) == 1 + len(simulation.SCENARIOS) + 3
+    assert "nan" not in text and "| 10 | 3 | typical, balanced |" in text

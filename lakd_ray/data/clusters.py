@@ -19,19 +19,18 @@ def cluster_names(manifest: pa.Table, corpora: Sequence[CorpusConfig]) -> list[s
         DataError: a corpus of sessions has utterances without a session, or speakers in several sessions.
     """
     by_session = {corpus.name for corpus in corpora if corpus.units == "sessions"}
-    session_of: dict[str, str] = {}
-    clusters = []
-    columns = ("corpus", "speaker", "session")
-    for corpus, speaker, session in zip(*(manifest[name].to_pylist() for name in columns), strict=True):
+    rows = list(zip(*(manifest[name].to_pylist() for name in ("corpus", "speaker", "session")), strict=True))
+    session_of: dict[str, str | None] = {}
+    for corpus, speaker, session in rows:
         if corpus not in by_session:
-            clusters.append(speaker)
             continue
-        if session is None or session_of.setdefault(speaker, session) != session:
-            found = "no session" if session is None else f"the sessions {session_of[speaker]} and {session}"
+        name = None if session is None else f"{corpus}:{session}"
+        if name is None or session_of.setdefault(speaker, name) != name:
+            found = "no session" if name is None else f"the sessions {session_of[speaker]} and {name}"
             raise DataError(
                 f"corpus {corpus}: speaker {speaker} has {found}, but `independent_units: sessions` expects every "
                 "speaker in exactly one session. Correct the sessions of the corpus, or set `independent_units: "
                 "speakers` if its speakers do not talk to each other."
             )
-        clusters.append(f"{corpus}:{session}")
-    return clusters
+    # also the utterances of the same person in other corpora, see `speaker_aliases`
+    return [session_of.get(speaker) or speaker for _, speaker, _ in rows]

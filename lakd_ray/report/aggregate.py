@@ -51,7 +51,7 @@ class SeedAggregate:
 
     @property
     def unit(self) -> str:
-        """Name of its clusters: speaker, session, or both."""
+        """What a cluster of its utterances is: a speaker, a session, or either."""
         speakers = {bool((model.cluster_N == model.speaker_N).all()) for model in self.by_seed.values()}
         sessions = {bool((model.cluster_N != model.speaker_N).all()) for model in self.by_seed.values()}
         return "speaker" if speakers == {True} else "session" if sessions == {True} else "speaker or session"

@@ -98,7 +98,7 @@ def describe_intervals(predictions: Sequence[Predictions]) -> str:
     single = [language for language, names in sorted(clusters.items()) if len(names) == 1]
     if single:
         others = ", nor over all languages" if len(clusters) > 1 else ""
-        sentence += f" There is none in {', '.join(single)}{others}: one shows no variation."
+        sentence += f" There is no interval in {', '.join(single)}{others}: one shows no variation."
     return sentence
 
 

@@ -269,7 +269,7 @@ def test_speakers_of_several_languages_are_strata():
     single = replace(models[1], cluster_N=np.array(["c:fi0"] * 3))
     rows = build_rows(aggregate_seeds([models[0], single])[0], ["en", "fi"], EMOTIONS)
     assert [row["UR_interval"] is None for row in rows] == [False, True, True, True]
-    assert "There is none in fi, nor over all languages" in describe_intervals([models[0], single])
+    assert "There is no interval in fi, nor over all languages" in describe_intervals([models[0], single])
 
 
 def test_intervals_include_the_variation_between_seeds():

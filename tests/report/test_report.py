@@ -543,7 +543,7 @@ def test_one_speaker_and_a_missing_emotion_become_null(tmp_path: Path) -> None:
         assert row["UR_interval"] is None
         assert row["recall"]["anger"] is None
     assert "Test has 3 of 4 classes in en (no anger): UR on test in en is over the classes present." in text_of(html)
-    assert "There is none in en: one shows no variation." in text_of(html)
+    assert "There is no interval in en: one shows no variation." in text_of(html)
     assert not re.search(r"\bnan\b", text_of(html), re.IGNORECASE)
 
 
