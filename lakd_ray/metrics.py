@@ -1,4 +1,4 @@
-"""Compute recalls, F1 and calibration; `lakd_ray.statistics` computes intervals.
+"""Compute recalls, F1 and calibration; `lakd_ray.statistics` computes their intervals.
 
 UR and WR are the paper's names: UR (unweighted recall) is UAR (unweighted average recall) or balanced accuracy in other
 work, and WR (weighted recall) is WA (weighted accuracy), that is, accuracy.
@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lakd_ray.errors import DataError
-from lakd_ray.statistics import interval, jackknife
 
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -67,7 +66,7 @@ def compute_scores(
     Raises:
         DataError: there are no utterances, or the arrays are not probabilities and labels of the same C classes.
     """
-    _validate(probabilities_NC, labels_N, len(emotions))
+    check_predictions(probabilities_NC, labels_N, len(emotions))
     confusion_CC = confusion_matrix(probabilities_NC, labels_N, weights_N)
     truths_C = confusion_CC.sum(axis=1)
     hits_C = confusion_CC.diagonal()
@@ -86,31 +85,6 @@ def compute_scores(
         },
         confusion=confusion_CC.tolist(),
     )
-
-
-def recall_interval(
-    probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str]
-) -> tuple[float, float] | None:
-    """Return the 95 % interval of one model's UR over the population of speakers; None with fewer than two speakers.
-
-    Utterances of a speaker are not independent, so this is a jackknife over speakers with Student's t, see
-    `lakd_ray.statistics`.
-
-    Args:
-        probabilities_NC: one distribution over the classes per utterance.
-        labels_N: true classes.
-        speakers: the speaker of each utterance, or its session where the speakers of a session talk to each other.
-
-    Raises:
-        DataError: the arrays are not probabilities, labels and speakers of the same utterances.
-    """
-    _validate(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
-    if len(speakers) != len(labels_N):
-        raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
-    names = sorted(set(speakers))
-    confusion_SCC = cluster_confusions(probabilities_NC, labels_N, speakers, names)
-    model = jackknife(confusion_SCC[None], unweighted_recall, [""] * len(names))
-    return None if model is None else interval(model.estimate, model.standard_errors(), (0, 1))
 
 
 def cluster_confusions(
@@ -230,7 +204,8 @@ def fit_temperature(logits_NC: FloatArray, labels_N: IntArray) -> float:
     return 2 / (low + high)
 
 
-def _validate(probabilities_NC: FloatArray, labels_N: IntArray, num_classes: int) -> None:
+def check_predictions(probabilities_NC: FloatArray, labels_N: IntArray, num_classes: int) -> None:
+    """Raise a DataError unless there are utterances, and these are their probabilities and labels."""
     shape = np.shape(probabilities_NC)
     if len(labels_N) == 0:
         raise DataError("there are no utterances to score: expected at least one prediction")

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtr, stdtrit
 
-FloatArray = npt.NDArray[np.floating[Any]]
-CountArray = npt.NDArray[np.integer[Any]] | FloatArray
+from lakd_ray import metrics
+from lakd_ray.errors import DataError
+from lakd_ray.metrics import CountArray, FloatArray, IntArray
 
 CONFIDENCE_LEVEL = 0.95
 SIGNIFICANCE = 0.05  # of an adjusted p-value
@@ -170,6 +171,30 @@ def interval(estimate: FloatArray | float, errors: StandardErrors, bounds: tuple
     half = errors.half_width()
     low, high = np.clip([estimate - half, estimate + half], *bounds)
     return float(low), float(high)
+
+
+def recall_interval(
+    probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of one model's UR over the population of speakers; None with fewer than two speakers.
+
+    Utterances of a speaker are not independent, so this is a jackknife over speakers with Student's t.
+
+    Args:
+        probabilities_NC: one distribution over the classes per utterance.
+        labels_N: true classes.
+        speakers: the speaker of each utterance, or its session where the speakers of a session talk to each other.
+
+    Raises:
+        DataError: the arrays are not probabilities, labels and speakers of the same utterances.
+    """
+    metrics.check_predictions(probabilities_NC, labels_N, np.shape(probabilities_NC)[-1])
+    if len(speakers) != len(labels_N):
+        raise DataError(f"found {len(speakers)} speakers for {len(labels_N)} utterances: expected one for each")
+    names = sorted(set(speakers))
+    confusion_SCC = metrics.cluster_confusions(probabilities_NC, labels_N, speakers, names)
+    model = jackknife(confusion_SCC[None], metrics.unweighted_recall, [""] * len(names))
+    return None if model is None else interval(model.estimate, model.standard_errors(), (0, 1))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

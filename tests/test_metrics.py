@@ -7,6 +7,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from lakd_ray import metrics
 from lakd_ray.errors import DataError
+from lakd_ray.statistics import recall_interval
 
 ABC = ("anger", "happiness", "neutral")
 
@@ -101,33 +102,33 @@ def talkers(hits: list[float], utterances: int = 40) -> tuple[np.ndarray, np.nda
 
 def test_interval_of_speakers_of_equal_size_is_students_t() -> None:
     shares = [0.5, 0.6, 0.7, 0.8, 0.9]
-    bounds = metrics.recall_interval(*talkers(shares))
+    bounds = recall_interval(*talkers(shares))
     assert bounds == pytest.approx(stats.t.interval(0.95, 4, np.mean(shares), stats.sem(shares)))
 
 
 def test_interval_does_not_depend_on_the_order_of_utterances() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.3, 0.6, 0.9])
     order = np.random.default_rng(0).permutation(len(labels_N))
-    shuffled = metrics.recall_interval(probabilities_NC[order], labels_N[order], [speakers[index] for index in order])
-    assert shuffled == pytest.approx(metrics.recall_interval(probabilities_NC, labels_N, speakers))
+    shuffled = recall_interval(probabilities_NC[order], labels_N[order], [speakers[index] for index in order])
+    assert shuffled == pytest.approx(recall_interval(probabilities_NC, labels_N, speakers))
 
 
 def test_interval_is_wider_when_speakers_differ_than_if_utterances_were_independent() -> None:
     probabilities_NC, labels_N, speakers = talkers([0.2, 0.4, 0.6, 0.8, 1.0])
-    clustered = metrics.recall_interval(probabilities_NC, labels_N, speakers)
-    single = metrics.recall_interval(probabilities_NC, labels_N, [str(number) for number in range(len(labels_N))])
+    clustered = recall_interval(probabilities_NC, labels_N, speakers)
+    single = recall_interval(probabilities_NC, labels_N, [str(number) for number in range(len(labels_N))])
     assert clustered is not None and single is not None
     assert clustered[1] - clustered[0] > 1.5 * (single[1] - single[0])
 
 
 def test_interval_is_limited_to_shares_and_needs_two_speakers() -> None:
-    assert metrics.recall_interval(*talkers([0.75, 0.75, 0.75])) == pytest.approx((0.75, 0.75))
-    assert metrics.recall_interval(*talkers([0.5, 1.0])) == (0, 1)
-    assert metrics.recall_interval(*talkers([0.5])) is None
+    assert recall_interval(*talkers([0.75, 0.75, 0.75])) == pytest.approx((0.75, 0.75))
+    assert recall_interval(*talkers([0.5, 1.0])) == (0, 1)
+    assert recall_interval(*talkers([0.5])) is None
 
 
 def test_classes_of_one_speaker_give_no_nan() -> None:
-    bounds = metrics.recall_interval(certain([0, 1, 0]), np.array([0, 1, 2]), ["x", "y", "z"])
+    bounds = recall_interval(certain([0, 1, 0]), np.array([0, 1, 2]), ["x", "y", "z"])
     assert bounds is not None and np.isfinite(bounds).all()
 
 
@@ -159,7 +160,7 @@ def test_invalid_input_is_refused(probabilities: np.ndarray, labels: list[int], 
 
 def test_speakers_must_match_utterances() -> None:
     with pytest.raises(DataError, match="found 1 speakers for 2 utterances"):
-        metrics.recall_interval(certain([0, 1]), np.array([0, 1]), ["x"])
+        recall_interval(certain([0, 1]), np.array([0, 1]), ["x"])
 
 
 def test_the_calibration_temperature_has_the_highest_likelihood():

@@ -19,6 +19,7 @@ from lakd_ray.report.caveats import describe_intervals
 from lakd_ray.report.comparisons import compare_aggregates, describe_comparison, paired_difference
 from lakd_ray.report.predictions import Predictions
 from lakd_ray.report.verdicts import adjustment_note, decide
+from lakd_ray.statistics import recall_interval
 
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 STRENGTHS = (("mtkd", 0.9), ("ft", 0.6))
@@ -241,7 +242,7 @@ def test_intervals_of_one_language_are_those_of_a_jackknife_over_speakers():
     (pool,) = aggregate_seeds([predictions("ft", fold=0, seed=1, speakers=range(5), correct=0.6)])
     model = pool.by_seed[1]
     speakers = model.speaker_N.tolist()
-    expected = metrics.recall_interval(model.probabilities_NC, model.labels_N, speakers)
+    expected = recall_interval(model.probabilities_NC, model.labels_N, speakers)
     right_N = model.probabilities_NC.argmax(axis=1) == model.labels_N
     shares = [right_N[model.speaker_N == speaker].mean() for speaker in sorted(set(speakers))]
     for row in build_rows(pool, ["en"], EMOTIONS):

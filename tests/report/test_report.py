@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lakd_ray import metrics, report, storage
+from lakd_ray import report, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.schema import LANGUAGE_CONDITIONS_SCHEMA, PREDICTIONS_SCHEMA, with_probabilities
 from lakd_ray.errors import DataError, StageError
@@ -20,6 +20,7 @@ from lakd_ray.runs import record
 from lakd_ray.runs.graph import Run, build_run_graph
 from lakd_ray.runs.layout import language_conditions_folder, predictions_folder
 from lakd_ray.runs.state import RunState, select_served_student
+from lakd_ray.statistics import recall_interval
 
 STRENGTH = {"teacher": 1.6, "ft": 1.2, "kd": 1.35, "mtkd": 1.7}
 RECIPE = {"model": {"config": {"model_type": "wav2vec2"}, "freeze_feature_encoder": False}}
@@ -217,7 +218,7 @@ def test_intervals_of_one_cell_are_over_speakers(plain: Any) -> None:
     rows = [row for row in rows if row["language"] == "fi"]
     probabilities_NC = np.array([[row[f"p_{name}"] for name in config.emotions] for row in rows])
     labels_N = np.array([config.emotions.index(row["emotion"]) for row in rows])
-    bounds = metrics.recall_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
+    bounds = recall_interval(probabilities_NC, labels_N, [row["speaker"] for row in rows])
     assert bounds is not None
     for table in ("results", "pooled"):
         (result,) = [r for r in content[table] if r["paradigm"] == "mtkd" and r["language"] == "fi"]
