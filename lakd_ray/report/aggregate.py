@@ -147,7 +147,7 @@ def _build_row(aggregate: SeedAggregate, language: str, emotions: Sequence[str])
         macro_f1=mean(score.macro_f1 for score in scores),
         ece=mean(score.ece for score in scores),
         recall={emotion: _mean_ignoring_none(values) for emotion, values in recalls.items()},
-        confusion=np.sum([score.confusion for score in scores], axis=0).round(6).tolist(),
+        confusion=np.mean([score.confusion for score in scores], axis=0).round(6).tolist(),
     )
 
 

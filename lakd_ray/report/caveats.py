@@ -104,17 +104,22 @@ def describe_intervals(predictions: Sequence[Predictions]) -> str:
 
 def _shared_sentence_caveat(predictions: Sequence[Predictions]) -> list[str]:
     """State how many test utterances have a sentence that is also in train."""
-    shared: dict[str, str] = {}
+    in_train: dict[str, dict[str, bool]] = {}  # by language and utterance; in train of any fold
     for model in predictions:
-        for language in np.unique(model.language_N).tolist():
-            in_train = model.sentence_in_train_N[model.language_N == language].tolist()
-            if any(in_train):
-                shared[language] = f"{language} {in_train.count(True)} of {len(in_train)}"
-    if not shared:
+        columns = (model.language_N, model.utterance_N, model.sentence_in_train_N)
+        for language, utterance, shared in zip(*(column.tolist() for column in columns), strict=True):
+            by_utterance = in_train.setdefault(language, {})
+            by_utterance[utterance] = bool(shared) or by_utterance.get(utterance, False)
+    counts = [
+        f"{language} {sum(by_utterance.values())} of {len(by_utterance)}"
+        for language, by_utterance in in_train.items()
+        if any(by_utterance.values())
+    ]
+    if not counts:
         return []
     return [
-        f"Test utterances whose sentence is also in train, by other speakers: {', '.join(shared.values())}. The "
-        "speakers are new to the models, the words are not."
+        f"Test utterances whose sentence is also in train, by other speakers: {', '.join(counts)}. The speakers are "
+        "new to the models, the words are not."
     ]
 
 

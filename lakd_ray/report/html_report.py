@@ -73,6 +73,7 @@ def render_report(report: ReportContent) -> str:
         lines=lines,
         languages=languages,
         best=_best_student_UR(lines),
+        selected=next((_title(row) for row in report.model_selection if row["selected"]), None),
         title=format_title,
         language_name=format_language,
         has_variants=any(row["difference"] is not None for row in report.model_selection),
@@ -93,6 +94,10 @@ def _format_points(fraction: float | None) -> str:
 def _format_code(text: str) -> Markup:
     """Escape a sentence and turn its parts in backticks into code elements."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return format_title(row["paradigm"], row["setup"], row["variant"])
 
 
 def _best_student_UR(table_rows: Sequence[TableRow]) -> dict[str, float]:

@@ -56,13 +56,17 @@ def compare_settings(dev_scores: Sequence[DevScores]) -> list[dict[str, Any]]:
     """Compare each setting with the base settings of its paradigm and set-up; the best of each comes first.
 
     Returns:
-        Rows `{paradigm, setup, variant, cells, UR, ...}` of plain JSON types, with the columns of `verdicts`: the
+        Rows `{paradigm, setup, variant, cells, UR, selected, ...}` of plain JSON types, with the columns of `verdicts`.
+        `selected` is true for the setting with the highest UR of those that have all cells. The
         difference is over the cells that both have, its interval is a t interval over seeds, each the mean over its
         folds. It is about these dev speakers, which are the same for all seeds. The columns are null for the base
         settings and for variants that do not change the run.
     """
     base = {(scores.paradigm, scores.setup): scores for scores in dev_scores if scores.variant is None}
     rows = [_compare_with_base(scores, base.get((scores.paradigm, scores.setup))) for scores in dev_scores]
+    cells = max((row["cells"] for row in rows), default=0)  # a setting lacks cells where runs failed
+    if complete := [row for row in rows if row["cells"] == cells]:
+        max(complete, key=lambda row: float(row["UR"]))["selected"] = True
     order = list(dict.fromkeys((scores.paradigm, scores.setup) for scores in dev_scores))
     return sorted(rows, key=lambda row: (order.index((row["paradigm"], row["setup"])), -row["UR"]))
 
@@ -74,6 +78,7 @@ def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str
         "variant": candidate.variant,
         "cells": len(candidate.UR),
         "UR": mean(candidate.UR.values()),
+        "selected": False,
         **dict.fromkeys(TEST_COLUMNS),
     }
     shared = sorted(candidate.UR.keys() & base.UR.keys()) if base and base is not candidate else []
@@ -105,7 +110,7 @@ def describe_selected_students(
     """
     students = [row for row in pooled if row["language"] == MEAN_OVER_LANGUAGES and row["paradigm"] != TEACHER]
     test = {(row["paradigm"], row["setup"], row["variant"]): row for row in students}
-    selected = _select_setting(dev_rows)
+    selected = find_selected(dev_rows)
     sentences = [*_describe_selected_setting(selected, test), *_describe_served_student(graph, results, selected)]
     highest = max(students, key=lambda row: row["UR"])
     if selected and len(students) > 1 and highest is not test.get(_setting_key(selected)):
@@ -120,14 +125,13 @@ def _setting_key(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
     return row["paradigm"], row["setup"], row["variant"]
 
 
-def _select_setting(dev_rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the row with the highest mean UR on dev; settings that lack cells, because runs failed, do not compete."""
-    cells = max((row["cells"] for row in dev_rows), default=0)
-    return max((row for row in dev_rows if row["cells"] == cells), key=lambda row: float(row["UR"]), default=None)
+def find_selected(dev_rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the row of the setting that dev selects; None without metrics on dev."""
+    return next((row for row in dev_rows if row["selected"]), None)
 
 
 def _describe_selected_setting(
-    selected: dict[str, Any] | None, test: Mapping[tuple[str, str, str | None], ResultRow]
+    selected: Mapping[str, Any] | None, test: Mapping[tuple[str, str, str | None], ResultRow]
 ) -> list[str]:
     if selected is None:
         return ["No student is selected: the runs have no metrics on dev."]
@@ -142,7 +146,7 @@ def _describe_selected_setting(
 
 
 def _describe_served_student(
-    graph: RunGraph, results: Sequence[ResultRow], selected: dict[str, Any] | None
+    graph: RunGraph, results: Sequence[ResultRow], selected: Mapping[str, Any] | None
 ) -> list[str]:
     run, config = select_served_student(graph), graph.config
     epochs = RunState.read(run.folder(config)).metrics

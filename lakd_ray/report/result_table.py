@@ -36,7 +36,7 @@ class ResultRow(TypedDict):
     ece: float
     recall: dict[str, float | None]
     confusion: list[list[float]] | None
-    """Utterances by truth (rows) and prediction, summed over seeds; None for the mean over languages."""
+    """Utterances by truth (rows) and prediction, as means over seeds; None for the mean over languages."""
 
 
 @dataclass(frozen=True)

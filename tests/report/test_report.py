@@ -442,9 +442,13 @@ def test_the_selected_student_may_have_the_highest_score_on_test(tmp_path: Path)
     config = experiment(str(tmp_path), languages=["en"])
     evaluate(config, STRENGTH | {"kd": 4.0})
     train(config, epochs=2, gains={"kd": 0.2})
-    findings = write_report(config)[0]["notes"][1:4]
+    content, html = write_report(config)
+    findings = content["notes"][1:4]
     assert findings[0].startswith("Selected on dev: KD multilingual, with UR")
     assert "highest" not in " ".join(findings)
+    assert [row["paradigm"] for row in content["model_selection"] if row["selected"]] == ["kd"]
+    assert "KD multilingual kd-multilingual-f0-s42 selected on dev" in text_of(html)
+    assert html.count(">selected on dev<") == 1
 
 
 def test_grid_selects_a_setting_over_all_cells_and_serves_a_run_of_its_own_cell(tmp_path: Path) -> None:
