@@ -43,11 +43,19 @@ class ResultRow(TypedDict):
 class TableRow:
     """Rows of one model side by side: one line of the headline table."""
 
-    name: str
+    title: str
+    """Name of the setting."""
+    marks: str
+    """Marks that refer to caveats; usually empty."""
     model: str
     is_student: bool
     cells: dict[str, ResultRow]
     """Result row by language."""
+
+    @property
+    def name(self) -> str:
+        """The displayed name: the title with its marks."""
+        return self.title + self.marks
 
 
 def format_title(paradigm: str, setup: str, variant: str | None = None) -> str:
@@ -63,8 +71,8 @@ def build_table(rows: Sequence[ResultRow]) -> list[TableRow]:
         key = (row["paradigm"], row["model"])
         if key not in lines:
             marks = ("*" if row["undisclosed_models"] else "") + ("†" if row["settings_selected_on"] else "")
-            name = format_title(row["paradigm"], row["setup"], row["variant"]) + marks
-            lines[key] = TableRow(name, row["model"], row["paradigm"] != TEACHER, {})
+            title = format_title(row["paradigm"], row["setup"], row["variant"])
+            lines[key] = TableRow(title, marks, row["model"], row["paradigm"] != TEACHER, {})
         lines[key].cells[row["language"]] = row
     return list(lines.values())
 
