@@ -7,16 +7,16 @@ docs/explanation/method.md has the formulas and their sources. The settings trav
 from lakd_ray.distill.attention_loss import mixture_losses
 from lakd_ray.distill.distillation import DistillationLoss, distillation_loss
 from lakd_ray.distill.label_loss import class_weights, label_losses
-from lakd_ray.distill.teacher_weighting import WEIGHTINGS, WeightingInputs, WeightingLanguages, teacher_weights
+from lakd_ray.distill.teacher_weighting import WEIGHTINGS, WeightingInputs, match_languages, teacher_weights
 
 __all__ = [
     "WEIGHTINGS",
     "DistillationLoss",
     "WeightingInputs",
-    "WeightingLanguages",
     "class_weights",
     "distillation_loss",
     "label_losses",
+    "match_languages",
     "mixture_losses",
     "teacher_weights",
 ]

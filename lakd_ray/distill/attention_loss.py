@@ -9,6 +9,8 @@ Shape suffixes: B utterances, K teachers, C classes.
 import torch.nn.functional as F
 from torch import Tensor
 
+from lakd_ray.precision import upcast
+
 
 def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tensor, *, entropy_weight: float) -> Tensor:
     """Return the negative log-likelihood of the label under the weighted mixture of teachers, minus beta H(w); [B].
@@ -28,7 +30,7 @@ def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tens
     """
     if not entropy_weight >= 0:
         raise ValueError(f"expected entropy_weight >= 0, found {entropy_weight}")
-    log_weights_BK = F.log_softmax(scores_BK, dim=-1)
+    log_weights_BK = F.log_softmax(upcast(scores_BK), dim=-1)
     label_logp_BK = label_log_probabilities(teacher_logits_BKC.detach(), labels_B)
     negative_entropy_B = (log_weights_BK.exp() * log_weights_BK).sum(dim=-1)
     return entropy_weight * negative_entropy_B - (log_weights_BK + label_logp_BK).logsumexp(dim=-1)
@@ -37,4 +39,4 @@ def mixture_losses(scores_BK: Tensor, teacher_logits_BKC: Tensor, labels_B: Tens
 def label_log_probabilities(teacher_logits_BKC: Tensor, labels_B: Tensor) -> Tensor:
     """Return log softmax(z_k)[y] of every teacher, shape [B, K]."""
     index_BK1 = labels_B.view(-1, 1, 1).expand(-1, teacher_logits_BKC.shape[1], 1)
-    return F.log_softmax(teacher_logits_BKC, dim=-1).gather(-1, index_BK1).squeeze(-1)
+    return F.log_softmax(upcast(teacher_logits_BKC), dim=-1).gather(-1, index_BK1).squeeze(-1)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lakd_ray.config import DistillLossConfig, LabelLossConfig
 from lakd_ray.distill.label_loss import label_losses
-from lakd_ray.distill.teacher_weighting import WeightingInputs, WeightingLanguages, teacher_weights
+from lakd_ray.distill.teacher_weighting import WeightingInputs, teacher_weights
+from lakd_ray.precision import upcast
 
 # Added to the variance, so that equal logits, which have no variance, become zeros and not NaN.
 _VARIANCE_EPS = 1e-12
@@ -65,10 +66,10 @@ def distillation_loss(
     *,
     label_loss: LabelLossConfig | None = None,
     label_weights_B: Tensor | None = None,
-    languages: WeightingLanguages | None = None,
+    same_language_BK: Tensor | None = None,
     attention_scores_BK: Tensor | None = None,
 ) -> DistillationLoss:
-    """Compute the complete loss of a batch; no gradient flows into the weights or the teachers.
+    """Compute the complete loss of a batch, at least in fp32; no gradient flows into the weights or the teachers.
 
     Args:
         student_logits_BC: logits of the student, shape [B, C].
@@ -78,21 +79,21 @@ def distillation_loss(
             code.
         label_loss: the loss against the labels, see `label_losses`; None: plain cross-entropy.
         label_weights_B: the weight of each utterance's class, see `label_losses`.
-        languages: for weighting `language`, the languages of the utterances and of the teachers.
+        same_language_BK: for weighting `language`, see `match_languages`, shape [B, K].
         attention_scores_BK: for weighting `attention`, the scores of a learned attention, shape [B, K].
 
     Raises:
         ValueError: a shape is wrong, or an input of the weighting is missing.
     """
     _validate_shapes(student_logits_BC, teacher_logits_BKC, labels_B)
-    teacher_logits_BKC = teacher_logits_BKC.detach()
+    student_logits_BC, teacher_logits_BKC = upcast(student_logits_BC), upcast(teacher_logits_BKC.detach())
     weights_BK = teacher_weights(
         WeightingInputs(
             student_logits_BC,
             teacher_logits_BKC,
             labels_B,
             settings,
-            languages=languages,
+            same_language_BK=same_language_BK,
             scores_BK=attention_scores_BK,
         )
     )

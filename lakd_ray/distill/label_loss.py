@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lakd_ray.config import LabelLossConfig
+from lakd_ray.precision import upcast
 
 
 def label_losses(
@@ -36,7 +37,7 @@ def label_losses(
     settings = settings or LabelLossConfig()
     if weights_B is not None and weights_B.shape != labels_B.shape:
         raise ValueError(f"expected weights {tuple(labels_B.shape)}, found {tuple(weights_B.shape)}")
-    loss_B = F.cross_entropy(logits_BC, labels_B, reduction="none", label_smoothing=settings.label_smoothing)
+    loss_B = F.cross_entropy(upcast(logits_BC), labels_B, reduction="none", label_smoothing=settings.label_smoothing)
     if settings.focal_gamma:
         # -loss_B is log p. The clamp keeps the gradient of a power below one finite where p rounds to one.
         error_probability_B = -torch.expm1(-loss_B)

@@ -15,19 +15,7 @@ from torch import Tensor
 
 from lakd_ray.config import DistillLossConfig
 from lakd_ray.distill.attention_loss import label_log_probabilities
-
-
-@dataclass(frozen=True)
-class WeightingLanguages:
-    """The languages of the utterances and of the teachers.
-
-    Attributes:
-        utterance_languages: the language of each of the B utterances.
-        teacher_languages: the language of each of the K teachers; None for a teacher of several languages.
-    """
-
-    utterance_languages: Sequence[str]
-    teacher_languages: Sequence[str | None]
+from lakd_ray.precision import upcast
 
 
 @dataclass(frozen=True)
@@ -39,7 +27,7 @@ class WeightingInputs:
         teacher_logits_BKC: logits of the teachers, shape [B, K, C].
         labels_B: class indices, shape [B].
         settings: the weighting and its settings.
-        languages: languages of the utterances and the teachers, for `language`.
+        same_language_BK: whether teacher and utterance have the same language, for `language`; see `match_languages`.
         scores_BK: scores of a learned attention, for `attention`.
     """
 
@@ -47,7 +35,7 @@ class WeightingInputs:
     teacher_logits_BKC: Tensor
     labels_B: Tensor
     settings: DistillLossConfig
-    languages: WeightingLanguages | None = None
+    same_language_BK: Tensor | None = None
     scores_BK: Tensor | None = None
 
 
@@ -75,6 +63,17 @@ def similarity_centered_weights(inputs: WeightingInputs) -> Tensor:
     )
 
 
+def match_languages(
+    utterance_languages: Sequence[str], teacher_languages: Sequence[str | None], device: torch.device | None = None
+) -> Tensor:
+    """Return whether utterance and teacher have the same language, bool [B, K]; a teacher of several matches none.
+
+    Build it on the CPU and copy it with the batch: a copy from a list to a GPU waits for the device.
+    """
+    match = [[code == teacher for teacher in teacher_languages] for code in utterance_languages]
+    return torch.tensor(match, dtype=torch.bool, device=device)
+
+
 def language_weights(inputs: WeightingInputs) -> Tensor:
     """Return weights for which the teachers of the utterance's language share `same_language_weight`.
 
@@ -82,22 +81,15 @@ def language_weights(inputs: WeightingInputs) -> Tensor:
     with such teachers only.
 
     Raises:
-        ValueError: languages are missing, or their numbers do not match the logits.
+        ValueError: the matches of languages are missing, or their shape does not match the logits.
     """
-    batch, teachers = inputs.teacher_logits_BKC.shape[:2]
-    languages, same_language_weight = inputs.languages, inputs.settings.same_language_weight
-    counts = None if languages is None else (len(languages.utterance_languages), len(languages.teacher_languages))
-    if languages is None or counts != (batch, teachers):
+    match_BK, same_language_weight = inputs.same_language_BK, inputs.settings.same_language_weight
+    teachers, shape = inputs.teacher_logits_BKC.shape[1], tuple(inputs.teacher_logits_BKC.shape[:2])
+    found = None if match_BK is None else tuple(match_BK.shape)
+    if match_BK is None or found != shape:
         raise ValueError(
-            f"weighting `language` needs the languages of {batch} utterances and {teachers} teachers, found {counts}"
+            f"weighting `language` needs `same_language_BK` [B, K] = {shape} of `match_languages`, found {found}"
         )
-    match_BK = torch.tensor(
-        [
-            [utterance_language == teacher_language for teacher_language in languages.teacher_languages]
-            for utterance_language in languages.utterance_languages
-        ],
-        device=inputs.teacher_logits_BKC.device,
-    )
     matches_B1 = match_BK.sum(dim=1, keepdim=True, dtype=inputs.teacher_logits_BKC.dtype)
     others_B1 = teachers - matches_B1
     weight_BK = torch.where(
@@ -180,7 +172,7 @@ WEIGHTINGS: dict[str, Callable[[WeightingInputs], Tensor]] = {
 
 @torch.no_grad()
 def teacher_weights(inputs: WeightingInputs) -> Tensor:
-    """Return the teacher weights by the weighting of the settings, shape [B, K], without gradient.
+    """Return the teacher weights by the weighting of the settings, shape [B, K], at least in fp32, without gradient.
 
     With `reference_compat`, the cosine is averaged over the batch before the softmax, so that all utterances have the
     same weights, as in the reference code.
@@ -189,6 +181,12 @@ def teacher_weights(inputs: WeightingInputs) -> Tensor:
         ValueError: an input of the weighting is missing or has the wrong shape.
     """
     settings = inputs.settings
+    inputs = replace(
+        inputs,
+        student_logits_BC=upcast(inputs.student_logits_BC),
+        teacher_logits_BKC=upcast(inputs.teacher_logits_BKC),
+        scores_BK=None if inputs.scores_BK is None else upcast(inputs.scores_BK),
+    )
     if not settings.reference_compat:
         return WEIGHTINGS[settings.weighting](inputs)
     cosine_BK = F.cosine_similarity(inputs.student_logits_BC.unsqueeze(1), inputs.teacher_logits_BKC, dim=-1)

@@ -15,7 +15,7 @@ Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the fea
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.errors import ConfigError
+from lakd_ray.models.spec_augment import Seed, SpecAugmentMasks
 
 BACKBONES: dict[str, str] = {
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "unispeech-sat"), "lakd_ray.models.wav2vec2.Wav2Vec2Backbone"),
@@ -111,13 +112,35 @@ class Backbone(ABC):
     def count_frames(self, lengths_B: Tensor) -> Tensor:
         """Return how many frames of the hidden states belong to clips of the given lengths in samples, shape [B]."""
 
+    def plan_spec_augment(self, num_frames: Sequence[int], seeds: Sequence[Seed]) -> SpecAugmentMasks | None:
+        """Draw the masks of SpecAugment for a training batch on the CPU; None if the network has none.
+
+        Args:
+            num_frames: each utterance's number of frames.
+            seeds: one seed for each utterance.
+        """
+        return None
+
     @abstractmethod
     def extract_features(self, wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Run the first step on waves in [-1, 1], shape [B, F, H]; frames past the end of an utterance are padding."""
 
     @abstractmethod
-    def encode(self, features_BFH: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
+    def encode(
+        self,
+        features_BFH: Tensor,
+        num_frames_B: Tensor,
+        *,
+        output_hidden_states: bool = False,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> list[Tensor]:
         """Run the transformer on the features.
+
+        Args:
+            features_BFH: the output of `extract_features`.
+            num_frames_B: each utterance's number of frames.
+            output_hidden_states: also return the hidden states before the output.
+            spec_augment: in training, masks that `plan_spec_augment` returned for this batch.
 
         Returns:
             Its output, shape [B, F, D]; with `output_hidden_states` the transformer's input and the output of each

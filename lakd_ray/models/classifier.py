@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, ClassifierOutput
+from lakd_ray.models.spec_augment import Seed, SpecAugmentMasks
+from lakd_ray.precision import upcast_dtype
 
 # The encoder does not depend on these: the path it was loaded from, and the head.
 _NON_ENCODER_KEYS = {"_name_or_path", "architectures", "id2label", "label2id"}
@@ -117,27 +119,45 @@ class EmotionClassifier(nn.Module):
         return self._pool(hidden_BFD, num_frames_B).unsqueeze(1)
 
     def classify(
-        self, features_BFH: Tensor, num_frames_B: Tensor, languages_B: Tensor | None = None
+        self,
+        features_BFH: Tensor,
+        num_frames_B: Tensor,
+        languages_B: Tensor | None = None,
+        spec_augment: SpecAugmentMasks | None = None,
     ) -> ClassifierOutput:
         """Run the second step, transformer and head; the plain head takes the mean over frames."""
         if self._pools_before_head:
             return ClassifierOutput(self.network.classifier(self.network.projector(features_BFH[:, 0])))
         if self.languages:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-                hidden = self.backbone.encode(features_BFH, num_frames_B, output_hidden_states=True)
+                hidden = self.backbone.encode(
+                    features_BFH, num_frames_B, output_hidden_states=True, spec_augment=spec_augment
+                )
             outputs: ClassifierOutput = self.network.head(hidden, num_frames_B, languages_B)
             return outputs
-        (hidden_BFD,) = self.backbone.encode(features_BFH, num_frames_B)
+        (hidden_BFD,) = self.backbone.encode(features_BFH, num_frames_B, spec_augment=spec_augment)
         return ClassifierOutput(self.network.classifier(self._pool(self.network.projector(hidden_BFD), num_frames_B)))
 
     def _pool(self, hidden_BFD: Tensor, num_frames_B: Tensor) -> Tensor:
         """Average over the frames that transformers' head averages over, shape [B, D]."""
+        dtype = upcast_dtype(hidden_BFD)
         if not self.backbone.uses_masked_pooling:
-            return hidden_BFD.mean(dim=1)
-        frame_mask_BF1 = length_mask(hidden_BFD.shape[1], num_frames_B).unsqueeze(-1)
-        return (hidden_BFD * frame_mask_BF1).sum(dim=1) / num_frames_B.unsqueeze(1)
+            return hidden_BFD.mean(dim=1, dtype=dtype).to(hidden_BFD.dtype)
+        padding_BF1 = ~length_mask(hidden_BFD.shape[1], num_frames_B).unsqueeze(-1)
+        total_BD = hidden_BFD.masked_fill(padding_BF1, 0).sum(dim=1, dtype=dtype)
+        return (total_BD / num_frames_B.unsqueeze(1)).to(hidden_BFD.dtype)
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+    def plan_spec_augment(self, num_frames: Sequence[int], seeds: Sequence[Seed]) -> SpecAugmentMasks | None:
+        """Draw the masks of a training batch, see `Backbone.plan_spec_augment`; None for a frozen encoder."""
+        return None if self.freeze_encoder else self.backbone.plan_spec_augment(num_frames, seeds)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        lengths_B: Tensor,
+        languages_B: Tensor | None = None,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> ClassifierOutput:
         """Compute the logits of waves or of cached features.
 
         Args:
@@ -146,10 +166,12 @@ class EmotionClassifier(nn.Module):
             lengths_B: each utterance's number of samples, or of frames.
             languages_B: see `encode_languages`; if None, the language of every utterance is identified. A plain head
                 ignores it.
+            spec_augment: in training, the masks that `plan_spec_augment` returned for this batch; None: no masks.
         """
         if inputs.ndim == 3:
-            return self.classify(inputs, lengths_B, languages_B)
-        return self.classify(self.extract_features(inputs, lengths_B), self.count_frames(lengths_B), languages_B)
+            return self.classify(inputs, lengths_B, languages_B, spec_augment)
+        features_BFH, num_frames_B = self.extract_features(inputs, lengths_B), self.count_frames(lengths_B)
+        return self.classify(features_BFH, num_frames_B, languages_B, spec_augment)
 
 
 def encode_languages(languages: Sequence[str], codes: Sequence[str | None]) -> Tensor:

@@ -17,6 +17,7 @@ from lakd_ray.labels import canonical_emotion
 from lakd_ray.models.checkpoint import load_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.progress_bars import hide_progress_bars
+from lakd_ray.precision import upcast
 
 # A class that the teacher lacks gets e^-10 times the probability of its least likely class.
 _UNKNOWN_CLASS_MARGIN = 10.0
@@ -39,6 +40,7 @@ class ClassMapping(nn.Module):
 
     def forward(self, logits_BE: Tensor) -> Tensor:
         """Return the logits of the experiment's classes, shape [B, C]."""
+        logits_BE = upcast(logits_BE)
         known = [logits_BE[:, indices].logsumexp(dim=-1) for indices in self._source_indices if indices]
         least_B = torch.stack(known).min(dim=0).values - _UNKNOWN_CLASS_MARGIN
         columns = iter(known)

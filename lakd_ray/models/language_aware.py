@@ -41,6 +41,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from lakd_ray.models.backbone import backbone_class, make_backbone
 from lakd_ray.models.masking import length_mask
 from lakd_ray.models.outputs import IDENTIFY_LANGUAGE, LANGUAGE_AWARE_MODEL_TYPE, ClassifierOutput
+from lakd_ray.precision import autocast_disabled, upcast, upcast_dtype
 
 
 class LanguageAwareConfig(PretrainedConfig):  # type: ignore[misc]  # transformers is half typed
@@ -98,11 +99,11 @@ class LanguageAwareHead(nn.Module):
         hidden_BYFD = torch.stack([F.layer_norm(layer_BFD, layer_BFD.shape[-1:]) for layer_BFD in hidden_states], dim=1)
         frame_mask_BF = length_mask(hidden_BYFD.shape[2], num_frames_B)
         hidden_BYFD = hidden_BYFD.masked_fill(~frame_mask_BF[:, None, :, None], 0)
-        language_logits_BL = self.identifier(_pool_statistics(hidden_BYFD.detach(), num_frames_B))
+        language_logits_BL = self.identifier(pool_statistics(hidden_BYFD.detach(), frame_mask_BF))
         embedding_BE = self.language(self._resolve_languages(languages_B, language_logits_BL))
         pooled_BYD = self._pool_frames(hidden_BYFD, frame_mask_BF, embedding_BE)
-        layer_weights_BY = F.softmax(self.layer_scores(embedding_BE), dim=-1)
-        utterance_BD = (layer_weights_BY.unsqueeze(-1) * pooled_BYD).sum(dim=1)
+        layer_weights_BY = F.softmax(upcast(self.layer_scores(embedding_BE)), dim=-1)
+        utterance_BD = (layer_weights_BY.unsqueeze(-1) * pooled_BYD).sum(dim=1).to(pooled_BYD.dtype)
         logits_BC = self.classifier(F.gelu(self.projector(utterance_BD)))
         return ClassifierOutput(
             logits_BC, language_logits_BL, self._score_teachers(utterance_BD.detach(), embedding_BE)
@@ -123,25 +124,33 @@ class LanguageAwareHead(nn.Module):
 
     def _pool_frames(self, hidden_BYFD: Tensor, frame_mask_BF: Tensor, embedding_BE: Tensor) -> Tensor:
         query_BA, key_BYFA = self.frame_query(embedding_BE), self.frame_key(hidden_BYFD)
-        scores_BYF = torch.einsum("ba,byfa->byf", query_BA, key_BYFA) / math.sqrt(query_BA.shape[-1])
+        with autocast_disabled(hidden_BYFD.device):
+            scores_BYF = torch.einsum("ba,byfa->byf", upcast(query_BA), upcast(key_BYFA)) / math.sqrt(
+                query_BA.shape[-1]
+            )
         frame_weights_BYF = F.softmax(scores_BYF.masked_fill(~frame_mask_BF.unsqueeze(1), float("-inf")), dim=-1)
-        return torch.einsum("byf,byfd->byd", frame_weights_BYF, hidden_BYFD)
+        return torch.einsum("byf,byfd->byd", frame_weights_BYF.to(hidden_BYFD.dtype), hidden_BYFD)
 
     def _score_teachers(self, utterance_BD: Tensor, embedding_BE: Tensor) -> Tensor | None:
         if self.teacher_query is None or self.teacher_keys is None:
             return None
         query_BA = self.teacher_query(torch.cat([utterance_BD, embedding_BE], dim=-1))
-        scores_BK: Tensor = query_BA @ self.teacher_keys.weight.T / math.sqrt(query_BA.shape[-1])
+        with autocast_disabled(query_BA.device):
+            scores_BK: Tensor = upcast(query_BA) @ upcast(self.teacher_keys.weight).T / math.sqrt(query_BA.shape[-1])
         return scores_BK
 
 
-def _pool_statistics(hidden_BYFD: Tensor, num_frames_B: Tensor) -> Tensor:
-    """Return mean and deviation over frames, averaged over layers, [B, 2 D]; frames of the padding must be 0."""
-    frames_B11 = num_frames_B.view(-1, 1, 1)
-    mean_BYD = hidden_BYFD.sum(dim=2) / frames_B11
-    square_BYD = hidden_BYFD.square().sum(dim=2) / frames_B11
-    deviation_BYD = (square_BYD - mean_BYD.square()).clamp(min=1e-5).sqrt()
-    return torch.cat([mean_BYD, deviation_BYD], dim=-1).mean(dim=1)
+def pool_statistics(hidden_BYFD: Tensor, frame_mask_BF: Tensor) -> Tensor:
+    """Return mean and deviation over an utterance's frames, averaged over layers, [B, 2 D].
+
+    They are computed in fp32 and have the dtype of the hidden states, whose frames of the padding must be 0.
+    """
+    count_B11 = frame_mask_BF.sum(dim=1).view(-1, 1, 1)
+    mean_BYD = hidden_BYFD.sum(dim=2, dtype=upcast_dtype(hidden_BYFD)) / count_B11
+    centered_BYFD = (hidden_BYFD - mean_BYD.unsqueeze(2)).masked_fill(~frame_mask_BF[:, None, :, None], 0)
+    variance_BYD = centered_BYFD.square().sum(dim=2) / count_B11
+    deviation_BYD = variance_BYD.clamp(min=1e-5).sqrt()
+    return torch.cat([mean_BYD, deviation_BYD], dim=-1).mean(dim=1).to(hidden_BYFD.dtype)
 
 
 class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc]  # transformers is half typed
@@ -198,8 +207,15 @@ class LanguageAwareForAudioClassification(PreTrainedModel):  # type: ignore[misc
             lengths_B = attention_mask.sum(dim=-1)
         backbone = make_backbone(self.encoder)
         num_frames_B = backbone.count_frames(lengths_B)
+        spec_augment = None
+        if self.training:
+            seeds = torch.randint(2**62, (len(lengths_B), 1)).tolist()
+            spec_augment = backbone.plan_spec_augment(num_frames_B.tolist(), seeds)
         hidden = backbone.encode(
-            backbone.extract_features(input_values, lengths_B), num_frames_B, output_hidden_states=True
+            backbone.extract_features(input_values, lengths_B),
+            num_frames_B,
+            output_hidden_states=True,
+            spec_augment=None if spec_augment is None else spec_augment.to(input_values.device),
         )
         logits_BC = self.head(hidden, num_frames_B, language_ids).logits_BC
         loss = None if labels is None else F.cross_entropy(logits_BC, labels)

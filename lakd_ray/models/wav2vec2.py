@@ -8,14 +8,18 @@ transformers, unchanged.
 Shape suffixes: B utterances, T samples, F frames (20 ms), H channels of the feature encoder, D hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
 
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
-from lakd_ray.models.masking import capture_inputs, length_mask
+from lakd_ray.models.masking import length_mask
+from lakd_ray.models.spec_augment import Seed, SpecAugmentMasks, plan_spec_augment
+from lakd_ray.precision import upcast, upcast_dtype
 
 
 class Wav2Vec2Backbone(Backbone):
@@ -78,28 +82,54 @@ class Wav2Vec2Backbone(Backbone):
                 hidden_BHT = layer(hidden_BHT)
         return hidden_BHT.transpose(1, 2)
 
-    def encode(self, features_BFH: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
-        """Apply the feature projection, SpecAugment (in training only) and the transformer."""
-        mask_BF = length_mask(features_BFH.shape[1], num_frames_B)
+    def encode(
+        self,
+        features_BFH: Tensor,
+        num_frames_B: Tensor,
+        *,
+        output_hidden_states: bool = False,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> list[Tensor]:
+        """Apply the feature projection, SpecAugment and the transformer.
+
+        The loop over the layers is that of transformers' encoders, which read the mask in every forward pass to find
+        out whether there is padding: a GPU would wait.
+        """
+        encoder, mask_BF = self._base_model.encoder, length_mask(features_BFH.shape[1], num_frames_B)
         projected = self._base_model.feature_projection(features_BFH)
         hidden_BFD = projected[0] if isinstance(projected, tuple) else projected
-        hidden_BFD = self._apply_spec_augment(hidden_BFD, mask_BF)
-        with capture_inputs(self._base_model.encoder.layers if output_hidden_states else []) as inputs:
-            last_BFD = self._base_model.encoder(hidden_BFD, attention_mask=mask_BF).last_hidden_state
-        return [*inputs, last_BFD]
+        if spec_augment is not None:
+            hidden_BFD = spec_augment.apply(hidden_BFD, self._base_model.masked_spec_embed)
+        hidden_BFD = hidden_BFD.masked_fill(~mask_BF.unsqueeze(-1), 0)
+        hidden_BFD = hidden_BFD + encoder.pos_conv_embed(hidden_BFD)
+        normalizes_last = self.config.do_stable_layer_norm
+        hidden_BFD = encoder.dropout(hidden_BFD if normalizes_last else encoder.layer_norm(hidden_BFD))
+        inputs, arguments = [], {"attention_mask": self._attention_mask(hidden_BFD, mask_BF, num_frames_B)}
+        for layer in encoder.layers:
+            inputs.append(hidden_BFD)
+            output = layer(hidden_BFD, **arguments)
+            if isinstance(output, tuple):  # WavLM's first layer computes the position bias that the next ones take
+                hidden_BFD, arguments["position_bias"] = output
+            else:
+                hidden_BFD = output
+        last_BFD = encoder.layer_norm(hidden_BFD) if normalizes_last else hidden_BFD
+        return [*inputs, last_BFD] if output_hidden_states else [last_BFD]
 
-    def _apply_spec_augment(self, hidden_BFD: Tensor, mask_BF: Tensor) -> Tensor:
-        """Mask as transformers does in training, but only channels if a time mask is longer than the batch."""
-        if not self._base_model.training:
-            return hidden_BFD
-        if hidden_BFD.shape[1] >= self.config.mask_time_length:
-            masked_BFD: Tensor = self._base_model._mask_hidden_states(hidden_BFD, attention_mask=mask_BF)
-            return masked_BFD
-        if not self.config.mask_feature_prob:
-            return hidden_BFD
-        no_time_BF = torch.zeros_like(mask_BF)
-        channels_BFD: Tensor = self._base_model._mask_hidden_states(hidden_BFD, no_time_BF, attention_mask=mask_BF)
-        return channels_BFD
+    def _attention_mask(self, hidden_BFD: Tensor, mask_BF: Tensor, num_frames_B: Tensor) -> Tensor | None:
+        """Return the mask as the layers need it; None without padding, which only the CPU finds out at no cost."""
+        if self.config.model_type == "wavlm":
+            return mask_BF
+        on_host = num_frames_B.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and bool((num_frames_B >= mask_BF.shape[1]).all()):
+            return None
+        mask: Tensor | None = create_bidirectional_mask(
+            self.config, hidden_BFD, mask_BF, allow_is_bidirectional_skip=False
+        )
+        return mask
+
+    def plan_spec_augment(self, num_frames: Sequence[int], seeds: Sequence[Seed]) -> SpecAugmentMasks | None:
+        """Draw the masks of a batch as the transformers configuration specifies."""
+        return plan_spec_augment(self.config, num_frames, self.hidden_size, seeds)
 
 
 def normalize_waveform(wave_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -124,20 +154,27 @@ def masked_group_norm(hidden_BHT: Tensor, lengths_B: Tensor, norm: nn.GroupNorm)
         )
     if hidden_BHT.device.type == "cpu" and not torch.compiler.is_compiling():
         return _group_norm_per_utterance(hidden_BHT, lengths_B.tolist(), norm)
-    mask_B1T = length_mask(hidden_BHT.shape[-1], lengths_B).unsqueeze(1).to(hidden_BHT.dtype)
-    count_B11 = lengths_B.view(-1, 1, 1).to(hidden_BHT.dtype)
-    mean_BH1 = (hidden_BHT * mask_B1T).sum(dim=-1, keepdim=True) / count_B11
-    centered_BHT = (hidden_BHT - mean_BH1) * mask_B1T
+    return group_norm_with_mask(hidden_BHT, lengths_B, norm)
+
+
+def group_norm_with_mask(hidden_BHT: Tensor, lengths_B: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Compute `masked_group_norm` without reading the lengths: for GPUs, which would wait, and for exported graphs.
+
+    Statistics are fp32 for any input: squares of a second of audio overflow in fp16.
+    """
+    padding_B1T = ~length_mask(hidden_BHT.shape[-1], lengths_B).unsqueeze(1)
+    count_B11 = lengths_B.view(-1, 1, 1)
+    total_BH1 = hidden_BHT.masked_fill(padding_B1T, 0).sum(dim=-1, keepdim=True, dtype=upcast_dtype(hidden_BHT))
+    centered_BHT = (hidden_BHT - total_BH1 / count_B11).masked_fill(padding_B1T, 0)
     variance_BH1 = centered_BHT.square().sum(dim=-1, keepdim=True) / count_B11
-    scale_BH1 = norm.weight.view(1, -1, 1) * torch.rsqrt(variance_BH1 + norm.eps)
-    return centered_BHT * scale_BH1 + norm.bias.view(1, -1, 1)
+    scale_BH1 = upcast(norm.weight).view(1, -1, 1) * torch.rsqrt(variance_BH1 + norm.eps)
+    return torch.addcmul(upcast(norm.bias).view(1, -1, 1), centered_BHT, scale_BH1).to(hidden_BHT.dtype)
 
 
 def _group_norm_per_utterance(hidden_BHT: Tensor, lengths_B: list[int], norm: nn.GroupNorm) -> Tensor:
     """Apply the group norm to one utterance at a time with torch's own kernel, on the CPU only.
 
-    This tensor is the network's largest, and the masked version passes over it eight times, which is slow on a CPU. On
-    a GPU reading the lengths would synchronize, and a compiled graph does not know them.
+    This tensor is the network's largest, and the masked version passes over it eight times, which is slow on a CPU.
     """
 
     def normalize_utterance(row: int, valid: int) -> Tensor:

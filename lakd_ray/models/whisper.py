@@ -8,7 +8,6 @@ Shape suffixes: B utterances, T samples, M mel channels, S spectrogram frames (1
 size.
 """
 
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +18,8 @@ from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.errors import ConfigError
 from lakd_ray.models.backbone import Backbone
 from lakd_ray.models.masking import capture_inputs
+from lakd_ray.models.spec_augment import SpecAugmentMasks
+from lakd_ray.precision import autocast_disabled
 
 _N_FFT, _HOP_LENGTH = 400, 160  # samples
 _POSITIONS_PER_SECOND = 50
@@ -49,6 +50,7 @@ class WhisperBackbone(Backbone):
             )
         # Positions are fixed sinusoids, but transformers unfreezes them when it loads a checkpoint.
         base.embed_positions.requires_grad_(False)
+        self._mel_filters_by_device: dict[torch.device, Tensor] = {}
         super().__init__(
             base, hidden_size=config.d_model, num_layers=config.encoder_layers, feature_dim=config.num_mel_bins
         )
@@ -95,19 +97,30 @@ class WhisperBackbone(Backbone):
         window = torch.hann_window(_N_FFT, device=wave_BT.device)
         spectrum = torch.stft(wave_BT, _N_FFT, _HOP_LENGTH, window=window, return_complex=True)
         power = spectrum[..., :-1].abs() ** 2
-        log_BMS = (self._mel_filters.to(wave_BT.device).T @ power).clamp(min=1e-10).log10()
+        with autocast_disabled(wave_BT.device):  # the power of speech spans more than the range of fp16
+            mel_BMS = self._mel_filters(wave_BT.device) @ power
+        log_BMS = mel_BMS.clamp(min=1e-10).log10()
         log_BMS = torch.maximum(log_BMS, log_BMS.amax(dim=(1, 2), keepdim=True) - 8.0)
         return ((log_BMS + 4.0) / 4.0).transpose(1, 2)
 
-    @cached_property
-    def _mel_filters(self) -> Tensor:
-        from transformers import WhisperFeatureExtractor  # seconds to load
+    def _mel_filters(self, device: torch.device) -> Tensor:
+        """Return the filters of the mel channels, shape [M, bins of the spectrum]; they are copied to a device once."""
+        if device not in self._mel_filters_by_device:
+            from transformers import WhisperFeatureExtractor  # seconds to load
 
-        extractor = WhisperFeatureExtractor(feature_size=self.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
-        return torch.from_numpy(extractor.mel_filters).float()
+            extractor = WhisperFeatureExtractor(feature_size=self.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
+            self._mel_filters_by_device[device] = torch.from_numpy(extractor.mel_filters).float().T.to(device)
+        return self._mel_filters_by_device[device]
 
-    def encode(self, features_BSM: Tensor, num_frames_B: Tensor, *, output_hidden_states: bool = False) -> list[Tensor]:
-        """Apply the convolutions and the transformer to all positions, including padding."""
+    def encode(
+        self,
+        features_BSM: Tensor,
+        num_frames_B: Tensor,
+        *,
+        output_hidden_states: bool = False,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> list[Tensor]:
+        """Apply the convolutions and the transformer to all positions, including padding; SpecAugment has no masks."""
         mel_BMS = features_BSM.transpose(1, 2).to(self._base_model.conv1.weight.dtype)
         with capture_inputs(self._base_model.layers if output_hidden_states else []) as inputs:
             last_BFD = self._base_model(mel_BMS).last_hidden_state

@@ -12,20 +12,20 @@ from lakd_ray.distill import (
     WEIGHTINGS,
     DistillationLoss,
     WeightingInputs,
-    WeightingLanguages,
+    match_languages,
     distillation_loss,
     teacher_weights,
 )
 from lakd_ray.distill.distillation import kl_divergence, standardize
 
 B, K, C = 6, 3, 4
-CODES = WeightingLanguages(("en", "fi", "fr", "sv", "en", "fi"), ("en", "fi", "fr"))
+SAME_LANGUAGE = match_languages(("en", "fi", "fr", "sv", "en", "fi"), ("en", "fi", "fr"))
 SCORES = torch.from_numpy(np.random.default_rng(5).normal(size=(B, K)))
 SETTINGS: dict[str, Any] = {
     "temperature": 5.0,
     "lam": 0.25,
     "weighting_temperature": 0.25,
-    "languages": CODES,
+    "same_language_BK": SAME_LANGUAGE,
     "attention_scores_BK": SCORES,
 }
 OPTIONS: list[dict[str, Any]] = [
@@ -83,7 +83,7 @@ def terms(student: np.ndarray, teachers: np.ndarray, labels: np.ndarray, T: floa
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_by_hand(weighting, temperature, lam, arrays, tensors):
     ce, kl = terms(*arrays, temperature)
-    inputs = WeightingInputs(*tensors, DistillLossConfig(weighting=weighting), languages=CODES, scores_BK=SCORES)
+    inputs = WeightingInputs(*tensors, DistillLossConfig(weighting=weighting), same_language_BK=SAME_LANGUAGE, scores_BK=SCORES)
     weights = teacher_weights(inputs).numpy()  # see test_teacher_weighting.py
     found = loss_of(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
     np.testing.assert_allclose(found.ce_B, ce, rtol=0, atol=1e-9)
@@ -122,11 +122,7 @@ def test_objective_is_the_mean_over_utterances(tensors):
 def test_an_utterances_loss_does_not_depend_on_its_batch(options, tensors):
     complete = loss_of(*tensors, **SETTINGS | options)
     for i in range(B):
-        alone: dict[str, Any] = (
-            SETTINGS
-            | options
-            | {"languages": WeightingLanguages(CODES.utterance_languages[i : i + 1], CODES.teacher_languages)}
-        )
+        alone: dict[str, Any] = SETTINGS | options
         for name, value in alone.items():
             alone[name] = value[i : i + 1] if isinstance(value, torch.Tensor) else value
         found = loss_of(*(tensor[i : i + 1] for tensor in tensors), **alone)
@@ -228,8 +224,7 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
     student, teachers, labels = tensors
-    languages = WeightingLanguages(CODES.utterance_languages, (None,))
-    settings = SETTINGS | {"languages": languages, "attention_scores_BK": SCORES[:, :1]}
+    settings = SETTINGS | {"same_language_BK": torch.zeros(B, 1, dtype=torch.bool), "attention_scores_BK": SCORES[:, :1]}
     found = loss_of(student, teachers[:, :1], labels, **settings, weighting=weighting)
     soft, logq = F.softmax(teachers[:, 0] / 5, dim=1), F.log_softmax(student / 5, dim=1)
     kd = 25 * F.kl_div(logq, soft, reduction="batchmean")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lakd_ray.config import DistillLossConfig, Weighting
-from lakd_ray.distill import WEIGHTINGS, WeightingInputs, WeightingLanguages, teacher_weights
+from lakd_ray.distill import WEIGHTINGS, WeightingInputs, match_languages, teacher_weights
 
 B, K, C = 5, 3, 4
-CODES = WeightingLanguages(("en", "fi", "fr", "sv", "en"), ("en", "fi", "fr"))
+SAME_LANGUAGE = match_languages(("en", "fi", "fr", "sv", "en"), ("en", "fi", "fr"))
 LABELS = np.array([2, 0, 3, 1, 1])
 SCORES = np.random.default_rng(4).normal(size=(B, K))
 BY_LABEL = ("confidence", "top1", "rank")
@@ -29,7 +29,7 @@ def inputs(
     teachers: np.ndarray,
     *,
     per_batch: bool = False,
-    languages: WeightingLanguages | None = CODES,
+    same_language_BK: torch.Tensor | None = SAME_LANGUAGE,
     scores_BK: torch.Tensor | None = None,
     **settings: Any,
 ) -> WeightingInputs:
@@ -37,7 +37,7 @@ def inputs(
     config = DistillLossConfig(weighting=name, **settings).model_copy(update={"reference_compat": per_batch})
     tensors = (torch.from_numpy(array) for array in (student, teachers, LABELS))
     scores = torch.from_numpy(SCORES[:, : teachers.shape[1]]) if scores_BK is None else scores_BK
-    return WeightingInputs(*tensors, config, languages=languages, scores_BK=scores)
+    return WeightingInputs(*tensors, config, same_language_BK=same_language_BK, scores_BK=scores)
 
 
 def weights(name: str, student: np.ndarray, teachers: np.ndarray, **options: Any) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_equal_teachers_have_equal_weights(name, per_batch, logits):
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_one_teacher_has_all_the_weight(name, logits):
     student, teachers = logits
-    found = weights(name, student, teachers[:, :1], languages=WeightingLanguages(CODES.utterance_languages, ("fi",)))
+    found = weights(name, student, teachers[:, :1], same_language_BK=SAME_LANGUAGE[:, 1:2])
     np.testing.assert_allclose(found, 1, rtol=0, atol=1e-12)
 
 
@@ -144,18 +144,14 @@ def test_centered_weights_ignore_a_shift_of_logits(logits):
     ],
 )
 def test_language_with_several_or_no_own_teachers(teachers, row, logits):
-    found = weights("language", *logits, languages=WeightingLanguages(("en",) * B, teachers))
+    found = weights("language", *logits, same_language_BK=match_languages(("en",) * B, teachers))
     np.testing.assert_allclose(found, [row] * B, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "languages", [None, WeightingLanguages(("en",) * 4, ("en",) * 3), WeightingLanguages(("en",) * 5, ("en",) * 2)]
-)
-def test_language_needs_all_languages(languages, logits):
-    with pytest.raises(
-        ValueError, match=r"needs the languages of 5 utterances and 3 teachers, found (None|\(\d, \d\))"
-    ):
-        weights("language", *logits, languages=languages)
+@pytest.mark.parametrize("same_language_BK", [None, SAME_LANGUAGE[:4], SAME_LANGUAGE[:, :2]])
+def test_language_needs_all_languages(same_language_BK, logits):
+    with pytest.raises(ValueError, match=r"needs `same_language_BK` \[B, K\] = \(5, 3\).*found (None|\(\d, \d\))"):
+        weights("language", *logits, same_language_BK=same_language_BK)
 
 
 def test_same_language_weight(logits):
