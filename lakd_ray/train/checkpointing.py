@@ -200,7 +200,7 @@ def restore_latest(
 
 
 def save_rank_state(file: Path, loss_sums: Tensor | None = None, device: torch.device = _CPU) -> None:
-    """Write the state of every random generator that training uses (SpecAugment uses NumPy's).
+    """Write the state of the random generators that training draws from; the masks of SpecAugment have own seeds.
 
     Args:
         file: the file to write.
@@ -210,7 +210,6 @@ def save_rank_state(file: Path, loss_sums: Tensor | None = None, device: torch.d
     state = {
         "sums": loss_sums,
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
     if device.type == "cuda":
@@ -222,7 +221,6 @@ def load_rank_state(file: Path, device: torch.device = _CPU) -> Tensor | None:
     """Restore the random state that `save_rank_state` wrote, perhaps on a different device; return its loss sums."""
     state = torch.load(file, weights_only=False)
     torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
     random.setstate(state["python"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

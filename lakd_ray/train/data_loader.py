@@ -19,10 +19,10 @@ from lakd_ray.data.batch_plan import (
 )
 from lakd_ray.data.manifest import Manifest, RowIndices
 from lakd_ray.data.reader import AudioBatch, ShardSource, stream_batches
-from lakd_ray.devices import select_device
-from lakd_ray.distill import class_weights
+from lakd_ray.distill import class_weights, match_languages
 from lakd_ray.errors import SplitError
-from lakd_ray.models import pad_batch
+from lakd_ray.models import EmotionClassifier, pad_batch
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.runs.graph import Run
 from lakd_ray.train.step import TrainBatch
 
@@ -105,10 +105,10 @@ class RankDataLoader:
         """Number of optimizer steps in the first epoch; later epochs may differ by a few."""
         return sum(1 for _ in self.epoch_plan(0).batches(0)) // self.config.train.gradient_accumulation_steps
 
-    def batches(self, first_epoch: int, skipped_batches: int = 0) -> Iterator[tuple[AudioBatch, TrainBatch]]:
+    def audio_batches(self, first_epoch: int, skipped_batches: int = 0) -> Iterator[AudioBatch]:
         """Return this rank's batches from the first epoch on: of each epoch the training batches, then the dev batches.
 
-        Reading starts with this call, not with the first `next`.
+        Reading starts with this call, not with the first `next`. `collate` converts the batches.
 
         Args:
             first_epoch: index of the first epoch.
@@ -120,10 +120,7 @@ class RankDataLoader:
         )
         groups = self._read_groups(first_epoch, skipped_batches)
         cpus = self.config.train.reader_cpus_per_worker
-        raw_batches = stream_batches(
-            self.manifest, groups, source=self.feature_source, num_cpus=cpus, num_readers=readers
-        )
-        return ((raw_batch, self.collate(raw_batch)) for raw_batch in raw_batches)
+        return stream_batches(self.manifest, groups, source=self.feature_source, num_cpus=cpus, num_readers=readers)
 
     def _read_groups(self, first_epoch: int, skipped_batches: int) -> Iterator[ReadGroup]:
         for epoch in range(first_epoch, self.run.recipe.optim.epochs):
@@ -131,11 +128,14 @@ class RankDataLoader:
             yield from plan.read_groups[self.rank]
             yield from self.dev_plan.read_groups[self.rank]
 
-    def collate(self, raw_batch: AudioBatch) -> TrainBatch:
-        """Convert a batch of NumPy signals to the tensors that the model needs."""
+    def collate(self, raw_batch: AudioBatch, model: EmotionClassifier | None = None) -> TrainBatch:
+        """Convert a batch of NumPy signals to the tensors that a step needs, on the CPU.
+
+        Args:
+            raw_batch: the signals.
+            model: plans the masks of SpecAugment for a training batch; None: no masks.
+        """
         inputs, lengths_B = pad_batch([torch.from_numpy(signal) for signal in raw_batch.signals])
-        if select_device(self.config.train.device).type == "cuda":
-            inputs = inputs.pin_memory()  # so that the copy to the device is asynchronous
         labels_B = torch.from_numpy(self.manifest.labels_N[raw_batch.rows])
         teachers, weights_C = self.teacher_logits_NKC, self.class_weights
         codes = [str(code) for code in self.manifest.languages_N[raw_batch.rows]]
@@ -150,7 +150,19 @@ class RankDataLoader:
             else None,
             teacher_logits_BKC=None if teachers is None else teachers[torch.from_numpy(raw_batch.rows)],
             label_weights_B=None if weights_C is None else weights_C[labels_B],
+            same_language_BK=None if teachers is None else match_languages(codes, self.run.teacher_languages),
+            spec_augment=self._plan_spec_augment(raw_batch, lengths_B, model),
         )
+
+    def _plan_spec_augment(
+        self, raw_batch: AudioBatch, lengths_B: Tensor, model: EmotionClassifier | None
+    ) -> SpecAugmentMasks | None:
+        """Draw masks from the run's seed, the epoch and the utterances; None for a batch of dev."""
+        if model is None or raw_batch.split != "train":
+            return None
+        num_frames_B = lengths_B if self.feature_source is not None else model.count_frames(lengths_B)
+        seeds = [(self.run.seed, raw_batch.epoch, row) for row in raw_batch.rows.tolist()]
+        return model.plan_spec_augment(num_frames_B.tolist(), seeds)
 
     def audio_seconds(self, plan: EpochPlan) -> tuple[float, float]:
         """Return the audio seconds of an epoch over all ranks, (with padding, without padding)."""

@@ -5,23 +5,29 @@ L languages.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lakd_ray.config import DistillLossConfig, LabelLossConfig
-from lakd_ray.distill import WeightingLanguages, distillation_loss, label_losses, mixture_losses
+from lakd_ray.distill import distillation_loss, label_losses, match_languages, mixture_losses
 from lakd_ray.models import ClassifierOutput
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 
-ForwardFn = Callable[[Tensor, Tensor, Tensor | None], ClassifierOutput]  # (inputs, lengths_B, languages_B) -> outputs
+# (inputs, lengths_B, languages_B, spec_augment) -> outputs
+ForwardFn = Callable[[Tensor, Tensor, Tensor | None, SpecAugmentMasks | None], ClassifierOutput]
 DEFAULT_LABEL_LOSS = LabelLossConfig()
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """The inputs and targets of one forward pass."""
+    """The inputs and targets of one forward pass, and all that depends on the batch alone.
+
+    It is made on the host, so that a step on a GPU never waits for values from it.
+    """
 
     inputs: Tensor
     """Waves, shape [B, T], or cached features, shape [B, F, H]."""
@@ -29,26 +35,47 @@ class TrainBatch:
     """Each utterance's number of samples, or of frames."""
     labels_B: Tensor
     languages: Sequence[str]
+    """Code of each utterance's language."""
     teacher_logits_BKC: Tensor | None = None
     languages_B: Tensor | None = None
     """Indices of the languages, for a language-aware student."""
     label_weights_B: Tensor | None = None
     """Weight of each utterance's class in the label loss; all one if None."""
+    same_language_BK: Tensor | None = None
+    """For weighting `language`: see `match_languages`; computed from `languages` if None, on a GPU with a wait."""
+    spec_augment: SpecAugmentMasks | None = None
+    """Masks of a training batch; None: no masks."""
+
+    def pin_memory(self) -> "TrainBatch":
+        """Copy the batch to pinned memory, from which copies to a GPU are asynchronous."""
+        return self._map(lambda value: value.pin_memory())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TrainBatch":
         """Copy the batch to a device, cached features in the given precision; waves stay in fp32."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        return self.cast(dtype)._map(lambda value: value.to(device, non_blocking=True))
 
+    def cast(self, dtype: torch.dtype) -> "TrainBatch":
+        """Convert cached features to the given precision; waves stay in fp32."""
+        return replace(self, inputs=self.inputs.to(dtype)) if self.inputs.ndim == 3 else self
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        values = [getattr(self, entry.name) for entry in fields(self)]
+        return [
+            tensor
+            for value in values
+            for tensor in (value if isinstance(value, SpecAugmentMasks) else [value])
+            if isinstance(tensor, Tensor)
+        ]
+
+    def _map(self, convert: Callable[[Any], Any]) -> "TrainBatch":
+        """Convert each tensor, and the masks together."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return replace(
             self,
-            inputs=self.inputs.to(device, dtype if self.inputs.ndim == 3 else None, non_blocking=True),
-            lengths_B=self.lengths_B.to(device, non_blocking=True),
-            labels_B=self.labels_B.to(device, non_blocking=True),
-            teacher_logits_BKC=move(self.teacher_logits_BKC),
-            languages_B=move(self.languages_B),
-            label_weights_B=move(self.label_weights_B),
+            **{name: convert(value) for name, value in values.items() if isinstance(value, Tensor | SpecAugmentMasks)},
         )
 
 
@@ -108,7 +135,7 @@ def compute_losses(forward: ForwardFn, batch: TrainBatch, objective: Objective) 
         raise ValueError(
             f"class balance {label.class_balance} needs class weights, but the batch has no `label_weights_B`"
         )
-    outputs = forward(batch.inputs, batch.lengths_B, batch.languages_B)
+    outputs = forward(batch.inputs, batch.lengths_B, batch.languages_B, batch.spec_augment)
     logits_BC = outputs.logits_BC.float()
     total, ce, kl = _paradigm_losses(logits_BC, outputs.teacher_scores_BK, batch, objective)
     language = _language_id_loss(outputs.language_logits_BL, batch)
@@ -136,10 +163,18 @@ def _paradigm_losses(
         loss,
         label_loss=label,
         label_weights_B=batch.label_weights_B,
-        languages=WeightingLanguages(batch.languages, objective.teacher_languages),
+        same_language_BK=_same_language(batch, objective),
         attention_scores_BK=None if teacher_scores_BK is None else teacher_scores_BK.float(),
     )
     return parts.total_B.sum(), parts.ce_B.sum(), parts.kl_B.sum()
+
+
+def _same_language(batch: TrainBatch, objective: Objective) -> Tensor | None:
+    if objective.distill_loss is None or objective.distill_loss.weighting != "language":
+        return None
+    if batch.same_language_BK is not None:
+        return batch.same_language_BK
+    return match_languages(batch.languages, objective.teacher_languages, batch.labels_B.device)
 
 
 def _language_id_loss(language_logits_BL: Tensor | None, batch: TrainBatch) -> Tensor:

@@ -38,6 +38,7 @@ from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.dev_metrics import compute_dev_metrics
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops
 from lakd_ray.train.monitoring import LossGuard, StepTimer, peak_memory_mb
+from lakd_ray.train.prefetch import load_batches
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Trainer:
         saved = RunState.read(folder)
         self._start = saved.latest
         # Start reading data first, so that it overlaps with loading the libraries; both take seconds.
-        self._batches = loader.batches(saved.latest.epochs_done, saved.latest.batches_done)
+        self._audio_batches = loader.audio_batches(saved.latest.epochs_done, saved.latest.batches_done)
         has_attention = loader.run.loss is not None and loader.run.loss.weighting == "attention"
         model = build_model(
             recipe.model,
@@ -148,6 +149,7 @@ class Trainer:
         self.pruning_metadata = (
             {} if model.source_layer_indices is None else {"layers": list(model.source_layer_indices)}
         )
+        self._collate = partial(loader.collate, model=model)
         steps = loader.steps_per_epoch * recipe.optim.epochs
         self.engine = engines.build_engine(model, recipe.optim, settings, total_steps=steps)
         self.provenance = Provenance(
@@ -163,12 +165,13 @@ class Trainer:
 
     def fit(self, on_epoch: EpochCallback) -> None:
         """Train and evaluate the remaining epochs, and call `on_epoch` after each one."""
-        latest, batches = self.state.latest, self._batches
+        latest, audio_batches = self.state.latest, self._audio_batches
         if (latest.epochs_done, latest.batches_done) != (
             self._start.epochs_done,
             self._start.batches_done,
         ):  # a corrupted state was skipped
-            batches = self._batches = self.loader.batches(latest.epochs_done, latest.batches_done)
+            audio_batches = self.loader.audio_batches(latest.epochs_done, latest.batches_done)
+        batches = load_batches(audio_batches, self._collate, self.engine.device, self.engine.dtype)
         try:
             while not self._should_stop():
                 epoch, skipped = self.state.latest.epochs_done, self.state.latest.batches_done
@@ -181,6 +184,7 @@ class Trainer:
                 self._save_state(ResumePoint(epoch + 1), epoch_metrics)
                 on_epoch(epoch_metrics)
         finally:
+            batches.close()
             self.checkpointer.wait()
 
     def _should_stop(self) -> bool:
@@ -205,7 +209,6 @@ class Trainer:
                     f"expected a training batch of epoch {epoch}, "
                     f"found a {audio_batch.split} batch of epoch {audio_batch.epoch}"
                 )
-            batch = batch.to(self.engine.device, self.engine.dtype)
             timer.mark("data")
             losses = compute_losses(self.engine.forward, batch, self.objective)
             self.loss_guard.check_loss(
@@ -240,15 +243,14 @@ class Trainer:
         with self.engine.eval_mode():
             for _ in range(own_count):
                 audio_batch, batch = next(batches)
-                batch = batch.to(self.engine.device, self.engine.dtype)
                 rows.append(audio_batch.rows)
-                outputs = self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
-                logits.append(outputs.logits_BC.float().cpu().numpy())
+                logits.append(self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B).logits_BC.float())
             for _ in range(max_count - own_count):  # with ZeRO-3 all ranks must take part in every forward pass
                 batch = self.loader.dummy_batch.to(self.engine.device, self.engine.dtype)
                 self.engine.forward(batch.inputs, batch.lengths_B, batch.languages_B)
         gathered: list[Any] = [None] * self.loader.world_size
-        dist.all_gather_object(gathered, (rows, logits))
+        own_logits = [logits_BC.cpu().numpy() for logits_BC in logits]  # after the last batch, as each copy waits
+        dist.all_gather_object(gathered, (rows, own_logits))
         rows_N = np.concatenate([part for rank_rows, _ in gathered for part in rank_rows])
         logits_NC = np.concatenate([part for _, rank_logits in gathered for part in rank_logits])
         if len(rows_N) != len(self.loader.dev_rows) or len(np.unique(rows_N)) != len(rows_N):

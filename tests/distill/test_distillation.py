@@ -12,8 +12,8 @@ from lakd_ray.distill import (
     WEIGHTINGS,
     DistillationLoss,
     WeightingInputs,
-    match_languages,
     distillation_loss,
+    match_languages,
     teacher_weights,
 )
 from lakd_ray.distill.distillation import kl_divergence, standardize
@@ -83,7 +83,9 @@ def terms(student: np.ndarray, teachers: np.ndarray, labels: np.ndarray, T: floa
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_by_hand(weighting, temperature, lam, arrays, tensors):
     ce, kl = terms(*arrays, temperature)
-    inputs = WeightingInputs(*tensors, DistillLossConfig(weighting=weighting), same_language_BK=SAME_LANGUAGE, scores_BK=SCORES)
+    inputs = WeightingInputs(
+        *tensors, DistillLossConfig(weighting=weighting), same_language_BK=SAME_LANGUAGE, scores_BK=SCORES
+    )
     weights = teacher_weights(inputs).numpy()  # see test_teacher_weighting.py
     found = loss_of(*tensors, **SETTINGS | {"temperature": temperature, "lam": lam}, weighting=weighting)
     np.testing.assert_allclose(found.ce_B, ce, rtol=0, atol=1e-9)
@@ -224,7 +226,10 @@ def test_no_gradient_into_weights_or_teachers(weighting, compat, tensors):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_one_teacher_is_plain_distillation(weighting, arrays, tensors):
     student, teachers, labels = tensors
-    settings = SETTINGS | {"same_language_BK": torch.zeros(B, 1, dtype=torch.bool), "attention_scores_BK": SCORES[:, :1]}
+    settings = SETTINGS | {
+        "same_language_BK": torch.zeros(B, 1, dtype=torch.bool),
+        "attention_scores_BK": SCORES[:, :1],
+    }
     found = loss_of(student, teachers[:, :1], labels, **settings, weighting=weighting)
     soft, logq = F.softmax(teachers[:, 0] / 5, dim=1), F.log_softmax(student / 5, dim=1)
     kd = 25 * F.kl_div(logq, soft, reduction="batchmean")

@@ -129,23 +129,6 @@ def test_teachers_and_students_can_be_of_any_family(tmp_path: Path):
         assert [name for name in without_gradient if "masked_spec_embed" not in name] == []
 
 
-def test_clips_too_short_for_time_masks_can_be_trained_on():
-    model = network("wav2vec2", mask_time_length=50, mask_time_prob=0.5).train()
-    assert torch.isfinite(model(*pad_batch([torch.randn(3_000)])).logits_BC).all()
-
-
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert", "unispeech-sat"])  # not supported by WavLM in transformers
-def test_clips_too_short_for_time_masks_get_channel_masks(family: str):
-    masks = {"mask_time_length": 50, "mask_time_prob": 0.5, "mask_feature_prob": 0.5, "mask_feature_length": 4}
-    model = tiny.model(**tiny.DETERMINISTIC | masks | {"model_type": family}).train()
-    wave = pad_batch([torch.randn(3_000, generator=torch.Generator().manual_seed(0))])
-    logits = [model(*wave).logits_BC for _ in range(4)]
-    assert not all(torch.equal(logits[0], repeated) for repeated in logits)
-    logits[0].sum().backward()
-    model.eval()
-    assert torch.equal(model(*wave).logits_BC, model(*wave).logits_BC)
-
-
 def test_a_weighted_layer_sum_is_rejected():
     with pytest.raises(ConfigError, match="use_weighted_layer_sum"):
         network("wav2vec2", use_weighted_layer_sum=True)

@@ -9,6 +9,7 @@ stores the results as `<out>/world-<n>.pt`: an `OneRankResults` or a `TwoRankRes
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def make_batch(step: int, indices: Sequence[int] = range(UTTERANCES)) -> TrainBa
     return TrainBatch(wave_BT, lengths_B, labels_B[index], languages, teachers_BKC[index], languages_B)
 
 
+def make_masked_batch(engine: Engine, step: int, indices: Sequence[int] = range(UTTERANCES)) -> TrainBatch:
+    """Return a training batch with the masks of SpecAugment, if the model has it."""
+    batch, model = make_batch(step, indices), engine._model
+    num_frames = model.count_frames(batch.lengths_B).tolist()
+    return replace(batch, spec_augment=model.plan_spec_augment(num_frames, [(step, index) for index in indices]))
+
+
 def make_language_aware_model(*, language_dropout: float = 0.0, **changes: Any) -> EmotionClassifier:
     """Build a language-aware student; with language dropout a step is not a deterministic function of its batch."""
     return tiny.aware(head=tiny.AWARE.model_copy(update={"language_dropout": language_dropout}), **changes)
@@ -82,7 +90,7 @@ def train_steps(
     for step in steps:
         total = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         for share in shares:
-            losses = compute_losses(engine.forward, make_batch(step, share), objective)
+            losses = compute_losses(engine.forward, make_masked_batch(engine, step, share), objective)
             engine.backward(losses.loss, UTTERANCES)
             engine.step()
             total += losses.to_tensor()

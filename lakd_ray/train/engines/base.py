@@ -17,6 +17,7 @@ from torch import Tensor
 from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.devices import select_device
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.train.engines.optimizer import ExponentialMovingAverage, build_param_groups, make_lr_lambda
 
 _EMA_FILE = "average.pt"
@@ -78,7 +79,13 @@ class Engine(ABC):
         """Gradient norm of the last step before clipping; None if it is not known."""
 
     @abstractmethod
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+    def forward(
+        self,
+        inputs: Tensor,
+        lengths_B: Tensor,
+        languages_B: Tensor | None = None,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> ClassifierOutput:
         """Run the model as `EmotionClassifier.forward` does."""
 
     @abstractmethod

@@ -15,6 +15,7 @@ from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.devices import select_device
 from lakd_ray.errors import CheckpointError
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.train.engines.base import Engine
 
 _TAG = "state"
@@ -56,9 +57,15 @@ class DeepSpeedEngine(Engine):
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+    def forward(
+        self,
+        inputs: Tensor,
+        lengths_B: Tensor,
+        languages_B: Tensor | None = None,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> ClassifierOutput:
         """Run the model as `EmotionClassifier.forward` does."""
-        outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B)
+        outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B, spec_augment)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.devices import select_device
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.train.engines.base import Engine
 
 _STATE_FILE = "plain.pt"
@@ -46,10 +47,16 @@ class TorchEngine(Engine):
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._autocast_dtype is not None)
 
-    def forward(self, inputs: Tensor, lengths_B: Tensor, languages_B: Tensor | None = None) -> ClassifierOutput:
+    def forward(
+        self,
+        inputs: Tensor,
+        lengths_B: Tensor,
+        languages_B: Tensor | None = None,
+        spec_augment: SpecAugmentMasks | None = None,
+    ) -> ClassifierOutput:
         """Run the model as `EmotionClassifier.forward` does."""
         with self._autocast():
-            outputs: ClassifierOutput = self._model(inputs, lengths_B, languages_B)
+            outputs: ClassifierOutput = self._model(inputs, lengths_B, languages_B, spec_augment)
         return outputs
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
