@@ -67,12 +67,14 @@ class Scenario:
 TYPICAL = Scenario("typical, balanced")
 UNBALANCED = Scenario("unbalanced speakers and classes", unbalanced=0.6, class_shares=(0.15, 0.20, 0.40, 0.25))
 LANGUAGES = replace(UNBALANCED, name="three languages, unbalanced", utterances=(20, 40, 60))
+DIFFERENT_SEEDS = replace(TYPICAL, name="different seeds", seed=0.06, seed_class=0.12)
 SCENARIOS = (
     TYPICAL,
     UNBALANCED,
     replace(TYPICAL, name="similar speakers", speaker=0.06, speaker_class=0.15, interaction=0.07),
     replace(UNBALANCED, name="different speakers, unbalanced", speaker=0.25, speaker_class=0.5),
-    replace(TYPICAL, name="different seeds", seed=0.06, seed_class=0.12),
+    replace(UNBALANCED, name="very unbalanced, a rare class", unbalanced=1.0, class_shares=(0.05, 0.15, 0.50, 0.30)),
+    DIFFERENT_SEEDS,
     LANGUAGES,
 )
 
@@ -251,7 +253,7 @@ def false_decision_table(
     scenarios = (
         TYPICAL,
         UNBALANCED,
-        replace(TYPICAL, name="different seeds", seed=0.06, seed_class=0.12),
+        DIFFERENT_SEEDS,
         replace(TYPICAL, name="settings that suit different speakers", setting_speaker=0.2),
     )
     for (S, A), scenario in itertools.product(cells, scenarios):
