@@ -92,7 +92,9 @@ def describe_intervals(predictions: Sequence[Predictions]) -> str:
     counts = ", ".join(
         f"{language} {len(names)}{' sessions' * (language in sessions)}" for language, names in sorted(clusters.items())
     )
-    sentence = f"Intervals are 95 % t intervals of a jackknife over test speakers ({counts})."
+    seeds = len({model.seed for model in predictions})
+    crossed = f" and {seeds} seeds" if seeds > 1 else ""
+    sentence = f"Intervals are 95 % t intervals of a jackknife over test speakers ({counts}){crossed}."
     if sessions:
         sentence += " The speakers of a session talk to each other, so a session counts as one."
     single = [language for language, names in sorted(clusters.items()) if len(names) == 1]
