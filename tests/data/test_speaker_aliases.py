@@ -2,14 +2,17 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from pydantic import ValidationError
 
 from lakd_ray.config import Experiment
+from lakd_ray.data import prepare
 from lakd_ray.data.deduplicate import drop_duplicates
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import DataExposure
@@ -149,3 +152,24 @@ def test_recordings_with_one_acoustic_fingerprint_in_two_splits(treatment: str, 
         return
     check_splits(table, split_N, config)
     assert ("same acoustic fingerprint" in caplog.text) == (treatment == "warn")
+
+
+def test_prepare_rejects_unknown_names_and_runs_again_after_a_change(tmp_path: Path, monkeypatch: Any) -> None:
+    lines = ["path,emotion,language,speaker"]
+    for name in ("01", "02"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(1600), 16_000)
+        lines.append(f"{name}.wav,anger,en,{name}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    corpora = [{"name": "a", "root": str(tmp_path / "manifest.csv")}]
+
+    def config(aliases: dict[str, list[str]]) -> Experiment:
+        return experiment(aliases, corpora=corpora, storage=str(tmp_path / "out"))
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(prepare, "_prepare_corpora", lambda *args: calls.append({}) or ([], []))
+    with pytest.raises(ConfigError, match=r"do not have:\n  a:3; similar: a:0"):
+        prepare.prepare_corpora(config({"a:01": ["a:3"]}))
+    assert not calls
+    for aliases, expected in (({}, 1), ({}, 1), ({"a:01": ["a:02"]}, 2), ({"a:01": ["a:02"]}, 2)):
+        prepare.prepare_corpora(config(aliases))
+        assert len(calls) == expected

@@ -11,11 +11,13 @@ import pytest
 from lakd_ray import storage
 from lakd_ray.config import Experiment, load_config, to_dict, with_variant
 from lakd_ray.data.schema import MANIFEST_SCHEMA
-from lakd_ray.errors import ConfigError, StageError
+from lakd_ray.errors import ConfigError, DataLeakageError, StageError
+from lakd_ray.launch import driver
+from lakd_ray.launch.driver import stage_tasks
 from lakd_ray.launch.plan import GridPlan, format_plan, plan_grid
 from lakd_ray.launch.run_log import RunLog
 from lakd_ray.pipeline import run_grid
-from lakd_ray.runs import record
+from lakd_ray.runs import build_run_graph, record
 from lakd_ray.runs.state import ResumePoint, RunState
 
 NUM_SPEAKERS = {"en": 5, "fi": 9}
@@ -189,3 +191,26 @@ def test_folds_that_test_the_dev_speakers_of_a_search_are_named(config: Experime
     unaffected = sorted(set(range(9)) - plan.selected_on_test.keys())
     assert f"--set grid.folds={unaffected}" in text
     assert "test speakers here" not in format_plan(plan_grid(config), None)
+
+
+def test_a_model_that_was_trained_on_a_corpus_is_rejected_before_anything_is_trained(config: Experiment) -> None:
+    recipe = config.student.model_copy(
+        update={"model": config.student.model.model_copy(update={"pretrained": "superb/hubert-base-superb-er"})}
+    )
+    english = config.corpora[0].model_copy(update={"dataset": "iemocap"})
+    table = storage.read_table(f"{config.stage_folder('prepare')}/manifest.parquet")
+    names = [
+        name.replace("en:", "en:Ses0").replace("Ses00", "Ses05") + "F" * name.startswith("en")
+        for name in table["speaker"].to_pylist()
+    ]
+    storage.write_table(
+        f"{config.stage_folder('prepare')}/manifest.parquet",
+        table.set_column(3, table.schema.field("speaker"), pa.array(names)),
+    )
+    changed = config.model_copy(update={"student": recipe, "corpora": (english, *config.corpora[1:])})
+    with pytest.raises(DataLeakageError, match=r"superb/hubert-base-superb-er was trained on .*iemocap:Ses0\dF"):
+        plan_grid(changed)
+    task = stage_tasks([build_run_graph(changed)], "train")
+    with pytest.raises(DataLeakageError, match="superb/hubert-base-superb-er"):
+        driver._pending_tasks(task)  # the teachers are not trained yet, and not rejected
+    assert driver._pending_tasks(stage_tasks([build_run_graph(changed)], "teachers"))

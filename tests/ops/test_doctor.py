@@ -467,6 +467,34 @@ def test_pretrained_models_of_the_hub(content, monkeypatch, tmp_path, silent):
     assert "HF_HUB_OFFLINE" in pretrained_checks.check_pretrained(config, ["teachers"], timeout_s=1).found
 
 
+@pytest.mark.parametrize(
+    ("model", "status", "found"),
+    [
+        ({"pretrained": "facebook/wav2vec2-base"}, "ok", "no model was trained on dev or test speakers"),
+        ({"pretrained": "openai/whisper-base"}, "warn", "not known for openai/whisper-base: tables mark"),
+        ({"pretrained": "openai/whisper-base", "trained_on": []}, "ok", "no model was"),
+        (
+            {"pretrained": "superb/wav2vec2-base-superb-er"},
+            "fail",
+            "was trained on iemocap, a corpus of this experiment",
+        ),
+        ({"pretrained": "superb/wav2vec2-base-superb-er", "trained_on": []}, "ok", "no model was"),
+    ],
+)
+def test_training_data_before_the_corpora_are_prepared(content, model, status, found):
+    corpora = [content["corpora"][0] | {"importer": "iemocap"}]
+    config = experiment(content, corpora=corpora, student={"model": model})
+    result = pretrained_checks.check_training_data(config)
+    assert (result.status, found in result.found) == (status, True), result
+
+
+def test_training_data_of_an_external_teacher(content):
+    teacher = {"name": "theirs", "checkpoint": "firdhokk/speech-emotion-recognition-with-openai-whisper-large-v3"}
+    corpora = [content["corpora"][0] | {"dataset": "tess"}]
+    config = experiment(content, corpora=corpora, distill={"external_teachers": [teacher]})
+    assert "was trained on tess, a corpus of this experiment" in pretrained_checks.check_training_data(config).found
+
+
 def test_a_port_in_use(content, silent):
     result = storage_checks.check_port(experiment(content, serve={"port": silent}))
     assert (result.status, str(silent) in result.found) == ("fail", True)

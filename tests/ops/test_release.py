@@ -23,11 +23,15 @@ from lakd_ray import storage
 from lakd_ray.audio import decode_audio
 from lakd_ray.cli import main
 from lakd_ray.config import Experiment, LanguageAwareHeadConfig, ModelConfig
+from lakd_ray.data.provenance import DataExposure, Provenance
 from lakd_ray.errors import ConfigError, DataLeakageError
 from lakd_ray.inference import backend_accuracy
 from lakd_ray.inference.predictor import Predictor
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import build_model, load_checkpoint, save_checkpoint
+from lakd_ray.models.checkpoint import read_metadata
+from lakd_ray.models.known_pretrained import known_provenance
+from lakd_ray.models.origin import read_origin
 from lakd_ray.ops import release
 
 
@@ -302,3 +306,25 @@ def test_training_speakers_are_not_used_for_evaluation(held_out: Experiment):
         backend_accuracy.load_test_set(
             held_out, replace(card, provenance=replace(card.provenance, trained_on=trained_on))
         )
+
+
+def test_training_data_of_other_models_stays_with_the_release(tmp_path: Path):
+    known = known_provenance("superb/wav2vec2-base-superb-er")
+    assert known is not None
+    own = Provenance(DataExposure(frozenset({"c:one"}), datasets=frozenset({"ravdess:one"})))
+    inherited = own.inherit([known, Provenance(undisclosed_models=frozenset({"openai/whisper-base"}))])
+    metadata = replace(tiny.card(), provenance=inherited)
+    (tmp_path / "scratch").mkdir()
+    save_checkpoint(str(tmp_path / "trained"), tiny.model().network, metadata, scratch=tmp_path / "scratch")
+    location = release.export_checkpoint(str(tmp_path / "trained"), str(tmp_path / "released"))
+    text = card_of(tmp_path)
+    assert "were trained on: iemocap, librispeech, ravdess." in text
+    assert "started from or was distilled from openai/whisper-base, whose training data is not known" in text
+    released = read_metadata(location)
+    assert released.datasets == ("iemocap", "librispeech", "ravdess")
+    assert not any(":" in name for name in released.provenance.trained_on.datasets)
+    evaluated = DataExposure(frozenset({"mine:Ses02F"}), datasets=frozenset({"iemocap:Ses02F"}))
+    with pytest.raises(DataLeakageError, match="iemocap:Ses02F"):
+        read_origin(location).check_leakage(model="m", dev=DataExposure(), test=evaluated)
+    info = Predictor.load(location).info
+    assert info.datasets == released.datasets and info.undisclosed_models == ("openai/whisper-base",)
