@@ -15,6 +15,7 @@ from lakd_ray.data import manifest as manifests
 from lakd_ray.data.provenance import DataExposure
 from lakd_ray.errors import DataError
 from lakd_ray.inference.predictor import Predictor
+from lakd_ray.labels import class_indices
 from lakd_ray.models import CheckpointMetadata
 
 
@@ -83,6 +84,7 @@ def compare_backends(reference: Predictor, candidate: Predictor, eval_set: EvalS
     """Compare the probabilities of two backends of a model, with the true language of each utterance as input."""
     reference_NC = reference.probabilities(eval_set.waves_N, eval_set.languages_N)
     candidate_NC = candidate.probabilities(eval_set.waves_N, eval_set.languages_N)
+    candidate_NC = candidate_NC[:, class_indices(candidate.emotions, reference.emotions, context=candidate.model_id)]
     UR, UR_backend = (
         metrics.compute_scores(probabilities_NC, eval_set.labels_N, reference.emotions).UR
         for probabilities_NC in (reference_NC, candidate_NC)
