@@ -54,7 +54,7 @@ class TableRow:
 
     @property
     def name(self) -> str:
-        """The displayed name: the title with its marks."""
+        """The displayed name is the title with its marks."""
         return self.title + self.marks
 
 
