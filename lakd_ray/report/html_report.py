@@ -1,6 +1,7 @@
 """Rendering of the report as one self-contained HTML page."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -75,6 +76,8 @@ def render_report(report: ReportContent) -> str:
         best=_best_student_UR(lines),
         selected=next((_title(row) for row in report.model_selection if row["selected"]), None),
         title=format_title,
+        marks=defaultdict(str)
+        | {name: line.marks for line in lines if line.is_student for name in (line.title, line.model)},
         language_name=format_language,
         has_variants=any(row["difference"] is not None for row in report.model_selection),
         bars=[figures.draw_recall_bars(lines, language, 1 / len(emotions)) for language in languages],

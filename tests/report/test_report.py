@@ -628,3 +628,20 @@ def test_invalid_predictions_are_rejected(change: Any, message: str, tmp_path: P
     storage.write_table(file, change(storage.read_table(file)))
     with pytest.raises(DataError, match=message):
         write_report(config)
+
+
+def test_marks_are_in_every_table(tmp_path: Path) -> None:
+    config = small(str(tmp_path), distill={"paradigms": ["ft", "mtkd"], "setups": ["multilingual"]})
+    evaluate(config)
+    train(config)
+    for run in build_run_graph(config).evaluated:
+        rows = storage.read_table(location(config, run.id))
+        marked = pa.array(["someone/something"] * len(rows))
+        field = rows.schema.get_field_index("undisclosed_models")
+        storage.write_table(location(config, run.id), rows.set_column(field, rows.schema.field(field), marked))
+    content, html = write_report(config)
+    tables = re.findall(r"<table.*?</table>", html, re.DOTALL)
+    named = [text_of(table) for table in tables if "MTKD multilingual" in table]
+    assert len(named) == 3 and content["comparisons"]
+    assert all("MTKD multilingual*" in text for text in named)
+    assert "* started from or distilled from someone/something" in text_of(html)
