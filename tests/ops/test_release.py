@@ -262,6 +262,7 @@ def test_graphs_of_a_release_have_checksums_and_measured_differences(released: P
     clip = np.random.default_rng(1).standard_normal(20_000).astype(np.float32)
     np.testing.assert_allclose(one.probabilities([clip]), two.probabilities([clip]), rtol=0, atol=1e-4)
     assert str(released.parent).encode() not in (released / "model.onnx").read_bytes()
+    assert b'{"datasets": [], "undisclosed_models": []}' in (released / "model.onnx").read_bytes()
 
 
 @pytest.fixture
