@@ -153,7 +153,8 @@ def test_the_kubernetes_job_has_room_for_its_experiment():
     (group,) = job()["rayClusterSpec"]["workerGroupSpecs"]
     (pod,) = group["template"]["spec"]["containers"]
     assert group["replicas"] * int(pod["resources"]["limits"]["nvidia.com/gpu"]) >= config.train.workers
-    assert int(pod["resources"]["limits"]["cpu"]) > config.train.cpus_per_worker
+    cpus_of_worker = config.train.cpus_per_worker + config.train.reader_cpus_per_worker
+    assert int(pod["resources"]["limits"]["cpu"]) >= cpus_of_worker
     assert job()["shutdownAfterJobFinishes"] is True
 
 
@@ -161,7 +162,8 @@ def test_slurm_reserves_the_gpus_of_the_paper_fold():
     reserved = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", read("cluster/slurm.sh"), re.MULTILINE))
     train = load_config("paper-fold").train
     assert int(reserved["nodes"]) * int(reserved["gpus-per-node"]) >= train.workers
-    assert int(reserved["nodes"]) * int(reserved["cpus-per-task"]) > train.workers * train.cpus_per_worker
+    needed = train.workers * train.cpus_per_worker + train.total_reader_cpus(train.workers)
+    assert int(reserved["nodes"]) * int(reserved["cpus-per-task"]) >= needed
 
 
 def test_clusters_require_a_token():
@@ -174,13 +176,27 @@ def test_clusters_require_a_token():
 @pytest.mark.parametrize("application", applications(), ids=["serve.yaml", "rayservice.yaml"])
 def test_serve_arguments_are_accepted(application, tmp_path):
     module, _, name = application["import_path"].partition(":")
-    build = getattr(importlib.import_module(module), name)
-    assert len(inspect.signature(build).parameters) == 1
+    entry = getattr(importlib.import_module(module), name)
+    assert len(inspect.signature(entry).parameters) == 1
     absent = {**application["args"], "checkpoint": str(tmp_path)}
     with pytest.raises(CheckpointError, match="SEAL"):  # raised after all other checks
-        build(absent)
+        entry(absent)
     with pytest.raises(ConfigError, match="absolute"):
-        build({**absent, "checkpoint": "relative"})
+        entry({**absent, "checkpoint": "relative"})
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning")  # Ray Serve's own
+@pytest.mark.parametrize("gpus", [0, 0.5])
+def test_replicas_reserve_their_cpus_and_gpus(gpus, tmp_path):
+    from lakd_ray.serve.app import build
+
+    (tmp_path / storage.CHECKSUMS_FILE).touch()
+    canary = {"checkpoint": str(tmp_path)}
+    serve = {"cpus": 2, "gpus": gpus, "canary": canary}
+    application: Any = build({"checkpoint": str(tmp_path), "serve": serve})
+    for replicas in application._bound_deployment.init_args[:2]:
+        options = replicas._bound_deployment.ray_actor_options
+        assert (options["num_cpus"], options["num_gpus"]) == (2, gpus)
 
 
 def test_runtime_env_excludes_large_and_secret_files():
