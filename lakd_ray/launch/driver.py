@@ -112,6 +112,7 @@ def _fit_groups(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going
 def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
     """Return the tasks whose runs are not trained yet, by run id."""
     pending: dict[str, TrainingTask] = {}
+    unknown: set[str] = set()
     manifest: tuple[int, Manifest] | None = None
     graph: RunGraph | None = None
     for task in tasks:
@@ -120,13 +121,18 @@ def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
             graph = build_run_graph(config)
         if manifest is None or manifest[0] != config.fold:
             manifest = config.fold, manifests.load_manifest(config)
+        sources = check_sources(graph, manifest[1], run)  # before hours of training its teachers
         has_pending_dependency = bool(pending.keys() & set(run.dependencies))
-        if has_pending_dependency:
-            check_sources(graph, manifest[1], run)  # before hours of training its teachers
         if has_pending_dependency or not record.is_done(
             run.folder(config), resolve_inputs(graph, manifest[1], run).fingerprint
         ):
             pending.setdefault(run.id, task)
+            unknown.update(name for provenance in sources.values() for name in provenance.undisclosed_models)
+    if unknown:
+        logger.warning(
+            f"the training data of {', '.join(sorted(unknown))} is not known: all results that depend on it will have "
+            "the mark *. If it was not trained on these corpora, set `trained_on: []` before training"
+        )
     return pending
 
 

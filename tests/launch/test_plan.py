@@ -214,3 +214,8 @@ def test_a_model_that_was_trained_on_a_corpus_is_rejected_before_anything_is_tra
     with pytest.raises(DataLeakageError, match="superb/hubert-base-superb-er"):
         driver._pending_tasks(task)  # the teachers are not trained yet, and not rejected
     assert driver._pending_tasks(stage_tasks([build_run_graph(changed)], "teachers"))
+
+
+def test_training_starts_with_a_warning_about_unknown_models(config: Experiment, log: pytest.LogCaptureFixture) -> None:
+    driver._pending_tasks(stage_tasks([build_run_graph(config)], "train"))
+    assert log.text.count("the training data of somewhere is not known") == 1

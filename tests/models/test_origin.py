@@ -83,3 +83,13 @@ def test_records_of_version_0_1_are_read(model: dict[str, object], undisclosed: 
     assert read.undisclosed_models == undisclosed | {"theirs"}
     assert read.trained_on.speakers == tiny.card().provenance.trained_on.speakers
     assert METADATA_FILE == "lakd.json"
+
+
+def test_a_release_in_the_cache_of_the_hub_has_its_own_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = tiny.checkpoint(tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda name, file, revision: str(Path(location, file)) if (name, revision) == ("mine/release", "v1") else None,
+    )
+    assert read_origin("mine/release", "v1") == tiny.card().provenance
+    assert read_origin("mine/release").undisclosed_models == {"mine/release"}
