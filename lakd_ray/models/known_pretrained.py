@@ -2,7 +2,7 @@
 
 `labeled` are datasets of emotional speech whose emotion labels the model was trained on, and `speech` are datasets that
 it was trained on without them (self-supervised or for speech recognition). A dataset has the name of its importer here
-if there is one. `undisclosed` describes data that is not published: it may include any recording.
+if there is one. `undisclosed` states why data is not known: it may include any recording.
 
 A model that is not listed is unknown. Add a model only if its card or paper names its data.
 """
@@ -29,7 +29,7 @@ _ROBUST = ("libri-light", "common-voice", "switchboard", "fisher")
 _94K_HOURS = KnownModel(speech=("libri-light", "gigaspeech", "voxpopuli"))
 _XLSR_53 = ("common-voice", "babel", "multilingual-librispeech")
 _XLS_R = KnownModel(speech=("voxpopuli", "multilingual-librispeech", "common-voice", "voxlingua107", "babel"))
-_MMS = KnownModel(speech=(*_XLS_R.speech, "mms-lab-u", "fleurs"))
+_MMS = KnownModel(speech=(*_XLS_R.speech, "mms-lab-u"))
 _WHISPER = KnownModel(undisclosed="speech from the web whose sources are not published")
 # Of five cross-validation models, the published ones are evaluated on session 1.
 _IEMOCAP_SESSIONS_2_TO_5 = tuple(f"iemocap:Ses{session:02}{gender}" for session in range(2, 6) for gender in "FM")
@@ -78,7 +78,7 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
     **{
         f"superb/{name}-superb-er": KnownModel(labeled=_IEMOCAP_SESSIONS_2_TO_5, speech=(dataset,))
         for name, dataset in (
-            ("wav2vec2-base", "librispeech"), ("wav2vec2-large", "librispeech"),
+            ("wav2vec2-base", "librispeech"), ("wav2vec2-large", "libri-light"),
             ("hubert-base", "librispeech"), ("hubert-large", "libri-light"),
         )
     },
@@ -87,8 +87,15 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
     "r-f/wav2vec-english-speech-emotion-recognition": KnownModel(
         labeled=("savee", "ravdess", "tess"), speech=_XLSR_53
     ),
-    "m3hrdadfi/wav2vec2-xlsr-persian-speech-emotion-recognition": KnownModel(labeled=("shemo",), speech=_XLSR_53),
-    "m3hrdadfi/wav2vec2-xlsr-greek-speech-emotion-recognition": KnownModel(labeled=("aesdd",), speech=_XLSR_53),
+    **{
+        name: KnownModel(labeled=(dataset,), undisclosed="the card does not name its initial weights")
+        for name, dataset in (
+            ("m3hrdadfi/wav2vec2-xlsr-persian-speech-emotion-recognition", "shemo"),
+            ("m3hrdadfi/hubert-base-persian-speech-emotion-recognition", "shemo"),
+            ("m3hrdadfi/wav2vec2-xlsr-greek-speech-emotion-recognition", "aesdd"),
+            ("harshit345/xlsr-wav2vec-speech-emotion-recognition", "aesdd"),
+        )
+    },
     "firdhokk/speech-emotion-recognition-with-openai-whisper-large-v3": KnownModel(
         labeled=("ravdess", "savee", "tess"), undisclosed=_WHISPER.undisclosed
     ),
