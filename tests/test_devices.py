@@ -1,6 +1,9 @@
 """A process computes on what Ray reserved for it or on what is configured, whatever GPUs are visible."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -116,3 +119,37 @@ def test_the_driver_of_a_cluster_is_no_worker(machine, ray_process):
 def test_the_backend_of_a_process_group_has_gloo_for_objects():
     assert process_group_backend("cpu") == "gloo"
     assert process_group_backend("cuda") == "cpu:gloo,cuda:nccl"
+
+
+PROCESSES = """
+import logging, os, ray
+from lakd_ray.devices import select_device
+
+class Replica:
+    def device(self):
+        from lakd_ray.devices import select_device
+        return str(select_device())
+
+ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False, object_store_memory=100_000_000,
+         logging_level=logging.ERROR)
+replicas = [ray.remote(num_cpus=0, num_gpus=gpus)(Replica).remote() for gpus in (0.5, 0.5, 1, 0)]
+print(*ray.get([replica.device.remote() for replica in replicas]), select_device())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("override", ["0", "1"])
+def test_actors_of_ray_use_what_they_reserve(override, tmp_path):
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent / "support" / "pretended_gpu"),
+        "CUDA_VISIBLE_DEVICES": "98,99",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": override,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROCESSES],
+        env=environment, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.stdout.split() == ["cuda:0", "cuda:0", "cuda:0", "cpu", "cuda:0"]
