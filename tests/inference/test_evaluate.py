@@ -120,5 +120,26 @@ def test_predictions_without_class_names_or_of_other_classes_are_computed_again(
         assert not evaluate._is_done(model, {})
 
 
+def test_predictions_have_the_cluster_that_their_corpus_declares(tmp_path: Path, manifest: Manifest):
+    config = experiment(tmp_path, LANGUAGES, "multilingual")
+    sessions = {"session": pa.array([f"s{row // 2}" for row in range(ROWS)]), "sentence": pa.array(["x"] * ROWS)}
+    columns = dict(zip(manifest.table.column_names, manifest.table.columns, strict=True))
+    complete = replace(manifest, table=pa.table(columns | sessions))
+    rows = manifest.rows("test")
+    dialogs = config.corpora[0].model_copy(update={"independent_units": "sessions"})
+    expected = {
+        config: columns["speaker"].to_pylist()[ROWS // 2 :],
+        config.model_copy(update={"corpora": (dialogs,)}): [
+            "c:s2",
+            "c:s2",
+            "c:s3",
+            "speaker-7",
+        ],  # the last is of `new`
+    }
+    for changed, clusters in expected.items():
+        table = evaluate._predictions_table(complete, rows, evaluated_model(changed), np.eye(4, dtype=np.float32))
+        assert table["cluster"].to_pylist() == clusters
+
+
 def test_a_single_language_has_no_wrong_condition(tmp_path: Path):
     assert evaluated_model(experiment(tmp_path, ("en",), "multilingual")).extra_conditions == ("identified", "unknown")
