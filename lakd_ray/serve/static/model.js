@@ -44,6 +44,7 @@ function modelInfoElements(info) {
     ["Trained on", formatList(info.languages.map(languageName))],
     info.identifiable_languages.length > 0 && ["Identifies", formatList(info.identifiable_languages.map(languageName))],
     info.corpora.length > 0 && ["Corpora", formatList(info.corpora)],
+    info.undisclosed_models?.length > 0 && ["Learned from models with unknown data", formatList(info.undisclosed_models)],
     UR !== undefined && ["Recall, mean over emotions (UR)", formatPercent(UR)],
     WR !== undefined && ["Accuracy", formatPercent(WR)],
     ece !== undefined && ["Calibration error", formatPercent(ece)],
