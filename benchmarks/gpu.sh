@@ -25,7 +25,9 @@ declare -A limits=([environment]=60 [ceilings]=45 [share]=130 [epoch]=140 [ray_t
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-scratch=$(mktemp -d); trap 'rm -rf "$scratch"' EXIT
+scratch=$(mktemp -d) running=
+trap 'rm -rf "$scratch"' EXIT
+trap '[ -z "$running" ] || kill "$running"; exit 143' TERM INT # `timeout` then ends the processes of the section
 [ -d .venv ] && extensions=$PWD/.venv/torch_extensions || extensions=$scratch/extensions
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$extensions}
 mkdir -p "$out" "$scratch/raw"; : >"$out/gpu.log"
@@ -44,7 +46,9 @@ for section in $sections; do
   fi
   echo "== $section, at most $limit s"
   timeout --kill-after=5 "$limit" "$python" benchmarks/gpu.py run "$section" --raw "$raw" "${small[@]}" \
-    >"$raw/$section.log" 2>&1
+    >"$raw/$section.log" 2>&1 &
+  running=$!
+  wait "$running"
   status=$?
   echo "$status $(awk "BEGIN {print $EPOCHREALTIME - $started}")" >"$raw/$section.status"
   { echo "== $section"; cat "$raw/$section.log"; } >>"$out/gpu.log"
