@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -69,26 +69,38 @@ def ceilings(recorder: Recorder, small: bool) -> None:
 
 
 def tests(recorder: Recorder, small: bool) -> None:
-    """Run the tests with the marker `gpu`, of the modules that have it, and name those that fail."""
+    """Run the tests with the marker `gpu`, of the modules that have it, those that start Ray last; name failed ones."""
     files = [str(file) for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
-    with tempfile.TemporaryDirectory() as folder:
+    for kind, marker in {"without Ray": "gpu and not ray", "with Ray": "gpu and ray"}.items():
+        with recorder.attempt(f"tests {kind}"):
+            counts, failures = _run_pytest(marker, files)
+            for outcome, count in counts.items():
+                aim = {"aim": 0, "at_most": True} if outcome == "failed" else {}
+                recorder.add(f"tests {kind} that {outcome}", [count], digits=0, **aim)
+            recorder.add_facts(**{f"failed {kind}": failures})
+            for name, message in failures.items():
+                with recorder.attempt(f"test {name}"):
+                    raise AssertionError(message)
+
+
+def _run_pytest(marker: str, files: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Run the tests that a marker expression selects; return the number of each outcome and the failures' messages."""
+    with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-m", marker, "-v", "--tb=short", "-p", "no:cacheprovider"]
         # The versions may differ from the pinned ones, and with them the warnings, which are errors elsewhere.
         command += ["-W", "default", "--continue-on-collection-errors", f"--junitxml={report}", *files]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if not report.is_file():
             raise RuntimeError(f"pytest ended with status {status} and without a report")
         cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = [case for case in cases if case.find("skipped") is not None]
-    recorder.add("tests that passed", [len(cases) - len(failed) - len(skipped)], digits=0)
-    recorder.add("tests that were skipped", [len(skipped)], digits=0)
-    recorder.add("tests that failed", [len(failed)], digits=0, aim=0, at_most=True)
-    for case in failed:
-        with recorder.attempt(f"test {case.get('name')}"):
-            cause = next(item for item in (case.find("failure"), case.find("error")) if item is not None)
-            raise AssertionError(cause.get("message", ""))
+    failures: dict[str, str] = {}
+    for case in cases:
+        for problem in (*case.iter("failure"), *case.iter("error")):
+            failures[f"{case.get('classname')}.{case.get('name')}"] = problem.get("message", "")
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    counts = {"passed": len(cases) - len(failures) - skipped, "were skipped": skipped, "failed": len(failures)}
+    return counts, failures
 
 
 def epoch(recorder: Recorder, small: bool) -> None:

@@ -25,14 +25,31 @@ declare -A limits=([environment]=60 [ceilings]=45 [share]=130 [epoch]=140 [ray_t
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-scratch=$(mktemp -d) running=
+scratch=$(mktemp -d) running= section=
 trap 'rm -rf "$scratch"' EXIT
-trap '[ -z "$running" ] || kill "$running"; exit 143' TERM INT # `timeout` then ends the processes of the section
+trap 'stop_running' TERM INT
 [ -d .venv ] && extensions=$PWD/.venv/torch_extensions || extensions=$scratch/extensions
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$extensions}
 mkdir -p "$out" "$scratch/raw"; : >"$out/gpu.log"
 raw=$scratch/raw
 deadline=$(awk "BEGIN {print int($EPOCHREALTIME + 60 * $minutes)}")
+
+write_table() { "$python" benchmarks/gpu.py table --raw "$raw" --out "$out" "${small[@]}"; }
+
+finish_section() { # STATUS
+  echo "$1 $(awk "BEGIN {print $EPOCHREALTIME - $started}")" >"$raw/$section.status"
+  { echo "== $section"; cat "$raw/$section.log"; } >>"$out/gpu.log"
+  running=
+  write_table
+}
+
+stop_running() { # the table shows what the section has measured so far
+  if [ -n "$running" ]; then
+    kill "$running" # `timeout`, which ends the processes of the section
+    finish_section 124
+  fi
+  exit 143
+}
 
 for section in $sections; do
   [ -n "${limits[$section]:-}" ] || { echo "unknown section $section" >&2; exit 2; }
@@ -41,7 +58,8 @@ for section in $sections; do
   limit=$((slack * limits[$section]))
   limit=$((limit < left ? limit : left))
   if ((limit < 10)); then
-    echo "$section: no time left" | tee "$raw/$section.log"
+    echo "no time left" | tee "$raw/$section.log"
+    write_table
     continue
   fi
   echo "== $section, at most $limit s"
@@ -49,9 +67,6 @@ for section in $sections; do
     >"$raw/$section.log" 2>&1 &
   running=$!
   wait "$running"
-  status=$?
-  echo "$status $(awk "BEGIN {print $EPOCHREALTIME - $started}")" >"$raw/$section.status"
-  { echo "== $section"; cat "$raw/$section.log"; } >>"$out/gpu.log"
-  "$python" benchmarks/gpu.py table --raw "$raw" --out "$out" "${small[@]}"
+  finish_section "$?"
 done
 cat "$out/gpu.md"

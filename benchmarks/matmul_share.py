@@ -23,7 +23,7 @@ from lakd_ray.data.provenance import Provenance
 from lakd_ray.inference.backends import TorchBackend, TorchBf16Backend
 from lakd_ray.inference.predictor import Predictor, predict_with_models
 from lakd_ray.labels import PAPER_EMOTIONS
-from lakd_ray.models import CheckpointMetadata, pad_batch
+from lakd_ray.models import CheckpointMetadata, EmotionClassifier, pad_batch
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.flops import flops_per_audio_second
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
@@ -47,15 +47,15 @@ class Work:
         return [self.flops / seconds / 1e12 / ceiling_tflops for seconds in self.seconds]
 
 
-def train_batches(task: Task, batch: BatchConfig | None) -> list[TrainBatch]:
-    """Return the planned batches of an epoch, in pinned memory if there is a GPU."""
+def train_batches(task: Task, batch: BatchConfig | None, model: EmotionClassifier) -> list[TrainBatch]:
+    """Return the planned batches of an epoch with the masks of SpecAugment, in pinned memory if there is a GPU."""
     batches = []
     for rows in task.planned_batches(batch):
         wave_BT, lengths_B = pad_batch([task.waves[row] for row in rows])
-        if has_gpu():
-            wave_BT = wave_BT.pin_memory()
         languages = [task.languages[row] for row in rows]
-        batches.append(TrainBatch(wave_BT, lengths_B, task.labels_N[rows], languages))
+        masks = model.plan_spec_augment(model.count_frames(lengths_B).tolist(), [(row,) for row in rows])
+        train_batch = TrainBatch(wave_BT, lengths_B, task.labels_N[rows], languages, spec_augment=masks)
+        batches.append(train_batch.pin_memory() if has_gpu() else train_batch)
     return batches
 
 
@@ -66,7 +66,8 @@ def padded_seconds(batches: Sequence[TrainBatch]) -> float:
 
 def fine_tune(task: Task, batch: BatchConfig | None, repeats: int, **settings: Any) -> Work:
     """Fine-tune from waves with the labels, in bf16; the feature encoder is frozen."""
-    model, batches = task.network(0), train_batches(task, batch)
+    model = task.network(0)
+    batches = train_batches(task, batch, model)
     flops = flops_per_audio_second(model, features_cached=False) * padded_seconds(batches)
     train = TrainConfig.model_validate({"gpu": has_gpu(), "precision": "bf16"} | settings)
     engine = build_engine(model, OptimConfig(lr=3e-5), train, total_steps=(repeats + 1) * len(batches))

@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -41,6 +42,7 @@ from lakd_ray.data.manifest import Manifest
 from lakd_ray.labels import PAPER_EMOTIONS
 from lakd_ray.models import EmotionClassifier, build_model, pad_batch
 from lakd_ray.train.engines import build_engine
+from lakd_ray.train.prefetch import load_batches
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
 
 EPOCHS = 20  # the time of the caches is divided by it
@@ -224,8 +226,9 @@ def ours(task: Task, caches: "Caches", options: Options) -> Iterator[Epoch]:
     objective = Objective(DistillLossConfig(), LANGUAGES)
 
     def epoch() -> None:
-        for rows in task.planned_batches(options.batch) if options.planned else task.random_batches():
-            batch = caches.collate(rows, features=options.features).to(engine.device, engine.dtype)
+        batches = task.planned_batches(options.batch) if options.planned else task.random_batches()
+        collate = partial(caches.collate, features=options.features)
+        for rows, batch in load_batches(batches, collate, engine.device, engine.dtype):
             if teachers:
                 with torch.inference_mode():
                     outputs = [teacher(batch.inputs, batch.lengths_B).logits_BC for teacher in teachers]
@@ -264,12 +267,10 @@ class Caches:
             self.logits_NKC[rows] = torch.stack(logits, dim=1).float().cpu()
 
     def collate(self, rows: list[int], *, features: bool) -> TrainBatch:
-        """Return a batch of the task, of cached features or of waves, in pinned memory if there is a GPU."""
+        """Return a batch of the task, of cached features or of waves."""
         task = self._task
         signals = [self.features[row].float() if features else task.waves[row] for row in rows]
         inputs, lengths_B = pad_batch(signals)
-        if has_gpu():
-            inputs = inputs.pin_memory()
         languages = [task.languages[row] for row in rows]
         return TrainBatch(inputs, lengths_B, task.labels_N[rows], languages, self.logits_NKC[rows])
 

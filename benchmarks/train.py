@@ -100,12 +100,14 @@ def bare(workload: Workload) -> None:
         for number in range(workload.epochs):
             plan = loader.epoch_plan(number)
             batches = [
-                loader.collate(AudioBatch(group.epoch, group.split, rows, unpack_signals(table, source)))
+                loader.collate(AudioBatch(group.epoch, group.split, rows, unpack_signals(table, source)), model)
                 for group in plan.read_groups[0]
                 for rows, table in zip(
                     group.batches, read_batches(make_read_request(manifest, group), source), strict=True
                 )
             ]
+            if has_gpu():
+                batches = [batch.pin_memory() for batch in batches]
             counts = plan.utterances_per_step(1)
 
             def epoch(batches: list[TrainBatch] = batches, counts: list[int] = counts) -> None:
