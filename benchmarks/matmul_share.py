@@ -11,7 +11,7 @@ A pass over all batches comes before the passes that count.
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +79,10 @@ def fine_tune(task: Task, batch: BatchConfig | None, repeats: int, **settings: A
             engine.backward(losses.loss, len(train_batch.languages))
             engine.step()
 
-    reset_memory()
-    print(f"first epoch, not counted: {timed(epoch):.1f} s", flush=True)
-    work = Work(flops, [timed(epoch) for _ in range(repeats)], peak_memory_gib())
-    engine.close()
-    return work
+    with closing(engine):
+        reset_memory()
+        print(f"first epoch, not counted: {timed(epoch):.1f} s", flush=True)
+        return Work(flops, [timed(epoch) for _ in range(repeats)], peak_memory_gib())
 
 
 def teacher_logits(task: Task, precision: str, repeats: int) -> Work:

@@ -238,8 +238,10 @@ def ours(task: Task, caches: "Caches", options: Options) -> Iterator[Epoch]:
             engine.step()
         float(parts.loss.detach())
 
-    yield epoch
-    engine.close()
+    try:
+        yield epoch
+    finally:
+        engine.close()
 
 
 class Caches:
@@ -378,17 +380,13 @@ def _print(result: Comparison) -> None:
     task = result.task
     name_of_device = torch.cuda.get_device_name() if has_gpu() else f"{torch.get_num_threads()} threads"
     print(f"\n{len(task.waves)} utterances, {task.seconds:.0f} s of audio, {name_of_device}")
-    share = result.caches_seconds / EPOCHS
-    print(f"caches: {result.caches_seconds:.1f} s once, {share:.2f} s of each of {EPOCHS} epochs\n")
+    print(f"caches: {result.caches_seconds:.1f} s once, divided by {EPOCHS} epochs\n")
     print("| | audio-s/s, median | range | of the reference | of Trainer |\n|---|---|---|---|---|")
     for name in result.seconds:
         speeds = result.speeds(name)
         ratios = [f"{median(result.ratios(name, baseline)):.2f}" for baseline in BASELINES]
         print(f"| {name} | {median(speeds):.2f} | {min(speeds):.2f} to {max(speeds):.2f} | {' | '.join(ratios)} |")
-    padded = {
-        f"random batches of {task.batch}": list(task.random_batches()),
-        "planned batches": list(task.planned_batches()),
-    }
+    padded = {f"random batches of {task.batch}": task.random_batches(), "planned batches": task.planned_batches()}
     for name, batches in padded.items():
         lengths = [[len(task.waves[row]) for row in batch] for batch in batches]
         share_padded = 1 - sum(map(sum, lengths)) / sum(max(batch) * len(batch) for batch in lengths)
