@@ -290,6 +290,8 @@ def _error_lines(error: ValidationError) -> list[str]:
         else:
             message, value = finding["msg"].removeprefix("Value error, "), finding["input"]
             message = _PLAIN_MESSAGES.get(finding["type"], message)
+            if finding["type"] == "literal_error":
+                message = message.replace("True", "true").replace("False", "false")  # as in YAML
             found = f" (found {value!r})" if isinstance(value, str | int | float | bool | None) else ""
             choices = re.findall(r"'([^']*)'", finding["msg"]) if finding["type"] == "literal_error" else []
             close = difflib.get_close_matches(str(value), choices, n=1)

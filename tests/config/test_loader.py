@@ -318,7 +318,7 @@ def test_unknown_key(small, override, expected):
         ("train={compile: true, zero_stage: 3}", ("`train`", "neither ZeRO-3", "train.zero_stage to 2")),
         ("tune.gpus_per_trial=0.5", ("renamed key `tune.gpus_per_trial`: use `train.gpus_per_worker`",)),
         ("train={workers: 2, gpus_per_worker: 0.5}", ("`train`", "cannot share a GPU", "gpus_per_worker: 0.5")),
-        ("train.gpu=maybe", ("`train.gpu`: Input should be 'auto', True or False",)),
+        ("train.gpu=maybe", ("`train.gpu`: Input should be 'auto', true or false",)),
         ("train={gpu: false, precision: fp16}", ("`train`", "fp16 needs GPUs: set train.gpu: true or auto")),
         ("languages=[]", ("`languages`",)),
         ("languages=[en, en]", ("`languages`", "only once")),
