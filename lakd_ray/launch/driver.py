@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import ray
@@ -84,6 +85,7 @@ def train_tasks(
     trackers = build_trackers(tasks[0].config)
     available = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     cluster.check_resources(tasks[0].config, ("distill",), available)
+    gpu = cluster.resolve_device(tasks[0].config).train.gpu
     dependencies = {
         run: [other for other in task.run.dependencies if other in pending] for run, task in pending.items()
     }
@@ -93,10 +95,16 @@ def train_tasks(
         poll_events(lambda: ray.get(queue.drain_events.remote()), track, on_event),
     ):
         try:
-            _fit_groups(queue, list(pending.values()), name, keep_going)
+            _fit_groups(queue, [_with_gpu(task, gpu) for task in pending.values()], name, keep_going)
         except BaseException:
             queue.close.remote()  # the other groups end after their current run
             raise
+
+
+def _with_gpu(task: TrainingTask, gpu: Literal["auto", True, False]) -> TrainingTask:
+    """Return the task with the device that its experiment trains on."""
+    train = task.config.train.model_copy(update={"gpu": gpu})
+    return replace(task, config=task.config.model_copy(update={"train": train}))
 
 
 def _fit_groups(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool) -> None:

@@ -14,7 +14,7 @@ from ray import tune
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.cluster import check_resources, max_concurrent_trials
+from lakd_ray.cluster import check_resources, max_concurrent_trials, resolve_device
 from lakd_ray.config import Experiment, ExternalTeacherConfig, to_dict, with_settings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, RowIndices
@@ -47,6 +47,7 @@ def run_search(config: Experiment) -> str:
         ResourceError: the cluster cannot hold the trials.
         TrainingError: no trial finished an epoch.
     """
+    config = resolve_device(config)
     folder = config.stage_folder("tune")
     graph = build_run_graph(config)
     student = find_student(graph)
