@@ -25,6 +25,7 @@ from lakd_ray.metrics import CountArray, FloatArray, IntArray
 
 CONFIDENCE_LEVEL = 0.95
 SIGNIFICANCE = 0.05  # of an adjusted p-value
+_ROUNDING_ERROR = 1e-9
 MIN_SEEDS = 3  # below, a comparison has no verdict: two seeds give a spread with one degree of freedom, one seed none
 
 
@@ -40,13 +41,13 @@ class StandardErrors(NamedTuple):
         return np.asarray(half_E.max(axis=0))
 
     def p_value(self, estimate: FloatArray) -> FloatArray:
-        """Return the two-sided p-value of an estimate against zero; it is below 0.05 where the interval excludes it."""
-        t_E = np.divide(
-            np.abs(estimate),
-            self.value_E,
-            out=np.where(np.broadcast_to(estimate, self.value_E.shape) == 0, 0.0, np.inf),
-            where=self.value_E > 0,
-        )
+        """Return the two-sided p-value of an estimate against zero; below 0.05, the interval excludes zero.
+
+        An error of zero shows no variation, which a few speakers with few utterances may have by chance, so the p-value
+        is then one.
+        """
+        varies_E = self.value_E > _ROUNDING_ERROR
+        t_E = np.divide(np.abs(estimate), self.value_E, out=np.zeros(self.value_E.shape), where=varies_E)
         p_E: FloatArray = 2 * stdtr(self.degrees_E, -t_E)
         return np.asarray(p_E.max(axis=0))
 
@@ -156,7 +157,7 @@ def jackknife(
         rest_ASX = own_AX[:, None] - counts_ASX[:, own_S]
         without_ASX[:, own_S] = (total_AX - own_AX)[:, None] + count / (count - 1) * rest_ASX
     # a class that only this cluster has: fractional counts leave a rounding error, of which a recall would be computed
-    without_ASX[np.abs(without_ASX) < 1e-9] = 0
+    without_ASX[np.abs(without_ASX) < _ROUNDING_ERROR] = 0
     return Jackknife(score(total_AX), score(without_ASX), strata_S)
 
 
@@ -166,9 +167,16 @@ def standard_error_over_seeds(values_A: FloatArray) -> StandardErrors:
     return StandardErrors(np.stack([values_A.std(axis=0, ddof=1) / np.sqrt(A)]), np.array([A - 1.0]))
 
 
-def interval(estimate: FloatArray | float, errors: StandardErrors, bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the 95 % interval of a single estimate, limited to the possible values of the score."""
+def interval(
+    estimate: FloatArray | float, errors: StandardErrors, bounds: tuple[float, float]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a single estimate, limited to the possible values of the score.
+
+    The result is None without any variation: an interval without a width would claim certainty.
+    """
     half = errors.half_width()
+    if half <= _ROUNDING_ERROR:
+        return None
     low, high = np.clip([estimate - half, estimate + half], *bounds)
     return float(low), float(high)
 
@@ -176,9 +184,10 @@ def interval(estimate: FloatArray | float, errors: StandardErrors, bounds: tuple
 def recall_interval(
     probabilities_NC: FloatArray, labels_N: IntArray, speakers: Sequence[str]
 ) -> tuple[float, float] | None:
-    """Return the 95 % interval of one model's UR over the population of speakers; None with fewer than two speakers.
+    """Return the 95 % interval of one model's UR over the population of speakers.
 
-    Utterances of a speaker are not independent, so this is a jackknife over speakers with Student's t.
+    The result is None with fewer than two speakers, and where all have the same UR. Utterances of a speaker are not
+    independent, so this is a jackknife over speakers with Student's t.
 
     Args:
         probabilities_NC: one distribution over the classes per utterance.
@@ -216,7 +225,13 @@ def format_p(p: float | None) -> str:
     """Format a p-value such as `0.012`, or None as a dash."""
     if p is None:
         return "-"
-    return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def describe_p(p: float) -> str:
+    """Return a p-value with its sign, such as `p = 0.012` or `p < 0.001`."""
+    text = format_p(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _combined_degrees(variance_H: FloatArray, degrees_H: FloatArray) -> FloatArray:

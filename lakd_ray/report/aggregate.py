@@ -162,16 +162,16 @@ def _pooled_accuracy(confusion_XLCC: metrics.CountArray) -> metrics.FloatArray:
 def _intervals(
     aggregate: SeedAggregate, estimates: Sequence[float], scores: Sequence[Score]
 ) -> list[list[float] | None]:
-    """Return the 95 % intervals of several scores; None where a language has a single cluster."""
+    """Return the 95 % intervals of several scores; None where a language has a single cluster, or nothing varies."""
     shared = restrict_to_shared_utterances([aggregate])
     if shared is None:
         return [None for _ in scores]
     (confusion_ASLCC,) = confusions_by_cluster(shared)
-    jackknives = [jackknife_over_clusters(confusion_ASLCC, score) for score in scores]
-    return [
-        None if model is None else list(interval(estimate, model.standard_errors(), (0, 1)))
-        for estimate, model in zip(estimates, jackknives, strict=True)
-    ]
+    bounds = []
+    for estimate, score in zip(estimates, scores, strict=True):
+        model = jackknife_over_clusters(confusion_ASLCC, score)
+        bounds.append(None if model is None else interval(estimate, model.standard_errors(), (0, 1)))
+    return [None if pair is None else list(pair) for pair in bounds]
 
 
 def jackknife_over_clusters(confusion_ASLCC: metrics.FloatArray, score: Score) -> Jackknife | None:

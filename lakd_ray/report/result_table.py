@@ -29,7 +29,7 @@ class ResultRow(TypedDict):
     """Number of utterances."""
     UR: float
     UR_interval: list[float] | None
-    """95 % interval; None where a language has a single test speaker."""
+    """95 % interval; None where a language has a single test speaker, or all have the same score."""
     WR: float
     WR_interval: list[float] | None
     macro_f1: float

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, StandardErrors, format_p, holm, interval
+from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, StandardErrors, describe_p, holm, interval
 
 TEST_COLUMNS = ("difference", "interval", "seeds", "p_value", "p_adjusted", "verdict")
 _FEW_SEEDS = {1: "one seed", 2: "two seeds"}
@@ -34,10 +34,14 @@ def build_test(difference: float | None, errors: StandardErrors | None, seeds: i
         "difference": difference, "interval": None, "seeds": seeds, "p_value": None, "p_adjusted": None,
         "verdict": f"no verdict: {missing if difference is None else _FEW_SEEDS.get(seeds, missing)}",
     }  # fmt: skip
-    if difference is not None and errors is not None:
-        row["interval"] = list(interval(difference, errors, (-1, 1)))
-        if seeds >= MIN_SEEDS:
-            row["p_value"] = float(errors.p_value(np.asarray(difference)))
+    if difference is None or errors is None:
+        return row
+    bounds = interval(difference, errors, (-1, 1))
+    if bounds is None:
+        return row | {"verdict": "no verdict: no variation over seeds and speakers"}
+    row["interval"] = list(bounds)
+    if seeds >= MIN_SEEDS:
+        row["p_value"] = float(errors.p_value(np.asarray(difference)))
     return row
 
 
@@ -61,7 +65,7 @@ def describe_test(row: dict[str, Any], counts: str) -> str:
     if row["interval"] is not None:
         low, high = (100 * bound for bound in row["interval"])
         text += f", 95 % interval {low:+.1f} to {high:+.1f} over {counts}"
-    p = "" if row["p_adjusted"] is None else f" (p = {format_p(row['p_adjusted'])})"
+    p = "" if row["p_adjusted"] is None else f" ({describe_p(row['p_adjusted'])})"
     return f"{text}; {row['verdict']}{p}"
 
 

@@ -11,7 +11,7 @@ import yaml
 from lakd_ray import storage
 from lakd_ray.config import Experiment, SettingsSelection, to_dict
 from lakd_ray.data import manifest as manifests
-from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, format_p, holm, interval, standard_error_over_seeds
+from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, describe_p, holm, interval, standard_error_over_seeds
 from lakd_ray.tune.study import Settings, Trial, build_trial_config, paper_settings
 
 SeedObjectives = Mapping[int, Sequence[float]]
@@ -87,18 +87,18 @@ def _describe_difference(best: int, paper: int, seed_objectives: SeedObjectives)
     estimate, seeds = float(differences[best].mean()), len(differences[best])
     counted = f"{seeds} other seeds" if seeds > 1 else "one other seed"
     summary = f"{100 * estimate:+.1f} points against the paper's settings over {counted}"
-    if seeds > 1:
-        low, high = interval(estimate, standard_error_over_seeds(differences[best]), (-1, 1))
-        summary += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+    bounds = interval(estimate, standard_error_over_seeds(differences[best]), (-1, 1)) if seeds > 1 else None
+    if bounds is not None:
+        summary += f", 95 % interval {100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}"
     if seeds < MIN_SEEDS:
         return f"{summary}: no verdict, because that needs {MIN_SEEDS} seeds in `tune.reevaluate.seeds`"
     p_values = [
         float(standard_error_over_seeds(values_A).p_value(values_A.mean())) for values_A in differences.values()
     ]
-    p = dict(zip(differences, holm(p_values), strict=True))[best] or 0.0
+    p = dict(zip(differences, holm(p_values), strict=True))[best] or 0.0  # all have a p-value
     verdict = "it beats them" if p < SIGNIFICANCE and estimate > 0 else "it is not shown to beat them"
     trials = f", adjusted for {len(differences)} trials" if len(differences) > 1 else ""
-    return f"{summary}: {verdict} (p = {format_p(p)}{trials})"
+    return f"{summary}: {verdict} ({describe_p(p)}{trials})"
 
 
 def describe_cost(
