@@ -32,6 +32,9 @@ class TrainConfig(Section):
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the forward and backward pass; fp16 needs GPUs."""
+    tf32: bool = True
+    """Use TF32 (10 bits of mantissa) in matrix products and convolutions of fp32 numbers, on GPUs that have it; torch
+    alone does so in convolutions only. false: full fp32."""
     gradient_checkpointing: bool = False
     """Store only the inputs of each transformer layer and recompute the rest in backward: less memory, more time."""
     compile: bool = False

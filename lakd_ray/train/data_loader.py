@@ -1,6 +1,6 @@
 """Load the data of one rank: batch plans, teacher logits, and batches as tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -65,18 +65,23 @@ class RankDataLoader:
             raise SplitError(f"{self.run.id}: no {split} utterances in {languages}: check the corpora and their splits")
         return rows
 
-    @lru_cache(maxsize=4)  # noqa: B019 -- a loader exists as long as its run
-    def epoch_plan(self, epoch: int) -> EpochPlan:
+    @cached_property
+    def epoch_plan(self) -> Callable[[int], EpochPlan]:
         """Return the training plan of an epoch for all ranks."""
-        return plan_training_epoch(
-            self.manifest,
-            self.train_rows,
-            self.config.batch,
-            seed=self.run.seed,
-            epoch=epoch,
-            world_size=self.world_size,
-            gradient_accumulation_steps=self.config.train.gradient_accumulation_steps,
-        )
+
+        @lru_cache(maxsize=4)  # of this loader; a cache of the class would keep the loaders of earlier runs
+        def plan(epoch: int) -> EpochPlan:
+            return plan_training_epoch(
+                self.manifest,
+                self.train_rows,
+                self.config.batch,
+                seed=self.run.seed,
+                epoch=epoch,
+                world_size=self.world_size,
+                gradient_accumulation_steps=self.config.train.gradient_accumulation_steps,
+            )
+
+        return plan
 
     @cached_property
     def dev_plan(self) -> EpochPlan:

@@ -1,5 +1,8 @@
 """Count the floating-point operations of training, and look up the peak throughput of GPUs."""
 
+import re
+from dataclasses import dataclass
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +12,45 @@ from lakd_ray.models import EmotionClassifier
 _PROBE_SAMPLES = (
     80_000  # five seconds: attention grows quadratically, but is a few per cent of the total at this length
 )
-# Dense operations per second from the vendors' data sheets: (16-bit matrix products, 32-bit ones without TF32).
-_PEAK_FLOPS = {"H200": (989e12, 67e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12), "L40S": (362e12, 91.6e12)}
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """Dense matrix products of a GPU in 10^12 operations per second, from the vendor's data sheet; None if absent."""
+
+    name: str
+    """Pattern of the name that torch reports."""
+    fp32: float
+    tf32: float | None
+    bf16: float | None
+    fp16: float
+
+    def teraflops(self, precision: str, *, tf32: bool) -> float | None:
+        """Return the peak of products in `precision`; with `tf32` those of fp32 numbers use TF32 where there is one."""
+        if precision == "fp32":
+            return self.tf32 if tf32 and self.tf32 is not None else self.fp32
+        return self.bf16 if precision == "bf16" else self.fp16
+
+
+# The first pattern found in the name applies. Data sheets print figures for sparse matrices, twice the dense ones.
+_PEAKS = (
+    _Peak(r"\bGB200\b", 80, 1250, 2500, 2500),
+    _Peak(r"\bB200\b", 75, 1125, 2250, 2250),
+    _Peak(r"\bH[12]00 NVL\b", 60, 417.5, 835.5, 835.5),
+    _Peak(r"\bH100 PCIe\b", 51, 378, 756, 756),
+    _Peak(r"\b(H100.*(HBM3|SXM)|H200|GH200)\b", 67, 494.5, 989.5, 989.5),
+    _Peak(r"\bA[18]00\b", 19.5, 156, 312, 312),
+    _Peak(r"\bA10\b", 31.2, 62.5, 125, 125),
+    _Peak(r"\bA30\b", 10.3, 82, 165, 165),
+    _Peak(r"\bA40\b", 37.4, 74.8, 149.7, 149.7),
+    _Peak(r"\bL40S\b", 91.6, 183, 362, 362),
+    _Peak(r"\bL40\b", 90.5, 90.5, 181, 181),
+    _Peak(r"\bL4\b", 30.3, 60, 121, 121),
+    _Peak(r"\bT4\b", 8.1, None, None, 65),
+    _Peak(r"\bV100S", 16.4, None, None, 130),
+    _Peak(r"\bV100-PCIE\b", 14, None, None, 112),
+    _Peak(r"\bV100-SXM", 15.7, None, None, 125),
+)
 
 
 @torch.no_grad()
@@ -40,10 +80,19 @@ def flops_per_audio_second(model: EmotionClassifier, *, features_cached: bool) -
     return float(flops) / (_PROBE_SAMPLES / 16_000)
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the peak operations per second of a device; None if they are not known."""
+def peak_flops(device: torch.device, precision: str, *, tf32: bool) -> float | None:
+    """Return the peak operations per second of a device; None if they are not known.
+
+    Args:
+        device: the device.
+        precision: precision of matrix products, as in `train.precision`.
+        tf32: whether products of fp32 numbers use TF32.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    half_peak, fp32_peak = next((peaks for gpu, peaks in _PEAK_FLOPS.items() if gpu in name), (None, None))
-    return fp32_peak if dtype == torch.float32 else half_peak
+    peak = next((peak for peak in _PEAKS if re.search(peak.name, name)), None)
+    if peak is None or "MIG" in name:  # a share of a GPU
+        return None
+    teraflops = peak.teraflops(precision, tf32=tf32)
+    return None if teraflops is None else teraflops * 1e12

@@ -1,11 +1,17 @@
 """Measure the time and memory of training, and stop it when the loss diverges."""
 
+import gc
 import math
+import re
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray.errors import TrainingError
@@ -14,6 +20,9 @@ from lakd_ray.train.engines.base import Engine
 # No mean loss or weight is this large unless training diverged: chance level is log C, and KL grows with T^2.
 _DIVERGED = 1e4
 _CHECK_STEPS = 20  # on a GPU, where reading the loss synchronizes with the device
+# Notice of a preemption comes 30 seconds ahead or more, and saving a state takes some of them.
+_PREEMPTION_CHECK_S = 5.0
+_MAX_GROWTH = 10  # of the number of steps between checks, as the duration of a few steps is a rough estimate
 
 
 class StepTimer:
@@ -61,11 +70,67 @@ class StepTimer:
         return seconds
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new measurement of `peak_memory_mb`; on the CPU, where this is possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # Linux only, and not in every container
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of this process, of the GPU or else of the host."""
+    """Return the peak memory of this process since `reset_peak_memory`, of the GPU or else of the host, in MiB.
+
+    On a host that cannot reset it, it is the peak since the process started.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    with suppress(OSError):
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if peak:
+            return int(peak[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def release_memory(device: torch.device) -> None:
+    """Free the memory of objects that are no longer referenced, cycles included, for other processes on the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class PreemptionCheck:
+    """Check for a pending preemption about every few seconds, after the same steps on all ranks.
+
+    A check is a barrier, so ranks cannot go by their own clocks: after each check the first rank derives the number of
+    steps until the next one from the duration of its steps.
+
+    Args:
+        is_pending: returns whether a machine will be preempted soon; all ranks must call it.
+        device: device of the process group's tensors.
+    """
+
+    def __init__(self, is_pending: Callable[[], bool], device: torch.device) -> None:
+        self._is_pending, self._device = is_pending, device
+        self._interval = 1
+        self._steps, self._seconds, self._last_time = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        """Start the clock; time before this call is not that of a step."""
+        self._last_time = time.perf_counter()
+
+    def after_step(self) -> bool:
+        """Return whether a check was due after this step, and a preemption is pending."""
+        now = time.perf_counter()
+        self._steps, self._seconds, self._last_time = self._steps + 1, self._seconds + now - self._last_time, now
+        if self._steps < self._interval:
+            return False
+        interval = torch.tensor(int(_PREEMPTION_CHECK_S * self._steps / max(self._seconds, 1e-6)), device=self._device)
+        dist.broadcast(interval, src=0)
+        self._interval = max(1, min(int(interval), _MAX_GROWTH * self._interval))
+        self._steps, self._seconds = 0, 0.0
+        return self._is_pending()
 
 
 class LossGuard:

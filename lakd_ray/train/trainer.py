@@ -21,7 +21,7 @@ from lakd_ray.config import to_dict
 from lakd_ray.data.batch_plan import skip_batches
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.data.reader import AudioBatch
-from lakd_ray.devices import device_name
+from lakd_ray.devices import device_name, select_device
 from lakd_ray.errors import DataError
 from lakd_ray.models import CheckpointMetadata, build_model, write_checkpoint
 from lakd_ray.runs import layout, record
@@ -37,7 +37,14 @@ from lakd_ray.train.checkpointing import (
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.dev_metrics import compute_dev_metrics
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops
-from lakd_ray.train.monitoring import LossGuard, StepTimer, peak_memory_mb
+from lakd_ray.train.monitoring import (
+    LossGuard,
+    PreemptionCheck,
+    StepTimer,
+    peak_memory_mb,
+    release_memory,
+    reset_peak_memory,
+)
 from lakd_ray.train.prefetch import load_batches
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
 
@@ -45,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 EpochCallback = Callable[[dict[str, Any]], None]
 BatchIterator = Iterator[tuple[AudioBatch, TrainBatch]]
-# Check for preemption every 10 steps only: each check is a barrier, and notice comes tens of seconds ahead.
-_PREEMPTION_CHECK_STEPS = 10
 
 
 def _no_preemption() -> bool:
@@ -82,6 +87,8 @@ def train_run(
     """
     if record.is_done(folder, fingerprint):
         return
+    device = select_device(loader.config.train.device)
+    reset_peak_memory(device)
     trainer = Trainer(
         loader, folder, teacher_provenance, log if loader.rank == 0 else lambda _: None, preemption_pending
     )
@@ -91,8 +98,11 @@ def train_run(
         trainer.fit(on_epoch)
     finally:
         trainer.engine.close()
+    state = trainer.state
+    del trainer
+    release_memory(device)
     if loader.rank == 0:
-        _finalize(trainer.state, folder, fingerprint, loader.config.train.keep_checkpoints)
+        _finalize(state, folder, fingerprint, loader.config.train.keep_checkpoints)
     dist.barrier()
 
 
@@ -122,7 +132,7 @@ class Trainer:
         log: Callable[[str], None],
         preemption_pending: Callable[[], bool],
     ) -> None:
-        self.loader, self.folder, self.run, self.preemption_pending = loader, folder, loader.run, preemption_pending
+        self.loader, self.folder, self.run = loader, folder, loader.run
         recipe, settings = loader.run.recipe, loader.config.train
         saved = RunState.read(folder)
         self._start = saved.latest
@@ -158,6 +168,7 @@ class Trainer:
         seed_rng(loader.run.seed, loader.rank)
         self.loss_sums = self._zero_loss_sums()
         self.step_timer = StepTimer(self.engine.device)
+        self.preemption = PreemptionCheck(preemption_pending, self.engine.device)
         self.loss_guard = LossGuard(loader.run.id, self.engine)
         self.checkpointer = AsyncCheckpointer(folder, settings.keep_checkpoints)
         self.state = restore_latest(folder, saved, loader.world_size, self._load_state, log)
@@ -201,6 +212,7 @@ class Trainer:
         save_interval = self.loader.config.train.checkpoint_steps or len(utterances_per_step)
         accumulation, saved, timer = self.engine.accumulation_steps, False, self.step_timer
         timer.start()
+        self.preemption.start()
         for index in range(self.state.latest.batches_done, len(utterances_per_step) * accumulation):
             step, ends_step = index // accumulation, (index + 1) % accumulation == 0
             audio_batch, batch = next(batches)
@@ -222,7 +234,7 @@ class Trainer:
             timer.mark("optimizer")
             if not ends_step or step + 1 == len(utterances_per_step):
                 continue
-            if not saved and (step + 1) % _PREEMPTION_CHECK_STEPS == 0 and self.preemption_pending():
+            if not saved and self.preemption.after_step():
                 self._save_state(ResumePoint(epoch, index + 1))
                 self.checkpointer.wait()
                 saved = True
@@ -269,7 +281,8 @@ class Trainer:
         dev_seconds: float,
     ) -> dict[str, Any]:
         """Return an epoch's entry in the metrics file; throughput covers only the batches since the last resume."""
-        peak = peak_flops(self.engine.device, self.engine.dtype)
+        settings = self.loader.config.train
+        peak = peak_flops(self.engine.device, settings.precision, tf32=settings.tf32)
         padded, audio = self.loader.audio_seconds(skip_batches(self.loader.epoch_plan(epoch), skipped_batches))
         epochs_left = self.run.recipe.optim.epochs - epoch - 1
         losses = {

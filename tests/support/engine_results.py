@@ -55,6 +55,30 @@ class AveragingResult:
 
 
 @dataclass(frozen=True)
+class HalfPrecisionAveraging:
+    """Three steps in bf16 with averaged weights."""
+
+    step_weights: list[Weights]
+    """The fp32 weights that the optimizer updates, before the first and after each step."""
+    eval_weights: Weights
+    """The model's own, in eval mode."""
+    weights_after_eval: Weights
+    saved_average: Weights
+    restored_average: Weights
+    """After the state was saved and loaded."""
+
+
+@dataclass(frozen=True)
+class OverflowResult:
+    """Three steps in fp16, the second with an infinite gradient on one of two ranks, as one rank sees them."""
+
+    scales: list[float]
+    """Loss scale after each step."""
+    weights: list[Weights]
+    """After each step."""
+
+
+@dataclass(frozen=True)
 class TrainedRun:
     """A run of the trainer, to its end."""
 
@@ -101,6 +125,10 @@ class OneRankResults:
     long_losses: dict[str, list[float]]
     resumed_from_two_ranks: dict[str, StepsResult]
     run_resumed_from_two_ranks: TrainedRun
+    alive_after_close: dict[str, list[str]]
+    """By name of the engine: what is still referenced after `Engine.close` and a garbage collection."""
+    average_of_two_ranks: Weights
+    """Averaged weights from the state of `TwoRankResults.half_precision_averaging`, ZeRO stage 2."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,11 @@ class TwoRankResults:
     uninterrupted: dict[str, StepsResult]
     """What a single rank should reach from the same state: see `OneRankResults.resumed_from_two_ranks`."""
     runs_by_rank: list[TrainerResults]
+    short_utterance: dict[str, StepsResult]
+    """Steps in which the utterance of one rank is too short to use all weights."""
+    overflow_by_rank: list[OverflowResult]
+    half_precision_averaging: dict[int, HalfPrecisionAveraging]
+    """By ZeRO stage."""
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,15 @@ stores the results as `<out>/world-<n>.pt`: an `OneRankResults` or a `TwoRankRes
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from lakd_ray.config import DistillLossConfig, OptimConfig, TrainConfig
-from lakd_ray.models import EmotionClassifier, pad_batch
+from lakd_ray.models import EmotionClassifier
 from lakd_ray.train import checkpointing
-from lakd_ray.train.engines import build_engine
-from lakd_ray.train.engines.base import Engine
-from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
-from support import loop_scenario
+from support import engine_faults, loop_scenario
 from support import tiny_models as tiny
 from support.engine_results import (
     AveragingResult,
@@ -33,74 +27,25 @@ from support.engine_results import (
     TrainerResults,
     TrainingResult,
     TwoRankResults,
-    Weights,
 )
-
-STEPS = 10
-LONG_STEPS = 50
-UTTERANCES = 6  # in each step
-OPTIM = OptimConfig(lr=1e-3, max_grad_norm=0.1, warmup_ratio=0.3, lr_schedule="linear", weight_decay=0.1)
-LOSS = DistillLossConfig(weighting="language")
-TEACHERS = ("en", "fi", "fr")
-OBJECTIVE = Objective(LOSS, TEACHERS)
-LANGUAGE_AWARE_OBJECTIVE = Objective(
-    DistillLossConfig(weighting="attention", lam=0.3), TEACHERS, language_id_loss_weight=0.1
+from support.engine_steps import (
+    ACCUMULATED_SHARES,
+    ALL_UTTERANCES,
+    ENGINES,
+    LANGUAGE_AWARE_OBJECTIVE,
+    LONG_STEPS,
+    OBJECTIVE,
+    OPTIM,
+    STEPS,
+    UNEQUAL_SHARES,
+    Objective,
+    full_weights,
+    make_batch,
+    make_engine,
+    make_language_aware_model,
+    model_weights,
+    train_steps,
 )
-ENGINES: dict[str, dict[str, Any]] = {
-    "torch": {"engine": "torch"},
-    **{f"zero-{stage}": {"zero_stage": stage} for stage in (0, 1, 2, 3)},
-}
-ALL_UTTERANCES = [range(UTTERANCES)]
-UNEQUAL_SHARES = ([[0, 1, 2, 3]], [[4, 5]])
-"""By rank: the utterances of each micro-batch of a step."""
-ACCUMULATED_SHARES = ([[0, 1], [2]], [[3], [4, 5]])
-
-
-def make_batch(step: int, indices: Sequence[int] = range(UTTERANCES)) -> TrainBatch:
-    """Return some of the utterances of a step."""
-    random = np.random.default_rng(step)
-    lengths = random.integers(2000, 6000, UTTERANCES)
-    waves = [torch.from_numpy(random.standard_normal(length).astype(np.float32)) for length in lengths]
-    labels_B = torch.from_numpy(random.integers(0, 4, UTTERANCES))
-    teachers_BKC = torch.from_numpy(3 * random.standard_normal((UTTERANCES, 3, 4)).astype(np.float32))
-    index = list(indices)
-    wave_BT, lengths_B = pad_batch([waves[number] for number in index])
-    languages = [TEACHERS[number % 3] for number in index]
-    languages_B = torch.tensor([number % 3 for number in index])
-    return TrainBatch(wave_BT, lengths_B, labels_B[index], languages, teachers_BKC[index], languages_B)
-
-
-def make_masked_batch(engine: Engine, step: int, indices: Sequence[int] = range(UTTERANCES)) -> TrainBatch:
-    """Return a training batch with the masks of SpecAugment, if the model has it."""
-    batch, model = make_batch(step, indices), engine._model
-    num_frames = model.count_frames(batch.lengths_B).tolist()
-    return replace(batch, spec_augment=model.plan_spec_augment(num_frames, [(step, index) for index in indices]))
-
-
-def make_language_aware_model(*, language_dropout: float = 0.0, **changes: Any) -> EmotionClassifier:
-    """Build a language-aware student; with language dropout a step is not a deterministic function of its batch."""
-    return tiny.aware(head=tiny.AWARE.model_copy(update={"language_dropout": language_dropout}), **changes)
-
-
-def train_steps(
-    engine: Engine, shares: Sequence[Sequence[int]], steps: Sequence[int], objective: Objective = OBJECTIVE
-) -> list[float]:
-    """Train steps on this rank's micro-batches; return the mean losses over all ranks."""
-    means = []
-    for step in steps:
-        total = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
-        for share in shares:
-            losses = compute_losses(engine.forward, make_masked_batch(engine, step, share), objective)
-            engine.backward(losses.loss, UTTERANCES)
-            engine.step()
-            total += losses.to_tensor()
-        dist.all_reduce(total)
-        means.append(float(total[0]) / UTTERANCES)
-    return means
-
-
-def make_engine(model: EmotionClassifier | None = None, optim: OptimConfig = OPTIM, **train: Any) -> Engine:
-    return build_engine(model or tiny.model(**tiny.DETERMINISTIC), optim, TrainConfig(**train), total_steps=STEPS)
 
 
 def train(
@@ -114,12 +59,12 @@ def train(
     rates = [engine.learning_rate]
     losses = train_steps(engine, shares, range(5), objective)
     rates.append(engine.learning_rate)
-    middle_weights = _weights(engine)
+    middle_weights = full_weights(engine)
     losses += train_steps(engine, shares, range(5, STEPS), objective)
     with engine.eval_mode():
         probe = make_batch(99)
         logits_BC = engine.forward(probe.inputs, probe.lengths_B, probe.languages_B).logits_BC.clone()
-    result = TrainingResult(losses, middle_weights, _weights(engine), rates, logits_BC)
+    result = TrainingResult(losses, middle_weights, full_weights(engine), rates, logits_BC)
     engine.close()
     return result
 
@@ -135,9 +80,9 @@ def train_and_resume(
     engine = make_engine(network, **settings)
     first_losses = train_steps(engine, shares, range(3), LANGUAGE_AWARE_OBJECTIVE)
     engine.save(folder)
-    checkpointing.save_rank_state(folder / f"generators-{rank}.pt")
+    checkpointing.save_rank_state(folder / f"generators-{rank}.pt", device=engine.device)
     losses = train_steps(engine, shares, range(3, 6), LANGUAGE_AWARE_OBJECTIVE)
-    uninterrupted = StepsResult(losses, _weights(engine), engine.learning_rate)
+    uninterrupted = StepsResult(losses, full_weights(engine), engine.learning_rate)
     engine.close()
     dist.barrier()
     checkpointing.seed_rng(8, rank)
@@ -146,9 +91,9 @@ def train_and_resume(
     network.backbone.feature_encoder.requires_grad_(not frozen)
     engine = make_engine(network, **settings)
     engine.load(folder)
-    checkpointing.load_rank_state(folder / f"generators-{rank}.pt")
+    checkpointing.load_rank_state(folder / f"generators-{rank}.pt", engine.device)
     losses = train_steps(engine, shares, range(3, 6), LANGUAGE_AWARE_OBJECTIVE)
-    resumed = StepsResult(losses, _weights(engine), engine.learning_rate)
+    resumed = StepsResult(losses, full_weights(engine), engine.learning_rate)
     engine.close()
     return ResumeResult(first_losses, uninterrupted, resumed)
 
@@ -169,16 +114,16 @@ def train_with_averaging(folder: Path, **settings: Any) -> AveragingResult:
     step_weights = []
     for step in range(3):
         train_steps(engine, ALL_UTTERANCES, [step])
-        step_weights.append(_parameters(engine))
+        step_weights.append(model_weights(engine))
     with engine.eval_mode():
-        eval_weights = _parameters(engine)
-    weights_after_eval = _parameters(engine)
+        eval_weights = model_weights(engine)
+    weights_after_eval = model_weights(engine)
     engine.save(folder)
-    saved_average = _weights(engine)
+    saved_average = full_weights(engine)
     engine.close()
     engine = make_engine(tiny.model(**tiny.DETERMINISTIC, seed=3), optim, **settings)
     engine.load(folder)
-    result = AveragingResult(step_weights, eval_weights, weights_after_eval, saved_average, _weights(engine))
+    result = AveragingResult(step_weights, eval_weights, weights_after_eval, saved_average, full_weights(engine))
     engine.close()
     return result
 
@@ -190,7 +135,7 @@ def save_with_two_ranks(folder: Path, rank: int, **settings: Any) -> StepsResult
     train_steps(engine, UNEQUAL_SHARES[rank], range(3))
     engine.save(folder)
     losses = train_steps(engine, UNEQUAL_SHARES[rank], range(3, 6))
-    result = StepsResult(losses, _weights(engine), engine.learning_rate)
+    result = StepsResult(losses, full_weights(engine), engine.learning_rate)
     engine.close()
     return result
 
@@ -200,17 +145,9 @@ def resume_with_one_rank(folder: Path, **settings: Any) -> StepsResult:
     engine = make_engine(**settings)
     engine.load(folder, world_size=2)
     losses = train_steps(engine, ALL_UTTERANCES, range(3, 6))
-    result = StepsResult(losses, _weights(engine), engine.learning_rate)
+    result = StepsResult(losses, full_weights(engine), engine.learning_rate)
     engine.close()
     return result
-
-
-def _weights(engine: Engine) -> Weights:
-    return {name: value.clone() for name, value in engine.full_state_dict()[1].items()}
-
-
-def _parameters(engine: Engine) -> Weights:
-    return {name: value.detach().clone() for name, value in engine._model.network.named_parameters()}
 
 
 def _wait_for(file: Path) -> None:
@@ -243,6 +180,8 @@ def run_one_rank(out: Path) -> OneRankResults:
         long_losses=long_losses,
         resumed_from_two_ranks=resumed,
         run_resumed_from_two_ranks=loop_scenario.resume_with_one_rank(out / "loop"),
+        alive_after_close={name: engine_faults.list_alive_after_close(**setting) for name, setting in ENGINES.items()},
+        average_of_two_ranks=engine_faults.load_average(out / "half-zero-2", zero_stage=2),
     )
 
 
@@ -255,9 +194,16 @@ def run_two_ranks(rank: int, out: Path) -> TwoRankResults:
     dist.all_gather_object(gathered, loop_scenario.run(out / "loop", rank, 2))
     runs_by_rank: list[TrainerResults] = gathered
     loop_scenario.kill_with_two_ranks(out / "loop", rank)
+    half_precision_averaging = {
+        stage: engine_faults.average_in_half_precision(out / f"half-zero-{stage}", zero_stage=stage)
+        for stage in (0, 1, 2)
+    }
     dist.barrier()
     (out / "saved-by-two").touch()
     long_losses = {name: train_long(UNEQUAL_SHARES[rank], **settings) for name, settings in ENGINES.items()}
+    short_utterance = {
+        name: engine_faults.train_with_short_utterance(rank, **settings) for name, settings in ENGINES.items()
+    }
     accumulated_shares, unequal_shares = ACCUMULATED_SHARES[rank], UNEQUAL_SHARES[rank]
     return TwoRankResults(
         unequal=train(unequal_shares),
@@ -270,6 +216,9 @@ def run_two_ranks(rank: int, out: Path) -> TwoRankResults:
         long_losses=long_losses,
         uninterrupted=uninterrupted,
         runs_by_rank=runs_by_rank,
+        short_utterance=short_utterance,
+        overflow_by_rank=engine_faults.overflow_on_one_rank(rank),
+        half_precision_averaging=half_precision_averaging,
     )
 
 

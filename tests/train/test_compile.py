@@ -9,7 +9,7 @@ import torch
 import torch._dynamo
 import torch.distributed as dist
 from support import tiny_models as tiny
-from support.engine_worker import OBJECTIVE, OPTIM, UTTERANCES, make_batch
+from support.engine_steps import OBJECTIVE, OPTIM, UTTERANCES, make_batch
 
 from lakd_ray.config import TrainConfig
 from lakd_ray.train.engines import build_engine

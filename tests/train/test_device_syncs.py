@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import tiny_models as tiny
-from support.engine_worker import OPTIM, UTTERANCES, make_batch
+from support.engine_steps import OPTIM, UTTERANCES, make_batch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import tiny_models as tiny
 from support.engine_results import EngineResults, TrainingResult, Weights
-from support.engine_worker import (
+from support.engine_steps import (
     ENGINES,
     LANGUAGE_AWARE_OBJECTIVE,
     LONG_STEPS,

@@ -46,4 +46,42 @@ def test_every_model_family_can_be_counted():
 
 
 def test_the_peak_of_a_cpu_is_unknown():
-    assert peak_flops(torch.device("cpu"), torch.float32) is None
+    assert peak_flops(torch.device("cpu"), "fp32", tf32=True) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", {"fp32": 67, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5}),
+        ("NVIDIA H100 PCIe", {"fp32": 51, "tf32": 378, "bf16": 756, "fp16": 756}),
+        ("NVIDIA H100 NVL", {"fp32": 60, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5}),
+        ("NVIDIA H200", {"fp32": 67, "tf32": 494.5, "bf16": 989.5, "fp16": 989.5}),
+        ("NVIDIA H200 NVL", {"bf16": 835.5}),
+        ("NVIDIA GH200 480GB", {"bf16": 989.5}),
+        ("NVIDIA B200", {"fp32": 75, "tf32": 1125, "bf16": 2250, "fp16": 2250}),
+        ("NVIDIA GB200", {"bf16": 2500}),
+        ("NVIDIA A100-SXM4-80GB", {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312}),
+        ("NVIDIA A100 80GB PCIe", {"bf16": 312}),
+        ("NVIDIA A10", {"fp32": 31.2, "tf32": 62.5, "bf16": 125, "fp16": 125}),
+        ("NVIDIA L4", {"fp32": 30.3, "tf32": 60, "bf16": 121, "fp16": 121}),
+        ("NVIDIA L40S", {"fp32": 91.6, "tf32": 183, "bf16": 362, "fp16": 362}),
+        ("NVIDIA L40", {"bf16": 181}),
+        ("Tesla T4", {"fp32": 8.1, "tf32": 8.1, "bf16": None, "fp16": 65}),
+        ("Tesla V100-SXM2-16GB", {"fp32": 15.7, "bf16": None, "fp16": 125}),
+        ("Tesla V100-PCIE-32GB", {"fp16": 112}),
+        ("Tesla V100S-PCIE-32GB", {"fp16": 130}),
+        # unknown, or a share of a GPU
+        ("NVIDIA A10G", {"fp32": None, "bf16": None}),
+        ("NVIDIA H20", {"bf16": None}),
+        ("NVIDIA GeForce RTX 4090", {"bf16": None}),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", {"bf16": None}),
+    ],
+)
+def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: dict[str, float | None]
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    for key, teraflops in expected.items():
+        precision, tf32 = ("fp32", True) if key == "tf32" else (key, False)
+        peak = peak_flops(torch.device("cuda"), precision, tf32=tf32)
+        assert peak == (None if teraflops is None else teraflops * 1e12), (name, key)

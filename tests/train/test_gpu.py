@@ -1,6 +1,7 @@
-"""Test the engines on a GPU: half precision, offload and timing, which differ from the CPU."""
+"""Test the engines on a GPU: half precision, offload, memory and timing, which differ from the CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,19 @@ import pytest
 import torch
 import torch.distributed as dist
 from support import tiny_models as tiny
-from support.engine_worker import OBJECTIVE, OPTIM, UTTERANCES, make_batch
+from support.engine_faults import SHORT, SometimesUsed
+from support.engine_steps import ENGINES, OBJECTIVE, OPTIM, UTTERANCES, make_batch
 
 from lakd_ray.config import TrainConfig
 from lakd_ray.train.engines import build_engine
+from lakd_ray.train.engines.base import Engine
 from lakd_ray.train.flops import peak_flops
-from lakd_ray.train.monitoring import StepTimer, peak_memory_mb
+from lakd_ray.train.monitoring import StepTimer, peak_memory_mb, release_memory, reset_peak_memory
 from lakd_ray.train.step import compute_losses
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 STEPS = 6
+GPU = torch.device("cuda")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,14 +37,26 @@ def single_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def train(**settings: Any) -> list[float]:
     """Train a few steps and return the losses."""
-    engine = build_engine(tiny.model(**tiny.DETERMINISTIC), OPTIM, TrainConfig(gpu=True, **settings), total_steps=STEPS)
+    engine = make_engine(**settings)
+    losses = train_steps(engine, range(STEPS))
+    engine.close()
+    return losses
+
+
+def make_engine(seed: int = 0, **settings: Any) -> Engine:
+    """Build an engine on the GPU; without TF32, so that engines can be compared."""
+    train = TrainConfig.model_validate({"gpu": True, "tf32": False} | settings)
+    return build_engine(tiny.model(seed, **tiny.DETERMINISTIC), OPTIM, train, total_steps=STEPS)
+
+
+def train_steps(engine: Engine, steps: Sequence[int]) -> list[float]:
+    """Train steps and return the mean losses."""
     mean_losses = []
-    for step in range(STEPS):
+    for step in steps:
         losses = compute_losses(engine.forward, make_batch(step).to(engine.device, engine.dtype), OBJECTIVE)
         engine.backward(losses.loss, UTTERANCES)
         engine.step()
         mean_losses.append(float(losses.loss.detach()) / UTTERANCES)
-    engine.close()
     return mean_losses
 
 
@@ -68,28 +84,128 @@ def test_offloading_does_not_change_the_result(expected: list[float], stage: int
     assert train(zero_stage=stage, offload_optimizer=True) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_saved_state_is_restored_on_the_gpu(tmp_path: Path):
-    engine = build_engine(tiny.model(**tiny.DETERMINISTIC), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_a_saved_state_is_restored_on_the_gpu(tmp_path: Path, name: str):
+    engine = make_engine(**ENGINES[name])
+    train_steps(engine, range(3))
     engine.save(tmp_path)
-    before = engine.full_state_dict()[1]
+    expected = train_steps(engine, range(3, 6))
     engine.close()
-    engine = build_engine(tiny.model(**tiny.DETERMINISTIC, seed=1), OPTIM, TrainConfig(gpu=True), total_steps=STEPS)
+    engine = make_engine(seed=1, **ENGINES[name])
     engine.load(tmp_path)
-    for name, value in engine.full_state_dict()[1].items():
-        assert torch.equal(value, before[name]), name
+    assert train_steps(engine, range(3, 6)) == pytest.approx(expected, abs=1e-5)
+    assert_state_is_placed(engine)
     engine.close()
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_state_of_a_different_number_of_gpus_is_restored(tmp_path: Path, stage: int, offload: bool):
+    """The state of one rank takes the same path, the universal checkpoint, if it is said to be that of two."""
+    settings = {"zero_stage": stage, "offload_optimizer": offload}
+    engine = make_engine(**settings)
+    train_steps(engine, range(3))
+    engine.save(tmp_path)
+    expected = train_steps(engine, range(3, 6))
+    engine.close()
+    engine = make_engine(seed=1, **settings)
+    engine.load(tmp_path, world_size=2)
+    assert_state_is_placed(engine)
+    assert train_steps(engine, range(3, 6)) == pytest.approx(expected, abs=1e-4)
+    engine.close()
+
+
+def test_a_state_of_the_cpu_is_restored_on_the_gpu(tmp_path: Path):
+    engine = make_engine(engine="torch", gpu=False)
+    train_steps(engine, range(3))
+    engine.save(tmp_path)
+    engine.close()
+    engine = make_engine(seed=1, engine="torch")
+    engine.load(tmp_path)
+    assert_state_is_placed(engine)
+    train_steps(engine, range(3, 6))
+    engine.close()
+
+
+def assert_state_is_placed(engine: Engine) -> None:
+    assert all(group["fused"] for group in engine._optimizer.param_groups)
+    assert engine._optimizer.state
+    for weight, state in engine._optimizer.state.items():
+        assert {value.device for value in state.values()} == {weight.device}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_checkpoints_have_the_weights_of_the_optimizer(stage: int, precision: str):
+    engine = make_engine(zero_stage=stage, precision=precision)
+    train_steps(engine, range(3))
+    weights = engine.full_state_dict()[1]
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    if precision == "bf16":  # in fp16 the first steps are skipped until the scale of the loss fits
+        assert any((value != value.bfloat16().float()).any() for value in weights.values())
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gradients_of_sometimes_unused_weights_come_last(stage: int):
+    """All ranks must reduce gradients in the same order, whether their utterances use a weight or not."""
+    orders = []
+    for samples in (2 * SHORT, SHORT):
+        model: Any = SometimesUsed(tiny.model(**tiny.DETERMINISTIC))
+        engine = build_engine(model, OPTIM, TrainConfig(gpu=True, zero_stage=stage), total_steps=STEPS)
+        order: list[str] = []
+        for name, weight in model.named_parameters():
+            weight.register_post_accumulate_grad_hook(lambda _, name=name, order=order: order.append(name))
+        batch = replace(make_batch(0), inputs=torch.randn(UTTERANCES, samples))
+        batch = replace(batch, lengths_B=torch.full_like(batch.lengths_B, samples))
+        losses = compute_losses(engine.forward, batch.to(engine.device, engine.dtype), OBJECTIVE)
+        engine.backward(losses.loss, UTTERANCES)
+        orders.append(order)
+        engine.close()
+    assert orders[0] == orders[1] and "offset" in orders[0][-2:]
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_the_memory_of_a_run_is_freed(name: str):
+    release_memory(GPU)
+    before = torch.cuda.memory_allocated()
+    train(**ENGINES[name])
+    release_memory(GPU)
+    assert torch.cuda.memory_allocated() - before < 2**20
+
+
+def test_the_peak_of_memory_is_that_of_the_run():
+    block = torch.empty(2**28, dtype=torch.uint8, device=GPU)
+    assert peak_memory_mb(GPU) >= 256
+    del block
+    reset_peak_memory(GPU)
+    assert peak_memory_mb(GPU) < 256
+
+
+def test_tf32_rounds_matrix_products():
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this GPU has no TF32")
+    matrix = torch.randn(512, 512, device=GPU, generator=torch.Generator(GPU).manual_seed(0))
+    exact = matrix.double() @ matrix.double()
+    errors = []
+    for tf32 in (False, True):
+        engine = make_engine(engine="torch", tf32=tf32)
+        errors.append(float(((matrix @ matrix).double() - exact).abs().max()))
+        engine.close()
+    assert errors[1] > 10 * errors[0]
 
 
 def test_the_peak_of_the_gpu_is_known():
-    device = torch.device("cuda")
-    peak = peak_flops(device, torch.bfloat16)
+    peak = peak_flops(GPU, "bf16", tf32=True)
     if peak is None:
-        pytest.skip(f"the peak is not known for {torch.cuda.get_device_name(device)}")
-    assert peak > (peak_flops(device, torch.float32) or 0) > 1e12
+        pytest.skip(f"the peak is not known for {torch.cuda.get_device_name(GPU)}")
+    tf32_peak, fp32_peak = peak_flops(GPU, "fp32", tf32=True), peak_flops(GPU, "fp32", tf32=False)
+    assert tf32_peak is not None and fp32_peak is not None
+    assert peak > tf32_peak > fp32_peak > 1e12
 
 
 def test_phases_of_a_step_are_timed_on_the_device():
-    timer = StepTimer(torch.device("cuda"))
+    timer = StepTimer(GPU)
     matrix = torch.randn(4096, 4096, device="cuda")
     for _ in range(10):
         matrix = matrix @ matrix / 64
@@ -97,4 +213,4 @@ def test_phases_of_a_step_are_timed_on_the_device():
     timer.mark("nothing")
     seconds = timer.read_and_reset()
     assert seconds["work"] > 10 * seconds["nothing"] and timer.read_and_reset() == {}
-    assert peak_memory_mb(torch.device("cuda")) > 64
+    assert peak_memory_mb(GPU) > 64

@@ -1,5 +1,6 @@
 """Test saving, resuming and stopping with one rank and the torch engine, also with corrupted states."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def test_a_pending_preemption_saves_the_state_at_once(manifest: Manifest, tmp_pa
 
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
     state = run.kill(after=11, preemption_pending=preemption_pending)
-    assert (state.latest.epochs_done, state.latest.batches_done, num_checks) == (0, 10, 1), (
+    assert (state.latest.epochs_done, state.latest.batches_done, num_checks) == (0, 1, 1), (
         "the state is not that of the step of the check"
     )
     run.train()
@@ -250,3 +251,17 @@ def test_the_metrics_of_an_epoch_include_its_cost(uninterrupted: Run):
     phases = sum(metrics[f"seconds_{phase}"] for phase in ("data", "forward", "backward", "optimizer"))
     assert 0.5 * metrics["seconds"] < phases <= metrics["seconds"]
     assert metrics["grad_norm"] > 0 and metrics["memory_mb"] > 100
+
+
+def test_nothing_of_a_run_stays_in_memory(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    references: list[weakref.ref[Any]] = []
+    build_engine = trainer.engines.build_engine
+
+    def build_and_record(model: Any, *args: Any, **kwargs: Any) -> Engine:
+        engine = build_engine(model, *args, **kwargs)
+        references.extend(weakref.ref(part) for part in (model, engine, *model.parameters()))
+        return engine
+
+    monkeypatch.setattr(trainer.engines, "build_engine", build_and_record)
+    Run(manifest, tmp_path / "run", optim={"epochs": 1, "ema_decay": 0.9}).train()
+    assert len(references) > 10 and not any(reference() is not None for reference in references)

@@ -5,8 +5,8 @@ for any number of ranks and accumulated micro-batches, because `backward` takes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray.config import OptimConfig, TrainConfig
-from lakd_ray.devices import select_device
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.models.spec_augment import SpecAugmentMasks
-from lakd_ray.train.engines.optimizer import ExponentialMovingAverage, build_param_groups, make_lr_lambda
+from lakd_ray.train.engines.optimizer import (
+    ExponentialMovingAverage,
+    build_param_groups,
+    make_lr_lambda,
+    place_optimizer_state,
+)
 
 _EMA_FILE = "average.pt"
 _NETWORK_PREFIX = "network."
@@ -41,6 +45,7 @@ class Engine(ABC):
 
     def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
         self.world_size = dist.get_world_size()
+        self._previous_tf32 = _set_tf32((train.tf32, train.tf32))
         self.accumulation_steps = train.gradient_accumulation_steps
         self.dtype = torch.float32
         self._model = model
@@ -48,9 +53,9 @@ class Engine(ABC):
             model.backbone.enable_gradient_checkpointing()
         if train.compile:
             model.backbone.compile()
+        self._trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         groups = build_param_groups(model, optim)
-        fused = select_device(train.device).type == "cuda" and not train.offload_optimizer
-        self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+        self._optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
         self._lr_lambda = make_lr_lambda(optim, total_steps)
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._lr_lambda)
         self._ema_decay = optim.ema_decay
@@ -60,8 +65,8 @@ class Engine(ABC):
     def _init_ema(self) -> None:
         """Start averaging the weights, after they are on their final device."""
         if self._ema_decay:
-            trained = [weight for weight in self._model.parameters() if weight.requires_grad]
-            self._ema = ExponentialMovingAverage(trained, self._ema_decay)
+            updated = [weight for group in self._optimizer.param_groups for weight in group["params"]]
+            self._ema = ExponentialMovingAverage(updated, self._ema_decay)
 
     @property
     @abstractmethod
@@ -119,26 +124,59 @@ class Engine(ABC):
             self._model.train()
 
     def full_state_dict(self) -> tuple[Any, dict[str, Tensor]]:
-        """Return the network and its full fp32 state on the CPU, averaged if enabled; all ranks must call."""
-        with self._ema_applied():
-            state = {
-                name.removeprefix(_NETWORK_PREFIX): _to_fp32_cpu(value)
-                for name, value in self._model_state_dict().items()
-            }
-        return self._model.network, state
+        """Return the network and its full fp32 state on the CPU, averaged if enabled; all ranks must call.
 
-    def _ema_applied(self) -> Any:
-        return self._ema.average_parameters() if self._ema is not None else ExitStack()
+        Weights are those that the optimizer updates, not their copies in half precision. Other ranks than the first get
+        an empty state.
+        """
+        with self._ema_applied():
+            state = self._model_state_dict() | self._gather_weights()
+            if dist.get_rank() != 0:
+                return self._model.network, {}
+            return self._model.network, {
+                name.removeprefix(_NETWORK_PREFIX): _to_fp32_cpu(value) for name, value in state.items()
+            }
+
+    @contextmanager
+    def _ema_applied(self) -> Iterator[None]:
+        if self._ema is None:
+            yield
+            return
+        try:
+            with self._ema.swapped():
+                self._publish_weights()
+                yield
+        finally:
+            self._publish_weights()
+
+    def _publish_weights(self) -> None:  # noqa: B027 -- by default the optimizer updates the model's own weights
+        """Copy the fp32 weights that the optimizer updates to the model, on all ranks."""
+
+    def _gather_weights(self) -> dict[str, Tensor]:
+        """Return the fp32 weights that the optimizer updates, by name in the model; all ranks must call."""
+        return {name: weight.detach() for name, weight in self._trainable.items()}
+
+    @torch.no_grad()
+    def _set_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Set the fp32 weights that the optimizer updates, as `_gather_weights` returns them."""
+        for name, weight in self._trainable.items():
+            weight.copy_(values[name])
 
     def _model_state_dict(self) -> dict[str, Tensor]:
-        """Return the model's state, gathered from all ranks."""
+        """Return the model's state; those weights that `_gather_weights` returns may be missing."""
         return self._model.state_dict()
 
     def save(self, folder: Path) -> None:
         """Write model, optimizer and schedule; all ranks must call, and ranks on one machine may share the folder."""
         self._save(folder)
-        if self._ema is not None and dist.get_rank() == 0:
-            torch.save(self._ema.state_dict(), folder / _EMA_FILE)
+        if self._ema is None:
+            return
+        with self._ema.swapped():
+            averages = self._gather_weights()
+            if dist.get_rank() == 0:
+                averages = {name: _to_fp32_cpu(value) for name, value in averages.items()}
+        if dist.get_rank() == 0:
+            torch.save({"num_updates": self._ema.num_updates, "averages": averages}, folder / _EMA_FILE)
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...
@@ -150,9 +188,20 @@ class Engine(ABC):
             folder: the folder that `save` wrote.
             world_size: number of ranks that wrote it; the current number if None.
         """
+        options = [
+            {name: value for name, value in group.items() if name != "params"} for group in self._optimizer.param_groups
+        ]
         self._load(folder, self.world_size if world_size is None else world_size)
+        # The saved options can be those of a different device, and DeepSpeed gives all groups the ones of the first.
+        rates = self._scheduler.get_last_lr()
+        for group, current, rate in zip(self._optimizer.param_groups, options, rates, strict=True):
+            group.update(current | {"lr": rate})
+        place_optimizer_state(self._optimizer)
         if self._ema is not None:
-            self._ema.load_state_dict(torch.load(folder / _EMA_FILE, weights_only=True))
+            saved = torch.load(folder / _EMA_FILE, map_location="cpu", weights_only=True)
+            self._ema.num_updates = saved["num_updates"]
+            with self._ema.swapped():
+                self._set_weights(saved["averages"])
 
     @abstractmethod
     def _load(self, folder: Path, world_size: int) -> None: ...
@@ -171,8 +220,16 @@ class Engine(ABC):
             maxima = [weight.abs().max() for weight in self._model.parameters() if weight.numel()]
             return float(torch.stack(maxima).max())
 
-    def close(self) -> None:  # noqa: B027 -- overriding is optional
-        """Release the resources of the engine."""
+    def close(self) -> None:
+        """Release the memory of model and optimizer, and undo the changes to torch's global settings."""
+        _set_tf32(self._previous_tf32)
+
+
+def _set_tf32(enabled: tuple[bool, bool]) -> tuple[bool, bool]:
+    """Set whether (matrix products, convolutions) of this process use TF32 on GPUs, and return the previous setting."""
+    previous = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = enabled
+    return previous
 
 
 def _to_fp32_cpu(value: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """The engine that uses DeepSpeed, with ZeRO stages 0 to 3."""
 
+import inspect
 import io
 import os
 import tempfile
 from argparse import Namespace
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.devices import select_device
@@ -19,6 +23,9 @@ from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.train.engines.base import Engine
 
 _TAG = "state"
+# DeepSpeed allocates a buffer of this size in every step. 50 MB in half precision use the full bandwidth of the links;
+# DeepSpeed's own number, 500 million, takes 1 or 2 GB.
+_BUCKET_WEIGHTS = 25_000_000
 
 
 class DeepSpeedEngine(Engine):
@@ -36,14 +43,25 @@ class DeepSpeedEngine(Engine):
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
         self._zero_stage = train.zero_stage
         # Frozen weights are as the model was built, and may be most of it: do not save them. ZeRO-3 partitions them.
-        self._exclude_frozen = train.zero_stage < 3 and any(not weight.requires_grad for weight in model.parameters())
+        has_frozen = any(not weight.requires_grad for weight in model.parameters())
+        self._exclude_frozen = train.zero_stage < 3 and has_frozen
+        rounded_or_partitioned = self.dtype != torch.float32 or train.zero_stage == 3
+        self._frozen = {
+            name: weight.detach().cpu().clone()
+            for name, weight in model.named_parameters()
+            if rounded_or_partitioned and not weight.requires_grad
+        }
+        self._previous_linear = nn.functional.linear
+        num_weights = sum(weight.numel() for weight in self._trainable.values())
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
             lr_scheduler=self._scheduler,
-            config=build_deepspeed_config(optim, train),
+            config=build_deepspeed_config(optim, train, num_weights),
             dist_init_required=False,
         )
+        self._sometimes_unused = _sometimes_unused_weights(model)
+        self._zero_gradients: Tensor | None = None
         self._init_ema()
 
     @property
@@ -65,20 +83,79 @@ class DeepSpeedEngine(Engine):
         spec_augment: SpecAugmentMasks | None = None,
     ) -> ClassifierOutput:
         """Run the model as `EmotionClassifier.forward` does."""
-        outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B, spec_augment)
-        return outputs
+        if not (torch.is_grad_enabled() and self._sometimes_unused):
+            return self._engine(inputs, lengths_B, languages_B, spec_augment)  # type: ignore[no-any-return]
+        with self._gather_sometimes_unused():
+            # Autograd runs the newest nodes first, so the gradients of these weights come last, on every rank.
+            self._zero_gradients = _ZeroGradients.apply(*self._sometimes_unused)  # type: ignore[no-untyped-call]
+            return self._engine(inputs, lengths_B, languages_B, spec_augment)  # type: ignore[no-any-return]
+
+    def _gather_sometimes_unused(self) -> AbstractContextManager[Any]:
+        """Gather the weights that ZeRO-3 does not gather itself, as no forward pass of their own module runs."""
+        if self._zero_stage < 3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return GatheredParameters(self._sometimes_unused)  # type: ignore[no-any-return]
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
         """Backpropagate a loss sum as described in `Engine.backward`."""
-        self._engine.backward(loss_sum * (self.world_size * self.accumulation_steps / global_count))
+        loss = loss_sum * (self.world_size * self.accumulation_steps / global_count)
+        if self._zero_gradients is not None:
+            loss, self._zero_gradients = loss + self._zero_gradients, None
+        self._engine.backward(loss)
 
     def _step(self) -> None:
         self._engine.step()
 
+    def _fp32_copies(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each trainable weight and its fp32 copy, with ZeRO stage 0 and half precision."""
+        optimizer = self._engine.optimizer
+        return [
+            pair
+            for weights, copies in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            for pair in zip(weights, copies, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _publish_weights(self) -> None:
+        if self._zero_stage:
+            self._engine.optimizer.update_lp_params()
+        elif self.dtype != torch.float32:
+            for weight, copy in self._fp32_copies():
+                weight.copy_(copy)
+
+    def _gather_weights(self) -> dict[str, Tensor]:
+        if self._zero_stage:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            gathered = {}
+            for name, weight in self._trainable.items():
+                value = safe_get_full_fp32_param(weight)
+                if dist.get_rank() == 0:
+                    gathered[name] = value.cpu()
+            return gathered
+        if self.dtype == torch.float32:
+            return super()._gather_weights()
+        copies = {id(weight): copy.detach() for weight, copy in self._fp32_copies()}
+        return {name: copies[id(weight)] for name, weight in self._trainable.items()}
+
+    @torch.no_grad()
+    def _set_weights(self, values: Mapping[str, Tensor]) -> None:
+        if self._zero_stage:
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            for name, weight in self._trainable.items():
+                safe_set_full_fp32_param(weight, values[name])
+        elif self.dtype == torch.float32:
+            super()._set_weights(values)
+        else:
+            copies = {id(weight): copy for weight, copy in self._fp32_copies()}
+            for name, weight in self._trainable.items():
+                copies[id(weight)].copy_(values[name])
+
     def _model_state_dict(self) -> dict[str, Tensor]:
-        if self._engine.zero_optimization_partition_weights():
-            return self._engine._zero3_consolidated_16bit_state_dict() or {}
-        return super()._model_state_dict()
+        return super()._model_state_dict() | self._frozen
 
     def _save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._exclude_frozen)
@@ -90,7 +167,6 @@ class DeepSpeedEngine(Engine):
         if self._zero_stage == 0:
             self._load_unpartitioned(folder)
             return
-        decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
         with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
             _convert_to_universal(folder / _TAG, Path(scratch, _TAG))
             config = self._engine._config
@@ -99,12 +175,6 @@ class DeepSpeedEngine(Engine):
                 self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._exclude_frozen)
             finally:
                 config.load_universal_checkpoint = False
-        # ZeRO-3 gives all groups the decay of the first one, and a shared step counter that each would increment.
-        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-        for state in self._optimizer.state.values():
-            if torch.is_tensor(state.get("step")):
-                state["step"] = state["step"].clone()
 
     def _load_unpartitioned(self, folder: Path) -> None:
         """Load a state of ZeRO stage 0, where the first rank's file has the full state for any number of ranks."""
@@ -115,8 +185,21 @@ class DeepSpeedEngine(Engine):
         self._scheduler.load_state_dict(state["lr_scheduler"])
 
     def close(self) -> None:
-        """Release the model and DeepSpeed's buffers."""
+        """Release the model and DeepSpeed's buffers, which its hooks and global variables reference."""
         self._engine.destroy()
+        _forget_modules()
+        nn.functional.linear = self._previous_linear  # ZeRO-3 replaces it
+        super().close()
+
+
+def _forget_modules() -> None:
+    """Clear the global variables of DeepSpeed that hold modules and weights of this process's ZeRO-3 engines."""
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(cached).nonlocals["func"].cache_clear()
 
 
 def _convert_to_universal(source: Path, target: Path) -> None:
@@ -145,9 +228,60 @@ def _convert_to_universal(source: Path, target: Path) -> None:
         ) from error
 
 
-def build_deepspeed_config(optim: OptimConfig, train: TrainConfig) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of an experiment's settings."""
-    zero: dict[str, Any] = {"stage": train.zero_stage}
+class _ZeroGradients(torch.autograd.Function):
+    """Return zero, and give each weight a gradient of zeros.
+
+    Ranks reduce gradients in the order in which backward computes them, so a weight that the utterances of one rank do
+    not use would shift those that follow, or leave the other ranks waiting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> Tensor:
+        ctx.weights, ctx.shapes = weights, [weight.shape for weight in weights]  # ZeRO-3 changes the shape afterwards
+        return weights[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        return tuple(weight.new_zeros(()).expand(shape) for weight, shape in zip(ctx.weights, ctx.shapes, strict=True))
+
+
+def _sometimes_unused_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable weights of modules that have submodules.
+
+    A module without submodules uses its weights whenever it runs. The code of one with submodules may use a weight of
+    its own for some utterances only, as transformers does with SpecAugment's embedding.
+    """
+    return [
+        weight
+        for module in model.modules()
+        if _has_code_of_its_own(module)
+        for weight in module.parameters(recurse=False)
+        if weight.requires_grad
+    ]
+
+
+def _has_code_of_its_own(module: nn.Module) -> bool:
+    """Return whether a module has submodules, other than those by which torch computes a weight from others."""
+    is_computed_weight = isinstance(module, parametrize.ParametrizationList)
+    return not is_computed_weight and any(name != "parametrizations" for name, _ in module.named_children())
+
+
+def build_deepspeed_config(optim: OptimConfig, train: TrainConfig, num_weights: int) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of an experiment's settings.
+
+    Args:
+        optim: optimizer settings.
+        train: engine settings.
+        num_weights: number of the model's trainable weights.
+    """
+    zero: dict[str, Any] = {"stage": train.zero_stage, "reduce_bucket_size": min(num_weights, _BUCKET_WEIGHTS)}
+    if train.zero_stage == 3:
+        # DeepSpeed's own limits, a billion weights, exceed the models here: none would ever be released.
+        zero |= {
+            "stage3_prefetch_bucket_size": min(num_weights // 8, _BUCKET_WEIGHTS),
+            "stage3_max_live_parameters": num_weights // 4,
+            "stage3_max_reuse_distance": num_weights // 4,
+        }
     if train.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return {

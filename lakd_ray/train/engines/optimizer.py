@@ -27,6 +27,18 @@ def build_param_groups(model: EmotionClassifier, optim: OptimConfig) -> list[dic
     ]
 
 
+def place_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Move the state of each weight to the weight's device, where fused AdamW needs it, including the step number.
+
+    Loading can leave it elsewhere, on the CPU or on the device that saved it, and can share one step number among
+    weights, each of which would increment it.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value):
+                state[name] = value.to(weight.device, copy=name == "step")
+
+
 def make_lr_lambda(optim: OptimConfig, total_steps: int) -> Callable[[int], float]:
     """Return the learning rate factor by step: linear warm-up, then constant, or linear or cosine decay to zero."""
     warmup = round(optim.warmup_ratio * total_steps)
@@ -46,43 +58,37 @@ class ExponentialMovingAverage:
     """Average weights exponentially over steps, in fp32 (Polyak and Juditsky 1992; the warm-up is TensorFlow's).
 
     Args:
-        weights: the weights to average, which `update` reads.
+        weights: the weights to average, in fp32, which `update` reads.
         decay: weight of the old average in an update; in the first n updates it is at most (1 + n) / (10 + n).
+
+    Attributes:
+        num_updates: number of updates so far.
     """
 
     def __init__(self, weights: Sequence[Tensor], decay: float) -> None:
+        self.num_updates = 0
         self._weights, self._decay = list(weights), decay
-        self._num_updates = 0
-        self._averages = [weight.detach().float().clone() for weight in weights]
+        self._averages = [weight.detach().clone() for weight in weights]
 
     @torch.no_grad()
     def update(self) -> None:
         """Update the average with the current weights."""
-        self._num_updates += 1
-        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
-        torch._foreach_lerp_(self._averages, [weight.detach().float() for weight in self._weights], 1 - decay)
+        self.num_updates += 1
+        decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
 
     @contextmanager
-    def average_parameters(self) -> Iterator[None]:
-        """Replace the weights with their average while the block runs."""
-        current = [weight.detach().clone() for weight in self._weights]
+    def swapped(self) -> Iterator[None]:
+        """Exchange the weights and their averages while the block runs."""
+        self._swap()
         try:
-            self._copy_to_weights(self._averages)
             yield
         finally:
-            self._copy_to_weights(current)
+            self._swap()
 
     @torch.no_grad()
-    def _copy_to_weights(self, values: Sequence[Tensor]) -> None:
-        for weight, value in zip(self._weights, values, strict=True):
-            weight.copy_(value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state, which `load_state_dict` restores."""
-        return {"steps": self._num_updates, "means": [mean.cpu() for mean in self._averages]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the averages from the output of `state_dict`."""
-        self._num_updates = state["steps"]
-        for mean, value in zip(self._averages, state["means"], strict=True):
-            mean.copy_(value)
+    def _swap(self) -> None:
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            current = weight.clone()
+            weight.copy_(average)
+            average.copy_(current)

@@ -30,7 +30,6 @@ class TorchEngine(Engine):
         self._grad_norm: Tensor | None = None
         super().__init__(model.to(self.device), optim, train, total_steps=total_steps)
         self._scaler = torch.amp.grad_scaler.GradScaler(self.device.type, enabled=train.precision == "fp16")
-        self._trainable_parameters = [weight for weight in model.parameters() if weight.requires_grad]
         model.train()
         self._init_ema()
 
@@ -66,13 +65,14 @@ class TorchEngine(Engine):
     def _step(self) -> None:
         if (self._micro_batches + 1) % self.accumulation_steps:
             return
-        self._scaler.unscale_(self._optimizer)
-        for weight in self._trainable_parameters:
+        for weight in self._trainable.values():
             if weight.grad is None:  # unused by this rank's utterances
                 weight.grad = torch.zeros_like(weight)
             if self.world_size > 1:
                 dist.all_reduce(weight.grad)
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self._trainable_parameters, self._max_grad_norm).detach()
+        # After the reduction, so that an overflow on one rank lets all ranks skip the step and lower their scale.
+        self._scaler.unscale_(self._optimizer)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self._trainable.values(), self._max_grad_norm).detach()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._scheduler.step()
@@ -93,6 +93,6 @@ class TorchEngine(Engine):
             )
 
     def _load(self, folder: Path, world_size: int) -> None:
-        state = torch.load(folder / _STATE_FILE, map_location=self.device, weights_only=True)
+        state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
         for name, part in self._stateful_objects().items():
             part.load_state_dict(state[name])
