@@ -101,7 +101,7 @@ def test_a_saved_state_is_restored_on_the_gpu(tmp_path: Path, name: str):
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_state_of_a_different_number_of_gpus_is_restored(tmp_path: Path, stage: int, offload: bool):
-    """The state of one rank takes the same path, the universal checkpoint, if it is said to be that of two."""
+    """The state of one rank takes the same path, the universal checkpoint, if it is loaded as that of two."""
     settings = {"zero_stage": stage, "offload_optimizer": offload}
     engine = make_engine(**settings)
     train_steps(engine, range(3))

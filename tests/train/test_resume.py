@@ -222,8 +222,8 @@ def test_a_diverged_loss_raises_with_a_diagnosis_and_saves_nothing(manifest: Man
 def test_a_batch_with_nan_is_listed_in_the_error(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     collate = RankDataLoader.collate
 
-    def collate_with_nan(self: RankDataLoader, raw_batch: Any) -> Any:
-        batch = collate(self, raw_batch)
+    def collate_with_nan(self: RankDataLoader, raw_batch: Any, **kwargs: Any) -> Any:
+        batch = collate(self, raw_batch, **kwargs)
         if 3 in raw_batch.rows:
             batch.inputs[0, :] = float("nan")
         return batch

@@ -30,7 +30,7 @@ def build_param_groups(model: EmotionClassifier, optim: OptimConfig) -> list[dic
 def place_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Move the state of each weight to the weight's device, where fused AdamW needs it, including the step number.
 
-    Loading can leave it elsewhere, on the CPU or on the device that saved it, and can share one step number among
+    Loading can leave it on the CPU or on the device that saved it, and can share one step number among several
     weights, each of which would increment it.
     """
     for weight, state in optimizer.state.items():
