@@ -1,6 +1,7 @@
 """Train where ranks, precisions or runs differ: short utterances, overflows, averages in bf16, memory after a run."""
 
 import gc
+import os
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from support import tiny_models as tiny
 from support.engine_results import HalfPrecisionAveraging, OverflowResult, StepsResult, Weights
 from support.engine_steps import (
     ALL_UTTERANCES,
+    ENGINES,
     OBJECTIVE,
     OPTIM,
     STEPS,
@@ -65,7 +67,8 @@ def train_with_short_utterance(rank: int, **settings: Any) -> StepsResult:
         batch = make_batch(step, range(UTTERANCES - 1) if rank == 0 else [UTTERANCES - 1])
         if rank == 1:
             batch = _shorten(batch)
-        loss = compute_losses(engine.forward, add_masks(engine, batch, step), OBJECTIVE).loss
+        batch = add_masks(engine, batch, step).to(engine.device, engine.dtype)
+        loss = compute_losses(engine.forward, batch, OBJECTIVE).loss
         engine.backward(loss, UTTERANCES)
         engine.step()
         losses.append(float(loss.detach()))
@@ -158,3 +161,27 @@ def _train_and_close(**settings: Any) -> dict[str, "weakref.ref[Any]"]:
         references |= {f"optimizer state {number} {name}": weakref.ref(value) for name, value in state.items()}
     engine.close()
     return references
+
+
+def train_on_two_gpus(rank: int, folder: Path) -> None:
+    """Run one of two ranks on GPUs, which `torch.multiprocessing.spawn` starts; the first one stores the results.
+
+    Results are those of `train_with_short_utterance` by name of the engine, and the losses of three steps after a
+    state was saved in a folder of the engine's name.
+    """
+    os.environ |= {"CUDA_VISIBLE_DEVICES": str(rank), "LOCAL_RANK": "0"}  # before CUDA is initialized
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=store, rank=rank, world_size=2)
+    short_utterance, losses = {}, {}
+    for name, settings in ENGINES.items():
+        short_utterance[name] = train_with_short_utterance(rank, gpu=True, tf32=False, **settings)
+        engine = make_engine(gpu=True, tf32=False, **settings)
+        train_steps(engine, UNEQUAL_SHARES[rank], range(3))
+        (folder / name).mkdir(exist_ok=True)
+        engine.save(folder / name)
+        losses[name] = train_steps(engine, UNEQUAL_SHARES[rank], range(3, 6))
+        engine.close()
+    if rank == 0:
+        torch.save((short_utterance, losses), folder / "results.pt")
+    dist.barrier()
+    dist.destroy_process_group()

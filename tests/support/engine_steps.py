@@ -70,10 +70,11 @@ def train_steps(
     for step in steps:
         total = torch.zeros(len(LOSS_NAMES), dtype=torch.float64)
         for share in shares:
-            losses = compute_losses(engine.forward, add_masks(engine, make_batch(step, share), step), objective)
+            batch = add_masks(engine, make_batch(step, share), step).to(engine.device, engine.dtype)
+            losses = compute_losses(engine.forward, batch, objective)
             engine.backward(losses.loss, UTTERANCES)
             engine.step()
-            total += losses.to_tensor()
+            total += losses.to_tensor().cpu()
         dist.all_reduce(total)
         means.append(float(total[0]) / UTTERANCES)
     return means

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support import engine_steps
 from support import tiny_models as tiny
-from support.engine_faults import SHORT, SometimesUsed
+from support.engine_faults import SHORT, SometimesUsed, train_on_two_gpus
 from support.engine_steps import ENGINES, OBJECTIVE, OPTIM, UTTERANCES, make_batch
 
 from lakd_ray.config import TrainConfig
@@ -163,6 +164,24 @@ def test_gradients_of_sometimes_unused_weights_come_last(stage: int):
         orders.append(order)
         engine.close()
     assert orders[0] == orders[1] and "offset" in orders[0][-2:]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_agree_and_one_resumes_their_state(tmp_path: Path):
+    """Ranks use different weights in a step; the states of all engines are loaded with half the GPUs."""
+    torch.multiprocessing.spawn(train_on_two_gpus, (tmp_path,), nprocs=2)
+    short_utterance, losses = torch.load(tmp_path / "results.pt", weights_only=False)
+    for name, settings in ENGINES.items():
+        for weight, value in short_utterance["torch"].weights.items():
+            if not weight.endswith("k_proj.bias"):  # whose gradient is rounding noise
+                torch.testing.assert_close(short_utterance[name].weights[weight], value, atol=1e-4, rtol=1e-3)
+        model = tiny.model(1, **tiny.DETERMINISTIC)
+        engine = engine_steps.make_engine(model, gpu=True, tf32=False, **settings)
+        engine.load(tmp_path / name, world_size=2)
+        assert_state_is_placed(engine)
+        resumed = engine_steps.train_steps(engine, engine_steps.ALL_UTTERANCES, range(3, 6))
+        assert resumed == pytest.approx(losses[name], abs=1e-3), name
+        engine.close()
 
 
 @pytest.mark.parametrize("name", list(ENGINES))
