@@ -116,9 +116,9 @@ def _train(
     rows: list[int] = []
     step, collate = Engine.step, RankDataLoader.collate
 
-    def recording_collate(self: RankDataLoader, batch: AudioBatch) -> Any:
+    def recording_collate(self: RankDataLoader, batch: AudioBatch, **kwargs: Any) -> Any:
         collated.append(batch)
-        return collate(self, batch)
+        return collate(self, batch, **kwargs)
 
     def counting_step(self: Engine) -> None:
         trained = [batch for batch in collated if batch.split == "train"]
