@@ -172,11 +172,10 @@ class Engine(ABC):
         if self._ema is None:
             return
         with self._ema.swapped():
-            averages = self._gather_weights()
+            means = self._gather_weights()
             if dist.get_rank() == 0:
-                averages = {name: _to_fp32_cpu(value) for name, value in averages.items()}
-        if dist.get_rank() == 0:
-            torch.save({"num_updates": self._ema.num_updates, "averages": averages}, folder / _EMA_FILE)
+                state = {"steps": self._ema.num_updates, "means": [_to_fp32_cpu(mean) for mean in means.values()]}
+                torch.save(state, folder / _EMA_FILE)
 
     @abstractmethod
     def _save(self, folder: Path) -> None: ...
@@ -199,9 +198,9 @@ class Engine(ABC):
         place_optimizer_state(self._optimizer)
         if self._ema is not None:
             saved = torch.load(folder / _EMA_FILE, map_location="cpu", weights_only=True)
-            self._ema.num_updates = saved["num_updates"]
+            self._ema.num_updates = saved["steps"]
             with self._ema.swapped():
-                self._set_weights(saved["averages"])
+                self._set_weights(dict(zip(self._trainable, saved["means"], strict=True)))
 
     @abstractmethod
     def _load(self, folder: Path, world_size: int) -> None: ...
