@@ -1,5 +1,6 @@
 """Test the trainer on real shards with the real engine and two ranks: interruptions do not change the result."""
 
+import re
 from typing import Any
 
 import pytest
@@ -75,4 +76,5 @@ def test_one_rank_resumes_the_run_of_two_ranks(results: EngineResults, runs: lis
     before, after = metrics(expected.state), metrics(resumed.state)
     assert before[0] == after[0] and len(after) == EPOCHS
     assert after[1]["loss"] == pytest.approx(before[1]["loss"], abs=0.3), "only the batches should differ"
-    assert resumed.files == expected.files
+    files, expected_files = ([re.sub(r"best-\d+", "best", name) for name in run.files] for run in (resumed, expected))
+    assert files == expected_files, "only the number of the best epoch may differ"
