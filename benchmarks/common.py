@@ -31,7 +31,7 @@ SMALL = BASE | {
 
 @functools.cache
 def device() -> torch.device:
-    """Return the GPU, or the CPU if there is none."""
+    """Return the GPU, or the CPU on a machine without one."""
     return select_device()
 
 
