@@ -88,7 +88,7 @@ def _run_pytest(marker: str, files: Sequence[str]) -> tuple[dict[str, int], dict
     with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-m", marker, "-v", "--tb=short", "-p", "no:cacheprovider"]
-        # The versions may differ from the pinned ones, and with them the warnings, which are errors elsewhere.
+        # The versions may differ from the pinned ones, and with them the warnings, which are errors by default.
         command += ["-W", "default", "--continue-on-collection-errors", f"--junitxml={report}", *files]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if not report.is_file():
