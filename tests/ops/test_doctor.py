@@ -272,6 +272,13 @@ def test_gpu(content, monkeypatch):
     assert host_checks.check_gpu(experiment(content, train={"gpu": False})).found == "not used (train.gpu: false)"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_that_torch_can_use(content):
+    result = host_checks.check_gpu(experiment(content, train={"gpu": True}, serve={"gpus": 0.5}))
+    assert result.status == "ok" and torch.cuda.get_device_name() in result.found
+
+
 @pytest.mark.parametrize(
     ("driver", "cuda", "words"),
     [
