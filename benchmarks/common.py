@@ -4,6 +4,7 @@ import contextlib
 import csv
 import functools
 import gc
+import os
 import resource
 import tempfile
 import time
@@ -78,6 +79,15 @@ def single_rank() -> Iterator[None]:
         dist.init_process_group(backend, init_method=f"file://{Path(folder, 'store')}", rank=0, world_size=1)
         yield
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def without_launcher() -> Iterator[None]:
+    """Hide from accelerate that there is a process group: a single process needs no DistributedDataParallel."""
+    rank = os.environ.pop("LOCAL_RANK", None)
+    yield
+    if rank is not None:
+        os.environ["LOCAL_RANK"] = rank
 
 
 def random_lengths(count: int) -> np.ndarray[Any, np.dtype[np.float64]]:

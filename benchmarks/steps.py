@@ -35,7 +35,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import BASE, RATE, SMALL, device, has_gpu, peak_memory_gib, random_lengths, reset_memory, single_rank, timed
+from common import (
+    BASE,
+    RATE,
+    SMALL,
+    device,
+    has_gpu,
+    peak_memory_gib,
+    random_lengths,
+    reset_memory,
+    single_rank,
+    timed,
+    without_launcher,
+)
 from lakd_ray.config import BatchConfig, DistillLossConfig, ModelConfig, OptimConfig, TrainConfig
 from lakd_ray.data.batch_plan import plan_training_epoch
 from lakd_ray.data.manifest import Manifest
@@ -183,7 +195,7 @@ def trainer(task: Task) -> Iterator[Epoch]:
         labels_B = torch.tensor([row["labels"] for row in rows])
         return {"input_values": wave_BT, "attention_mask": mask_BT, "labels": labels_B}
 
-    with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lakd-") as folder, without_launcher():
         settings = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=task.batch, num_train_epochs=1, learning_rate=3e-5,
             bf16=True, use_cpu=not has_gpu(), save_strategy="no", report_to=[], disable_tqdm=True,
