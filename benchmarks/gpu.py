@@ -106,7 +106,8 @@ def _run_pytest(marker: str, files: Sequence[str]) -> tuple[dict[str, int], dict
 def epoch(recorder: Recorder, small: bool) -> None:
     """Compare a multi-teacher epoch with the reference code's step and with transformers' Trainer."""
     from common import BASE, SMALL, single_rank
-    from steps import BASELINES, LADDER, Comparison, Task, compare
+    from steps import BASELINES, LADDER, Comparison, compare
+    from task import Task
 
     own = [name for name, options in LADDER.items() if "features" in options]
     if small:

@@ -27,7 +27,8 @@ from lakd_ray.models import CheckpointMetadata, EmotionClassifier, pad_batch
 from lakd_ray.train.engines import build_engine
 from lakd_ray.train.flops import flops_per_audio_second
 from lakd_ray.train.step import Objective, TrainBatch, compute_losses
-from steps import LARGE_BATCH, Task
+from steps import LARGE_BATCH
+from task import Task
 
 FINE_TUNING_AIM = 0.45
 TEACHERS_AIM = 0.60
