@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import fake_data as noise
+from support import tiny_models as tiny
 
 from lakd_ray.config import DistillLossConfig, Experiment, LabelLossConfig
 from lakd_ray.data.reader import AudioBatch
 from lakd_ray.models import ClassifierOutput
+from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.step import LOSS_NAMES, Objective, TrainBatch, compute_losses
@@ -131,3 +133,22 @@ def test_class_weights_depend_on_all_of_train_and_not_on_the_batch(balance, tmp_
         )
     else:
         assert batch.label_weights_B is None
+
+
+def test_masks_are_drawn_from_seed_epoch_and_utterance_in_training_only(tmp_path):
+    recipe = {"model": {"pretrained": "some/model"}}
+    content = {"name": "t", "languages": ["en"], "corpora": [{"name": "c", "root": "x"}]}
+    config = Experiment.model_validate(content | {"teacher": recipe, "student": recipe})
+    run, manifest = build_run_graph(config).teachers[0], noise.manifest(tmp_path, train=10, dev=4)
+    loader = RankDataLoader(run, config, manifest, None, rank=0, world_size=1)
+    model = tiny.model(mask_time_prob=0.5, mask_time_length=2)
+
+    def masks(rows: list[int], epoch: int = 0, split: str = "train") -> SpecAugmentMasks | None:
+        signals = [np.ones(8_000, dtype=np.float32)] * len(rows)
+        return loader.collate(AudioBatch(epoch, split, np.array(rows), signals), model).spec_augment
+
+    drawn = masks([4, 3])
+    assert drawn is not None and drawn.time_BF is not None and drawn.time_BF.any()
+    assert torch.equal(drawn.time_BF[0], masks([7, 4]).time_BF[1])  # with other utterances, on a different worker
+    assert not torch.equal(drawn.time_BF, masks([4, 3], epoch=1).time_BF)
+    assert masks([4, 3], split="dev") is None
