@@ -123,7 +123,8 @@ def epoch(recorder: Recorder, small: bool) -> None:
         for name in own:
             for baseline, aim in zip(BASELINES, (REFERENCE_AIM, TRAINER_AIM), strict=True):
                 if ratios := result.ratios(name, baseline):
-                    recorder.add(f"epoch, {name}, of {baseline}", ratios, digits=2, aim=aim)
+                    goal = aim if LADDER[name].get("precision") == "bf16" else None
+                    recorder.add(f"epoch, {name}, of {baseline}", ratios, digits=2, aim=goal)
 
     architecture = (SMALL if small else BASE) | {"apply_spec_augment": False}
     with single_rank():
