@@ -108,7 +108,7 @@ def test_pipeline_from_corpus_to_prediction_and_again_beside_an_unused_gpu(
         assert sorted(table["utterance"].to_pylist()) == sorted(manifest.ids[row] for row in test_rows)
     report = storage.read_json(f"{config.stage_folder('report')}/report.json")
     assert {row["condition"] for row in report["language_conditions"]} == {"given", "identified", "unknown", "wrong"}
-    warning = "* distilled from theirs, whose training data is not disclosed"
+    warning = "* started from or distilled from theirs, whose training data is not known"
     assert any(note.startswith(warning) for note in report["notes"])
     results = report["results"]
     assert {row["undisclosed_models"] for row in results if row["paradigm"] == "mtkd"} == {"theirs"}
