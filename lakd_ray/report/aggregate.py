@@ -13,7 +13,7 @@ together: a language weighs as much as it has utterances.
 Shapes: A seeds, S clusters, L languages, N predictions, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any, cast
@@ -57,8 +57,19 @@ class SeedAggregate:
         return "speaker" if speakers == {True} else "session" if sessions == {True} else "speaker or session"
 
     def select_languages(self, languages: Sequence[str]) -> "SeedAggregate":
-        """Return the part with utterances in the given languages."""
-        return replace(self, by_seed={seed: model.select_languages(languages) for seed, model in self.by_seed.items()})
+        """Return the part with utterances in the given languages, without seeds that have none."""
+        parts = {seed: model.select_languages(languages) for seed, model in self.by_seed.items()}
+        return replace(self, by_seed={seed: part for seed, part in parts.items() if len(part.labels_N)})
+
+    @property
+    def languages(self) -> set[str]:
+        """Languages of its utterances, in any seed."""
+        return set().union(*(model.languages for model in self.by_seed.values()))
+
+    def select_seeds(self, languages: Collection[str]) -> "SeedAggregate":
+        """Return the part with the seeds that have utterances in all of the given languages."""
+        complete = {seed: model for seed, model in self.by_seed.items() if model.languages >= set(languages)}
+        return replace(self, by_seed=complete)
 
 
 def single_model(predictions: Predictions) -> SeedAggregate:
@@ -95,12 +106,28 @@ def aggregate_seeds(predictions: Sequence[Predictions]) -> list[SeedAggregate]:
     return sorted(aggregates, key=lambda aggregate: (aggregate.is_student, aggregate.setup, aggregate.variant or ""))
 
 
-def build_rows(aggregate: SeedAggregate, languages: Sequence[str], emotions: Sequence[str]) -> list[ResultRow]:
-    """Return a row per language, those of `languages` first, then their mean, then one for all utterances."""
-    present = {str(code) for model in aggregate.by_seed.values() for code in np.unique(model.language_N)}
+def build_rows(
+    aggregate: SeedAggregate,
+    languages: Sequence[str],
+    emotions: Sequence[str],
+    *,
+    summarized: Collection[str] = (),
+) -> list[ResultRow]:
+    """Return a row per language, those of `languages` first, then their mean, then one for all utterances.
+
+    The last two are over the seeds that have all of the aggregate's languages: monolingual runs may be missing. Without
+    such a seed, or without one of the languages in `summarized`, the aggregate has no such rows.
+    """
+    present = aggregate.languages
     order = [*(code for code in languages if code in present), *sorted(present - set(languages))]
     rows = [_build_row(aggregate.select_languages([code]), code, emotions) for code in order]
-    return [*rows, _mean_row(aggregate, rows), _build_row(aggregate, POOLED, emotions)]
+    complete = aggregate.select_seeds(present | set(summarized))
+    if not complete.by_seed:
+        return rows
+    summed = rows
+    if len(complete.by_seed) < len(aggregate.by_seed):
+        summed = [_build_row(complete.select_languages([code]), code, emotions) for code in order]
+    return [*rows, _mean_row(complete, summed), _build_row(complete, POOLED, emotions)]
 
 
 def _mean_row(aggregate: SeedAggregate, rows: Sequence[ResultRow]) -> ResultRow:
@@ -175,8 +202,15 @@ def _intervals(
 
 
 def jackknife_over_clusters(confusion_ASLCC: metrics.FloatArray, score: Score) -> Jackknife | None:
-    """Return the jackknife of a score of confusion matrices by language; None where a language has a single cluster."""
-    strata = confusion_ASLCC.sum(axis=(0, 3, 4)).argmax(axis=1).astype(str).tolist()
+    """Return the jackknife of a score of confusion matrices by language; None where a language has a single cluster.
+
+    That includes a cluster with more utterances in a different language: without it, a mean over languages would be
+    over fewer languages.
+    """
+    counts_SL = confusion_ASLCC.sum(axis=(0, 3, 4))
+    if ((counts_SL > 0).sum(axis=0) < 2).any():
+        return None
+    strata = counts_SL.argmax(axis=1).astype(str).tolist()
     return jackknife(confusion_ASLCC, score, strata)
 
 
@@ -185,22 +219,33 @@ def _mean_ignoring_none(values: Sequence[float | None]) -> float | None:
     return mean(known) if known else None
 
 
-def restrict_to_shared_utterances(aggregates: Sequence[SeedAggregate]) -> list[SeedAggregate] | None:
+def restrict_to_shared_utterances(
+    aggregates: Sequence[SeedAggregate], languages: Collection[str] = ()
+) -> list[SeedAggregate] | None:
     """Select the predictions that all seeds of all aggregates have: the same utterances by models of the same folds.
 
-    Some are not shared where runs are missing.
+    Some are not shared where runs are missing. A mean over languages is comparable only over the same languages, so
+    seeds that lack a language are omitted.
+
+    Args:
+        aggregates: the aggregates to compare.
+        languages: languages that are required in addition to those of the aggregates.
 
     Returns:
-        The restricted aggregates; None without shared utterances.
+        The restricted aggregates; None without shared utterances in every language.
     """
-    models = [model for aggregate in aggregates for model in aggregate.by_seed.values()]
-    shared = set.intersection(*(set(_prediction_keys(model)) for model in models)) if models else set()
-    if not shared:
+    required = set(languages).union(*(aggregate.languages for aggregate in aggregates))
+    complete = [aggregate.select_seeds(required) for aggregate in aggregates]
+    seeds = set.intersection(*(set(aggregate.by_seed) for aggregate in complete))
+    if not seeds:
         return None
-    return [
-        replace(aggregate, by_seed={seed: _select_keys(model, shared) for seed, model in aggregate.by_seed.items()})
-        for aggregate in aggregates
+    models = [aggregate.by_seed[seed] for aggregate in complete for seed in seeds]
+    shared = set.intersection(*(set(_prediction_keys(model)) for model in models))
+    restricted = [
+        replace(aggregate, by_seed={seed: _select_keys(aggregate.by_seed[seed], shared) for seed in sorted(seeds)})
+        for aggregate in complete
     ]
+    return restricted if restricted[0].languages == required else None
 
 
 def _prediction_keys(predictions: Predictions) -> list[tuple[str, int]]:

@@ -1,7 +1,6 @@
 """Paired comparisons between settings on the same test utterances."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lakd_ray import metrics
@@ -35,19 +34,18 @@ def compare_aggregates(aggregates: Sequence[SeedAggregate], reference_paradigm: 
         for aggregate in students
         if aggregate not in base_settings and (aggregate.paradigm, aggregate.setup) in base
     ]
-    return [paired_difference(first, second) for first, second in pairs]
+    languages = set().union(*(aggregate.languages for aggregate in students))
+    return [paired_difference(first, second, languages) for first, second in pairs]
 
 
-def paired_difference(first: SeedAggregate, second: SeedAggregate) -> dict[str, Any]:
-    """Return the row of one pair."""
+def paired_difference(first: SeedAggregate, second: SeedAggregate, languages: Collection[str] = ()) -> dict[str, Any]:
+    """Return the row of one pair, which needs utterances in all of the languages."""
     titles = [format_title(side.paradigm, side.setup, side.variant) for side in (first, second)]
-    seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
-    sides = restrict_to_shared_utterances(
-        [replace(aggregate, by_seed={seed: aggregate.by_seed[seed] for seed in seeds}) for aggregate in (first, second)]
-    )
+    sides = restrict_to_shared_utterances([first, second], languages)
     row: dict[str, Any] = {"first": titles[0], "second": titles[1], "clusters": 0, "unit": "speaker"}
     if sides is None:
-        return row | build_test(None, None, len(seeds), "no utterance in common" if seeds else "no seed in common")
+        return row | build_test(None, None, 0, "no seed has the same test utterances of all languages in both")
+    seeds = len(sides[0].by_seed)
     confusions = confusions_by_cluster(sides)
     UR = [
         float(metrics.mean_recall_over_languages(confusion_ASLCC.sum(axis=1)).mean()) for confusion_ASLCC in confusions
@@ -60,7 +58,7 @@ def paired_difference(first: SeedAggregate, second: SeedAggregate) -> dict[str, 
         errors = (jackknives[0] - jackknives[1]).comparison_errors()
     unit = sides[0].unit
     row |= {"clusters": confusions[0].shape[1], "unit": unit}
-    return row | build_test(UR[0] - UR[1], errors, len(seeds), f"one test {unit} in a language")
+    return row | build_test(UR[0] - UR[1], errors, seeds, f"one test {unit} in a language")
 
 
 def describe_comparison(row: dict[str, Any]) -> str:

@@ -57,18 +57,20 @@ def compare_settings(dev_scores: Sequence[DevScores]) -> list[dict[str, Any]]:
 
     Returns:
         Rows `{paradigm, setup, variant, cells, UR, selected, ...}` of plain JSON types, with the columns of `verdicts`.
-        `selected` is true for the setting with the highest UR of those that have all cells. The
-        difference is over the cells that both have, its interval is a t interval over seeds, each the mean over its
-        folds. It is about these dev speakers, which are the same for all seeds. The columns are null for the base
-        settings and for variants that do not change the run.
+        `selected` is true for the setting with the highest UR of those that have all cells; those that lack cells,
+        because runs failed, come last. The difference is over the folds that both have with every shared seed, its
+        interval is a t interval over seeds, each the mean over these folds. It is about these dev speakers, which are
+        the same for all seeds. The columns are null for the base settings and for variants that do not change the run.
     """
     base = {(scores.paradigm, scores.setup): scores for scores in dev_scores if scores.variant is None}
     rows = [_compare_with_base(scores, base.get((scores.paradigm, scores.setup))) for scores in dev_scores]
-    cells = max((row["cells"] for row in rows), default=0)  # a setting lacks cells where runs failed
+    cells = len({cell for scores in dev_scores for cell in scores.UR})
     if complete := [row for row in rows if row["cells"] == cells]:
         max(complete, key=lambda row: float(row["UR"]))["selected"] = True
     order = list(dict.fromkeys((scores.paradigm, scores.setup) for scores in dev_scores))
-    return sorted(rows, key=lambda row: (order.index((row["paradigm"], row["setup"])), -row["UR"]))
+    return sorted(
+        rows, key=lambda row: (order.index((row["paradigm"], row["setup"])), row["cells"] < cells, -row["UR"])
+    )
 
 
 def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str, Any]:
@@ -81,15 +83,23 @@ def _compare_with_base(candidate: DevScores, base: DevScores | None) -> dict[str
         "selected": False,
         **dict.fromkeys(TEST_COLUMNS),
     }
-    shared = sorted(candidate.UR.keys() & base.UR.keys()) if base and base is not candidate else []
-    if base and shared:
-        by_seed: dict[int, list[float]] = {}
-        for fold, seed in shared:
-            by_seed.setdefault(seed, []).append(candidate.UR[fold, seed] - base.UR[fold, seed])
-        differences_A = np.array([mean(differences) for differences in by_seed.values()])
+    if base and base is not candidate and (shared := _shared_cells(candidate, base)):
+        folds, seeds = shared
+        differences_A = np.array(
+            [mean(candidate.UR[fold, seed] - base.UR[fold, seed] for fold in folds) for seed in seeds]
+        )
         errors = standard_error_over_seeds(differences_A) if len(differences_A) > 1 else None
         row |= build_test(float(differences_A.mean()), errors, len(differences_A), "one seed")
     return row
+
+
+def _shared_cells(first: DevScores, second: DevScores) -> tuple[list[int], list[int]] | None:
+    """Return folds and seeds of which both have all combinations, so that each seed is a mean over the same folds."""
+    folds: dict[int, set[int]] = {}
+    for fold, seed in first.UR.keys() & second.UR.keys():
+        folds.setdefault(seed, set()).add(fold)
+    shared = set.intersection(*folds.values()) if folds else set()
+    return (sorted(shared), sorted(folds)) if shared else None
 
 
 def describe_selected_students(
@@ -112,8 +122,9 @@ def describe_selected_students(
     test = {(row["paradigm"], row["setup"], row["variant"]): row for row in students}
     selected = find_selected(dev_rows)
     sentences = [*_describe_selected_setting(selected, test), *_describe_served_student(graph, results, selected)]
-    highest = max(students, key=lambda row: row["UR"])
-    if selected and len(students) > 1 and highest is not test.get(_setting_key(selected)):
+    highest = max(students, key=lambda row: row["UR"], default=None)
+    chosen = test.get(_setting_key(selected)) if selected else None
+    if highest and chosen and highest["UR"] > chosen["UR"]:
         sentences.append(
             f"{format_title(*_setting_key(highest))} has the highest UR on test ({format_percent(highest['UR'])} %), "
             f"but dev does not select it; as the highest of {len(students)} test scores, this one is optimistic."
@@ -134,7 +145,7 @@ def _describe_selected_setting(
     selected: Mapping[str, Any] | None, test: Mapping[tuple[str, str, str | None], ResultRow]
 ) -> list[str]:
     if selected is None:
-        return ["No student is selected: the runs have no metrics on dev."]
+        return ["No student is selected: none has metrics on dev in all cells."]
     row = test.get(_setting_key(selected))
     bounds = row["UR_interval"] if row else None
     interval = f" (95 % interval {format_percent(bounds[0])} to {format_percent(bounds[1])})" if bounds else ""
@@ -185,10 +196,12 @@ def summary_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _describe_selection(rows: Sequence[dict[str, Any]]) -> str:
     best = rows[0]
-    name = format_title(best["paradigm"], best["setup"])
+    count = f"{len(rows)} settings of {format_title(best['paradigm'], best['setup'])}"
+    if partial := sum(row["cells"] < best["cells"] for row in rows):
+        count += f" ({partial} of them without all cells, which are not ranked)"
     if best["variant"] is None:
-        return f"On dev, the base settings are the best of {len(rows)} settings of {name}."
-    sentence = f"On dev, {best['variant']} is the best of {len(rows)} settings of {name}"
+        return f"On dev, the base settings are the best of {count}."
+    sentence = f"On dev, {best['variant']} is the best of {count}"
     if best["difference"] is None:
         return f"{sentence}."
     return f"{sentence}: compared with the base settings {describe_test(best, count_of(best['seeds'], 'seed'))}."

@@ -86,6 +86,11 @@ class Predictions:
         """The number of distinct utterances with predictions."""
         return len(np.unique(self.utterance_N))
 
+    @cached_property
+    def languages(self) -> frozenset[str]:
+        """Languages of its utterances."""
+        return frozenset(np.unique(self.language_N).tolist())
+
     def select_languages(self, languages: Sequence[str]) -> "Predictions":
         """Return the part with utterances in the given languages."""
         return self.take(np.flatnonzero(np.isin(self.language_N, list(languages))))

@@ -50,7 +50,7 @@ def _format_cell(row: ResultRow | None) -> str:
 def _format_recalls(rows: Sequence[ResultRow], emotions: Sequence[str]) -> str:
     """Format the students' recall of each emotion, as means over languages, in percent."""
     students = [row for row in rows if row["language"] == MEAN_OVER_LANGUAGES and row["paradigm"] != TEACHER]
-    width = max(len(row["model"]) for row in students)
+    width = max((len(row["model"]) for row in students), default=0)
     lines = ["recall".ljust(width) + "".join(emotion.rjust(12) for emotion in emotions)]
     lines += [
         row["model"].ljust(width) + "".join(format_percent(row["recall"][emotion]).rjust(12) for emotion in emotions)

@@ -97,7 +97,7 @@ def _build_tables(
     models = [single_model(model) for model in predictions]
     tables: dict[str, list[Any]] = {
         "results": [row for model in models for row in build_rows(model, languages, emotions)],
-        "pooled": [row for aggregate in aggregates for row in build_rows(aggregate, languages, emotions)],
+        "pooled": [row for part in aggregates for row in build_rows(part, languages, emotions, summarized=languages)],
         "comparisons": comparisons.compare_aggregates(aggregates),
         "model_selection": model_selection.compare_settings(model_selection.compute_dev_scores(cells)),
         "language_conditions": language_conditions.score_cells(cells),

@@ -192,8 +192,43 @@ def test_failed_runs_restrict_the_comparison_to_shared_utterances():
     assert (row["seeds"], row["clusters"]) == (2, 4)
     (other_seed,) = aggregate_seeds([predictions("kd", fold=0, seed=7, speakers=range(4), correct=0.5)])
     nothing = paired_difference(complete, other_seed)
-    assert nothing["difference"] is None and nothing["verdict"] == "no verdict: no seed in common"
-    assert describe_comparison(nothing).endswith("KD multilingual: no verdict: no seed in common.")
+    assert (
+        nothing["difference"] is None
+        and nothing["verdict"] == "no verdict: no seed has the same test utterances of all languages in both"
+    )
+    assert describe_comparison(nothing).endswith(
+        "no verdict: no seed has the same test utterances of all languages in both."
+    )
+
+
+def test_seeds_without_a_language_have_no_mean_over_languages():
+    """Of three seeds of a monolingual setting, the second has no Finnish model."""
+    english, finnish = (
+        [few(0, language, "anhs", predicted, seed=seed) for seed in (1, 2, 3)]
+        for language, predicted in (("en", "anha"), ("fi", "aaaa"))
+    )
+    english[1] = few(0, "en", "anhs", "aaaa", seed=2)
+    (partial,) = aggregate_seeds([*english, finnish[0], finnish[2]])
+    rows = {row["language"]: row for row in build_rows(partial, ["en", "fi"], EMOTIONS)}
+    assert rows["en"]["UR"] == pytest.approx((0.75 + 0.25 + 0.75) / 3) and rows["fi"]["UR"] == 0.25
+    assert rows["mean"]["UR"] == rows["all"]["UR"] == 0.5  # over seeds 1 and 3
+    (other,) = aggregate_seeds([replace(part, paradigm="ft") for part in (*english, *finnish)])
+    row = paired_difference(partial, other)
+    assert (row["seeds"], row["difference"]) == (2, 0.0)
+    (only_english,) = aggregate_seeds(english)
+    languages = [row["language"] for row in build_rows(only_english, ["en", "fi"], EMOTIONS, summarized=["en", "fi"])]
+    assert languages == ["en"]  # a mean over one language would stand beside means over two
+    assert paired_difference(only_english, other)["difference"] is None
+    assert paired_difference(only_english, only_english, ["en", "fi"])["difference"] is None
+
+
+def test_a_language_of_one_bilingual_speaker_has_no_interval():
+    english, finnish = few(0, "en", "anhsanhsanhs", "anhsanhaahhs"), few(0, "fi", "anhs", "anha")
+    names = np.array(["c:en0", "c:en0", "c:en0", "c:en0"])
+    bilingual = replace(finnish, speaker_N=names, cluster_N=names)
+    (pool,) = aggregate_seeds([replace(part, trained_languages=("en", "fi")) for part in (english, bilingual)])
+    intervals = {row["language"]: row["UR_interval"] for row in build_rows(pool, ["en", "fi"], EMOTIONS)}
+    assert intervals["en"] is not None and intervals["fi"] is intervals["mean"] is intervals["all"] is None
 
 
 def test_equal_predictions_have_no_difference():

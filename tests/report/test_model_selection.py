@@ -81,8 +81,11 @@ def test_cells_with_untrained_runs_are_left_out(cells: list[Experiment]):
     rows = {row["variant"]: row for row in compare(cells)}
     assert rows["half"]["cells"] == 1 and rows[None]["cells"] == 3
     assert rows["half"]["difference"] == pytest.approx(0.1) and rows["half"]["interval"] is None
-    (sentence,) = model_selection.summary_sentences(list(rows.values()))
-    assert sentence.endswith("+10.0 points of UR; no verdict: one seed.")
+    (sentence,) = model_selection.summary_sentences(compare(cells))
+    assert (
+        sentence == "On dev, the base settings are the best of the 1 of 3 settings with all cells of MTKD multilingual."
+    )
+    assert rows[None]["selected"] and not rows["half"]["selected"]
     assert model_selection.compute_dev_scores([]) == [] and model_selection.summary_sentences([]) == []
 
 
@@ -96,6 +99,24 @@ def test_differences_are_tested_over_seeds(cells: list[Experiment]):
     assert rows[0]["interval"] == pytest.approx(list(expected.confidence_interval()))
     (sentence,) = model_selection.summary_sentences(rows)
     assert sentence.endswith("over 3 seeds; undecided (p = 1.00).")
+
+
+def test_seeds_are_compared_over_the_same_folds(cells: list[Experiment]):
+    folds = [cell.model_copy(update={"fold": fold}) for fold in (0, 1) for cell in cells]
+    for cell in folds:
+        gain = 0.0 if cell.variant is None else 0.01 * cell.seed + 0.5 * cell.fold
+        if (cell.fold, cell.seed, cell.variant) != (1, 2, "half"):
+            train(cell, "mtkd", [0.2 + gain])
+    (half,) = [row for row in compare(folds) if row["variant"] == "half"]
+    assert half["cells"] == 5 and half["difference"] == pytest.approx(0.02)  # over fold 0 alone
+
+
+def test_settings_that_lack_different_cells_are_not_compared(cells: list[Experiment]):
+    for cell in cells:
+        if (cell.seed, cell.variant) not in ((1, None), (2, "half"), (3, "uniform")):
+            train(cell, "mtkd", [0.1 * cell.seed])
+    rows = compare(cells)
+    assert [row["cells"] for row in rows] == [2, 2, 2] and model_selection.find_selected(rows) is None
 
 
 def test_folds_of_a_seed_are_one_value(cells: list[Experiment]):
