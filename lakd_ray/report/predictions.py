@@ -88,7 +88,7 @@ class Predictions:
 
     @cached_property
     def languages(self) -> frozenset[str]:
-        """Languages of its utterances."""
+        """The languages of its utterances, each once."""
         return frozenset(np.unique(self.language_N).tolist())
 
     def select_languages(self, languages: Sequence[str]) -> "Predictions":
