@@ -72,7 +72,12 @@ class CorpusConfig(Section):
     @property
     def public_dataset(self) -> str | None:
         """Name of the public dataset that the corpus is a copy or part of; None if it is not known."""
-        return self.dataset or (None if self.importer in _GENERIC_IMPORTERS else self.importer)
+        return self.dataset or (None if self.is_generic else self.importer)
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether the importer is one of any corpus, whose speakers may have any names."""
+        return self.importer in _GENERIC_IMPORTERS
 
     @property
     def is_synthetic(self) -> bool:

@@ -108,6 +108,12 @@ class Manifest:
         """The data of the splits on which models are evaluated: dev, which selects epochs, and test."""
         return {split: self.data_exposure(self.rows(split)) for split in ("dev", "test")}
 
+    def dataset_speakers(self, corpus: str) -> set[str]:
+        """Return the names of a corpus's speakers in its public dataset; empty if that is not known."""
+        names = self.speaker_exposure(self.table["speaker"].unique().to_pylist()).speakers
+        own = (name for name in names if name.partition(":")[0] == corpus)
+        return set(filter(None, map(self._dataset_speaker, own)))
+
     def _dataset_speaker(self, speaker: str) -> str | None:
         """Return the name of a speaker in the public dataset of its corpus, if that is known."""
         corpus, _, name = speaker.partition(":")

@@ -5,18 +5,20 @@ trained and selected.
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lakd_ray import storage
-from lakd_ray.config import Experiment
+from lakd_ray.config import CorpusConfig, Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import RETRAIN, DataExposure, Provenance
 from lakd_ray.errors import ConfigError
 from lakd_ray.inference import logits_cache
 from lakd_ray.models.checkpoint import METADATA_FILE, read_metadata
+from lakd_ray.models.known_pretrained import LABELED_DATASETS
 from lakd_ray.models.origin import read_checkpoint_record, read_origin
 from lakd_ray.runs import record
 from lakd_ray.runs import state as states
@@ -84,6 +86,8 @@ def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Pr
         DataLeakageError: one of them has seen data on which the run is evaluated.
     """
     provenance = _source_provenance(graph, manifest, run)
+    for name, source in provenance.items():
+        _check_dataset_names(name, source, graph.config, manifest)
     _check_leakage(
         provenance,
         manifest,
@@ -117,6 +121,36 @@ def _source_provenance(graph: RunGraph, manifest: Manifest, run: Run) -> dict[st
                 manifest,
             )
     return sources
+
+
+def _check_dataset_names(model: str, provenance: Provenance, config: Experiment, manifest: Manifest) -> None:
+    """Check that a corpus of a generic importer can be compared with the datasets that a model was trained on.
+
+    Raises:
+        ConfigError: the corpus seems to be one of these datasets but has no `dataset`, or it has other speaker names.
+    """
+    trained_on = provenance.trained_on.datasets
+    labeled = {name.partition(":")[0] for name in trained_on} & LABELED_DATASETS
+    for corpus in config.corpora:
+        similar = [name for name in sorted(labeled) if _is_named(corpus, name)]
+        if similar and not corpus.public_dataset:
+            raise ConfigError(
+                f"{model} was trained on {similar[0]}, and corpus {corpus.name} ({corpus.root}) seems to be a copy: "
+                f"set its `dataset: {similar[0]}`, or if it is a different dataset, the name of that one."
+            )
+        listed = {name for name in trained_on if name.partition(":")[0] == corpus.public_dataset and ":" in name}
+        if listed and corpus.is_generic and not listed & manifest.dataset_speakers(corpus.name):
+            raise ConfigError(
+                f"{model} was trained on speakers of {corpus.public_dataset}, such as {min(listed)}, but corpus "
+                f"{corpus.name} has none with these names: its test speakers may be the same people. Rename its "
+                "speakers, or declare with `trained_on` of the model which of them it was trained on."
+            )
+
+
+def _is_named(corpus: CorpusConfig, dataset: str) -> bool:
+    """Return whether the name or the location of a corpus contains the name of a dataset as a word."""
+    word = dataset.replace("_", "[^a-z0-9]?")
+    return re.search(f"(?<![a-z]){word}(?![a-z])", f"{corpus.name} {corpus.root}".lower()) is not None
 
 
 def _check_leakage(provenance: dict[str, Provenance], manifest: Manifest, advice: str = RETRAIN) -> None:

@@ -7,6 +7,7 @@ if there is one. `undisclosed` states why data is not known: it may include any 
 A model that is not listed is unknown. Add a model only if its card or paper names its data.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -102,10 +103,37 @@ KNOWN_MODELS: Mapping[str, KnownModel] = {
 }  # fmt: skip
 
 
+LABELED_DATASETS = frozenset(name.partition(":")[0] for known in KNOWN_MODELS.values() for name in known.labeled)
+"""Datasets of emotional speech that a listed model was trained on."""
+
+# The hub ignores case and redirects.
+_LISTED_NAMES = {name.lower(): name for name in KNOWN_MODELS}
+_LISTED_FOLDERS = {name.lower().rpartition("/")[2]: name for name in KNOWN_MODELS}
+
+
+def listed_name(name: str) -> str | None:
+    """Return the listed name of a model on the hub, which ignores case; None if it is not listed."""
+    return _LISTED_NAMES.get(name.strip("/").lower())
+
+
+def name_of_cached_folder(location: str) -> str | None:
+    """Return the name of the model whose snapshot in a cache of the hub is at a location; None for other folders."""
+    cached = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)/snapshots/[^/]+/*$", location)
+    return f"{cached[1]}/{cached[2]}" if cached else None
+
+
+def name_of_copy(location: str) -> str | None:
+    """Return the listed model of which a folder may be a copy, by its last name or its place in a cache of the hub."""
+    if cached := name_of_cached_folder(location):
+        return listed_name(cached)
+    return _LISTED_FOLDERS.get(location.rstrip("/").rpartition("/")[2].lower())
+
+
 def known_provenance(name: str) -> Provenance | None:
     """Return the provenance of a listed model; None if the model is not listed."""
-    known = KNOWN_MODELS.get(name)
-    if known is None:
+    listed = listed_name(name)
+    if listed is None:
         return None
+    name, known = listed, KNOWN_MODELS[listed]
     trained_on = DataExposure(datasets=frozenset((*known.labeled, *known.speech)))
     return Provenance(trained_on, undisclosed_models=frozenset({name} if known.undisclosed else ()))

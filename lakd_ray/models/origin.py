@@ -1,9 +1,9 @@
 """Find out what a model from outside the experiment was trained on.
 
 The sources, in this order: the record of a checkpoint of this project (`lakd.json`), the record of a converted model
-(`provenance.json`), the list of known models. Otherwise its training data is not known. The configuration of a folder
-may name the model that it was made from, which adds the training data of that model; the folder remains unknown,
-because it may have been trained further.
+(`provenance.json`), the list of known models. Otherwise its training data is not known. The name of a folder, or its
+configuration, may be that of a known model, which adds the training data of that model; the folder remains unknown,
+because it may have been trained further. A snapshot in a cache of the hub is the model of the hub.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from lakd_ray import storage
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.models.checkpoint import METADATA_FILE, CheckpointMetadata
-from lakd_ray.models.known_pretrained import known_provenance
+from lakd_ray.models.known_pretrained import known_provenance, listed_name, name_of_cached_folder, name_of_copy
 
 ORIGIN_FILE = "provenance.json"
 
@@ -35,7 +35,8 @@ def read_origin(location: str, revision: str | None = None, *, name: str | None 
     if converted := _read_json(location, revision, ORIGIN_FILE):
         return Provenance.from_json(converted["provenance"])
     is_folder = _is_folder(location)
-    if not is_folder and (known := known_provenance(location)):
+    hub_name = name_of_cached_folder(location) if is_folder else location
+    if hub_name and (known := known_provenance(hub_name)):
         return known
     unknown = Provenance(undisclosed_models=frozenset({name or (_folder_name(location) if is_folder else location)}))
     return unknown.inherit(_base_models(location) if is_folder else ())
@@ -63,15 +64,20 @@ def _is_folder(location: str) -> bool:
 
 
 def _folder_name(location: str) -> str:
-    """Return the last part of a location: the others may be private."""
-    return location.rstrip("/").rpartition("/")[2]
+    """Return the last part of a location: the others may be private. A snapshot in a cache of the hub has its name."""
+    return name_of_cached_folder(location) or location.rstrip("/").rpartition("/")[2]
 
 
 def _base_models(folder: str) -> Iterator[Provenance]:
-    """Yield the training data of the model that a folder was made from, if its configuration names a known one."""
+    """Yield the training data of the known models from which a folder may be made.
+
+    Its configuration names one (or a folder of one), and its own name may be that of a copy.
+    """
     config = _read_json(folder, None, "config.json") or {}
-    if known := known_provenance(str(config.get("_name_or_path"))):
-        yield known
+    source = str(config.get("_name_or_path"))
+    for name in dict.fromkeys((listed_name(source) or name_of_copy(source), name_of_copy(folder))):
+        if name and (known := known_provenance(name)):
+            yield known
 
 
 def _read_json(location: str, revision: str | None, file: str) -> dict[str, Any] | None:

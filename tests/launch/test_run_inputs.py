@@ -63,6 +63,33 @@ def test_a_known_model_is_rejected_by_dataset_whatever_the_corpus_is_named() -> 
     check(config, manifest(*CROSSED, dataset=None))
 
 
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ({"root": "/data/IEMOCAP_full/manifest.csv"}, r"corpus mine .* seems to be a copy: set its `dataset: iemocap`"),
+        (
+            {"root": "/data/x", "dataset": "iemocap"},
+            r"speakers of iemocap, such as iemocap:Ses02F, but corpus mine has",
+        ),
+        ({"root": "/data/x", "dataset": "other"}, None),
+        ({"root": "/data/notiemocap/x"}, None),
+        ({"root": "/data/IEMOCAP_full", "dataset": "other"}, None),
+    ],
+)
+def test_a_copy_with_other_names_is_not_passed_over(corpus: dict[str, str], message: str | None) -> None:
+    """A manifest of IEMOCAP without `dataset`, or with its own names of the speakers."""
+    config = experiment({"pretrained": SUPERB}, corpora=[{"name": "mine", "importer": "csv"} | corpus])
+    data = manifest("mine:2F", "mine:3F", "mine:1F", dataset=corpus.get("dataset"))
+    if message is None:
+        check(config, data)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check(config, data)
+        declared = experiment({"pretrained": SUPERB, "trained_on": ["mine:2F"]}, corpora=config.corpora)
+        if "dataset" in corpus:
+            assert check(declared, data).trained_on.speakers == {"mine:2F"}
+
+
 def test_a_declaration_replaces_the_list_for_the_corpora_of_the_experiment() -> None:
     provenance = check(experiment({"pretrained": SUPERB, "trained_on": []}), manifest(*CROSSED))
     assert provenance.trained_on.datasets == {"librispeech"}

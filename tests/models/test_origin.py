@@ -39,6 +39,26 @@ def test_a_folder_adds_the_data_of_its_base_model_and_remains_unknown(tmp_path: 
     assert read_origin(str(folder)) == unknown.inherit([known_provenance(base) or Provenance()])
 
 
+@pytest.mark.parametrize("spelling", ["Superb/Wav2Vec2-Base-Superb-ER", "superb/wav2vec2-base-superb-er/"])
+def test_the_hub_ignores_case(spelling: str) -> None:
+    assert read_origin(spelling) == known_provenance("superb/wav2vec2-base-superb-er")
+    assert read_origin("OpenAI/whisper-tiny").undisclosed_models == {"openai/whisper-tiny"}
+
+
+def test_copies_of_known_models_have_their_data(tmp_path: Path) -> None:
+    base = known_provenance("superb/wav2vec2-base-superb-er") or Provenance()
+    snapshot = tmp_path / "hub/models--superb--wav2vec2-base-superb-er/snapshots/0a1b"
+    unlisted = tmp_path / "hub/models--someone--something/snapshots/0a1b"
+    clone, renamed = tmp_path / "wav2vec2-base-superb-er", tmp_path / "mine"
+    for folder in (snapshot, unlisted, clone, renamed):
+        folder.mkdir(parents=True)
+    assert read_origin(str(snapshot)) == read_origin(f"{snapshot}/") == base
+    assert read_origin(str(unlisted)).undisclosed_models == {"someone/something"}
+    assert read_origin(str(clone)) == base.inherit([Provenance(undisclosed_models=frozenset({clone.name}))])
+    (renamed / "config.json").write_text(json.dumps({"_name_or_path": str(snapshot)}))
+    assert read_origin(str(renamed)) == base.inherit([Provenance(undisclosed_models=frozenset({"mine"}))])
+
+
 @pytest.mark.parametrize("source", ["superb/wav2vec2-base-superb-er", "openai/whisper-tiny", "someone/something"])
 def test_a_converted_model_has_the_record_of_its_source(tmp_path: Path, source: str) -> None:
     (tmp_path / "copy").mkdir()
