@@ -7,6 +7,7 @@ where the cluster runs with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0, but they belon
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lakd_ray.errors import ConfigError, ResourceError
@@ -68,10 +69,40 @@ def process_group_backend(device_type: str) -> str:
 
 
 def count_visible_gpus() -> int:
-    """Return the number of GPUs that torch can use on this machine, and that a local cluster has."""
+    """Return the number of GPUs that torch can use on this machine, and that a local cluster has.
+
+    The first GPU for which torch was not built ends the count, because Ray numbers GPUs in the order of torch.
+    """
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():
+        return 0
+    architectures = torch.cuda.get_arch_list()
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        if not is_architecture_supported(gpu.major, gpu.minor, architectures):
+            return index
+    return torch.cuda.device_count()
+
+
+def is_architecture_supported(major: int, minor: int, architectures: Sequence[str]) -> bool:
+    """Return whether code for some architectures runs on a GPU with this compute capability.
+
+    Args:
+        major: major version of the capability.
+        minor: minor version of the capability.
+        architectures: names as in `torch.cuda.get_arch_list()`. Machine code (sm_80) runs on the same major and at
+            least its minor version, sm_90a only on exactly 9.0, and PTX (compute_80) on anything later.
+    """
+    for name in architectures:
+        kind, _, version = name.partition("_")
+        digits = version.rstrip("af")
+        built_major, built_minor = int(digits[:-1]), int(digits[-1])
+        if kind == "compute" and (built_major, built_minor) <= (major, minor):
+            return True
+        if built_major == major and (built_minor == minor or (built_minor < minor and not version.endswith("a"))):
+            return True
+    return False
 
 
 def processes_per_gpu(fraction: float) -> int:
@@ -97,15 +128,20 @@ def _reserved_gpus() -> list[int]:
     if not ids:
         return []
     found = f"Ray reserved GPU {', '.join(ids)} for this process"
-    if not torch.cuda.is_available():
-        raise ResourceError(
-            f"{found}, but torch {torch.__version__} cannot use it. `lakd doctor` shows the cause; to compute on CPUs, "
-            "set train.gpu: false and serve.gpus: 0"
-        )
+    unusable = ResourceError(
+        f"{found}, but torch {torch.__version__} cannot use it. `lakd doctor` shows the cause; to compute on CPUs, "
+        "set train.gpu: false and serve.gpus: 0"
+    )
+    usable = count_visible_gpus()
+    if not usable:
+        raise unusable
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # set by Ray, unless RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES
     names = [str(index) for index in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     if missing := [name for name in ids if name not in names]:
         raise ResourceError(
             f"{found}, but GPU {', '.join(missing)} is not in CUDA_VISIBLE_DEVICES={visible}. Leave that to Ray"
         )
-    return sorted(names.index(name) for name in ids)
+    indices = sorted(names.index(name) for name in ids)
+    if indices[-1] >= usable:
+        raise unusable
+    return indices

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lakd_ray.devices import process_group_backend, select_device
+from lakd_ray.devices import count_visible_gpus, is_architecture_supported, process_group_backend, select_device
 from lakd_ray.errors import ConfigError, ResourceError
 
 
@@ -17,9 +18,12 @@ from lakd_ray.errors import ConfigError, ResourceError
 def machine(monkeypatch):
     """Pretend that torch can use a number of GPUs, which `CUDA_VISIBLE_DEVICES` names."""
 
-    def pretend(gpus: int, visible: str | None = None) -> None:
+    def pretend(gpus: int, visible: str | None = None, major_versions: Sequence[int] = (9, 9, 9, 9)) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+        devices = [SimpleNamespace(major=major, minor=0) for major in major_versions]
+        monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -108,6 +112,36 @@ def test_a_reserved_gpu_that_torch_cannot_use_is_an_error(machine, ray_process):
     machine(1, "1")
     with pytest.raises(ResourceError, match="GPU 0 is not in CUDA_VISIBLE_DEVICES=1"):
         select_device()
+
+
+@pytest.mark.parametrize(("versions", "usable"), [((9, 8), 2), ((9, 7), 1), ((7, 9), 0)])
+def test_a_gpu_for_which_torch_was_not_built_is_not_used(machine, ray_process, versions, usable):
+    machine(2, major_versions=versions)
+    assert count_visible_gpus() == usable
+    assert select_device() == torch.device("cuda:0" if usable else "cpu")
+    ray_process("1")
+    if usable == 2:
+        assert select_device() == torch.device("cuda:1")
+        return
+    with pytest.raises(ResourceError, match=r"Ray reserved GPU 1 .* cannot use it. `lakd doctor` shows the cause"):
+        select_device()
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "supported"),
+    [
+        ((8, 9), ["sm_75", "sm_80"], True),  # machine code of the same major version
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((12, 1), ["sm_90", "sm_120"], True),
+        ((10, 3), ["sm_90", "sm_120"], False),
+        ((10, 3), ["sm_90", "compute_90"], True),  # compiled when it is loaded
+        ((9, 0), ["sm_90a"], True),
+        ((9, 1), ["sm_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+    ],
+)
+def test_architectures(capability, architectures, supported):
+    assert is_architecture_supported(*capability, architectures) == supported
 
 
 def test_the_driver_of_a_cluster_is_no_worker(machine, ray_process):

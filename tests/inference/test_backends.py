@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from support import tiny_models as tiny
 
-from lakd_ray import storage
+from lakd_ray import devices, storage
 from lakd_ray.audio import Wave
 from lakd_ray.config import Backend, LanguageAwareHeadConfig, ModelConfig, ServeConfig
 from lakd_ray.errors import CheckpointError, ConfigError
@@ -239,8 +239,7 @@ def test_a_checkpoint_without_a_graph_is_exported_when_it_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("name", ["torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"])
 def test_backends_for_cpus_run_there_on_a_machine_with_a_gpu(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(devices, "count_visible_gpus", lambda: 1)
     assert backends.resolve_device(name, "auto") == backends.resolve_device(name, "cpu") == torch.device("cpu")
     assert backends.resolve_device("torch", "auto") == torch.device("cuda:0")
     with pytest.raises(ConfigError, match=f"{name} runs on CPUs only, and device cuda is set"):
@@ -250,8 +249,7 @@ def test_backends_for_cpus_run_there_on_a_machine_with_a_gpu(name, monkeypatch, 
 
 
 def test_the_cpu_can_be_chosen_on_a_machine_with_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(devices, "count_visible_gpus", lambda: 1)
     predictor = Predictor.load(tiny.checkpoint(tmp_path), device="cpu")
     assert predictor.device == torch.device("cpu") and predictor.max_batch_seconds == 10
     assert predictor.predict_waves([np.zeros(16_000, np.float32)], [None])
@@ -301,7 +299,7 @@ def test_a_foreign_graph_is_rejected(exported, tmp_path):
     onnx.save(foreign, tmp_path / "foreign.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"x")
     for runtime in RUNTIMES.values():
-        with pytest.raises(CheckpointError, match=r"has no metadata lakd\.languages: expected a graph that"):
+        with pytest.raises(CheckpointError, match=r"has no metadata lakd\.emotions: expected a graph that"):
             runtime(tmp_path / "foreign.onnx")
         with pytest.raises(CheckpointError, match="cannot load"):
             runtime(tmp_path / "broken.onnx")

@@ -308,23 +308,6 @@ def test_a_gpu_that_torch_cannot_use(content, monkeypatch, tmp_path, driver, cud
 
 
 @pytest.mark.parametrize(
-    ("capability", "architectures", "supported"),
-    [
-        ((8, 9), ["sm_75", "sm_80"], True),  # machine code of the same major version
-        ((7, 0), ["sm_75", "sm_80"], False),
-        ((12, 1), ["sm_90", "sm_120"], True),
-        ((10, 3), ["sm_90", "sm_120"], False),
-        ((10, 3), ["sm_90", "compute_90"], True),  # compiled when it is loaded
-        ((9, 0), ["sm_90a"], True),
-        ((9, 1), ["sm_90a"], False),
-        ((10, 3), ["sm_100f"], True),
-    ],
-)
-def test_architectures(capability, architectures, supported):
-    assert host_checks.is_architecture_supported(*capability, architectures) == supported
-
-
-@pytest.mark.parametrize(
     ("limit", "available_gb", "status"),
     [("max", 50, "ok"), (str(8 * GB), 50, "ok"), (str(GB), 50, "fail"), ("max", 2, "warn")],
 )

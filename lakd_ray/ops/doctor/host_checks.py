@@ -9,7 +9,7 @@ import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.devices import count_visible_gpus
+from lakd_ray.devices import count_visible_gpus, is_architecture_supported
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status
 
 _CRITICAL_PACKAGES = ("torch", "ray", "deepspeed")  # an unsupported version of these is a failure, of others a warning
@@ -167,26 +167,6 @@ def _check_missing_gpu(config: Experiment, torch_version: str, cuda_version: str
         )
     hint = f"check that nvidia-smi lists the GPU, and CUDA_VISIBLE_DEVICES, or {without}"
     return CheckResult("gpu", status, f"{found} with NVIDIA driver {driver}", "a GPU", hint)
-
-
-def is_architecture_supported(major: int, minor: int, architectures: Sequence[str]) -> bool:
-    """Return whether code for some architectures runs on a GPU with this compute capability.
-
-    Args:
-        major: major version of the capability.
-        minor: minor version of the capability.
-        architectures: names as in `torch.cuda.get_arch_list()`. Machine code (sm_80) runs on the same major and at
-            least its minor version, sm_90a only on exactly 9.0, and PTX (compute_80) on anything later.
-    """
-    for name in architectures:
-        kind, _, version = name.partition("_")
-        digits = version.rstrip("af")
-        built_major, built_minor = int(digits[:-1]), int(digits[-1])
-        if kind == "compute" and (built_major, built_minor) <= (major, minor):
-            return True
-        if built_major == major and (built_minor == minor or (built_minor < minor and not version.endswith("a"))):
-            return True
-    return False
 
 
 def read_driver_version() -> str | None:
