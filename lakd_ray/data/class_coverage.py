@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lakd_ray.config import Experiment
 from lakd_ray.data import splits
+from lakd_ray.data.speaker_aliases import merge_speakers
 from lakd_ray.errors import SplitError
 
 _EVALUATED_SPLITS = ("dev", "test")
@@ -39,7 +40,13 @@ def describe_splits(manifest: pa.Table, config: Experiment, folds: Iterable[int]
     """Return a sentence for every language that lacks classes in dev or test of some folds.
 
     Folds that cannot be split are omitted: the stages that need them report the error.
+
+    Args:
+        manifest: the manifest as the prepare stage writes it, with the names of the corpora.
+        config: the experiment.
+        folds: the folds to describe.
     """
+    manifest = merge_speakers(manifest, config)
     emotions_N, languages_N = (np.asarray(manifest[name].to_pylist(), dtype=str) for name in ("emotion", "language"))
     missing: dict[str, dict[int, MissingEmotions]] = {split: {} for split in _EVALUATED_SPLITS}
     for fold in folds:
@@ -55,7 +62,8 @@ def describe_splits(manifest: pa.Table, config: Experiment, folds: Iterable[int]
 def describe_all_splits(manifest: pa.Table, config: Experiment) -> list[str]:
     """Return the sentences of `describe_splits` for all folds of the corpora."""
     try:
-        return describe_splits(manifest, config, range(splits.count_folds(manifest, config)))
+        folds = range(splits.count_folds(merge_speakers(manifest, config), config))
+        return describe_splits(manifest, config, folds)
     except SplitError:
         return []
 

@@ -52,5 +52,13 @@ def test_one_fold_is_not_numbered_and_complete_splits_are_not_mentioned():
     assert describe_all_splits(manifest("none"), experiment()) == []
 
 
+def test_a_speaker_with_two_names_is_one_speaker():
+    """Without the alias, fold 3 tests fi3 alone, which has no sadness; with it, fi0 too, which has."""
+    table, config = manifest("fi3"), experiment()
+    assert any(text.startswith("test") for text in describe_all_splits(table, config))
+    aliased = Experiment.model_validate(config.model_dump() | {"speaker_aliases": {"c:fi3": ["c:fi0"]}})
+    assert not any(text.startswith("test") for text in describe_all_splits(table, aliased))
+
+
 def test_splits_that_are_impossible_are_reported_by_the_stages_that_need_them():
     assert describe_all_splits(manifest("fi2"), experiment(dev_speakers=9)) == []
