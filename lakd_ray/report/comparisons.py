@@ -44,7 +44,7 @@ def paired_difference(first: SeedAggregate, second: SeedAggregate, languages: Co
     sides = restrict_to_shared_utterances([first, second], languages)
     row: dict[str, Any] = {"first": titles[0], "second": titles[1], "clusters": 0, "unit": "speaker"}
     if sides is None:
-        return row | build_test(None, None, 0, "no seed has the same test utterances of all languages in both")
+        return row | build_test(None, None, 0, "the seeds of both have no test utterances of every language in common")
     seeds = len(sides[0].by_seed)
     confusions = confusions_by_cluster(sides)
     UR = [

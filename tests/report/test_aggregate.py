@@ -194,10 +194,10 @@ def test_failed_runs_restrict_the_comparison_to_shared_utterances():
     nothing = paired_difference(complete, other_seed)
     assert (
         nothing["difference"] is None
-        and nothing["verdict"] == "no verdict: no seed has the same test utterances of all languages in both"
+        and nothing["verdict"] == "no verdict: the seeds of both have no test utterances of every language in common"
     )
     assert describe_comparison(nothing).endswith(
-        "no verdict: no seed has the same test utterances of all languages in both."
+        "no verdict: the seeds of both have no test utterances of every language in common."
     )
 
 
