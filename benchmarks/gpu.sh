@@ -21,7 +21,7 @@ while (($#)); do
   shift
 done
 # Seconds of each section. They add up to more than the total: few sections need all of their time.
-declare -A limits=([environment]=60 [ceilings]=45 [share]=130 [epoch]=140 [ray_train]=160 [endpoint]=150 [tests]=170)
+declare -A limits=([environment]=60 [ceilings]=45 [share]=130 [epoch]=140 [ray_train]=160 [endpoint]=150 [tests]=300)
 
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import transformers
+from packaging.version import Version
 from support import tiny_models as tiny
 from support.engine_steps import OPTIM, UTTERANCES, make_batch
 from torch import Tensor, nn
@@ -178,6 +180,8 @@ def test_a_frozen_encoder_and_cached_features_do_not_wait(fake_mode: FakeTensorM
 def test_a_training_step_on_a_gpu_does_not_wait(
     family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    if family == "wavlm" and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("transformers before 5.20 copies the positions of WavLM from the host")
     monkeypatch.setenv("LOCAL_RANK", "0")
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     model = tiny.aware(model_type=family, **MASKS)
