@@ -13,6 +13,7 @@ from typing import Any, get_args
 import pytest
 import typer.main
 import yaml
+from support import tiny_models
 
 from lakd_ray import storage
 from lakd_ray.cli.main import app
@@ -190,10 +191,9 @@ def test_serve_arguments_are_accepted(application, tmp_path):
 def test_replicas_reserve_their_cpus_and_gpus(gpus, tmp_path):
     from lakd_ray.serve.app import build
 
-    (tmp_path / storage.CHECKSUMS_FILE).touch()
-    canary = {"checkpoint": str(tmp_path)}
-    serve = {"cpus": 2, "gpus": gpus, "canary": canary}
-    application: Any = build({"checkpoint": str(tmp_path), "serve": serve})
+    checkpoint = tiny_models.checkpoint(tmp_path)
+    serve = {"cpus": 2, "gpus": gpus, "canary": {"checkpoint": checkpoint}}
+    application: Any = build({"checkpoint": checkpoint, "serve": serve})
     for replicas in application._bound_deployment.init_args[:2]:
         options = replicas._bound_deployment.ray_actor_options
         assert (options["num_cpus"], options["num_gpus"]) == (2, gpus)

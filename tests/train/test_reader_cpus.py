@@ -31,6 +31,6 @@ def test_readers_use_the_configured_cpus(train, cpus, tmp_path, monkeypatch):
     monkeypatch.setattr(data_loader, "stream_batches", stream)
     monkeypatch.setattr(inference, "stream_batches", stream)
     loader = RankDataLoader(build_run_graph(config).teachers[0], config, manifest, None, rank=0, world_size=1)
-    assert not list(loader.batches(0))
+    assert not list(loader.audio_batches(0))
     inference.run_rank_inference(config, manifest, loader.dev_rows, {}, rank=0, world_size=1)
     assert used == [cpus, cpus]
