@@ -62,8 +62,8 @@ def describe_splits(manifest: pa.Table, config: Experiment, folds: Iterable[int]
 def describe_all_splits(manifest: pa.Table, config: Experiment) -> list[str]:
     """Return the sentences of `describe_splits` for all folds of the corpora.
 
-    Without folds, or with a speaker of `speaker_aliases` all of whose recordings are quarantined, there are none: the
-    stages that load the manifest report the error.
+    The list is empty if the folds cannot be counted, or if a name of `speaker_aliases` has only recordings in
+    quarantine: the stages that load the manifest report the error.
     """
     try:
         folds = range(splits.count_folds(merge_speakers(manifest, config), config))

@@ -22,6 +22,8 @@ from lakd_ray.precision import upcast
 # A class that the teacher lacks gets e^-10 times the probability of its least likely class.
 _UNKNOWN_CLASS_MARGIN = 10.0
 
+_HEAD_LAYERS = ("projector.", "classifier.")
+
 logger = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ def load_external_teacher(spec: ExternalTeacherConfig, emotions: Sequence[str]) 
     """Load an external teacher in eval mode, with the experiment's classes.
 
     Raises:
-        ConfigError: it cannot be loaded, or has none of the experiment's classes.
+        ConfigError: it cannot be loaded, has no weights of a head, or has none of the experiment's classes.
         StorageError: it is a corrupted checkpoint of this project.
     """
     network = (
@@ -89,8 +91,12 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
 
     try:
         with hide_progress_bars():
-            return AutoModelForAudioClassification.from_pretrained(
-                spec.checkpoint, revision=spec.revision, dtype=torch.float32, use_safetensors=True
+            network, loading = AutoModelForAudioClassification.from_pretrained(
+                spec.checkpoint,
+                revision=spec.revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
@@ -98,3 +104,10 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
             "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. If "
             "it has only pytorch_model.bin, run `lakd to-safetensors NAME FOLDER` and use that folder."
         ) from error
+    if missing := sorted(key for key in loading["missing_keys"] if key.startswith(_HEAD_LAYERS)):
+        raise ConfigError(
+            f"external teacher {spec.name}: {spec.checkpoint} has no weights {', '.join(missing)}, so its classes "
+            "would be random. Expected a classifier with transformers' own head: a base model has none, and some published "
+            "models have one of their own, which transformers does not load."
+        )
+    return network

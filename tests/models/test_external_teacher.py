@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import tiny_models as tiny
 from transformers import AutoConfig, AutoModelForAudioClassification
 
@@ -37,6 +38,16 @@ def test_probabilities_of_merged_classes_add_up_and_unmapped_ones_are_distribute
     assert float(mapped[1]) == pytest.approx(float(source[1] + source[2]) / total, rel=1e-3)
     assert mapped[2] < 1e-4 and torch.isfinite(mapped).all()
     assert float(mapped.sum()) == pytest.approx(1)
+
+
+def test_a_teacher_without_the_weights_of_its_head_is_rejected(external_model: str):
+    """Several published emotion models have a head of their own under the names of transformers' classes."""
+    weights = load_file(f"{external_model}/model.safetensors")
+    renamed = {name.replace("classifier.", "classifier.output."): tensor for name, tensor in weights.items()}
+    save_file(renamed, f"{external_model}/model.safetensors", metadata={"format": "pt"})
+    spec = ExternalTeacherConfig(name="theirs", checkpoint=external_model, emotion_map=EMOTION_MAP)
+    with pytest.raises(ConfigError, match=r"theirs: .* has no weights classifier.bias, classifier.weight, so its"):
+        load_external_teacher(spec, PAPER_EMOTIONS)
 
 
 def test_a_teacher_with_other_classes_is_mapped(external_model: str):
