@@ -107,7 +107,7 @@ def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
     if missing := sorted(key for key in loading["missing_keys"] if key.startswith(_HEAD_LAYERS)):
         raise ConfigError(
             f"external teacher {spec.name}: {spec.checkpoint} has no weights {', '.join(missing)}, so its classes "
-            "would be random. Expected a classifier with transformers' own head: a base model has none, and some published "
-            "models have one of their own, which transformers does not load."
+            "would be random. Expected a classifier with the head of transformers: a base model has none, and some "
+            "published models have one of their own, which transformers does not load."
         )
     return network
