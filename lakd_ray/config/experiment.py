@@ -164,6 +164,11 @@ class Experiment(Section):
         return self
 
     @property
+    def speakers_selected_on(self) -> frozenset[str]:
+        """Speakers, as `corpus:speaker`, whose results selected the settings."""
+        return frozenset(speaker for selection in self.selected_on for speaker in selection.speakers)
+
+    @property
     def folder(self) -> str:
         """Location of the experiment's outputs, without a trailing slash."""
         return f"{self.storage.rstrip('/')}/{self.name}"

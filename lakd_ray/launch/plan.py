@@ -81,9 +81,8 @@ def plan_grid(config: Experiment) -> GridPlan:
 
 
 def _find_selected_on_test(config: Experiment, manifests_by_fold: Mapping[int, Manifest]) -> dict[int, list[str]]:
-    speakers = {speaker for selection in config.selected_on for speaker in selection.speakers}
     found = {
-        fold: manifest.speaker_exposure(speakers).shared_speakers(manifest.evaluated_data["test"])
+        fold: manifest.speaker_exposure(config.speakers_selected_on).shared_speakers(manifest.evaluated_data["test"])
         for fold, manifest in manifests_by_fold.items()
     }
     return {fold: names for fold, names in sorted(found.items()) if names}

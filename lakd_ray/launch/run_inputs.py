@@ -71,8 +71,7 @@ def resolve_inputs(graph: RunGraph, manifest: Manifest, run: Run) -> RunInputs:
 
 def _settings_provenance(config: Experiment, manifest: Manifest) -> Provenance:
     """Return the dev speakers of the searches that selected the settings of the students."""
-    speakers = {speaker for selection in config.selected_on for speaker in selection.speakers}
-    return Provenance(settings_selected_on=manifest.speaker_exposure(speakers))
+    return Provenance(settings_selected_on=manifest.speaker_exposure(config.speakers_selected_on))
 
 
 def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Provenance]:

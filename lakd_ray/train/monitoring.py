@@ -100,6 +100,11 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """Replace infinity and NaN, which JSON does not have; the gradient norm of a skipped step in fp16 is one of them."""
+    return value if value is None or math.isfinite(value) else None
+
+
 class PreemptionCheck:
     """Check for a pending preemption about every few seconds, after the same steps on all ranks.
 

@@ -1,5 +1,6 @@
 """Test that models from outside the experiment are not evaluated on their training data, by their public datasets."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import ConfigError, DataLeakageError
+from lakd_ray.inference import evaluate
 from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.runs.graph import build_run_graph
 
@@ -139,3 +141,21 @@ def test_students_record_the_dev_speakers_of_the_search() -> None:
     assert selected.settings_selected_on.shared_speakers(data.evaluated_data["test"]) == ["mine:Ses01F"]
     assert Provenance.from_json(selected.to_json()) == selected
     selected.check_leakage(model="m", dev=data.evaluated_data["dev"], test=data.evaluated_data["test"])
+
+
+def test_a_student_that_is_a_teacher_run_has_the_mark_of_the_search() -> None:
+    random = {"config": tiny.ARCHITECTURE, "freeze_feature_encoder": False}
+    search = {"experiment": "study", "fold": 3, "speakers": ["mine:Ses01F"]}
+    config = experiment(random, selected_on=[search], corpora=[{"name": "mine", "root": "nowhere"}])
+    data = manifest(*CROSSED, dataset=None)
+    columns = {name: pa.nulls(3, pa.string()) for name in ("session", "sentence")}
+    data = replace(data, table=pa.table({**{name: data.table[name] for name in data.table.column_names}, **columns}))
+    run = build_run_graph(config).teachers[0]
+    logits_RC, rows = np.zeros((1, 4), dtype=np.float32), data.rows("test")
+    marks = {}
+    for paradigm in ("teacher", "ft"):
+        model = evaluate._EvaluatedModel(config, run, paradigm, "nowhere")
+        model.__dict__["metadata"] = replace(tiny.card(), provenance=Provenance())
+        table = evaluate._predictions_table(data, rows, model, logits_RC)
+        marks[paradigm] = table["settings_selected_on"].to_pylist()
+    assert marks == {"teacher": [""], "ft": ["mine:Ses01F"]}
