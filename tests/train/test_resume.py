@@ -253,6 +253,23 @@ def test_the_metrics_of_an_epoch_include_its_cost(uninterrupted: Run):
     assert metrics["grad_norm"] > 0 and metrics["memory_mb"] > 100
 
 
+def test_the_gradient_norm_of_a_skipped_step_is_not_in_the_metrics(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """JSON has neither NaN nor infinity."""
+    build_engine = trainer.engines.build_engine
+
+    def build(*args: Any, **kwargs: Any) -> Engine:
+        engine = build_engine(*args, **kwargs)
+        monkeypatch.setattr(type(engine), "gradient_norm", float("inf"))
+        return engine
+
+    monkeypatch.setattr(trainer.engines, "build_engine", build)
+    run = Run(manifest, tmp_path / "run", optim={"epochs": 1})
+    run.train()
+    assert run.reports[-1]["grad_norm"] is None
+
+
 def test_nothing_of_a_run_stays_in_memory(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     references: list[weakref.ref[Any]] = []
     build_engine = trainer.engines.build_engine
