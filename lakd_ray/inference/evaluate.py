@@ -211,7 +211,10 @@ def _predictions_table(
     run, scored_R = model.run, model.scored_mask(manifest, rows)
     part = manifest.table.take(rows[scored_R])
     count = len(part)
-    selected = model.metadata.provenance.settings_selected_on.shared_speakers(manifest.data_exposure(rows[scored_R]))
+    settings = model.metadata.provenance.settings_selected_on
+    if model.paradigm != "teacher":  # the run of an ft student can be that of a teacher, whose record has no selection
+        settings |= manifest.speaker_exposure(model.config.speakers_selected_on)
+    selected = settings.shared_speakers(manifest.data_exposure(rows[scored_R]))
     copied = ("utterance", "corpus", "language", "speaker", "sentence", "emotion")
     columns: dict[str, Any] = {
         **{name: part[name] for name in copied},
