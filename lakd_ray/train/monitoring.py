@@ -101,7 +101,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """Replace infinity and NaN, which JSON does not have; the gradient norm of a skipped step in fp16 is one of them."""
+    """Replace infinity and NaN, which JSON does not have; a step that fp16 skips has such a gradient norm."""
     return value if value is None or math.isfinite(value) else None
 
 
