@@ -178,7 +178,7 @@ def test_type_checkers_see_what_is_imported_at_run_time():
     for name in lakd_ray.__all__:
         assert getattr(lakd_ray, name) is not None and name in dir(lakd_ray)
     with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
-        lakd_ray.Predicter  # noqa: B018
+        lakd_ray.Predicter  # noqa: B018 -- the access itself fails
 
 
 def test_options_are_validated_once():

@@ -50,7 +50,8 @@ class ApiKeys:
             self._reload()
         digest = hashlib.sha256(key.encode()).digest()
         # all keys are compared, so that the response time does not reveal which one matched
-        return any([hmac.compare_digest(digest, valid) for valid in (*self._file_digests, *self._env_digests)])  # noqa: C419
+        digests = (*self._file_digests, *self._env_digests)
+        return any([hmac.compare_digest(digest, valid) for valid in digests])  # noqa: C419 -- all, in constant time
 
     def _reload(self) -> None:
         if self._path is None:

@@ -69,7 +69,7 @@ def test_a_person_is_in_one_split_and_each_utterance_is_tested_once() -> None:
 def test_groups_of_speakers_may_use_other_names() -> None:
     groups = [[f"x{number}" for number in range(4)], [f"x{number}" for number in range(4, 8)]]
     corpora = [{"name": "a", "root": "x"}, {"name": "b", "root": "x"}]
-    corpora[1]["split"] = {"scheme": "speaker-groups", "groups": groups, "dev_speakers": 1}  # type: ignore[assignment]
+    corpora[1]["split"] = {"scheme": "speaker-groups", "groups": groups, "dev_speakers": 1}  # type: ignore[assignment]  # values of different types
     config = experiment(corpora=corpora)
     table = merge_speakers(prepared(), config)
     split_N = assign_splits(table, config, 0)

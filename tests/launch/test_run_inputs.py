@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import three_utterances
 from support import tiny_models as tiny
 
 from lakd_ray.config import Experiment
@@ -29,21 +30,7 @@ def experiment(model: dict[str, Any], **changes: Any) -> Experiment:
 
 
 def manifest(*speakers: str, dataset: str | None = "iemocap") -> Manifest:
-    """One utterance each in train, dev and test."""
-    zeros_N = np.zeros(3, dtype=np.int64)
-    columns = {"utterance": ["a", "b", "c"], "audio_sha256": ["1", "2", "3"], "emotion": ["anger"] * 3}
-    return Manifest(
-        table=pa.table({**columns, "language": ["en"] * 3, "speaker": speakers, "corpus": ["mine"] * 3}),
-        labels_N=zeros_N,
-        splits_N=np.array(["train", "dev", "test"]),
-        languages_N=np.array(["en"] * 3, dtype=object),
-        num_samples_N=zeros_N + 16_000,
-        shards=("shard",),
-        shard_N=zeros_N,
-        row_group_N=zeros_N,
-        row_N=np.arange(3),
-        datasets={"mine": dataset} if dataset else {},
-    )
+    return three_utterances.manifest(speakers, datasets={"mine": dataset} if dataset else {})
 
 
 def check(config: Experiment, data: Manifest) -> Provenance:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import three_utterances
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, ExternalTeacherConfig, ModelConfig, Recipe
@@ -36,20 +37,7 @@ ARCHITECTURE = {
 
 
 def manifest() -> Manifest:
-    """One utterance each in train, dev and test."""
-    columns = {"utterance": ["a", "b", "c"], "audio_sha256": ["1", "2", "3"], "emotion": ["anger"] * 3}
-    zeros_N = np.zeros(3, dtype=np.int64)
-    return Manifest(
-        table=pa.table({**columns, "language": ["en"] * 3, "speaker": SPEAKERS}),
-        labels_N=zeros_N,
-        splits_N=np.array(["train", "dev", "test"]),
-        languages_N=np.array(["en"] * 3, dtype=object),
-        num_samples_N=zeros_N + 16_000,
-        shards=("shard",),
-        shard_N=zeros_N,
-        row_group_N=zeros_N,
-        row_N=np.arange(3),
-    )
+    return three_utterances.manifest(SPEAKERS)
 
 
 def experiment(tmp_path: Path, seen: set[str]) -> Experiment:

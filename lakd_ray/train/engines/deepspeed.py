@@ -83,12 +83,14 @@ class DeepSpeedEngine(Engine):
         spec_augment: SpecAugmentMasks | None = None,
     ) -> ClassifierOutput:
         """Run the model as `EmotionClassifier.forward` does."""
-        if not (torch.is_grad_enabled() and self._sometimes_unused):
-            return self._engine(inputs, lengths_B, languages_B, spec_augment)  # type: ignore[no-any-return]
-        with self._gather_sometimes_unused():
-            # Autograd runs the newest nodes first, so the gradients of these weights come last, on every rank.
-            self._zero_gradients = _ZeroGradients.apply(*self._sometimes_unused)  # type: ignore[no-untyped-call]
-            return self._engine(inputs, lengths_B, languages_B, spec_augment)  # type: ignore[no-any-return]
+        with_gradients = torch.is_grad_enabled() and bool(self._sometimes_unused)
+        with self._gather_sometimes_unused() if with_gradients else nullcontext():
+            if with_gradients:
+                # Autograd runs the newest nodes first, so the gradients of these weights come last, on every rank.
+                zeros: Tensor = _ZeroGradients.apply(*self._sometimes_unused)  # type: ignore[no-untyped-call]  # in torch
+                self._zero_gradients = zeros
+            outputs: ClassifierOutput = self._engine(inputs, lengths_B, languages_B, spec_augment)
+        return outputs
 
     def _gather_sometimes_unused(self) -> AbstractContextManager[Any]:
         """Gather the weights that ZeRO-3 does not gather itself, as no forward pass of their own module runs."""
@@ -96,7 +98,8 @@ class DeepSpeedEngine(Engine):
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
 
-        return GatheredParameters(self._sometimes_unused)  # type: ignore[no-any-return]
+        gathered: AbstractContextManager[Any] = GatheredParameters(self._sometimes_unused)
+        return gathered
 
     def backward(self, loss_sum: Tensor, global_count: int) -> None:
         """Backpropagate a loss sum as described in `Engine.backward`."""
