@@ -15,7 +15,7 @@ from lakd_ray.errors import ConfigError, TrainingError
 from lakd_ray.inference import evaluate
 from lakd_ray.launch.driver import TrainStage, stage_tasks, train_tasks
 from lakd_ray.launch.event_log import format_duration
-from lakd_ray.launch.plan import format_plan, plan_grid
+from lakd_ray.launch.plan import format_plan, log_settings_selection, plan_grid
 from lakd_ray.launch.run_log import RunLog
 from lakd_ray.launch.tracking import check_tracker_packages
 from lakd_ray.runs.graph import RunGraph, build_run_graph
@@ -46,6 +46,8 @@ class Pipeline:
             train_tasks(tasks, name="grid", keep_going=True, on_event=self.run_log.on_event)
             self.run_log.reconcile()
             return
+        if stage != "teachers":
+            log_settings_selection(self.config)
         for run in (run for graph in self.graphs for run in graph.students if stage != "teachers"):
             if run.stage == "teachers":
                 logger.info(f"{stage}: {run.paradigm} {run.setup} is trained exactly as {run.id}, which is used")

@@ -1,6 +1,7 @@
 """The plan of a grid: its cells, the runs that they share, and the cost of training them."""
 
 import itertools
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from lakd_ray.launch.run_inputs import check_sources
 from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,26 @@ def _selection_note(plan: GridPlan) -> list[str]:
     """Return a line about folds with test speakers whose results selected the settings, if there are any."""
     if not plan.selected_on_test:
         return []
-    searches = ", ".join(f"{item.experiment} (fold {item.fold})" for item in plan.config.selected_on)
-    folds = "; ".join(f"fold {fold}: {', '.join(names)}" for fold, names in plan.selected_on_test.items())
     unaffected = sorted({graph.config.fold for graph in plan.graphs} - plan.selected_on_test.keys())
     advice = f"; without them: --set grid.folds={unaffected}" if unaffected else ""
-    return [
-        f"  the settings were selected by {searches} on dev speakers who are test speakers here ({folds}): results of "
-        f"students in these folds and over all folds are optimistic and have the mark †{advice}"
-    ]
+    return [f"  {_describe_selection(plan.config, plan.selected_on_test)}{advice}"]
+
+
+def log_settings_selection(config: Experiment) -> None:
+    """Warn if the settings of an experiment were selected on people who are test speakers in its fold."""
+    if not config.selected_on:
+        return
+    if found := _find_selected_on_test(config, {config.fold: manifests.load_manifest(config)}):
+        logger.warning(_describe_selection(config, found))
+
+
+def _describe_selection(config: Experiment, selected_on_test: Mapping[int, Sequence[str]]) -> str:
+    searches = ", ".join(f"{item.experiment} (fold {item.fold})" for item in config.selected_on)
+    folds = "; ".join(f"fold {fold}: {', '.join(names)}" for fold, names in selected_on_test.items())
+    return (
+        f"the settings were selected by {searches} on dev speakers who are test speakers here ({folds}): results of "
+        "students in these folds and over all folds are optimistic and have the mark †"
+    )
 
 
 def _format_cost(plan: GridPlan, remaining_seconds: float, throughput: float | None) -> str:

@@ -61,8 +61,8 @@ class StepTimer:
 
     def read_and_reset(self) -> dict[str, float]:
         """Return the seconds of each phase since the last call."""
-        if self._cuda:
-            torch.cuda.synchronize()
+        if self._last_event is not None:
+            self._last_event.synchronize()  # the newest event: the device of the model, whatever the current one is
             for phase, start, end in self._intervals:
                 self._seconds[phase] = self._seconds.get(phase, 0.0) + start.elapsed_time(end) / 1000
             self._intervals = []

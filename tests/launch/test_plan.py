@@ -14,7 +14,7 @@ from lakd_ray.data.schema import MANIFEST_SCHEMA
 from lakd_ray.errors import ConfigError, DataLeakageError, StageError
 from lakd_ray.launch import driver
 from lakd_ray.launch.driver import stage_tasks
-from lakd_ray.launch.plan import GridPlan, format_plan, plan_grid
+from lakd_ray.launch.plan import GridPlan, format_plan, log_settings_selection, plan_grid
 from lakd_ray.launch.run_log import RunLog
 from lakd_ray.pipeline import run_grid
 from lakd_ray.runs import build_run_graph, record
@@ -191,6 +191,18 @@ def test_folds_that_test_the_dev_speakers_of_a_search_are_named(config: Experime
     unaffected = sorted(set(range(9)) - plan.selected_on_test.keys())
     assert f"--set grid.folds={unaffected}" in text
     assert "test speakers here" not in format_plan(plan_grid(config), None)
+
+
+def test_a_single_fold_with_dev_speakers_of_a_search_logs_a_warning(
+    config: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = {"experiment": "study", "fold": 0, "speakers": ["en:2"]}
+    tuned = Experiment.model_validate(to_dict(config) | {"selected_on": [search]})
+    affected = plan_grid(tuned).selected_on_test.keys()
+    for fold in range(9):
+        caplog.clear()
+        log_settings_selection(tuned.model_copy(update={"fold": fold}))
+        assert ("have the mark †" in caplog.text) == (fold in affected)
 
 
 def test_a_model_that_was_trained_on_a_corpus_is_rejected_before_anything_is_trained(config: Experiment) -> None:
