@@ -40,6 +40,7 @@ from lakd_ray.storage.filesystems import (
     resolve_filesystem,
     short_timeouts,
 )
+from lakd_ray.storage.publishing import make_folder, publish, publish_folder
 
 __all__ = [
     "CHECKSUMS_FILE",
@@ -54,8 +55,11 @@ __all__ = [
     "join",
     "list_files",
     "list_folders",
+    "make_folder",
     "nearest_existing_parent",
     "open_checksummed_folder",
+    "publish",
+    "publish_folder",
     "read_bytes",
     "read_json",
     "read_row_groups",

@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfileobj as copy_stream
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -25,6 +23,7 @@ from lakd_ray.storage.filesystems import (
     resolve_s3fs,
     translate_errors,
 )
+from lakd_ray.storage.publishing import make_folder, publish
 
 
 @dataclass(frozen=True, order=True)
@@ -121,22 +120,19 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
     Raises:
         StorageError: the stream's own calls or the end of the block fail; other errors of the block pass unchanged.
     """
-    filesystem, path = resolve_filesystem(location)
+    path = resolve_filesystem(location)[1]
     if is_remote(location):  # closing a stream into a bucket publishes its content so far: upload complete files only
         temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
     else:
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")
     with translate_errors("write", location):
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(temporary.parent)
         stream = _AtomicOutput(temporary.open("wb"), temporary, location)
     try:
         yield stream
         stream.close()
         with translate_errors("write", location):
-            if is_remote(location):
-                _upload(temporary, filesystem, path)
-            else:
-                os.replace(temporary, path)
+            publish(temporary, location)
     finally:
         stream.discard()
 
@@ -179,15 +175,6 @@ class _AtomicOutput(io.RawIOBase):
                 if full := disk_full_message(error, self._temporary.parent, size_on_disk, self._written + size):
                     raise StorageError(f"cannot write {self._location}: {full}") from error
                 raise
-
-
-def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Upload a complete file. Closing the stream raises the errors of refused parts, and then nothing is published."""
-    with source.open("rb") as content, filesystem.open_output_stream(path) as stream:
-        copy_stream(content, stream, 1 << 20)
-    if filesystem.get_file_info(path).size != source.stat().st_size:
-        filesystem.delete_file(path)
-        raise OSError(f"{path} has a different size after the upload")
 
 
 def read_json(location: str) -> Any:

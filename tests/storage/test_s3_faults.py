@@ -18,7 +18,7 @@ from support.s3_server import BUCKET, S3Server, running_s3
 
 from lakd_ray import storage
 from lakd_ray.errors import StorageError
-from lakd_ray.storage import files, filesystems
+from lakd_ray.storage import filesystems, publishing
 
 FOLDER = f"s3://{BUCKET}/faults"
 
@@ -210,7 +210,7 @@ def kill_during_upload(
                 threads[0].start()
             shutil.copyfileobj(source, sink, length)
 
-        monkeypatch.setattr(files, "copy_stream", copy)
+        monkeypatch.setattr(publishing, "copy_stream", copy)
 
     yield arm
     for thread in threads:
@@ -234,7 +234,7 @@ def test_a_failed_write_leaves_the_previous_content(killable_server, kill_during
     for name in ("large", "new"):
         with pytest.raises(StorageError, match=f"cannot write {FOLDER}/{name}: no response from"):
             storage.write_bytes(f"{FOLDER}/{name}", os.urandom(24 << 20))
-    monkeypatch.setattr(files, "copy_stream", shutil.copyfileobj)
+    monkeypatch.setattr(publishing, "copy_stream", shutil.copyfileobj)
     killable_server.start()
     killable_server.until_ready()
     assert listed(FOLDER) == [f"{FOLDER}/large"]

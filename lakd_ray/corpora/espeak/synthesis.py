@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from lakd_ray import storage
 from lakd_ray.corpora.espeak.prosody import (
     ESPEAK_SAMPLE_RATE,
     PROSODY_BY_EMOTION,
@@ -230,7 +231,7 @@ def synthesize_corpus(
     try:
         _write_corpus(temporary, config)
         try:
-            temporary.rename(folder)
+            storage.publish_folder(temporary, folder)
         except OSError:  # a concurrent process may have written the same corpus
             if _find_existing_corpus(folder, config) is None:
                 raise

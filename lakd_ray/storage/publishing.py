@@ -1,0 +1,84 @@
+"""Publish complete files and folders under their final names, so that they survive a power loss.
+
+A rename alone is not enough: on ext4 with its default options, a file that was moved seconds before a power loss has
+its final name and no content. Every publish therefore syncs the file, moves it, and syncs the folder that has the new
+name. A later publish, for instance of a folder's checksum file, thus never becomes visible before an earlier one.
+"""
+
+import errno
+import os
+from pathlib import Path
+from shutil import copyfileobj as copy_stream
+
+import pyarrow.fs as pafs
+
+from lakd_ray.storage.filesystems import is_remote, resolve_filesystem
+
+# Some network and FUSE file systems cannot sync a folder; their servers decide when a name is durable.
+_FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+
+def publish(temporary: Path, location: str) -> None:
+    """Move a complete local file to a location on the same disk, or upload it to a bucket; replace an existing file.
+
+    Raises:
+        OSError: the file cannot be synced, moved or uploaded; nothing is published.
+    """
+    filesystem, path = resolve_filesystem(location)
+    if is_remote(location):
+        _upload(temporary, filesystem, path)
+        return
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync_folder(Path(path).parent)
+
+
+def publish_folder(temporary: Path, folder: Path) -> None:
+    """Move a complete local folder to a new name on the same disk, after syncing all files in it.
+
+    Raises:
+        OSError: a file cannot be synced, or the folder exists and is not empty.
+    """
+    for parent, _, files in os.walk(temporary):
+        for name in files:
+            _sync(Path(parent, name))
+        _sync_folder(Path(parent))
+    make_folder(folder.parent)
+    os.replace(temporary, folder)
+    _sync_folder(folder.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a local folder and its missing parents so that their names survive a power loss."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _FOLDER_SYNC_UNSUPPORTED:
+            raise
+
+
+def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Upload a complete file. Closing the stream raises the errors of refused parts, and then nothing is published."""
+    with source.open("rb") as content, filesystem.open_output_stream(path) as stream:
+        copy_stream(content, stream, 1 << 20)
+    if filesystem.get_file_info(path).size != source.stat().st_size:
+        filesystem.delete_file(path)
+        raise OSError(f"{path} has a different size after the upload")
