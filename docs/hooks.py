@@ -7,6 +7,7 @@ that name in GENERATORS returns.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from unittest.mock import Mock
 
@@ -380,6 +381,15 @@ def _cell(text: str) -> str:
     return "`".join(part if position % 2 else part.replace("|", "\\|") for position, part in enumerate(text.split("`")))
 
 
+# The security policy, whose own file is where code hosts look for it
+
+
+def security() -> str:
+    """Return SECURITY.md with links that are relative to `docs/explanation`."""
+    policy = (Path(__file__).parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    return policy.replace("](docs/explanation/", "](").replace("](docs/", "](../")
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (cli, configuration, http, stream_parameters, stream_result)
+    function.__name__: function for function in (cli, configuration, http, security, stream_parameters, stream_result)
 }

@@ -25,7 +25,7 @@ def hooks() -> ModuleType:
 def test_every_generator_has_a_page_and_every_marker_a_generator(hooks):
     markers = [
         name
-        for page in sorted((DOCS / "reference").glob("*.md"))
+        for page in sorted(DOCS.rglob("*.md"))
         for name in re.findall(r"<!-- generated: (\w+) -->", page.read_text(encoding="utf-8"))
     ]
     assert sorted(markers) == sorted(hooks.GENERATORS)
