@@ -20,7 +20,7 @@ def promises(document: str) -> list[tuple[int, str]]:
             is_promises = False
         elif cells[-1] == "test":
             is_promises = True
-        elif is_promises and set(line) > set("|- "):
+        elif is_promises and set(line) - set("|- "):
             found.append((number, cells[-1]))
     return found
 
