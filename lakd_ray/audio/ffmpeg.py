@@ -1,27 +1,33 @@
 """Convert containers that libsndfile does not read (M4A, WebM, WMA, AMR ...) with the `ffmpeg` program, if installed.
 
 Recordings are untrusted input. The container is detected from its first bytes and passed to ffmpeg, which therefore
-never probes the format and never opens a playlist that refers to other files. ffmpeg may read only the input file, and
-its run time, output size and allocations are limited.
+never probes the format and never opens a playlist that refers to other files. ffmpeg reads the recording from memory
+and writes samples to a pipe, so no file exists that a killed process could leave behind. Its memory, run time, output
+and allocations are limited, and the kernel kills it with the process that started it.
 """
 
 import ctypes
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
-import tempfile
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from lakd_ray.errors import ClipError
 
 _TIMEOUT_S = 120.0
 _MAX_OUTPUT_BYTES = 1 << 30
+_MAX_MEMORY_BYTES = 2 << 30  # address space of the process, of which its threads reserve a part without using it
 _MAX_ALLOC = 256 << 20  # bytes in a single allocation
+_MAX_OPEN_FILES = 32
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
-_LOG_NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] |/\S*/lakd-ffmpeg-\w+/")  # addresses and temporary names
+_LOG_NOISE = re.compile(r"\[[^]]* @ 0x[0-9a-f]+\] |/proc/self/fd/\d+: ")  # addresses and the name of the input
+_COMMON_OPTIONS = ("-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1", "-max_alloc", str(_MAX_ALLOC))
 
 # Offset and magic bytes of a container, ffmpeg's name of its demuxer, and its common name.
 _CONTAINERS = (
@@ -65,32 +71,60 @@ def convert_to_wav(content: bytes, container: tuple[str, str], *, source_name: s
             "(Debian: apt-get install ffmpeg), or convert the recording to WAV or FLAC",
             "needs-ffmpeg",
         )
-    with tempfile.TemporaryDirectory(prefix="lakd-ffmpeg-") as folder:  # not a pipe: MP4 may need seeking
-        source, target = Path(folder, "in"), Path(folder, "out.wav")
-        source.write_bytes(content)
-        command = [program, "-nostdin", "-hide_banner", "-loglevel", "error", "-xerror", "-threads", "1"]
-        command += ["-max_alloc", str(_MAX_ALLOC), "-protocol_whitelist", "file", "-f", demuxer, "-i", str(source)]
-        command += ["-map", "0:a:0", *([] if max_seconds is None else ["-t", f"{max_seconds:.6f}"])]
-        command += ["-c:a", "pcm_s16le", "-fs", str(_MAX_OUTPUT_BYTES), "-f", "wav", str(target)]
-        _run_ffmpeg(command, source_name, name)
-        if target.stat().st_size > _MAX_OUTPUT_BYTES - (1 << 20):
-            raise ClipError(
-                f"cannot decode {source_name}: it has more than {_MAX_OUTPUT_BYTES >> 20} MB of samples", "header"
-            )
-        return target.read_bytes()
+    with _open_in_memory(content) as file:  # not a pipe: MP4 may need seeking
+        command = [program, *_COMMON_OPTIONS, "-xerror", "-protocol_whitelist", "file", "-f", demuxer]
+        command += ["-i", f"/proc/self/fd/{file}", "-map", "0:a:0"]
+        command += [] if max_seconds is None else ["-t", f"{max_seconds:.6f}"]
+        command += ["-c:a", "pcm_s16le", "-fs", str(_MAX_OUTPUT_BYTES), "-f", "wav", "pipe:1"]
+        output = _run_ffmpeg(command, file, source_name, name)
+    if len(output) > _MAX_OUTPUT_BYTES - (1 << 20):
+        raise ClipError(
+            f"cannot decode {source_name}: it has more than {_MAX_OUTPUT_BYTES >> 20} MB of samples", "header"
+        )
+    return output
 
 
-def _run_ffmpeg(command: list[str], source_name: str, container_name: str) -> None:
-    environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+def webm_stream_command(program: str, sample_rate: int) -> list[str]:
+    """Return the command that decodes WebM from standard input to 16-bit mono samples on standard output."""
+    command = [program, *_COMMON_OPTIONS, "-protocol_whitelist", "pipe", "-f", "matroska", "-i", "pipe:0"]
+    command += ["-map", "0:a:0", "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-flush_packets", "1", "pipe:1"]
+    return command
+
+
+def sandbox_options(cpu_seconds: float) -> dict[str, Any]:
+    """Return the options of `subprocess.Popen` that confine ffmpeg: limits, no environment, and no life of its own.
+
+    Args:
+        cpu_seconds: limit of its CPU time.
+    """
+    return {
+        "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+        "preexec_fn": _confine_child(round(cpu_seconds) + 1),
+    }
+
+
+@contextmanager
+def _open_in_memory(content: bytes) -> Iterator[int]:
+    """Return the descriptor of a file without a name, which the kernel frees with the last process that has it open."""
+    file = os.memfd_create("recording")
+    try:
+        with open(file, "wb", closefd=False) as writer:
+            writer.write(content)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _run_ffmpeg(command: list[str], file: int, source_name: str, container_name: str) -> bytes:
     try:
         process = subprocess.run(
             command,
             check=False,
-            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            pass_fds=(file,),
             timeout=_TIMEOUT_S,
-            preexec_fn=_set_parent_death_signal,
+            **sandbox_options(_TIMEOUT_S),
         )
     except subprocess.TimeoutExpired:
         raise ClipError(f"cannot decode {source_name}: ffmpeg did not finish within {_TIMEOUT_S:g} s") from None
@@ -98,12 +132,31 @@ def _run_ffmpeg(command: list[str], source_name: str, container_name: str) -> No
         lines = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
         reason = _LOG_NOISE.sub("", lines[0])[:200]
         raise ClipError(f"cannot decode {source_name} ({container_name}): ffmpeg reports {reason!r}")
+    return process.stdout
 
 
-def _set_parent_death_signal() -> None:
-    """Make the kernel kill ffmpeg when the process that started it is killed (for exceeding its time or memory).
+def _confine_child(cpu_seconds: int) -> Callable[[], None]:
+    """Return the function that limits ffmpeg, and makes the kernel kill it with the process that started it.
 
-    Runs in the child. It is one system call of a library that is already loaded, so it is safe between fork and exec
-    even if the parent has threads.
+    The function runs in the child between fork and exec. It is a few system calls of libraries that are already loaded,
+    so it is safe even if the parent has threads.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    limits = (
+        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        (resource.RLIMIT_FSIZE, 0),  # it writes to pipes only
+        (resource.RLIMIT_CORE, 0),
+    )
+    parent = os.getpid()
+
+    def confine() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent ended before the line above
+            os._exit(1)
+        for kind, limit in limits:
+            hard = resource.getrlimit(kind)[1]
+            lowest = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.setrlimit(kind, (lowest, lowest))
+
+    return confine

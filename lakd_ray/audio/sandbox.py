@@ -23,6 +23,7 @@ from lakd_ray.errors import ClipError
 
 _MEGABYTE = 1 << 20
 _PAGE_SIZE = resource.getpagesize()
+_PRELOADED_MODULES = ["torch", "torchaudio.functional", "lakd_ray.audio"]  # loaded once, so a worker starts in moments
 
 
 class SandboxPool:
@@ -36,12 +37,9 @@ class SandboxPool:
 
     def __init__(self, num_processes: int = 1, *, memory_mb: int = 4096, timeout_s: float = 180.0) -> None:
         self._memory_mb, self._timeout_s = memory_mb, timeout_s
-        self._pool = ProcessPool(
-            num_processes,
-            initializer=_init_worker,
-            initargs=(memory_mb,),
-            context=multiprocessing.get_context("forkserver"),  # forking a process with threads can deadlock the child
-        )
+        context = multiprocessing.get_context("forkserver")  # forking a process with threads can deadlock the child
+        context.set_forkserver_preload(_PRELOADED_MODULES)
+        self._pool = ProcessPool(num_processes, initializer=_init_worker, initargs=(memory_mb,), context=context)
 
     def __enter__(self) -> Self:
         return self
@@ -64,9 +62,13 @@ class SandboxPool:
             return self._submit(function, args, kwargs).result()
 
     async def call_async(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function as `call` does, without blocking the event loop; cancellation ends the call."""
+        """Call a function as `call` does, without blocking the event loop.
+
+        Cancellation ends the wait but not the call, which finishes within its time limit. Ending it would cost a
+        worker, so that clients that disconnect could keep all workers busy with their start.
+        """
         with self._translate_errors():
-            return await asyncio.wrap_future(self._submit(function, args, kwargs))
+            return await asyncio.shield(asyncio.wrap_future(self._submit(function, args, kwargs)))
 
     async def warmup(self) -> None:
         """Wait until a worker has loaded its libraries."""

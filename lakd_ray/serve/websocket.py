@@ -13,15 +13,15 @@ or model unavailable: try again) or 1011 (internal error).
 import asyncio
 import io
 import json
-import shutil
 import wave
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import ServeConfig
 from lakd_ray.inference.options import LANGUAGE_PATTERN, PredictOptions
 from lakd_ray.inference.recordings import MIN_SECONDS
@@ -31,9 +31,9 @@ from lakd_ray.serve.messages import ErrorResponse, StreamResult
 from lakd_ray.serve.model import ModelHandle, predict_recording
 from lakd_ray.serve.prometheus import Metrics
 from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.webm import WebmDecoder
 
 _MAX_MESSAGE_BYTES = 1 << 20
-_FFMPEG_RATE = 16_000
 _CLOSE_POLICY_VIOLATION, _CLOSE_INTERNAL_ERROR, _CLOSE_TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455
 
 
@@ -179,7 +179,7 @@ async def _receive_message(socket: WebSocket) -> bytes | dict[str, Any]:
 async def _run_stream(
     socket: WebSocket, params: StreamParams, model: ModelHandle, config: ServeConfig, decoder: RequestDecoder
 ) -> None:
-    rate = _FFMPEG_RATE if params.format == "webm" else params.rate
+    rate = SAMPLE_RATE if params.format == "webm" else params.rate
     buffer = _AudioBuffer(rate, max(config.max_seconds, params.window_s))
 
     async def send_result(seconds: float, *, final: bool) -> None:
@@ -194,7 +194,7 @@ async def _run_stream(
             config.max_stream_s, f"the stream is longer than the limit of {config.max_stream_s:g} s: open a new one"
         ):
             if params.format == "webm":
-                await _decode_webm(socket, buffer, config.deadline_s)
+                await _decode_webm(socket, buffer, config.deadline_s, config.max_stream_s)
             else:
                 async for samples in _receive_samples(socket, config.deadline_s):
                     buffer.append(samples)
@@ -243,66 +243,10 @@ async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIte
             return
 
 
-class _FfmpegDecoder:
-    """An ffmpeg process that decodes WebM from a pipe to 16-bit samples."""
-
-    def __init__(self, process: asyncio.subprocess.Process):
-        self._process = process
-
-    @classmethod
-    async def start(cls) -> Self:
-        """Start the process.
-
-        Raises:
-            RequestError: 415 ffmpeg is not installed.
-        """
-        program = shutil.which("ffmpeg")
-        if program is None:
-            raise RequestError(
-                415, "format=webm needs ffmpeg, which is not installed on this server: send format=pcm16"
-            )
-        command = ["-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1", "-protocol_whitelist", "pipe"]
-        command += ["-f", "matroska", "-i", "pipe:0", "-map", "0:a:0", "-ac", "1", "-ar", str(_FFMPEG_RATE)]
-        command += ["-f", "s16le", "-flush_packets", "1", "pipe:1"]
-        pipe = asyncio.subprocess.PIPE
-        return cls(await asyncio.create_subprocess_exec(program, *command, stdin=pipe, stdout=pipe, stderr=pipe))
-
-    async def write(self, content: bytes) -> None:
-        """Write a part of the WebM container."""
-        assert self._process.stdin is not None
-        with suppress(ConnectionError):  # the process has ended: `close` reports its error
-            self._process.stdin.write(content)
-            await self._process.stdin.drain()
-
-    async def read_samples(self, buffer: _AudioBuffer) -> None:
-        """Append decoded samples to the buffer until the process ends."""
-        assert self._process.stdout is not None
-        while samples := await self._process.stdout.read(1 << 16):
-            buffer.append(samples)
-
-    async def close(self) -> None:
-        """End the input and wait for the process.
-
-        Raises:
-            RequestError: 422 the input is not WebM.
-        """
-        assert self._process.stdin is not None and self._process.stderr is not None
-        self._process.stdin.close()
-        lines = (await self._process.stderr.read()).decode(errors="replace").strip().splitlines() or ["no message"]
-        if await self._process.wait() != 0:
-            raise RequestError(422, f"cannot decode the stream as WebM, the error of ffmpeg is {lines[-1][-200:]!r}")
-
-    async def kill(self) -> None:
-        """Kill the process if it is still running."""
-        if self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-
-async def _decode_webm(socket: WebSocket, buffer: _AudioBuffer, idle_timeout_s: float) -> None:
-    ffmpeg = await _FfmpegDecoder.start()
+async def _decode_webm(socket: WebSocket, buffer: _AudioBuffer, idle_timeout_s: float, max_stream_s: float) -> None:
+    ffmpeg = await WebmDecoder.start(max_stream_s)
     try:
-        reader = asyncio.create_task(ffmpeg.read_samples(buffer))
+        reader = asyncio.create_task(ffmpeg.read_samples(buffer.append))
         async for content in _receive_samples(socket, idle_timeout_s):
             await ffmpeg.write(content)
         await ffmpeg.close()

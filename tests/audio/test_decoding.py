@@ -288,6 +288,24 @@ def test_content_that_ffmpeg_cannot_decode_is_rejected(ffmpeg, tmp_path):
     assert caught.value.kind == "undecodable"
 
 
+def test_ffmpeg_leaves_no_files_and_needs_no_temporary_folder(ffmpeg, tmp_path, monkeypatch):
+    content = encode_container(ffmpeg, tmp_path, "m4a")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert len(decode_audio(content, source_name="a clip")) > 30_000
+
+
+def test_ffmpeg_is_confined(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        "#!/bin/sh\necho $(ulimit -v) $(ulimit -t) $(ulimit -f) $(ulimit -c) $(env | wc -l) >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SECRET", "value")
+    with pytest.raises(ClipError, match=r"ffmpeg reports '2097152 121 0 0 [34]'"):  # the shell adds PWD
+        decode_audio(b"#!AMR\n" + bytes(100), source_name="clip 7")
+
+
 def test_error_where_ffmpeg_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClipError, match=r"MP4 \(M4A\) needs ffmpeg, which is not installed") as caught:
