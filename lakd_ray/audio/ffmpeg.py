@@ -132,7 +132,8 @@ def _run_ffmpeg(command: list[str], file: int, source_name: str, container_name:
         lines = process.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]
         reason = _LOG_NOISE.sub("", lines[0])[:200]
         raise ClipError(f"cannot decode {source_name} ({container_name}): ffmpeg reports {reason!r}")
-    return process.stdout
+    output: bytes = process.stdout
+    return output
 
 
 def _confine_child(cpu_seconds: int) -> Callable[[], None]:
