@@ -3,7 +3,7 @@
 python jobs/tune.py EXPERIMENT [--set dotted.key=value ...]
 """
 
-from lakd_ray.cli.main import run_job
+from lakd_ray.__main__ import run_job
 
 if __name__ == "__main__":
     run_job("tune")

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from lakd_ray import signals
 from lakd_ray.config import ClusterConfig, Experiment
 from lakd_ray.devices import count_visible_gpus, processes_per_gpu
 from lakd_ray.errors import ResourceError
@@ -24,6 +25,8 @@ _WORKER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide GPUs from the processes that reserve none
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; stage tune logs a line for each trial
     "RAY_raylet_start_wait_time_s": "120",  # for a busy machine; it does not help if the raylet itself fails
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's own aborts the process on SIGTERM, with a stack of C++
+    "PYTHONFAULTHANDLER": "1",  # instead, for processes that crash
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -59,7 +62,7 @@ def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals.shielded_children():
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(**_init_options(cluster, address, cpus))
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -1,10 +1,14 @@
 """How the command line is parsed beyond what typer does: renamed commands, options anywhere, `--set a=1 b=2`."""
 
+import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from lakd_ray import signals
 
 RENAMED_COMMANDS = {
     "teachers": "train-teachers",
@@ -13,6 +17,7 @@ RENAMED_COMMANDS = {
     "convert": "to-safetensors",
 }
 RENAMED_OPTIONS = {"--rate": "--throughput"}
+RESUME_HINTS = {"serve": "the endpoint is stopped; the same command starts it again"}
 GLOBAL_OPTIONS = ("-v", "--verbose", "-q", "--quiet", "--debug")
 
 
@@ -37,12 +42,18 @@ class LakdGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C ends it with status 130."""
+        """Run the command; a signal ends it with status 128 + its number (Ctrl-C: 130, SIGTERM: 143)."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to resume", file=sys.stderr)
-            raise typer.Exit(130) from None
+        except BaseException as error:
+            # a signal can also break something that the command waits for, which then raises its own error
+            signum = signals.received() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+            if signum is None:
+                raise
+            hint = RESUME_HINTS.get(ctx.invoked_subcommand or "", "run the same command again to resume")
+            with suppress(OSError, ValueError):  # a closed terminal
+                print(f"interrupted ({signal.Signals(signum).name}); {hint}", file=sys.stderr, flush=True)
+            raise typer.Exit(128 + signum) from None
 
 
 class LakdCommand(TyperCommand):

@@ -1,5 +1,6 @@
 """Define the application `lakd` with its entry points, global options and exit status."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from lakd_ray import __version__
+from lakd_ray import __version__, signals
 from lakd_ray.cli import configuration, data, models, operations, stages
 from lakd_ray.cli.group import LakdGroup, RayCommand
 from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
@@ -57,9 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `lakd` with the given arguments and return the exit status.
 
     0: success; 1: some results are missing, or the reader of a pipe ended; 2: an error that the message explains;
-    130: interrupted.
+    128 + N: interrupted by signal N (130: Ctrl-C, 143: SIGTERM).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with signals.interruptible():
+        return _run_command(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run_command(arguments: list[str]) -> int:
     command = typer.main.get_command(app)
     if not arguments:
         command.main(["--help"], prog_name="lakd", standalone_mode=False)
@@ -75,13 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         _print_usage_error(error)
         return 2
+    except (KeyboardInterrupt, typer.Abort):  # before the command has started
+        signum = signals.received() or signal.SIGINT
+        print_message("interrupted", f"({signal.Signals(signum).name}); nothing was started")
+        return 128 + signum
     except SystemExit as end:  # of typer: 0 after a completion script, 1 if the reader of a pipe ends, as `| head` does
         return end.code if isinstance(end.code, int) else 1
-
-
-def run_job(command: str) -> None:
-    """Run a command with the arguments of the process and exit with its status: the scripts in jobs/ call this."""
-    sys.exit(main([command, *sys.argv[1:]]))
 
 
 def error_message(error: LakdError) -> str:
@@ -96,7 +100,3 @@ def _print_usage_error(error: typer.TyperException) -> None:
     print_message("error:", error.format_message())
     if context is not None:
         print(f"try: {context.command_path} --help", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

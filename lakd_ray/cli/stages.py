@@ -137,9 +137,12 @@ def _serve_until_interrupted(config: Experiment) -> None:
 
     checkpoint = find_best_student_checkpoint(build_run_graph(config))
     url = deploy.start(config, checkpoint)
-    logger.info("serving %s\n  POST %s/v1/emotion, documentation at %s/docs; Ctrl-C stops it", checkpoint, url, url)
+    logger.info(
+        "serving %s\n  POST %s/v1/emotion, documentation at %s/docs; Ctrl-C or SIGTERM stops it", checkpoint, url, url
+    )
     try:
         while True:
             time.sleep(3600)
     finally:
-        deploy.stop(before_cluster_shutdown=cluster_address(config) is None)
+        logger.info("stopping: the requests in progress get their responses, new ones 503")
+        deploy.drain_and_stop(config.serve.drain_s, before_cluster_shutdown=cluster_address(config) is None)

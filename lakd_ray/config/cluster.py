@@ -16,3 +16,6 @@ class ClusterConfig(Section):
     """Logical CPUs of a local cluster; null: as many as the experiment needs."""
     object_store_mb: int | None = Field(None, ge=80)
     """Object store size of a local cluster in MB; null: Ray's default."""
+    stop_s: float = Field(25.0, ge=0)
+    """Longest time in seconds that training may take to save its state after Ctrl-C or SIGTERM. By default, Kubernetes
+    and Slurm kill what has not ended 30 s after SIGTERM."""

@@ -72,6 +72,8 @@ class ServeConfig(Section):
     """Maximum duration of a stream in seconds; its last result covers its last `max_seconds`."""
     deadline_s: float = Field(60.0, gt=0)
     """Maximum seconds from a request's arrival to its response (408), and between two messages of a stream."""
+    drain_s: float = Field(20.0, ge=0)
+    """Maximum seconds for the requests in progress when the endpoint stops; new ones are rejected (503) meanwhile."""
     decoder_processes: int = Field(2, ge=1)
     """Number of sandboxed processes that decode recordings."""
     api_keys_file: str | None = None

@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from lakd_ray.runs.state import RunState
 
 TrainStage = Literal["teachers", "distill", "train"]
 """Teachers, students, or both by the same worker groups, which avoids starting the groups twice."""
+
+_STOP_POLL_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +99,26 @@ def train_tasks(
     ):
         try:
             _fit_groups(queue, [_with_gpu(task, gpu) for task in pending.values()], name, keep_going)
-        except BaseException:
+        except Exception:
             queue.close.remote()  # the other groups end after their current run
             raise
+        except BaseException:  # while it is handled, its traceback refers to Ray's controllers, which keeps them alive
+            _save_states(queue, tasks[0].config.cluster.stop_s)
+            raise
+
+
+def _save_states(queue: Any, timeout_s: float) -> None:
+    """Wait until the runs in training have saved their states; runs whose groups still start have none."""
+    deadline = time.monotonic() + timeout_s
+    with suppress(ray.exceptions.RayError):  # what the groups need may be gone already
+        runs = ray.get(queue.stop.remote(), timeout=timeout_s)
+        if runs:
+            logger.info(f"interrupted: saving the state of {', '.join(runs)}; a second signal ends at once")
+        while runs and time.monotonic() < deadline:
+            time.sleep(_STOP_POLL_S)
+            runs = ray.get(queue.stoppable_runs.remote(), timeout=timeout_s)
+        if runs:
+            logger.warning(f"{', '.join(runs)}: no state was saved within {timeout_s:g} s; an earlier one is used")
 
 
 def _with_gpu(task: TrainingTask, gpu: Literal["auto", True, False]) -> TrainingTask:

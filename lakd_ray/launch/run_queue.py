@@ -30,12 +30,15 @@ class RunQueue:
     _running: dict[str, str] = field(default_factory=dict)  # by group
     _abandoned: set[str] = field(default_factory=set)
     _events: list[TrainingEvent] = field(default_factory=list)
+    _stopping: bool = False
+    _stoppable: set[str] = field(default_factory=set)  # groups that train and look for a request to stop
 
     def __post_init__(self) -> None:
         self._pending = list(self.dependencies)
 
     def next_run(self, group: str) -> tuple[Literal["run", "wait", "end"], str]:
         """Return a group's next action: train a run, wait and call again, or end."""
+        self._stoppable.discard(group)
         unfinished = {*self._pending, *self._running.values()} | self._abandoned
         for run in self._pending:
             if not unfinished & set(self.dependencies[run]):
@@ -51,6 +54,7 @@ class RunQueue:
 
     def requeue(self, group: str) -> str | None:
         """Put the run of a lost group in front of the queue, and return its id; None if the group had no run."""
+        self._stoppable.discard(group)
         run = self._running.pop(group, None)
         if run is not None:
             self._pending.insert(0, run)
@@ -67,6 +71,25 @@ class RunQueue:
     def close(self) -> None:
         """Remove all pending runs, so that every group ends after its current run."""
         self._pending = []
+
+    def stop(self) -> list[str]:
+        """Request that all groups save their states and end; return the runs whose groups will do so soon."""
+        self._stopping, self._pending = True, []
+        return self.stoppable_runs()
+
+    def stoppable_runs(self) -> list[str]:
+        """Return the runs in training whose groups have not ended since the request to stop."""
+        return [run for group, run in self._running.items() if group in self._stoppable]
+
+    def should_stop(self, group: str) -> bool:
+        """Return whether a group is requested to save its state and end; groups in training call this regularly."""
+        self._stoppable.add(group)
+        return self._stopping
+
+    def mark_stopped(self, group: str, position: str) -> None:
+        """Record that a group has saved the state of its run and ends."""
+        self._stoppable.discard(group)
+        self.publish({"event": "message", "run": self._running[group], "reason": f"saved at {position}"})
 
     def publish(self, event: TrainingEvent) -> None:
         """Add an event for the driver."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -17,6 +17,9 @@ from lakd_ray.launch import teacher_logits
 from lakd_ray.launch.run_inputs import resolve_inputs
 from lakd_ray.runs import record as records
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
+
+if TYPE_CHECKING:
+    from lakd_ray.train.monitoring import Notice
 
 _POLL_INTERVAL_S = 1.0
 
@@ -62,9 +65,11 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     group = RankCollectives(context.get_world_rank(), context.get_world_size())
     while run := group.broadcast_from_rank0(partial(_next_run, queue, name)):
-        _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None)
+        stopped_at = _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None, name)
         if group.rank == 0:
-            ray.get(queue.mark_done.remote(name))
+            ray.get(queue.mark_stopped.remote(name, stopped_at) if stopped_at else queue.mark_done.remote(name))
+        if stopped_at:
+            return
 
 
 def _next_run(queue: Any, group: str) -> str:
@@ -76,11 +81,14 @@ def _next_run(queue: Any, group: str) -> str:
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, queue: Any) -> None:
+def _train_task(
+    task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, queue: Any, group_name: str
+) -> str | None:
+    """Train a run; return the position of its saved state if the driver was interrupted, and None at its end."""
     import torch
 
     from lakd_ray.train.data_loader import RankDataLoader
-    from lakd_ray.train.trainer import train_run
+    from lakd_ray.train.trainer import TrainingStopped, train_run
 
     config, run = task.config, task.run
     graph = build_run_graph(config)
@@ -91,15 +99,19 @@ def _train_task(task: TrainingTask, tasks: Sequence[TrainingTask], group: Any, q
         logits = torch.from_numpy(_ensure_teacher_logits(graph, task, tasks, manifest, group))
     source = group.get_or_compute_features(config, manifest, run.recipe.model)
     loader = RankDataLoader(run, config, manifest, logits, group.rank, group.world_size, source)
-    train_run(
-        loader,
-        run.folder(config),
-        inputs.fingerprint,
-        list(inputs.teacher_provenance),
-        partial(_report_epoch, queue),
-        log=lambda text: queue.publish.remote({"event": "message", "run": run.id, "reason": text}),
-        preemption_pending=_preemption_pending,
-    )
+    try:
+        train_run(
+            loader,
+            run.folder(config),
+            inputs.fingerprint,
+            list(inputs.teacher_provenance),
+            partial(_report_epoch, queue),
+            log=lambda text: queue.publish.remote({"event": "message", "run": run.id, "reason": text}),
+            read_notice=partial(_read_notice, group, queue, group_name),
+        )
+    except TrainingStopped as stop:
+        return str(stop)
+    return None
 
 
 def _ensure_teacher_logits(
@@ -126,11 +138,16 @@ def _tasks_sharing_teacher_pass(task: TrainingTask, tasks: Sequence[TrainingTask
     ]
 
 
-def _preemption_pending() -> bool:
-    """Return whether a node of the group is about to be preempted. All ranks must call this: it is a barrier."""
+def _read_notice(group: Any, queue: Any, group_name: str) -> "Notice":
+    """Return whether the driver was interrupted or a node of the group is about to be preempted.
+
+    All ranks must call this: it is a barrier.
+    """
+    if group.broadcast_from_rank0(lambda: ray.get(queue.should_stop.remote(group_name))):
+        return "stop"
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
-        return False
-    return ray.train.get_preemption_info() is not None
+        return ""
+    return "" if ray.train.get_preemption_info() is None else "preemption"
 
 
 def _report_epoch(queue: Any, epoch_metrics: dict[str, Any]) -> None:

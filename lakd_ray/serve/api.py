@@ -35,6 +35,7 @@ from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.draining import Drain, DrainMiddleware
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
 from lakd_ray.serve.model import ModelHandle, predict_recording
 from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
@@ -161,10 +162,12 @@ class _Service:
             return BatchItem(name=name, status=error.status, error=error.message)
 
 
-def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder) -> FastAPI:
+def create_app(
+    router: ModelRouter, config: ServeConfig, decoder: RequestDecoder, drain: Drain | None = None
+) -> FastAPI:
     """Create the API for the given models, with the limits of the `serve` section.
 
-    The application closes the decoder on shutdown.
+    The application closes the decoder on shutdown. It rejects requests once `drain` runs.
 
     Raises:
         ConfigError: the file of API keys is invalid.
@@ -186,6 +189,7 @@ def create_app(router: ModelRouter, config: ServeConfig, decoder: RequestDecoder
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.add_middleware(DrainMiddleware, drain=drain or Drain())
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     _add_error_handlers(app)
     app.include_router(create_web_router())

@@ -36,6 +36,7 @@ from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.draining import Drain
 from lakd_ray.serve.upload import RequestError
 
 BATCH_WAIT_TIMEOUT_S = 0.005
@@ -115,12 +116,17 @@ class Ingress:
         config: dict[str, Any],
     ):
         self._config = ServeConfig.model_validate(config)
+        self._drain = Drain()
         fraction = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction
         self._router = ModelRouter(RemoteModel(stable), None if canary is None else RemoteModel(canary), fraction)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Create the API; `serve.ingress` calls this in the replica, so the API is not pickled."""
-        return create_app(self._router, self._config, RequestDecoder(self._config.decoder_processes))
+        return create_app(self._router, self._config, RequestDecoder(self._config.decoder_processes), self._drain)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Reject new requests, wait for those in progress, and return how many are left after `timeout_s`."""
+        return await self._drain.run(timeout_s)
 
 
 class RemoteModel:

@@ -178,7 +178,10 @@ class Client:
                     "endpoint is running"
                 ) from None
             wait_s = _retry_after(response, backoff_s)
-            if response.status_code not in _RETRYABLE_STATUSES or time.monotonic() + wait_s >= deadline:
+            if (
+                not (response.status_code in _RETRYABLE_STATUSES or _is_without_application(response))
+                or time.monotonic() + wait_s >= deadline
+            ):
                 return response
             time.sleep(wait_s)
             backoff_s = min(2 * backoff_s, _BACKOFF_S[1])
@@ -197,6 +200,11 @@ def _query_params(
 ) -> dict[str, str | float | int]:
     params = {"language": language, "window_s": window_s, "hop_s": hop_s, "top_k": top_k}
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _is_without_application(response: httpx.Response) -> bool:
+    """Return whether Serve's proxy responded because the endpoint is being started or stopped."""
+    return response.status_code == 404 and response.text.startswith("Path '")
 
 
 def _retry_after(response: httpx.Response, default: float) -> float:

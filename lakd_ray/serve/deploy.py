@@ -3,10 +3,13 @@
 import logging
 import os
 import time
+from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _set_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from lakd_ray import cluster, storage
@@ -18,6 +21,8 @@ from lakd_ray.serve.port import resolve_port
 
 APPLICATION_NAME = "lakd"
 POLL_S = 0.1
+logger = logging.getLogger(__name__)
+_DRAIN_CALL_S = 5.0  # for the call itself, beside the wait
 _GRACE_S = 30.0  # the application enforces its own deadlines; the proxy cuts off requests that exceed them
 
 
@@ -66,6 +71,28 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     return url
 
 
+def drain_and_stop(timeout_s: float, *, before_cluster_shutdown: bool) -> None:
+    """Respond to the requests in progress, reject new ones with 503, and end the endpoint.
+
+    Args:
+        timeout_s: longest wait for the requests in progress, in seconds.
+        before_cluster_shutdown: the caller shuts the cluster down next, which ends the endpoint. Until then it rejects
+            requests; if the application was deleted first, Serve would respond with 404.
+    """
+    try:
+        drain: Any = serve.get_app_handle(APPLICATION_NAME).drain
+        unfinished = drain.remote(timeout_s).result(timeout_s=timeout_s + _DRAIN_CALL_S)
+    except (RayServeException, RayError, TimeoutError) as error:  # the cluster may have failed
+        logger.warning(f"the endpoint could not finish its requests ({type(error).__name__})")
+    else:
+        if unfinished:
+            logger.warning(f"{unfinished} requests were not finished within serve.drain_s={timeout_s:g} s")
+    if before_cluster_shutdown:
+        _forget_client()
+    else:
+        stop()
+
+
 def stop(*, before_cluster_shutdown: bool = False) -> None:
     """Shut Ray Serve down, if it is running.
 
@@ -75,10 +102,14 @@ def stop(*, before_cluster_shutdown: bool = False) -> None:
     """
     if before_cluster_shutdown:
         serve.delete(APPLICATION_NAME)
-        # Serve takes a later cluster of this process for the same one, because its jobs have the same ids
-        _set_global_client(None)  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        _forget_client()
     else:
         serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+
+
+def _forget_client() -> None:
+    """Forget Serve's client; Serve takes a later cluster for the same one, because its jobs have the same ids."""
+    _set_global_client(None)  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 def _check_resources(config: Experiment) -> None:

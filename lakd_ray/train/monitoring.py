@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from lakd_ray.train.engines.base import Engine
 _DIVERGED = 1e4
 _CHECK_STEPS = 20  # on a GPU, where reading the loss synchronizes with the device
 # Notice of a preemption comes 30 seconds ahead or more, and saving a state takes some of them.
-_PREEMPTION_CHECK_S = 5.0
+_NOTICE_CHECK_S = 5.0
 _MAX_GROWTH = 10  # of the number of steps between checks, as the duration of a few steps is a rough estimate
 
 
@@ -105,19 +106,23 @@ def finite_or_none(value: float | None) -> float | None:
     return value if value is None or math.isfinite(value) else None
 
 
-class PreemptionCheck:
-    """Check for a pending preemption about every few seconds, after the same steps on all ranks.
+Notice = Literal["", "preemption", "stop"]
+"""Why a state must be saved now: a machine will be preempted soon, or the driver was interrupted and the run ends."""
+
+
+class NoticeCheck:
+    """Look for a notice about every few seconds, after the same steps on all ranks.
 
     A check is a barrier, so ranks cannot go by their own clocks: after each check the first rank derives the number of
     steps until the next one from the duration of its steps.
 
     Args:
-        is_pending: returns whether a machine will be preempted soon; all ranks must call it.
+        read_notice: returns the notice, empty if there is none; all ranks must call it.
         device: device of the process group's tensors.
     """
 
-    def __init__(self, is_pending: Callable[[], bool], device: torch.device) -> None:
-        self._is_pending, self._device = is_pending, device
+    def __init__(self, read_notice: Callable[[], Notice], device: torch.device) -> None:
+        self._read_notice, self._device = read_notice, device
         self._interval = 1
         self._steps, self._seconds, self._last_time = 0, 0.0, 0.0
 
@@ -125,17 +130,17 @@ class PreemptionCheck:
         """Start the clock; time before this call is not that of a step."""
         self._last_time = time.perf_counter()
 
-    def after_step(self) -> bool:
-        """Return whether a check was due after this step, and a preemption is pending."""
+    def after_step(self) -> Notice:
+        """Return the notice if a check was due after this step, and otherwise none."""
         now = time.perf_counter()
         self._steps, self._seconds, self._last_time = self._steps + 1, self._seconds + now - self._last_time, now
         if self._steps < self._interval:
-            return False
-        interval = torch.tensor(int(_PREEMPTION_CHECK_S * self._steps / max(self._seconds, 1e-6)), device=self._device)
+            return ""
+        interval = torch.tensor(int(_NOTICE_CHECK_S * self._steps / max(self._seconds, 1e-6)), device=self._device)
         dist.broadcast(interval, src=0)
         self._interval = max(1, min(int(interval), _MAX_GROWTH * self._interval))
         self._steps, self._seconds = 0, 0.0
-        return self._is_pending()
+        return self._read_notice()
 
 
 class LossGuard:

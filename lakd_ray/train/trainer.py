@@ -39,7 +39,8 @@ from lakd_ray.train.dev_metrics import compute_dev_metrics
 from lakd_ray.train.flops import flops_per_audio_second, peak_flops
 from lakd_ray.train.monitoring import (
     LossGuard,
-    PreemptionCheck,
+    Notice,
+    NoticeCheck,
     StepTimer,
     finite_or_none,
     peak_memory_mb,
@@ -55,8 +56,12 @@ EpochCallback = Callable[[dict[str, Any]], None]
 BatchIterator = Iterator[tuple[AudioBatch, TrainBatch]]
 
 
-def _no_preemption() -> bool:
-    return False
+class TrainingStopped(Exception):  # noqa: N818 -- an orderly end, not an error
+    """Training has ended before its last epoch by a notice; the message is the position of the saved state."""
+
+
+def _no_notice() -> Notice:
+    return ""
 
 
 def train_run(
@@ -67,7 +72,7 @@ def train_run(
     on_epoch: EpochCallback,
     *,
     log: Callable[[str], None] = logger.info,
-    preemption_pending: Callable[[], bool] = _no_preemption,
+    read_notice: Callable[[], Notice] = _no_notice,
 ) -> None:
     """Train a run to its end, resuming from the newest intact state.
 
@@ -78,21 +83,20 @@ def train_run(
         teacher_provenance: the data that the teachers have seen.
         on_epoch: called on every rank after each epoch with that epoch's metrics.
         log: called on rank 0 with human-readable messages.
-        preemption_pending: returns whether a machine will be preempted soon; all ranks call it and get the same
-            result. If true, the state is saved immediately.
+        read_notice: all ranks call it and get the same notice, on which the state is saved immediately; `stop` then
+            ends the training.
 
     Raises:
         TrainingError: the loss is not finite or has diverged.
         StageError: the folder belongs to a different configuration.
         StorageError: a state cannot be saved.
+        TrainingStopped: the notice was `stop`, and the state is saved.
     """
     if record.is_done(folder, fingerprint):
         return
     device = select_device(loader.config.train.device)
     reset_peak_memory(device)
-    trainer = Trainer(
-        loader, folder, teacher_provenance, log if loader.rank == 0 else lambda _: None, preemption_pending
-    )
+    trainer = Trainer(loader, folder, teacher_provenance, log if loader.rank == 0 else lambda _: None, read_notice)
     if loader.rank == 0:
         record.mark_started(folder, fingerprint)
     try:
@@ -131,7 +135,7 @@ class Trainer:
         folder: str,
         teacher_provenance: list[Provenance],
         log: Callable[[str], None],
-        preemption_pending: Callable[[], bool],
+        read_notice: Callable[[], Notice],
     ) -> None:
         self.loader, self.folder, self.run = loader, folder, loader.run
         recipe, settings = loader.run.recipe, loader.config.train
@@ -169,7 +173,7 @@ class Trainer:
         seed_rng(loader.run.seed, loader.rank)
         self.loss_sums = self._zero_loss_sums()
         self.step_timer = StepTimer(self.engine.device)
-        self.preemption = PreemptionCheck(preemption_pending, self.engine.device)
+        self.notices = NoticeCheck(read_notice, self.engine.device)
         self.loss_guard = LossGuard(loader.run.id, self.engine)
         self.checkpointer = AsyncCheckpointer(folder, settings.keep_checkpoints)
         self.state = restore_latest(folder, saved, loader.world_size, self._load_state, log)
@@ -195,6 +199,10 @@ class Trainer:
                 epoch_metrics = self._epoch_metrics(epoch, skipped, means, dev_metrics, *seconds)
                 self._save_state(ResumePoint(epoch + 1), epoch_metrics)
                 on_epoch(epoch_metrics)
+                self.notices.start()
+                if self.notices.after_step() == "stop" and not self._should_stop():
+                    self.checkpointer.wait()
+                    raise TrainingStopped(f"the end of epoch {epoch + 1}")
         finally:
             batches.close()
             self.checkpointer.wait()
@@ -213,7 +221,7 @@ class Trainer:
         save_interval = self.loader.config.train.checkpoint_steps or len(utterances_per_step)
         accumulation, saved, timer = self.engine.accumulation_steps, False, self.step_timer
         timer.start()
-        self.preemption.start()
+        self.notices.start()
         for index in range(self.state.latest.batches_done, len(utterances_per_step) * accumulation):
             step, ends_step = index // accumulation, (index + 1) % accumulation == 0
             audio_batch, batch = next(batches)
@@ -235,10 +243,13 @@ class Trainer:
             timer.mark("optimizer")
             if not ends_step or step + 1 == len(utterances_per_step):
                 continue
-            if not saved and self.preemption.after_step():
+            notice = self.notices.after_step()
+            if notice == "stop" or (notice and not saved):
                 self._save_state(ResumePoint(epoch, index + 1))
                 self.checkpointer.wait()
                 saved = True
+                if notice == "stop":
+                    raise TrainingStopped(f"epoch {epoch + 1}, step {step + 1}")
             elif (step + 1) % save_interval == 0:
                 self._save_state(ResumePoint(epoch, index + 1))
             timer.start()

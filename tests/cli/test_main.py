@@ -289,7 +289,7 @@ def test_interrupting_a_command_ends_with_130(capsys, monkeypatch):
 
     monkeypatch.setattr("lakd_ray.cli.configuration.load_config", interrupt)
     assert main(["config", "demo"]) == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
+    assert capsys.readouterr().err == "interrupted (SIGINT); run the same command again to resume\n"
 
 
 def test_log_lines_of_the_ray_core_are_hidden():

@@ -66,3 +66,15 @@ def test_a_closed_queue_has_no_runs():
     assert queue.next_run("two") == ("end", "")
     queue.mark_done("one")
     assert queue.remaining() == 0
+
+
+def test_a_request_to_stop_ends_groups_in_training_and_the_driver_waits_for_them_alone():
+    queue = RunQueue({"en": [], "fi": [], "all": []})
+    assert [queue.next_run(group) for group in ("one", "two")] == [("run", "en"), ("run", "fi")]
+    assert not queue.should_stop("one")  # group two has not begun to train
+    assert queue.stop() == ["en"]
+    assert queue.should_stop("one")
+    queue.mark_stopped("one", "epoch 2, step 3")
+    assert queue.stoppable_runs() == []
+    assert queue.next_run("three") == ("end", "")
+    assert queue.drain_events()[-1] == {"event": "message", "run": "en", "reason": "saved at epoch 2, step 3"}

@@ -21,6 +21,7 @@ RESULT: dict[str, Any] = {
 }  # fmt: skip
 OK = (200, json.dumps(RESULT).encode(), {})
 BROKEN = (0, b"", {})
+STOPPING = (404, b"Path '/v1/emotion' not found. Ping http://.../-/routes for available routes.", {})
 BUSY = (429, b"busy", {"Retry-After": "0"})
 
 
@@ -114,6 +115,12 @@ def test_batch_is_sent_as_one_form(server, files):
         sent = [(part.get_filename(), part.get_payload(decode=True)) for part in parts]
         assert [content for _, content in sent] == [content for _, content in named]
         assert all(f'name="file"; filename="{name}"'.encode() in content for name, _ in named)
+
+
+def test_an_endpoint_that_is_being_stopped_is_queried_again(server):
+    assert predict(server, STOPPING, OK).emotion == "anger"
+    with pytest.raises(ResourceError, match="404"):  # of a different server
+        predict(server, (404, b"no such page", {}), OK)
 
 
 def test_batch_response_needs_one_item_per_recording(server):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from lakd_ray.train import monitoring
-from lakd_ray.train.monitoring import PreemptionCheck, peak_memory_mb, reset_peak_memory
+from lakd_ray.train.monitoring import Notice, NoticeCheck, peak_memory_mb, reset_peak_memory
 
 CPU = torch.device("cpu")
 
@@ -35,15 +35,15 @@ class Checks:
     def __init__(self, clock: Clock, *, pending: bool = False) -> None:
         self._clock, self._pending = clock, pending
         self.steps, self.times, self._step = list[int](), list[float](), 0
-        self.check = PreemptionCheck(self._is_pending, CPU)
+        self.check = NoticeCheck(self._read_notice, CPU)
         self.check.start()
 
-    def _is_pending(self) -> bool:
+    def _read_notice(self) -> Notice:
         self.steps.append(self._step)
         self.times.append(self._clock.now)
-        return self._pending
+        return "preemption" if self._pending else ""
 
-    def run(self, steps: int, seconds: float) -> list[bool]:
+    def run(self, steps: int, seconds: float) -> list[Notice]:
         """Train steps of the given duration; return the results of the checks after them."""
         results = []
         for _ in range(steps):

@@ -1,5 +1,6 @@
 """Test saving, resuming and stopping with one rank and the torch engine, also with corrupted states."""
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ from lakd_ray.data.manifest import Manifest
 from lakd_ray.errors import StorageError, TrainingError
 from lakd_ray.runs.graph import build_run_graph
 from lakd_ray.runs.state import ResumePoint, RunState
-from lakd_ray.train import checkpointing, trainer
+from lakd_ray.train import checkpointing, monitoring, trainer
 from lakd_ray.train import data_loader as feeds
 from lakd_ray.train.data_loader import RankDataLoader
 from lakd_ray.train.engines.base import Engine
+from lakd_ray.train.trainer import TrainingStopped
 
 TRAIN, DEV, STEPS = 24, 8, 12
 FINGERPRINT = {"made": "by a test"}
@@ -162,18 +164,33 @@ def test_states_without_checksums_are_skipped_and_the_run_starts_from_the_beginn
 
 
 def test_a_pending_preemption_saves_the_state_at_once(manifest: Manifest, tmp_path: Path, uninterrupted: Run):
-    num_checks = 0
-
-    def preemption_pending() -> bool:
-        nonlocal num_checks
-        num_checks += 1
-        return True
-
     run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
-    state = run.kill(after=11, preemption_pending=preemption_pending)
-    assert (state.latest.epochs_done, state.latest.batches_done, num_checks) == (0, 1, 1), (
-        "the state is not that of the step of the check"
-    )
+    state = run.kill(after=11, read_notice=lambda: "preemption")
+    assert (state.latest.epochs_done, state.latest.batches_done) == (0, 1), "not the state of the step of the check"
+    run.train()
+    assert_same_result(run, uninterrupted)
+
+
+@pytest.mark.parametrize("check", [1, 2, 3])
+def test_a_stopped_run_saves_its_state_and_resumes(
+    manifest: Manifest, tmp_path: Path, uninterrupted: Run, monkeypatch: pytest.MonkeyPatch, check: int
+):
+    """The checks are after the first steps, of which one may be the last of an epoch."""
+    monkeypatch.setattr(monitoring, "_NOTICE_CHECK_S", 0.0)
+    checks = itertools.count(1)
+    run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
+    with pytest.raises(TrainingStopped, match=r"epoch 1, step \d"):
+        run.train(read_notice=lambda: "stop" if next(checks) == check else "")
+    assert (run.state.latest.epochs_done, run.state.latest.batches_done) == (0, check)
+    run.train()
+    assert_same_result(run, uninterrupted)
+
+
+def test_a_run_that_is_stopped_after_an_epoch_resumes(manifest: Manifest, tmp_path: Path, uninterrupted: Run):
+    run = Run(manifest, tmp_path / "run", optim={"ema_decay": 0.9})
+    with pytest.raises(TrainingStopped, match="the end of epoch 1"):
+        run.train(read_notice=lambda: "stop" if run.reports else "")
+    assert (run.state.latest.epochs_done, run.state.latest.batches_done) == (1, 0)
     run.train()
     assert_same_result(run, uninterrupted)
 

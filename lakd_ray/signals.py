@@ -1,0 +1,113 @@
+"""Signals that end a command, turned into one exception. No other module of the package installs a handler.
+
+Ray, Ray Train, Ray Tune and other libraries replace the handlers of a process and do not restore them. Within
+`interruptible` they cannot.
+"""
+
+import os
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; service managers and batch systems; a closed terminal; the warning of `sbatch --signal=USR1@SECONDS`."""
+
+_REPEAT_S = 1.0  # `timeout` and terminals send the same request to a process and to its group
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command after its state is saved; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+_first: tuple[int, float] | None = None  # number and time of the signal that ends the command
+
+
+def received() -> int | None:
+    """Return the number of the signal that ends the command, or None if there was none."""
+    return None if _first is None else _first[0]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` in the main thread on the first of `SIGNALS`; a second one ends the process at once.
+
+    SIGHUP stays ignored where it is (`nohup`). Outside the main thread, which alone can have handlers, this does
+    nothing.
+    """
+    global _first  # noqa: PLW0603 -- handlers belong to the process
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    handled = [signum for signum in SIGNALS if not (signum == signal.SIGHUP and is_detached)]
+    set_handler = signal.signal
+    previous = {signum: set_handler(signum, _interrupt) for signum in handled}
+    signal.signal = _without(set_handler, handled)
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
+        for signum, handler in previous.items():
+            set_handler(signum, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
+        _first = None
+
+
+@contextmanager
+def shielded_children() -> Iterator[None]:
+    """Make processes that are started within the block ignore the signals that end this process, which ends them.
+
+    A closed terminal, `timeout` and service managers send a signal to all processes of a group. The processes of a
+    cluster must outlive it until the driver has saved its state. They inherit the mask of blocked signals.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def exit_now(status: int) -> None:
+    """End the process without the exit handlers of libraries, some of which crash after an interruption."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _without(set_handler: Callable[..., Any], handled: list[signal.Signals]) -> Callable[..., Any]:
+    """Return `signal.signal` without an effect on some signals."""
+
+    def set_other_handler(signum: int, handler: Any) -> Any:
+        return signal.getsignal(signum) if signum in handled else set_handler(signum, handler)
+
+    return set_other_handler
+
+
+def _interrupt(signum: int, _: object) -> None:
+    global _first  # noqa: PLW0603
+    if signum == signal.SIGHUP:
+        _leave_terminal()
+    if _first is None:
+        _first = signum, time.monotonic()
+        raise Interrupted(signum)
+    if time.monotonic() - _first[1] > _REPEAT_S:
+        with suppress(OSError, ValueError):
+            print("ended at once by a second signal", file=sys.stderr)
+        exit_now(128 + _first[0])
+
+
+def _leave_terminal() -> None:
+    """Discard further output to a terminal, which is closed: to write to it would be an error."""
+    for name in ("stdout", "stderr"):
+        with suppress(OSError, ValueError, AttributeError):
+            if stat.S_ISCHR(os.fstat(getattr(sys, name).fileno()).st_mode):
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 -- until the process ends
