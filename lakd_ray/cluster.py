@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from lakd_ray import signals
+from lakd_ray import environment, signals
 from lakd_ray.config import ClusterConfig, Experiment
 from lakd_ray.devices import count_visible_gpus, processes_per_gpu
 from lakd_ray.errors import ResourceError
@@ -58,7 +59,13 @@ def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = _configured_address(cluster)
+    with environment.prepared():
+        yield from _new_session(cluster, _configured_address(cluster), cpus)
+
+
+def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iterator[None]:
+    if address is None:
+        _check_temporary_folder()
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:
@@ -74,6 +81,20 @@ def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_temporary_folder() -> None:
+    """Reject a folder for Ray's sessions that is too long for the paths of sockets.
+
+    Raises:
+        ResourceError: it is too long.
+    """
+    folder = environment.temporary_folder()
+    if len(os.fsencode(folder)) > environment.MAX_TEMPORARY_PATH:
+        raise ResourceError(
+            f"the temporary folder {folder} has {len(os.fsencode(folder))} bytes, and the paths of Ray's sockets allow "
+            f"{environment.MAX_TEMPORARY_PATH}: set TMPDIR or RAY_TMPDIR to a shorter one"
+        )
 
 
 def cluster_address(config: Experiment) -> str | None:
@@ -100,6 +121,8 @@ def _init_options(cluster: ClusterConfig, address: str | None, cpus: int) -> dic
     }
     if address is not None:
         return options | {"address": address}
+    if not Path("/dev/shm").is_dir():  # Ray would fail; the disk is slower
+        options["_plasma_directory"] = environment.temporary_folder()
     # Ray itself would also count GPUs whose driver is too old for torch.
     options |= {"num_cpus": cpus, "num_gpus": count_visible_gpus(), "include_dashboard": False, "address": "local"}
     if cluster.object_store_mb is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from lakd_ray import __version__, signals
+from lakd_ray import __version__, environment, signals
 from lakd_ray.cli import configuration, data, models, operations, stages
 from lakd_ray.cli.group import LakdGroup, RayCommand
 from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
@@ -52,6 +52,7 @@ def _global_options(
     if not debug and isinstance(command, RayCommand):
         context.with_resource(hide_ray_core_lines())
     context.with_resource(log_to_console(log_level(verbose, quiet)))
+    context.with_resource(environment.prepared())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
