@@ -130,7 +130,7 @@ def _replace_home() -> None:
         token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", home / ".ray/auth_token"))
         if token.parent == folder and not token.exists():
             token.touch(mode=0o600)
-            token.write_text(secrets.token_hex(32), encoding="ascii")
+            token.write_bytes(secrets.token_hex(32).encode())
     _name_user()
     logger.info(f"the home directory {home} cannot be written: {folder} is used for caches and the token of Ray")
 

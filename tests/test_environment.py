@@ -117,8 +117,10 @@ def test_without_a_place_for_a_short_link_ray_is_not_started(tmp_path: Path, mon
 
 
 SHOW = """
-import getpass, os
+import getpass, os, sys
 from lakd_ray import environment
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))  # not before: the interpreter may be in a folder of root
 with environment.prepared():
     print(os.environ.get("HOME"), os.environ.get("RAY_AUTH_TOKEN_PATH"), os.environ.get("HF_HOME"), getpass.getuser())
 """
@@ -126,7 +128,7 @@ with environment.prepared():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize("home", ["missing", "read-only", "unset"])
-def test_an_account_without_a_home_directory_has_a_private_folder(tmp_path: Path, home: str):
+def test_an_account_without_a_home_directory_has_a_private_folder(home: str):
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="lakd-") as folder:
         temporary, read_only = Path(folder, "tmp"), Path(folder, "home")
         for path in (temporary, read_only):
@@ -135,8 +137,7 @@ def test_an_account_without_a_home_directory_has_a_private_folder(tmp_path: Path
         os.chown(temporary, UNPRIVILEGED, UNPRIVILEGED)
         values = {"missing": {"HOME": f"{folder}/none"}, "read-only": {"HOME": str(read_only)}, "unset": {}}[home]
         done = subprocess.run(
-            [sys.executable, "-c", SHOW],
-            user=UNPRIVILEGED, group=UNPRIVILEGED, cwd="/", check=False, capture_output=True, text=True,
+            [sys.executable, "-c", SHOW, str(UNPRIVILEGED)], cwd="/", check=False, capture_output=True, text=True,
             env={"TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin", **values},
         )  # fmt: skip
         assert done.stderr == ""
