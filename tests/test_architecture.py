@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("devices", "environment", "errors", "grouping", "labels", "precision", "progress", "signals"),
+    ("addresses", "devices", "environment", "errors", "grouping", "labels", "precision", "progress", "signals"),
     ("config", "metrics", "statistics"),
     ("storage",),
     ("runs",),

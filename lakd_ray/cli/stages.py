@@ -63,8 +63,10 @@ def report(experiment: ExperimentArgument, overrides: OverridesOption = None) ->
 def serve(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
     """Serve the best student over HTTP until Ctrl-C."""
     from lakd_ray.cluster import experiment_session  # Ray takes seconds to load
+    from lakd_ray.serve.auth import resolve_keys
 
     config = load_config(experiment, overrides or ())
+    resolve_keys(config.serve)  # reports missing or invalid keys before Ray starts
     with experiment_session(config):
         _serve_until_interrupted(config)
 

@@ -1,12 +1,16 @@
 """Define the configuration section `serve`: the HTTP endpoint, its replicas and its limits."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lakd_ray.config.base import Section
 
 Backend = Literal["torch", "torch-bf16", "torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16"]
+
+_PUBLIC_HOST = re.compile(r"\*|(?:(?:\*\.)?[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 CPU_BACKENDS: tuple[Backend, ...] = ("torch-int8", "onnx", "onnx-int8", "openvino", "openvino-bf16")
 
@@ -44,7 +48,8 @@ class ServeConfig(Section):
     """The HTTP endpoint for predictions: its address, replicas, backend and limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. For any other than the default, set `api_keys_file`, and put an HTTPS gateway in front."""
+    """Address to listen on. Any other than a loopback address needs API keys, or `open_access`; put an HTTPS gateway in
+    front."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     replicas: int = Field(1, ge=1)
@@ -77,10 +82,35 @@ class ServeConfig(Section):
     decoder_processes: int = Field(2, ge=1)
     """Number of sandboxed processes that decode recordings."""
     api_keys_file: str | None = None
-    """File with one API key a line, reloaded when it changes; keys may also be in LAKD_API_KEYS, separated by commas.
-    Without either, every client that can reach the endpoint may use it."""
+    """File with one API key a line, reloaded when it changes; keys may also be in LAKD_API_KEYS of the driver,
+    separated by commas. Without either, only clients on the same machine may use the endpoint."""
+    open_access: bool = False
+    """Admit clients of other machines without API keys. Set it only behind a gateway that authenticates its clients."""
+    public_hosts: tuple[str, ...] = ()
+    """Names under which clients reach the endpoint, such as `speech.example.org`, `*.example.org`, or `*` for any name;
+    with a port where a page uses one other than 80 and 443. Loopback names and `host` are always accepted. Requests
+    with a different Host header are rejected (421), because a web page can direct its own name at any address."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may use the endpoint besides its own page, such as `https://app.example.org`; `*` for
+    all. Requests from other pages are rejected (403)."""
     canary: CanaryConfig | None = None
     """A second model that serves a part of the traffic; null: none."""
+
+    @field_validator("public_hosts")
+    @classmethod
+    def _validate_public_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _PUBLIC_HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is not a host name, expected one without a scheme: speech.example.org")
+        return hosts
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _validate_allowed_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin, expected scheme and host: https://app.example.org")
+        return origins
 
     @model_validator(mode="after")
     def _validate_backend_device(self) -> Self:

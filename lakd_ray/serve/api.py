@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security, WebSocket
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
@@ -33,7 +34,8 @@ from lakd_ray.inference.options import LANGUAGE_PATTERN, MAX_SEGMENT_S, MIN_HOP_
 from lakd_ray.inference.recordings import validate_segment_count
 from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
-from lakd_ray.serve.auth import ApiKeys
+from lakd_ray.serve.access import AccessMiddleware, AccessPolicy
+from lakd_ray.serve.auth import ApiKeys, resolve_keys
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain, DrainMiddleware
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
@@ -163,16 +165,28 @@ class _Service:
 
 
 def create_app(
-    router: ModelRouter, config: ServeConfig, decoder: RequestDecoder, drain: Drain | None = None
+    router: ModelRouter,
+    config: ServeConfig,
+    decoder: RequestDecoder,
+    *,
+    drain: Drain | None = None,
+    keys: ApiKeys | None = None,
 ) -> FastAPI:
     """Create the API for the given models, with the limits of the `serve` section.
 
     The application closes the decoder on shutdown. It rejects requests once `drain` runs.
 
+    Args:
+        router: the models.
+        config: the `serve` section.
+        decoder: decodes the recordings.
+        drain: the requests in progress.
+        keys: the API keys; those of the section and of the environment of this process if None.
+
     Raises:
-        ConfigError: the file of API keys is invalid.
+        ConfigError: the API keys are missing or invalid.
     """
-    service = _Service(router, config, decoder, ApiKeys(config.api_keys_file), Metrics())
+    service = _Service(router, config, decoder, keys or ApiKeys(resolve_keys(config)), Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -189,8 +203,7 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_middleware(DrainMiddleware, drain=drain or Drain())
-    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    _add_middleware(app, service, drain or Drain())
     _add_error_handlers(app)
     app.include_router(create_web_router())
     app.include_router(_create_api_router(service))
@@ -212,6 +225,22 @@ def create_app(
         return "success"
 
     return app
+
+
+def _add_middleware(app: FastAPI, service: _Service, drain: Drain) -> None:
+    """Add the middleware; the one that is added last receives requests first."""
+    config = service.config
+    app.add_middleware(DrainMiddleware, drain=drain)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Model"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(AccessMiddleware, policy=AccessPolicy(config, requires_key=service.keys.required))
+    app.add_middleware(MetricsMiddleware, metrics=service.metrics)
 
 
 def _create_api_router(service: _Service) -> APIRouter:
@@ -272,7 +301,7 @@ def _add_information_routes(api: APIRouter, service: _Service) -> None:
         summary="Get the metadata of the served model",
         response_description="The metadata of the model.",
         tags=[openapi.MODEL],
-        responses=openapi.error_responses(401, 429, 500, 503),
+        responses=openapi.error_responses(400, 401, 403, 421, 422, 429, 500, 503),
     )
     async def get_model() -> ModelInfo:
         """Return name, version, emotions, languages and development scores of the stable model."""
@@ -284,7 +313,7 @@ def _add_information_routes(api: APIRouter, service: _Service) -> None:
         summary="Get the metrics for Prometheus",
         response_description="The metrics.",
         tags=[openapi.OPERATIONS],
-        responses=openapi.TEXT_RESPONSE | openapi.error_responses(401),
+        responses=openapi.TEXT_RESPONSE | openapi.error_responses(400, 401, 403, 421, 422),
         response_class=Response,  # without a media type, so that errors are documented as JSON
     )
     async def get_metrics() -> Response:

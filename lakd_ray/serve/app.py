@@ -35,6 +35,7 @@ from lakd_ray.errors import CheckpointError, ConfigError, DataError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.auth import ApiKeys, KeyDigests, resolve_keys
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain
 from lakd_ray.serve.upload import RequestError
@@ -114,15 +115,17 @@ class Ingress:
         stable: DeploymentHandle[ModelReplica],
         canary: DeploymentHandle[ModelReplica] | None,
         config: dict[str, Any],
+        keys: dict[str, Any],
     ):
-        self._config = ServeConfig.model_validate(config)
+        self._config, self._keys = ServeConfig.model_validate(config), KeyDigests.model_validate(keys)
         self._drain = Drain()
         fraction = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction
         self._router = ModelRouter(RemoteModel(stable), None if canary is None else RemoteModel(canary), fraction)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Create the API; `serve.ingress` calls this in the replica, so the API is not pickled."""
-        return create_app(self._router, self._config, RequestDecoder(self._config.decoder_processes), self._drain)
+        decoder = RequestDecoder(self._config.decoder_processes)
+        return create_app(self._router, self._config, decoder, drain=self._drain, keys=ApiKeys(self._keys))
 
     async def drain(self, timeout_s: float) -> int:
         """Reject new requests, wait for those in progress, and return how many are left after `timeout_s`."""
@@ -175,8 +178,8 @@ def build(args: dict[str, Any]) -> Application:
     """Build the application from the values of `AppArgs`.
 
     Raises:
-        ConfigError: an argument is unknown or invalid, the path of the checkpoint is relative, or the canary has other
-            classes than the stable model.
+        ConfigError: an argument is unknown or invalid, the path of the checkpoint is relative, the canary has other
+            classes than the stable model, or the API keys are missing or invalid.
         CheckpointError: the checkpoint does not exist or is incomplete.
     """
     try:
@@ -184,6 +187,7 @@ def build(args: dict[str, Any]) -> Application:
     except ValidationError as error:
         raise ConfigError(f"arguments of the Serve application: {error}") from None
     config = app_args.serve
+    keys = resolve_keys(config)
     model = _model_deployment(app_args.checkpoint, config, config.replicas, "ModelReplica")
     canary = config.canary and _model_deployment(
         config.canary.checkpoint,
@@ -200,7 +204,7 @@ def build(args: dict[str, Any]) -> Application:
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         **_DEPLOYMENT_OPTIONS,
     )(serve.ingress()(Ingress))
-    return ingress.bind(model, canary, to_dict(config))
+    return ingress.bind(model, canary, to_dict(config), keys.model_dump())
 
 
 _DEPLOYMENT_OPTIONS: dict[str, Any] = {

@@ -16,6 +16,7 @@ from lakd_ray import cluster, storage
 from lakd_ray.config import Experiment, to_dict
 from lakd_ray.errors import CheckpointError, ResourceError
 from lakd_ray.serve.app import LOGGING_CONFIG, build
+from lakd_ray.serve.auth import find_own_key
 from lakd_ray.serve.client import Client
 from lakd_ray.serve.port import resolve_port
 
@@ -39,6 +40,7 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
 
     Raises:
         CheckpointError: the checkpoint does not exist, or no replica can load it.
+        ConfigError: the API keys are missing or invalid.
         ResourceError: the cluster is too small, the port is taken, Serve is running already, or the timeout passed.
     """
     if not storage.is_remote(checkpoint):
@@ -63,7 +65,8 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
         serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait without a limit
         _wait_until_running(deadline)
         url = _base_url(section.host, port)
-        with Client(url, timeout_s=max(1.0, deadline - time.monotonic())) as client:
+        timeout_s = max(1.0, deadline - time.monotonic())
+        with Client(url, api_key=find_own_key(section), timeout_s=timeout_s) as client:
             client.model_info()
     except BaseException:
         stop()

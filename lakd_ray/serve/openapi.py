@@ -57,14 +57,16 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 _PROXY_STATUS = 429  # sent by Ray Serve's proxy, as plain text
 _ERRORS = {
-    400: "The upload was interrupted.",
+    400: "The upload was interrupted, or the Host header is invalid.",
     401: "The API key is missing or invalid.",
+    403: "The request was sent by a page of a different site, or by a different machine while there are no API keys.",
     408: "The upload and its prediction took longer than `serve.deadline_s`.",
     413: "The recording is larger or longer than the limits of the endpoint.",
     415: "The Content-Type is not audio or a form.",
     422: "The recording cannot be decoded, or a parameter is invalid.",
+    421: "The Host header is not a name of the endpoint.",
     429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
     500: "Internal error; the log of the server has the details.",
     503: "The model is unavailable; send the request again after `Retry-After` seconds.",
 }
-PREDICT_ERRORS = error_responses(400, 401, 408, 413, 415, 422, 429, 500, 503)
+PREDICT_ERRORS = error_responses(400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)

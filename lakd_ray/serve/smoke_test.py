@@ -9,6 +9,7 @@ from lakd_ray.config import Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.runs.graph import RunGraph
 from lakd_ray.runs.state import find_best_student_checkpoint
+from lakd_ray.serve.auth import find_own_key
 from lakd_ray.serve.client import Client
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def smoke_test_endpoint(graph: RunGraph) -> None:
     url = deploy.start(config, checkpoint)
     try:
         logger.info(f"serve: {checkpoint}\n  at {url}/v1/emotion")
-        with Client(url) as endpoint:
+        with Client(url, api_key=find_own_key(config.serve)) as endpoint:
             correct, total = _query_test_clips(config, endpoint)
         logger.info(
             f"serve: {correct} of {total} held-out clips right; endpoint stopped (`lakd serve` starts a permanent one)"

@@ -40,7 +40,7 @@ def send(decoders: RequestDecoder) -> Send:
         async def request_app() -> httpx.Response:
             app = create_app(model if isinstance(model, ModelRouter) else ModelRouter(model), limits, decoders)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
                 return await client.request(method, path, **request)
 
         return asyncio.run(request_app())
@@ -231,7 +231,7 @@ def test_deadline_ends_slow_uploads_and_predictions(send, recording):
 def test_metrics_count_requests_and_predictions(decoders, recording):
     async def request_metrics() -> str:
         app = create_app(ModelRouter(FakeModel()), LIMITS, decoders)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             for content in (recording(2.0), recording(1.0), b"none"):
                 await client.post("/v1/emotion", content=content, headers=AUDIO)
             await client.get("/unknown/path")
@@ -411,7 +411,9 @@ def test_openapi_documents_bodies_and_errors(send):
     document = send(FakeModel(), "GET", "/openapi.json").json()
     predict = document["paths"]["/v1/emotion"]["post"]
     assert set(predict["requestBody"]["content"]) == {"audio/*", "application/octet-stream", "multipart/form-data"}
-    assert {"200", "400", "401", "408", "413", "415", "422", "429", "500", "503"} == set(predict["responses"])
+    assert {"200", "400", "401", "403", "408", "413", "415", "421", "422", "429", "500", "503"} == set(
+        predict["responses"]
+    )
     assert {parameter["name"] for parameter in predict["parameters"]} == {
         "language", "window_s", "hop_s", "top_k", "X-Model",
     }  # fmt: skip

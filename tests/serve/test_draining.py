@@ -53,8 +53,8 @@ def test_the_api_rejects_requests_and_streams_while_it_drains(monkeypatch):
         def close(self) -> None: ...
 
     drain = Drain()
-    app = create_app(ModelRouter(FakeModel()), ServeConfig(), Decoder(), drain)
-    with TestClient(app) as client:
+    app = create_app(ModelRouter(FakeModel()), ServeConfig(), Decoder(), drain=drain)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.get("/v1/model").status_code == 200
         asyncio.run(drain.run(1))
         rejected = client.get("/v1/model")

@@ -32,7 +32,7 @@ def stream(decoders) -> OpenStream:
         app = create_app(
             ModelRouter(model or FakeModel()), ServeConfig(max_seconds=3.0).model_copy(update=limits), decoders
         )
-        with TestClient(app).websocket_connect(f"/v1/stream?{query}") as session:
+        with TestClient(app, base_url="http://127.0.0.1").websocket_connect(f"/v1/stream?{query}") as session:
             yield session
 
     return opened

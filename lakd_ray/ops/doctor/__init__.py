@@ -4,7 +4,7 @@
 
     check              a check, its result, running checks concurrently
     host_checks        versions, compiler, GPU, memory, disk of a machine
-    storage_checks     storage, corpora, port
+    storage_checks     storage, corpora, port and keys of the endpoint
     pretrained_checks  pretrained encoders and external teachers
     cluster_checks     Ray: token, connection, resources, nodes
 """

@@ -1,4 +1,4 @@
-"""Checks of the storage, corpora and pretrained models of an experiment, and of the endpoint's port.
+"""Checks of the storage, corpora and pretrained models of an experiment, and of the endpoint's port and keys.
 
 Requests to buckets have `RESPONSE_TIMEOUT_S` and no retries; training retries for much longer.
 """
@@ -14,10 +14,11 @@ from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import corpus_snapshot
 from lakd_ray.data.manifest import MANIFEST_FILE
-from lakd_ray.errors import ResourceError
+from lakd_ray.errors import ConfigError, ResourceError
 from lakd_ray.ops import disk_usage
 from lakd_ray.ops.doctor.check import Check, CheckResult
 from lakd_ray.ops.doctor.pretrained_checks import check_pretrained, check_training_data
+from lakd_ray.serve.auth import resolve_keys
 from lakd_ray.serve.port import resolve_port
 
 RESPONSE_TIMEOUT_S = 5
@@ -49,6 +50,7 @@ def experiment_checks(config: Experiment, stages: Collection[str], *, quick: boo
             checks["training data"] = lambda: check_training_data(config)
     if "serve" in stages:
         checks["port"] = lambda: check_port(config)
+        checks["API keys"] = lambda: check_api_keys(config)
     targets = {"storage": config.storage, "disk space": config.storage}
     targets |= {"pretrained models": "their location or the hub"}
     targets["corpora"] = ", ".join(corpus_snapshot.resolve_corpus_root(corpus, config) for corpus in config.corpora)
@@ -157,3 +159,13 @@ def check_port(config: Experiment) -> CheckResult:
         return CheckResult("port", "fail", str(error), f"a free port {config.serve.port} (serve.port)")
     port = config.serve.port or "any free one"
     return CheckResult("port", "ok", f"{config.serve.host} port {port}")
+
+
+def check_api_keys(config: Experiment) -> CheckResult:
+    """Check that the endpoint has keys, or is reachable from this machine only."""
+    try:
+        keys = resolve_keys(config.serve)
+    except ConfigError as error:
+        return CheckResult("API keys", "fail", str(error), "keys that the endpoint can read (serve.api_keys_file)")
+    count = len(keys.environment) + len(keys.file)
+    return CheckResult("API keys", "ok", f"{count} keys" if keys.required else "none, for clients on this machine only")
