@@ -44,6 +44,29 @@ class CanaryConfig(Section):
     """Number of replicas of the canary."""
 
 
+class ProxyConfig(Section):
+    """Limits of the connections to the endpoint, enforced inside Ray Serve's proxy."""
+
+    max_connections: int = Field(512, ge=1)
+    """Maximum number of connections. If all are open, the one that has been without a request for longest makes room
+    for a new one; if all have a request, a new one is rejected (503)."""
+    max_client_connections: int = Field(128, ge=1)
+    """Maximum number of connections from one address, in the same way. Behind a gateway all clients have the address of
+    the gateway: set it to `max_connections` there."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """Maximum seconds from the start of a connection or a request to the end of the request's headers, and between two
+    parts of its body (408)."""
+
+
+class ProxyLimits(ProxyConfig):
+    """All limits that Ray Serve's proxy enforces."""
+
+    deadline_s: float = Field(60.0, gt=0)
+    """Maximum seconds from a request's arrival to its response (408), including its time in the queue."""
+    max_body_bytes: int = Field(101_000_000, ge=1)
+    """Maximum declared length of a body (413)."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint for predictions: its address, replicas, backend and limits."""
 
@@ -79,6 +102,11 @@ class ServeConfig(Section):
     """Maximum seconds from a request's arrival to its response (408), and between two messages of a stream."""
     drain_s: float = Field(20.0, ge=0)
     """Maximum seconds for the requests in progress when the endpoint stops; new ones are rejected (503) meanwhile."""
+    memory_mb: float = Field(256.0, gt=0)
+    """Maximum total size in MB of the uploads that the ingress holds. Further uploads are not read until there is room,
+    and rejected (503) if there is none before the deadline."""
+    proxy: ProxyConfig = ProxyConfig()
+    """Limits of connections."""
     decoder_processes: int = Field(2, ge=1)
     """Number of sandboxed processes that decode recordings."""
     api_keys_file: str | None = None
@@ -111,6 +139,16 @@ class ServeConfig(Section):
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is not an origin, expected scheme and host: https://app.example.org")
         return origins
+
+    @property
+    def proxy_limits(self) -> ProxyLimits:
+        """All limits that the proxy enforces."""
+        batch_bytes = round(4e6 * self.max_upload_mb)
+        return ProxyLimits(
+            **self.proxy.model_dump(),
+            deadline_s=self.deadline_s,
+            max_body_bytes=batch_bytes + 1_000_000,  # the application knows how much of it is the form itself
+        )
 
     @model_validator(mode="after")
     def _validate_backend_device(self) -> Self:

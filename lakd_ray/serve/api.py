@@ -41,6 +41,7 @@ from lakd_ray.serve.draining import Drain, DrainMiddleware
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
 from lakd_ray.serve.model import ModelHandle, predict_recording
 from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
+from lakd_ray.serve.proxy.backpressure import CreditMiddleware
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 from lakd_ray.serve.web import create_web_router
 
@@ -241,6 +242,7 @@ def _add_middleware(app: FastAPI, service: _Service, drain: Drain) -> None:
         )
     app.add_middleware(AccessMiddleware, policy=AccessPolicy(config, requires_key=service.keys.required))
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
+    app.add_middleware(CreditMiddleware)
 
 
 def _create_api_router(service: _Service) -> APIRouter:

@@ -19,6 +19,7 @@ from lakd_ray.serve.app import LOGGING_CONFIG, build
 from lakd_ray.serve.auth import find_own_key
 from lakd_ray.serve.client import Client
 from lakd_ray.serve.port import resolve_port
+from lakd_ray.serve.proxy.middleware import environment
 
 APPLICATION_NAME = "lakd"
 POLL_S = 0.1
@@ -60,6 +61,7 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
                 "request_timeout_s": max(section.deadline_s, section.max_stream_s) + _GRACE_S,
             },
             logging_config=LOGGING_CONFIG,
+            controller_options={"runtime_env": {"env_vars": environment(section.proxy_limits)}},
         )
         target = serve.RunTarget(application, name=APPLICATION_NAME, logging_config=LOGGING_CONFIG)
         serve.run_many([target], wait_for_applications_running=False)  # `serve.run` would wait without a limit

@@ -1,0 +1,63 @@
+"""Bound the memory that uploads take in the ingress, by reading large bodies only while there is room for them."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from lakd_ray.serve.upload import MEGABYTE, RequestError
+
+SMALL_BYTES = MEGABYTE  # smaller uploads never wait for larger ones: the number of requests bounds their memory
+MAX_WAIT_S = 10.0
+
+
+class ByteBudget:
+    """A number of bytes that concurrent uploads share, admitted in the order of their arrival.
+
+    Args:
+        total: the number of bytes. A larger upload is admitted alone.
+        max_wait_s: longest wait for room in seconds.
+    """
+
+    def __init__(self, total: int, *, max_wait_s: float = MAX_WAIT_S):
+        self._total = self._free = total
+        self._max_wait_s = max_wait_s
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def reserve(self, size: int) -> AsyncIterator[None]:
+        """Wait until `size` bytes are free, and hold them in the context.
+
+        Raises:
+            RequestError: 503 there was no room in time.
+        """
+        if size <= SMALL_BYTES:
+            yield
+            return
+        size = min(size, self._total)
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, admitted))
+        self._admit()
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await admitted
+        except TimeoutError:
+            raise RequestError(503, "other large uploads take all memory: send the request again, or less audio") from None
+        finally:
+            if admitted.cancelled():
+                self._admit()
+        try:
+            yield
+        finally:
+            self._free += size
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._queue:
+            size, admitted = self._queue[0]
+            if not admitted.cancelled():
+                if size > self._free:
+                    return
+                self._free -= size
+                admitted.set_result(None)
+            self._queue.popleft()

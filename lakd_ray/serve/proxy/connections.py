@@ -1,0 +1,230 @@
+"""Protocols of uvicorn with limits on the number of connections, their headers and their idle time.
+
+uvicorn waits for a request without a deadline and collects headers without a limit. Here a connection without a
+complete request is closed after `header_timeout_s`, headers and trailers are limited to `MAX_HEADER_BYTES`, and if all
+places are taken, the connection that has been without a request for longest makes room for a new one.
+"""
+
+import asyncio
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import uvicorn.config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from lakd_ray.config.serve import ProxyLimits
+from lakd_ray.serve.proxy.errors import render_raw_error
+
+MAX_HEADER_BYTES = 64 * 1024
+MAX_MESSAGE_BYTES = 4 << 20  # of a stream; above the application's own limit, so that its error message is sent
+WRITE_TIMEOUT_S = 30.0  # for a client that does not read its response
+
+
+def install(limits: ProxyLimits) -> None:
+    """Let the servers that uvicorn starts in this process from now on use the bounded protocols."""
+    http, websocket = create_protocols(limits)
+    # uvicorn's tables of protocols take import strings and classes; Serve starts it with the entries `auto`
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = http
+    uvicorn.config.WS_PROTOCOLS["auto"] = websocket
+
+
+def create_protocols(limits: ProxyLimits) -> tuple[Any, Any]:
+    """Return the values of uvicorn's options `http` and `ws` for a server with these limits."""
+    table = ConnectionTable(limits)
+    return partial(BoundedHttpProtocol, table), partial(BoundedWebSocketProtocol, table)
+
+
+class ConnectionTable:
+    """The open connections of a server, by client address, and those without a request, oldest first."""
+
+    def __init__(self, limits: ProxyLimits):
+        self.limits = limits
+        self._addresses: dict[asyncio.Transport, str] = {}
+        self._count_of_address: Counter[str] = Counter()
+        self._waiting: dict[asyncio.Transport, None] = {}
+
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Add a connection if there is room for it, or if one without a request can be closed instead."""
+        address = str((transport.get_extra_info("peername") or ("",))[0])
+        if self._count_of_address[address] >= self.limits.max_client_connections and not self._evict(address):
+            return False
+        if len(self._addresses) >= self.limits.max_connections and not self._evict():
+            return False
+        self._addresses[transport] = address
+        self._count_of_address[address] += 1
+        return True
+
+    def set_waiting(self, transport: asyncio.Transport, waiting: bool) -> None:
+        """Record whether a connection is without a complete request."""
+        self._waiting.pop(transport, None)
+        if waiting and transport in self._addresses:
+            self._waiting[transport] = None
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        """Remove a closed connection."""
+        self._waiting.pop(transport, None)
+        address = self._addresses.pop(transport, None)
+        if address is not None:
+            self._count_of_address -= Counter([address])  # drops the addresses without connections
+
+    def _evict(self, address: str | None = None) -> bool:
+        """Close the connection that has waited longest for a request, of one client or of all."""
+        for transport in self._waiting:
+            if address is None or self._addresses[transport] == address:
+                transport.abort()
+                self.remove(transport)
+                return True
+        return False
+
+
+class _WriteTimeout:
+    """Aborts a connection whose client does not read."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, transport: asyncio.Transport) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_S, transport.abort)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """An HTTP connection with a deadline for each request's headers, and limits on their size and on writing."""
+
+    def __init__(self, table: ConnectionTable, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._table = table
+        self._bytes_without_progress = 0
+        self._is_waiting = False  # without a complete request
+        self._has_begun = False  # the headers of a request have arrived in part
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._write_timeout = _WriteTimeout()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        """Admit the connection and start to wait for a request."""
+        super().connection_made(transport)
+        if self._table.admit(transport):
+            self._wait_for_request()
+            self._start_request_timer()
+        else:
+            self._reject(503, "the endpoint has too many connections: try again after a second")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection."""
+        self._table.remove(self.transport)
+        self._cancel_request_timer()
+        self._write_timeout.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data; reject headers, trailers and chunk extensions that exceed the limit."""
+        if self.transport.is_closing():
+            return
+        self._bytes_without_progress += len(data)
+        if self._is_waiting and self._request_timer is None:
+            self._start_request_timer()
+        super().data_received(data)
+        if self._bytes_without_progress > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._reject(431, f"the headers are larger than the limit of {MAX_HEADER_BYTES // 1024} KB: send fewer")
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun."""
+        super().on_message_begin()
+        self._has_begun = True
+
+    def on_headers_complete(self) -> None:
+        """End the deadline of the headers."""
+        self._bytes_without_progress, self._is_waiting, self._has_begun = 0, False, False
+        self._cancel_request_timer()
+        self._table.set_waiting(self.transport, False)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        self._bytes_without_progress = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is complete."""
+        self._bytes_without_progress = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Start to wait for the next request; uvicorn closes the connection if it stays idle."""
+        super().on_response_complete()
+        if self.cycle.response_complete:  # otherwise the client has sent the next request already
+            self._wait_for_request()
+            if self.cycle.more_body:  # a rejected upload, of which the rest is read and dropped for a while
+                self._start_request_timer()
+
+    def pause_writing(self) -> None:
+        """Start the deadline for a client that does not read."""
+        super().pause_writing()
+        self._write_timeout.start(self.transport)
+
+    def resume_writing(self) -> None:
+        """End this deadline."""
+        super().resume_writing()
+        self._write_timeout.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Reject bytes that are not HTTP."""
+        self._reject(400, f"{msg.rstrip('.')}: send HTTP/1.1")
+
+    def _wait_for_request(self) -> None:
+        self._is_waiting = True
+        self._table.set_waiting(self.transport, True)
+
+    def _start_request_timer(self) -> None:
+        self._cancel_request_timer()
+        self._request_timer = self.loop.call_later(self._table.limits.header_timeout_s, self._on_request_timeout)
+
+    def _on_request_timeout(self) -> None:
+        if self._has_begun:
+            timeout_s = self._table.limits.header_timeout_s
+            self._reject(408, f"the headers of the request were not complete after {timeout_s:g} s: send it again")
+        else:
+            self.transport.abort()
+
+    def _cancel_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+
+    def _reject(self, status: int, message: str) -> None:
+        """Send an error and close the connection, unless a response is on its way."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(render_raw_error(status, message))
+        self.transport.close()
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """A stream's connection with a limit on the size of messages and on writing."""
+
+    def __init__(self, table: ConnectionTable, config: uvicorn.Config, *args: Any, **options: Any):
+        config.ws_max_size = MAX_MESSAGE_BYTES
+        super().__init__(config, *args, **options)
+        self._table = table
+        self._write_timeout = _WriteTimeout()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remove the connection, which `BoundedHttpProtocol` added."""
+        self._table.remove(self.transport)
+        self._write_timeout.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the deadline for a client that does not read."""
+        super().pause_writing()
+        self._write_timeout.start(self.transport)
+
+    def resume_writing(self) -> None:
+        """End this deadline."""
+        super().resume_writing()
+        self._write_timeout.cancel()
