@@ -36,6 +36,7 @@ from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.access import AccessMiddleware, AccessPolicy
 from lakd_ray.serve.auth import ApiKeys, resolve_keys
+from lakd_ray.serve.budget import ByteBudget
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain, DrainMiddleware
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
@@ -140,6 +141,7 @@ class _Service:
     decoder: RequestDecoder
     keys: ApiKeys
     metrics: Metrics
+    budget: ByteBudget
 
     @property
     def max_upload_bytes(self) -> int:
@@ -187,7 +189,14 @@ def create_app(
     Raises:
         ConfigError: the API keys are missing or invalid.
     """
-    service = _Service(router, config, decoder, keys or ApiKeys(resolve_keys(config)), Metrics())
+    service = _Service(
+        router,
+        config,
+        decoder,
+        keys or ApiKeys(resolve_keys(config)),
+        Metrics(),
+        ByteBudget(int(config.memory_mb * MEGABYTE)),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -275,7 +284,8 @@ def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
     )
     async def predict(request: Request, options: Annotated[RequestOptions, Depends()]) -> EmotionResult:
         """Return the most probable emotion with the probabilities of all, and a timeline if `window_s` is given."""
-        async with _enforce_deadline(config.deadline_s):
+        size = upload.expected_bytes(request, service.max_upload_bytes)
+        async with _enforce_deadline(config.deadline_s), service.budget.reserve(size):
             return await service.predict(await upload.read_upload(request, service.max_upload_bytes), options)
 
     @api.post(
@@ -289,8 +299,9 @@ def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
     )
     async def predict_batch(request: Request, options: Annotated[RequestOptions, Depends()]) -> BatchResponse:
         """Return a result or an error for each recording; a rejected recording does not affect the others."""
-        async with _enforce_deadline(config.deadline_s):
-            max_bytes = service.max_upload_bytes
+        max_bytes = service.max_upload_bytes
+        size = upload.expected_bytes(request, 4 * max_bytes)
+        async with _enforce_deadline(config.deadline_s), service.budget.reserve(size):
             files = await upload.read_uploads(request, max_bytes, config.max_files, 4 * max_bytes)
             items = await asyncio.gather(*[service.predict_item(name, content, options) for name, content in files])
             return BatchResponse(items=tuple(items))

@@ -42,7 +42,9 @@ class ByteBudget:
             async with asyncio.timeout(self._max_wait_s):
                 await admitted
         except TimeoutError:
-            raise RequestError(503, "other large uploads take all memory: send the request again, or less audio") from None
+            raise RequestError(
+                503, "other large uploads take all memory: send the request again, or less audio"
+            ) from None
         finally:
             if admitted.cancelled():
                 self._admit()

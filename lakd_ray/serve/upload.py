@@ -90,16 +90,23 @@ async def read_uploads(
             raise RequestError(422, "the multipart form has no file, expected the recording in the field `file`")
         if max_files == 1 and (uploads[0].size or 0) > max_bytes:
             raise _too_large_error(max_bytes)
-        return [
-            (upload.filename or "", await upload.read() if (upload.size or 0) <= max_bytes else b"")
-            for upload in uploads
-        ]
+        files: list[tuple[str, bytes]] = []
+        for upload in uploads:
+            files.append((upload.filename or "", await upload.read() if (upload.size or 0) <= max_bytes else b""))
+            await upload.close()  # frees its memory before the next one is read
+        return files
     finally:
         await form.close()
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def expected_bytes(request: Request, max_bytes: int) -> int:
+    """Return the declared length of a body, or `max_bytes` if it is missing or larger."""
+    declared = request.headers.get("content-length", "")
+    return min(int(declared[:20]), max_bytes) if declared.isdecimal() else max_bytes
 
 
 def _check_content_length(request: Request, max_body_bytes: int, max_bytes: int) -> None:

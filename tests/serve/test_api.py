@@ -2,13 +2,18 @@
 
 import asyncio
 import re
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
 import pytest
 from support.fake_model import MODEL_INFO, FakeModel
+from support.local_endpoint import running_api
 
 import lakd_ray
 from lakd_ray.config import CanaryConfig, ServeConfig
@@ -434,3 +439,21 @@ def test_docs_page_loads_nothing_from_other_hosts(send):
     assert "//" not in page.text.replace("window.location.origin + '/docs", "")
     for script in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert send(FakeModel(), "GET", script).status_code == 200
+
+
+def test_large_uploads_wait_for_memory(decoders, recording):
+    with running_api(FakeModel(), decoders, memory_mb=1.5, max_upload_mb=3.0) as url:
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        large = recording(60.0)
+        head = f"POST /v1/emotion HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: audio/wav\r\n"
+        with socket.create_connection(address) as first, ThreadPoolExecutor() as pool:
+            first.sendall(f"{head}Content-Length: {len(large)}\r\n\r\n".encode() + large[:1_000_000])
+            while "lakd_requests_running 2.0" not in httpx.get(f"{url}/metrics").text:  # this request is one of them
+                time.sleep(0.02)
+            # while the first is incomplete, a small recording does not wait, a large one does
+            waiting = pool.submit(httpx.post, f"{url}/v1/emotion", content=large, headers=AUDIO, timeout=60)
+            assert httpx.post(f"{url}/v1/emotion", content=recording(1.0), headers=AUDIO).status_code == 200
+            assert not waiting.done()
+            first.sendall(large[1_000_000:])
+            assert first.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert waiting.result().status_code == 200
