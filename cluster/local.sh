@@ -12,6 +12,10 @@
 # $LAKD_RAY_DIR (default /tmp/lakd-ray-UID). Jobs see the AWS_* variables of the shell that runs `start`.
 set -euo pipefail
 
+# Calls on this machine carry the token: no proxy may see them.
+export no_proxy="localhost,127.0.0.1,::1,$(hostname)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
+export NO_PROXY=$no_proxy
+
 dir=${LAKD_RAY_DIR:-/tmp/lakd-ray-$(id -u)}
 token="$dir/.ray/auth_token"
 nodes="$dir/nodes" # one line a node: process id, name
@@ -79,7 +83,8 @@ joined() {
 import json, sys, urllib.request
 port, token, wanted = sys.argv[1:]
 address, bearer = f"http://127.0.0.1:{port}/nodes?view=summary", {"Authorization": "Bearer " + open(token).read().strip()}
-with urllib.request.urlopen(urllib.request.Request(address, headers=bearer), timeout=20) as answer:
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+with direct.open(urllib.request.Request(address, headers=bearer), timeout=20) as answer:
     nodes = json.load(answer)["data"]["summary"]
 sys.exit(sum(node["raylet"].get("state") == "ALIVE" for node in nodes) < int(wanted))
 PYTHON
@@ -143,6 +148,7 @@ Then, from the repository:
   (python jobs/submit.py pipeline demo --set storage=$HOME/lakd   the same, with the exit status of the job)
 The dashboard requests the token once: cat $token
 TEXT
+  [[ -z ${http_proxy:-}${HTTP_PROXY:-} ]] || echo "With a proxy in the environment, \`ray job submit\` also needs: export NO_PROXY=$NO_PROXY no_proxy=$NO_PROXY"
 }
 
 # Stops the nodes of this cluster only: \`ray stop\` would stop every Ray on the machine.

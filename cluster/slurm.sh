@@ -14,6 +14,7 @@
 #SBATCH --cpus-per-task=16
 #SBATCH --mem=64G
 #SBATCH --time=1-00:00:00
+#SBATCH --signal=B:TERM@120
 #SBATCH --exclusive
 #SBATCH --output=lakd-%j.log
 set -euo pipefail
@@ -37,6 +38,13 @@ source "${LAKD_VENV:-.venv}/bin/activate"
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=${RAY_PORT:-6379}
 
+# Calls within the cluster carry its token: no proxy may see them.
+export no_proxy="localhost,127.0.0.1,::1,$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
+export NO_PROXY=$no_proxy
+# The paths of Ray's sockets may not exceed 107 bytes; a TMPDIR of the job is often too long.
+temporary=${TMPDIR:-/tmp}
+((${#temporary} <= 36)) || export RAY_TMPDIR=/tmp
+
 # The token: readable by you alone, in the home that all nodes share.
 umask 077
 export RAY_AUTH_MODE=token
@@ -46,18 +54,26 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # its own 30 s are too few for
 export RAY_raylet_start_wait_time_s=120
 # What every worker of the cluster needs; the same as in runtime_env.yaml, which belongs to `ray job submit`.
 export RAY_TRAIN_COLLECTIVE_TIMEOUT_S=600 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
+export RAY_DISABLE_FAILURE_SIGNAL_HANDLER=1 PYTHONFAULTHANDLER=1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false
 export HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error
 
 # symmetric-run ends with 0 also when Ray never started, so the pipeline leaves its exit status in a file.
 result=$(mktemp "$PWD/.lakd-$SLURM_JOB_ID.XXXXXX")
-trap 'rm -f "$result"' EXIT
+trap 'rm -f "$result" "$result.pid"' EXIT
 export LAKD_RESULT=$result
+
+# Two minutes before the end of the time (--signal above) and on `scancel --batch --signal=TERM`, Slurm notifies this
+# shell alone. It passes that on to the driver, on this node, which saves the state of training and ends the job.
+# Submit the job again to resume.
+trap 'kill -TERM "$(cat "$result.pid")" 2>/dev/null || true' TERM USR1 INT
 
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --disable-usage-stats -- \
-  bash -c 'status=0; RAY_ADDRESS=auto python "jobs/$LAKD_JOB.py" "$@" || status=$?; echo "$status" >"$LAKD_RESULT"; exit "$status"' \
-  pipeline "$@" --set "storage=$storage" || true
+  bash -c 'status=0; RAY_ADDRESS=auto python "jobs/$LAKD_JOB.py" "$@" & echo $! >"$LAKD_RESULT.pid"; wait $! || status=$?; echo "$status" >"$LAKD_RESULT"; exit "$status"' \
+  pipeline "$@" --set "storage=$storage" &
+srun=$!
+while kill -0 "$srun" 2>/dev/null; do wait "$srun" || true; done # a signal ends `wait` early
 
 [[ -s $result ]] || die "Ray did not start, or the pipeline was killed: see above"
 exit "$(cat "$result")"

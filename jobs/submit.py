@@ -4,7 +4,8 @@ python jobs/submit.py pipeline EXPERIMENT [--set dotted.key=value ...]
 
 `ray job submit --runtime-env runtime_env.yaml --working-dir .` does the same, but exits with 0 also if the job was
 stopped or the connection to its log broke. Exit status here: 0 the job succeeded, 130 it was stopped, 2 the cluster
-cannot be reached or rejects the job, otherwise the job's own. RAY_API_SERVER_ADDRESS is the address of the cluster, and
+cannot be reached or rejects the job, 128 + N after signal N, otherwise the job's own. Requests to an address with
+http:// are sent to no proxy, which could read the token. RAY_API_SERVER_ADDRESS is the address of the cluster, and
 RAY_AUTH_TOKEN_PATH the file with its token.
 """
 
@@ -13,6 +14,7 @@ import asyncio
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lakd_ray import environment, signals
 from lakd_ray.errors import LakdError, ResourceError
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def main() -> int:
     parser.add_argument("job", choices=jobs, help="script in jobs/")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     options = parser.parse_args()
+    environment.bypass_proxies(options.address)
     entrypoint = shlex.join(["python", f"jobs/{options.job}.py", *options.arguments])
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text(encoding="utf-8"))
     job_id = None
@@ -55,12 +59,12 @@ def main() -> int:
     except LakdError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         state = "nothing was submitted"
         if job_id is not None:
             state = f"the job continues; `ray job logs --follow {job_id}` prints its log"
         print(f"\ninterrupted; {state}", file=sys.stderr)
-        return 130
+        return 128 + getattr(interruption, "signum", signal.SIGINT)
 
 
 def connect(address: str, timeout_s: float) -> "JobSubmissionClient":
@@ -158,4 +162,5 @@ class _JobLog:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with signals.interruptible():
+        sys.exit(main())

@@ -233,3 +233,35 @@ def test_submit_accepts_every_job():
 def test_an_override_of_one_section_leaves_its_alias_alone():
     config = load_config("paper-fold", ["student.optim.epochs=3"])  # there: student: *recipe
     assert (config.teacher.optim.epochs, config.student.optim.epochs) == (20, 3)
+
+
+def test_slurm_passes_a_signal_to_the_driver_and_reports_its_status(tmp_path):
+    """With stand-ins for Slurm and Ray, the batch script itself runs."""
+    programs = {
+        "scontrol": "echo node1",
+        "ray": 'while [[ $1 != -- ]]; do shift; done; shift; exec "$@"',
+        "srun": 'shift; exec "$@"',
+        "python": f"exec {sys.executable} {tmp_path}/driver.py",
+    }
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name, text in programs.items():
+        file = tmp_path / ".venv/bin" / name
+        file.write_text(f"#!/usr/bin/env bash\n[[ $0 == */ray && $1 == get-auth-token ]] && exit\n{text}\n")
+        file.chmod(0o755)
+    (tmp_path / ".venv/bin/activate").write_text(f"PATH={tmp_path}/.venv/bin:$PATH\n")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/pipeline.py").touch()
+    (tmp_path / "driver.py").write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    env = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SLURM_JOB_ID": "1", "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2", "LAKD_STORAGE": "/data",
+    }  # fmt: skip
+    script = str(CLUSTER / "slurm.sh")
+    with subprocess.Popen(["bash", script, "demo"], env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert not list(tmp_path.glob(".lakd-*"))
