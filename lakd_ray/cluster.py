@@ -19,6 +19,7 @@ from lakd_ray.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
+_DISK_STORE_BYTES = 10**9  # of an object store on disk
 # Environment of every worker, set before a local cluster starts, because its processes inherit it.
 _WORKER_ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",  # without it, the reports of other ranks can wait forever for a lost rank
@@ -122,7 +123,7 @@ def _init_options(cluster: ClusterConfig, address: str | None, cpus: int) -> dic
     if address is not None:
         return options | {"address": address}
     if not Path("/dev/shm").is_dir():  # Ray would fail; the disk is slower
-        options["_plasma_directory"] = environment.temporary_folder()
+        options |= {"_plasma_directory": environment.temporary_folder(), "object_store_memory": _DISK_STORE_BYTES}
     # Ray itself would also count GPUs whose driver is too old for torch.
     options |= {"num_cpus": cpus, "num_gpus": count_visible_gpus(), "include_dashboard": False, "address": "local"}
     if cluster.object_store_mb is not None:

@@ -90,7 +90,7 @@ def _shorten_temporary_folders(stack: ExitStack) -> None:
         link = Path(private, "t")
         link.symlink_to(Path(folder).absolute(), target_is_directory=True)
         os.environ[name] = str(link)
-        logger.info(f"{name} is too long for the sockets of Ray: {folder} is used as {link}")
+        logger.debug(f"{name} is too long for the sockets of Ray: {folder} is used as {link}")
     tempfile.tempdir = None  # read again from TMPDIR
 
 
@@ -123,16 +123,24 @@ def _replace_home() -> None:
     folder = _private_home()
     if not home.is_dir() or not home.is_absolute():
         os.environ["HOME"] = str(folder)
-    else:
-        for name, file in _HOME_VARIABLES.items():
-            if not _is_in_home(name, home):
-                os.environ.setdefault(name, str(folder / file))
-        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", home / ".ray/auth_token"))
-        if token.parent == folder and not token.exists():
-            token.touch(mode=0o600)
-            token.write_bytes(secrets.token_hex(32).encode())
+    elif not _set_home_variables(home, folder):
+        return
     _name_user()
-    logger.info(f"the home directory {home} cannot be written: {folder} is used for caches and the token of Ray")
+    logger.warning(f"the home directory {home} cannot be written: {folder} is used for caches and the token of Ray")
+
+
+def _set_home_variables(home: Path, folder: Path) -> bool:
+    """Let libraries use a folder in place of a read-only home directory; return whether variables were set."""
+    missing = [name for name in _HOME_VARIABLES if name not in os.environ and not _is_in_home(name, home)]
+    os.environ.update({name: str(folder / _HOME_VARIABLES[name]) for name in missing})
+    if "RAY_AUTH_TOKEN_PATH" in missing:
+        with suppress(FileExistsError), open(folder / "auth_token", "x", opener=_open_private) as file:
+            file.write(secrets.token_hex(32))
+    return bool(missing)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _is_in_home(variable: str, home: Path) -> bool:

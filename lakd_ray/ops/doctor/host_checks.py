@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from lakd_ray import storage
+from lakd_ray import environment, storage
 from lakd_ray.config import Experiment
 from lakd_ray.devices import count_visible_gpus, is_architecture_supported
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status
@@ -200,6 +200,9 @@ def check_memory(config: Experiment) -> CheckResult:
 
 def check_shared_memory(config: Experiment) -> CheckResult:
     """Check that the object store fits into /dev/shm; Ray uses a disk otherwise, or fails if the store is large."""
+    if not Path(_SHM).is_dir():
+        hint = "mount a tmpfs there, or start the container with shared memory"
+        return CheckResult("shared memory", "warn", f"there is no {_SHM}, so a disk is used", "memory there", hint)
     free, store = shutil.disk_usage(_SHM).free, _object_store_bytes(config, _read_memory()[0])
     found = f"{storage.format_bytes(free)} free in {_SHM}, object store {storage.format_bytes(store)}"
     if free >= store:
@@ -237,6 +240,8 @@ def check_temporary() -> CheckResult:
             found[-1] += f" and {inodes} free inodes"
             expected.append(f"{_MIN_INODES} free inodes in {folder}")
         is_full = is_full or 1 - usage.free / usage.total > _MAX_TEMP_USAGE
+    if len(os.fsencode(environment.temporary_folder())) > environment.MAX_TEMPORARY_PATH:
+        expected.append(f"a name of at most {environment.MAX_TEMPORARY_PATH} bytes, for the sockets of Ray")
     hint = "free some space, or set TMPDIR and RAY_TMPDIR to a folder on a different disk"
     if expected:
         return CheckResult("temporary folder", "fail", ", ".join(found), ", ".join(expected), hint)
@@ -265,7 +270,8 @@ def _object_store_bytes(config: Experiment, total: int) -> int:
     """Return the size of a local object store; by default Ray does not exceed /dev/shm if that is large enough."""
     if config.cluster.object_store_mb is not None:
         return config.cluster.object_store_mb * 1024**2
-    shared_memory = max(_MAX_SLOW_STORE_BYTES, round(shutil.disk_usage(_SHM).free * 0.95))
+    free = shutil.disk_usage(_SHM).free if Path(_SHM).is_dir() else 0
+    shared_memory = max(_MAX_SLOW_STORE_BYTES, round(free * 0.95))
     return min(round(total * _STORE_FRACTION), _MAX_STORE_BYTES, shared_memory)
 
 
