@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from lakd_ray import environment, signals
 from lakd_ray.config import ClusterConfig, Experiment
@@ -27,8 +28,6 @@ _WORKER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hide GPUs from the processes that reserve none
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; stage tune logs a line for each trial
     "RAY_raylet_start_wait_time_s": "120",  # for a busy machine; it does not help if the raylet itself fails
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's own aborts the process on SIGTERM, with a stack of C++
-    "PYTHONFAULTHANDLER": "1",  # instead, for processes that crash
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -72,6 +71,8 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
     try:
         with warnings.catch_warnings(), signals.shielded_children():
             warnings.simplefilter("ignore", FutureWarning)
+            # In the driver alone: this handler aborts the process on SIGTERM. Ray reads the variable when it is imported.
+            ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
             ray.init(**_init_options(cluster, address, cpus))
     except (ConnectionError, ValueError, RuntimeError) as error:
         target = f"the Ray cluster at {address}" if address else "Ray on this machine"

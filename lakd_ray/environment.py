@@ -145,8 +145,8 @@ def _open_private(path: str, flags: int) -> int:
 
 def _is_in_home(variable: str, home: Path) -> bool:
     """Return whether the home directory has the file or folder already, which can be read there."""
-    places = {"RAY_AUTH_TOKEN_PATH": ".ray/auth_token", "HF_HOME": ".cache/huggingface"}
-    return variable in places and os.access(home / places[variable], os.R_OK)
+    paths = {"RAY_AUTH_TOKEN_PATH": ".ray/auth_token", "HF_HOME": ".cache/huggingface"}
+    return variable in paths and os.access(home / paths[variable], os.R_OK)
 
 
 def _private_home() -> Path:

@@ -63,16 +63,30 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def shielded_children() -> Iterator[None]:
-    """Make processes that are started within the block ignore the signals that end this process, which ends them.
+    """Make processes that Ray starts within the block ignore the signals that end this process, which ends them.
 
     A closed terminal, `timeout` and service managers send a signal to all processes of a group. The processes of a
-    cluster must outlive it until the driver has saved its state. They inherit the mask of blocked signals.
+    cluster must outlive it until the driver has saved its state. They inherit the mask of blocked signals from the
+    child that becomes the first of them. `subprocess` calls the hook for processes with a `preexec_fn`, as all of Ray
+    have.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    global _shields_children  # noqa: PLW0603 -- hooks of a fork belong to the process
+    _shields_children = True
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _shields_children = False
+
+
+_shields_children = False
+
+
+def _shield_child() -> None:
+    if _shields_children:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+os.register_at_fork(after_in_child=_shield_child)
 
 
 def exit_now(status: int) -> None:

@@ -88,7 +88,7 @@ def test_requests_to_this_machine_and_the_cluster_are_not_sent_to_a_proxy(proxy:
 
 
 def test_a_long_temporary_folder_is_used_by_a_short_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    long = tmp_path / "slurm_jobdir/1355700/somebody.from.a.department/tmp.t0016"
+    long = tmp_path / "slurm_jobdir/1355700/a.user.of.a.department/tmp.t0016"
     long.mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -125,7 +125,7 @@ def test_process_1_of_a_container_ends_on_sigterm():
 def test_processes_of_a_cluster_outlive_a_signal_to_the_group():
     setup = (
         "global child\n    with signals.shielded_children(): "
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'], preexec_fn=int)"
     )
     cleanup = "time.sleep(0.2); print(child.poll()); child.kill()"
     with command(setup, cleanup) as process:

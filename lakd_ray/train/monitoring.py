@@ -117,7 +117,7 @@ class NoticeCheck:
     steps until the next one from the duration of its steps.
 
     Args:
-        read_notice: returns the notice, empty if there is none; all ranks must call it.
+        read_notice: returns the notice, or an empty string; all ranks must call it.
         device: device of the process group's tensors.
     """
 
