@@ -71,7 +71,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
     try:
         with warnings.catch_warnings(), signals.shielded_children():
             warnings.simplefilter("ignore", FutureWarning)
-            # In the driver alone: this handler aborts the process on SIGTERM. Ray reads the variable when it is imported.
+            # In the driver alone: its handler aborts the process on SIGTERM. Ray reads the variable when imported.
             ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
             ray.init(**_init_options(cluster, address, cpus))
     except (ConnectionError, ValueError, RuntimeError) as error:

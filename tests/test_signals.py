@@ -21,8 +21,8 @@ from lakd_ray.__main__ import run
 
 def work(*arguments):
     {setup}
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         while True:
             time.sleep(0.05)
     finally:
