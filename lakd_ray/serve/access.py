@@ -19,8 +19,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lakd_ray.addresses import is_loopback, parse_ip
 from lakd_ray.config import ServeConfig
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import ErrorResponse
-from lakd_ray.serve.upload import RequestError
 
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|(?:\*\.)?[\w.-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}

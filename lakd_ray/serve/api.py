@@ -39,11 +39,13 @@ from lakd_ray.serve.auth import ApiKeys, resolve_keys
 from lakd_ray.serve.budget import ByteBudget
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain, DrainMiddleware
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
 from lakd_ray.serve.model import ModelHandle, predict_recording
+from lakd_ray.serve.parameters import check_query
 from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
 from lakd_ray.serve.proxy.backpressure import CreditMiddleware
-from lakd_ray.serve.upload import MEGABYTE, RequestError
+from lakd_ray.serve.upload import MEGABYTE
 from lakd_ray.serve.web import create_web_router
 
 
@@ -83,6 +85,7 @@ class RequestOptions:
 
     def __init__(
         self,
+        request: Request,
         language: Annotated[
             str | None,
             Query(
@@ -115,6 +118,9 @@ class RequestOptions:
             Header(alias="X-Model", description="Use this model; by default a hash of the recording selects the model"),
         ] = None,
     ):
+        check_query(request.query_params, ("language", "window_s", "hop_s", "top_k"))
+        if len(request.headers.getlist("X-Model")) > 1:
+            raise RequestError(422, "X-Model is given more than once, expected one value")
         if hop_s is not None and window_s is None:
             raise RequestError(422, "hop_s without window_s: add window_s, the length of the timeline's segments")
         self.options = PredictOptions(language=language, window_s=window_s, hop_s=hop_s, top_k=top_k)
@@ -130,6 +136,11 @@ class RequestOptions:
             validate_segment_count(len(recording.wave_T), self.options)
         except DataError as error:
             raise RequestError(422, str(error)) from None
+
+
+def _forbid_query(request: Request) -> None:
+    """Reject a query of a route that has no parameters."""
+    check_query(request.query_params, ())
 
 
 @dataclass(frozen=True)
@@ -218,9 +229,11 @@ def create_app(
     app.include_router(create_web_router())
     app.include_router(_create_api_router(service))
 
+    stream_keys = websocket.StreamKeys(service.keys)
+
     @app.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
-        await websocket.handle_stream(socket, router.stable, config, service.keys, decoder, service.metrics)
+        await websocket.handle_stream(socket, router.stable, config, stream_keys, decoder, service.metrics)
 
     @app.get(
         "/-/healthz",
@@ -230,7 +243,7 @@ def create_app(
         tags=[openapi.OPERATIONS],
         response_class=PlainTextResponse,
     )
-    async def get_health() -> str:
+    async def get_health(_: Annotated[None, Depends(_forbid_query)]) -> str:
         """Return `success` while the endpoint is running."""
         return "success"
 
@@ -316,7 +329,7 @@ def _add_information_routes(api: APIRouter, service: _Service) -> None:
         tags=[openapi.MODEL],
         responses=openapi.error_responses(400, 401, 403, 421, 422, 429, 500, 503),
     )
-    async def get_model() -> ModelInfo:
+    async def get_model(_: Annotated[None, Depends(_forbid_query)]) -> ModelInfo:
         """Return name, version, emotions, languages and development scores of the stable model."""
         return await service.router.stable.info()
 
@@ -329,7 +342,7 @@ def _add_information_routes(api: APIRouter, service: _Service) -> None:
         responses=openapi.TEXT_RESPONSE | openapi.error_responses(400, 401, 403, 421, 422),
         response_class=Response,  # without a media type, so that errors are documented as JSON
     )
-    async def get_metrics() -> Response:
+    async def get_metrics(_: Annotated[None, Depends(_forbid_query)]) -> Response:
         """Return counters of requests, audio, emotions and warnings in Prometheus's text format."""
         return Response(service.metrics.render(), media_type=METRICS_CONTENT_TYPE)
 

@@ -38,7 +38,7 @@ from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.auth import ApiKeys, KeyDigests, resolve_keys
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 BATCH_WAIT_TIMEOUT_S = 0.005
 MAX_CALL_AUDIO_S = 30.0  # audio in one call of a replica: longer timelines are spread over several replicas

@@ -6,7 +6,7 @@ from lakd_ray.audio import Recording, decode_recording
 from lakd_ray.audio.sandbox import SandboxPool
 from lakd_ray.errors import ClipError
 from lakd_ray.inference.recordings import RECORDING_LABEL, validate_duration
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 
 class RequestDecoder:

@@ -32,6 +32,7 @@ PREDICT_BODY: dict[str, Any] = {
         "in the field `file` of a form.",
         "content": {
             "audio/*": {"schema": _BINARY},
+            "video/*": {"schema": _BINARY},
             "application/octet-stream": {"schema": _BINARY},
             "multipart/form-data": _form(_BINARY),
         },

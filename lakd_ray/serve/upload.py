@@ -3,25 +3,25 @@
 The declared length is checked before the body is read; it may be missing, so received bytes are counted too.
 """
 
+import re
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+
+from lakd_ray.serve.errors import RequestError as RequestError  # noqa: PLC0414 -- for its users in other modules
+from lakd_ray.serve.parameters import check_names
 
 MEGABYTE = 1_000_000
 FORM_OVERHEAD_BYTES = 64 * 1024  # allowance for boundaries, part headers and small fields of a multipart body
 PART_OVERHEAD_BYTES = 1024  # allowance for the headers of each further file
+FILE_FIELD = "file"
 _MULTIPART = "multipart/form-data"
-
-
-class RequestError(Exception):
-    """A request that is rejected, with an HTTP status and a message for the client."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-        self.message = message
+# The content decides whether a body is a recording, so any type that programs give to files is accepted, such as
+# video/webm or binary/octet-stream. A browser lets a page of a different site send none of them without permission.
+_RECORDING_TYPES = ("audio", "video", "application", "binary")
+_TEXT_SUBTYPES = re.compile(r"(.*\+)?(json|xml)|x-www-form-urlencoded|(x-)?javascript|x-ndjson|graphql")
 
 
 async def read_upload(request: Request, max_bytes: int) -> bytes:
@@ -32,18 +32,19 @@ async def read_upload(request: Request, max_bytes: int) -> bytes:
         max_bytes: largest accepted recording, in bytes.
 
     Raises:
-        RequestError: 400 the upload was interrupted, 413 too large, 415 the Content-Type is not audio, 422 no
-            file in the form.
+        RequestError: 400 the upload was interrupted, 413 too large, 415 the Content-Type is not that of a
+            recording, 422 no file or unknown fields in the form.
     """
     media_type = _media_type(request)
     if media_type == _MULTIPART:
         (content,) = (file for _, file in await read_uploads(request, max_bytes, 1, max_bytes))
         return content
-    if not media_type.startswith("audio/") and media_type != "application/octet-stream":
+    kind, _, subtype = media_type.partition("/")
+    if kind not in _RECORDING_TYPES or not subtype or _TEXT_SUBTYPES.fullmatch(subtype):
         raise RequestError(
             415,
-            f"Content-Type is {media_type[:40] or 'missing'}, expected audio/* or application/octet-stream with the "
-            "recording as the body, or multipart/form-data with a field `file`",
+            f"Content-Type is {media_type[:40] or 'missing'}, expected audio/*, video/* or application/octet-stream "
+            "with the recording as the body, or multipart/form-data with a field `file`",
         )
     _check_content_length(request, max_bytes, max_bytes)
     try:
@@ -64,7 +65,8 @@ async def read_uploads(
         max_total_bytes: largest sum of all files, in bytes.
 
     Raises:
-        RequestError: 400 the upload was interrupted, 413 too large, 415 not a form, 422 no file or too many.
+        RequestError: 400 the upload was interrupted, 413 too large, 415 not a form, 422 no file, too many, or
+            unknown fields.
     """
     media_type = _media_type(request)
     if media_type != _MULTIPART:
@@ -85,9 +87,7 @@ async def read_uploads(
     except ClientDisconnect:
         raise _interrupted_error() from None
     try:
-        uploads = [field for field in form.getlist("file") if isinstance(field, UploadFile)]
-        if not uploads:
-            raise RequestError(422, "the multipart form has no file, expected the recording in the field `file`")
+        uploads = _file_fields(form)
         if max_files == 1 and (uploads[0].size or 0) > max_bytes:
             raise _too_large_error(max_bytes)
         files: list[tuple[str, bytes]] = []
@@ -97,6 +97,22 @@ async def read_uploads(
         return files
     finally:
         await form.close()
+
+
+def _file_fields(form: FormData) -> list[UploadFile]:
+    """Return the files of a form after checking that it has no other fields.
+
+    Raises:
+        RequestError: 422 an unknown field, a field without a file, or no field.
+    """
+    names = list(dict.fromkeys(name for name, _ in form.multi_items()))
+    check_names(names, (FILE_FIELD,), "form field", "; options such as `language` are query parameters: ?language=fi")
+    fields = form.getlist(FILE_FIELD)
+    uploads = [field for field in fields if isinstance(field, UploadFile)]
+    if not uploads or len(uploads) < len(fields):
+        found = "has a field `file` with a text" if fields else "has no file"
+        raise RequestError(422, f"the multipart form {found}, expected the recording as a file in the field `file`")
+    return uploads
 
 
 def _media_type(request: Request) -> str:

@@ -8,7 +8,7 @@ from typing import Self
 
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.audio.ffmpeg import sandbox_options, webm_stream_command
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 _MAX_LOG_BYTES = 4096
 

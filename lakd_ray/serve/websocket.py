@@ -12,14 +12,15 @@ or model unavailable: try again) or 1011 (internal error).
 
 import asyncio
 import io
-import json
 import wave
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import ServeConfig
@@ -27,13 +28,16 @@ from lakd_ray.inference.options import LANGUAGE_PATTERN, PredictOptions
 from lakd_ray.inference.recordings import MIN_SECONDS
 from lakd_ray.serve.auth import ApiKeys
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import ErrorResponse, StreamResult
 from lakd_ray.serve.model import ModelHandle, predict_recording
+from lakd_ray.serve.parameters import check_names, check_query
 from lakd_ray.serve.prometheus import Metrics
-from lakd_ray.serve.upload import RequestError
 from lakd_ray.serve.webm import WebmDecoder
 
 _MAX_MESSAGE_BYTES = 1 << 20
+_KEY_DEADLINE_S = 10.0  # from the start of a stream to its key
+_MAX_WAITING_FOR_KEY = 8  # few, because each occupies one of the ingress's requests
 _CLOSE_POLICY_VIOLATION, _CLOSE_INTERNAL_ERROR, _CLOSE_TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455
 
 
@@ -47,6 +51,15 @@ class StreamParams(BaseModel):
     language: str | None = Field(None, pattern=LANGUAGE_PATTERN)
     window_s: float = Field(3.0, ge=0.25, le=60)
     hop_s: float = Field(1.0, ge=0.1, le=60)
+
+
+class _Command(BaseModel):
+    """A text message: the end of the audio, or an API key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    type: Literal["end"] | None = None
+    key: str | None = None
 
 
 class _AudioBuffer:
@@ -93,39 +106,82 @@ class _AudioBuffer:
         return target.getvalue(), self.total_seconds - len(tail) / 2 / self.rate, self.total_seconds
 
 
+class StreamKeys:
+    """Checks the keys of streams, so that clients without one cannot occupy the streams of others.
+
+    A browser cannot send headers with a WebSocket, so its key is the first message. Streams that have not sent it have
+    a short deadline, and when too many wait, the oldest one is closed.
+    """
+
+    def __init__(self, keys: ApiKeys):
+        self._keys = keys
+        self._waiting: deque[asyncio.Timeout] = deque()
+
+    async def authenticate(self, socket: WebSocket, timeout_s: float) -> None:
+        """Check the key in the header or the first message.
+
+        Raises:
+            RequestError: 401 the key is missing or invalid, 408 it was not sent in time.
+        """
+        if not self._keys.required or self._keys.authorizes(socket.headers.get("authorization")):
+            return
+        try:
+            async with asyncio.timeout(min(timeout_s, _KEY_DEADLINE_S)) as deadline:
+                self._waiting.append(deadline)
+                if len(self._waiting) > _MAX_WAITING_FOR_KEY:
+                    self._waiting.popleft().reschedule(0)  # ends it at once
+                try:
+                    message = await _receive_message(socket)
+                finally:
+                    with suppress(ValueError):
+                        self._waiting.remove(deadline)
+        except TimeoutError:
+            raise RequestError(408, "no API key was sent in time: send it as the first message") from None
+        if isinstance(message, bytes) or message.key is None or not self._keys.is_valid(message.key):
+            raise RequestError(401, 'the API key is missing or invalid: send {"key": KEY} as the first message')
+
+
 async def handle_stream(
-    socket: WebSocket, model: ModelHandle, config: ServeConfig, keys: ApiKeys, decoder: RequestDecoder, metrics: Metrics
+    socket: WebSocket,
+    model: ModelHandle,
+    config: ServeConfig,
+    keys: StreamKeys,
+    decoder: RequestDecoder,
+    metrics: Metrics,
 ) -> None:
     """Handle a stream from its acceptance to its end."""
     await socket.accept()
-    if metrics.open_streams >= config.max_streams:
+    try:
+        params = _parse_query(socket)
+        await keys.authenticate(socket, config.deadline_s)
+        if metrics.open_streams >= config.max_streams:
+            raise RequestError(
+                503, f"{config.max_streams} streams are open, the limit of the endpoint: try again later"
+            )
+        with metrics.track_stream():
+            await _run_stream(socket, params, model, config, decoder)
+    except RequestError as error:
+        await _close_with_error(
+            socket, _CLOSE_TRY_AGAIN_LATER if error.status == 503 else _CLOSE_POLICY_VIOLATION, error.message
+        )
+    except WebSocketDisconnect:
+        pass
+    except Exception as error:  # reported to the client as in HTTP, then raised for the log of the server
         await _close_with_error(
             socket,
-            _CLOSE_TRY_AGAIN_LATER,
-            f"{config.max_streams} streams are open, the limit of the endpoint: try again later",
+            _CLOSE_INTERNAL_ERROR,
+            f"internal error ({type(error).__name__}); the log of the server has the details",
         )
-        return
-    with metrics.track_stream():
-        try:
-            params = StreamParams.model_validate(dict(socket.query_params))
-            await _authenticate(socket, keys, config.deadline_s)
-            await _run_stream(socket, params, model, config, decoder)
-        except ValidationError as error:
-            details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            await _close_with_error(socket, _CLOSE_POLICY_VIOLATION, details)
-        except RequestError as error:
-            await _close_with_error(
-                socket, _CLOSE_TRY_AGAIN_LATER if error.status == 503 else _CLOSE_POLICY_VIOLATION, error.message
-            )
-        except WebSocketDisconnect:
-            pass
-        except Exception as error:  # reported to the client as in HTTP, then raised for the log of the server
-            await _close_with_error(
-                socket,
-                _CLOSE_INTERNAL_ERROR,
-                f"internal error ({type(error).__name__}); the log of the server has the details",
-            )
-            raise
+        raise
+
+
+def _parse_query(socket: WebSocket) -> StreamParams:
+    check_query(socket.query_params, StreamParams.model_fields)
+    try:
+        return StreamParams.model_validate(dict(socket.query_params))
+    except ValidationError as error:
+        details = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        raise RequestError(422, "; ".join(details)) from None
 
 
 async def _close_with_error(socket: WebSocket, code: int, reason: str) -> None:
@@ -147,33 +203,32 @@ def _idle_message(seconds: float) -> str:
     return f"no message for {seconds:g} s: send audio continuously, or end the stream"
 
 
-async def _authenticate(socket: WebSocket, keys: ApiKeys, timeout_s: float) -> None:
-    """Check the key in the header or the first message: browsers cannot send headers with a WebSocket."""
-    if not keys.required or keys.authorizes(socket.headers.get("authorization")):
-        return
-    async with _timeout(timeout_s, _idle_message(timeout_s)):
-        message = await _receive_message(socket)
-    if not isinstance(message, dict) or not keys.is_valid(str(message.get("key", ""))):
-        raise RequestError(401, 'the API key is missing or invalid: send {"key": KEY} as the first message')
-
-
-async def _receive_message(socket: WebSocket) -> bytes | dict[str, Any]:
-    """Return the next message: the samples of a binary message, or the object of a text message."""
+async def _receive_message(socket: WebSocket) -> bytes | _Command:
+    """Return the next message: the samples of a binary message, or the command of a text message."""
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1006))
-    content: bytes | str = message.get("bytes") or message.get("text") or b""
+    text: str | None = message.get("text")
+    content: bytes | str = message.get("bytes") or b"" if text is None else text
     if len(content) > _MAX_MESSAGE_BYTES:
         raise RequestError(413, f"the message has {len(content)} bytes, expected at most {_MAX_MESSAGE_BYTES}")
-    if isinstance(content, bytes):
-        return content
+    return content if isinstance(content, bytes) else _parse_command(content)
+
+
+def _parse_command(text: str) -> _Command:
+    expected = 'expected {"type": "end"} or {"key": KEY}'
     try:
-        command = json.loads(content)
-    except ValueError:
-        command = None
-    if not isinstance(command, dict):
-        raise RequestError(422, 'the text message is not a JSON object, expected {"type": "end"} or {"key": KEY}')
-    return command
+        values = from_json(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or len(values) != 1 or None in values.values():
+        raise RequestError(422, f"the text message is not a JSON object with one key, {expected}")
+    check_names(list(values), _Command.model_fields, "key of a message", f"; {expected}")
+    try:
+        return _Command.model_validate(values)
+    except ValidationError as error:
+        (item,) = error.errors()
+        raise RequestError(422, f"`{item['loc'][0]}` in the message is invalid ({item['msg']}), {expected}") from None
 
 
 async def _run_stream(
@@ -239,7 +294,7 @@ async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIte
             message = await _receive_message(socket)
         if isinstance(message, bytes):
             yield message
-        elif message.get("type") == "end":
+        elif message.type == "end":
             return
 
 

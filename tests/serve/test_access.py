@@ -12,7 +12,7 @@ from support.fake_model import FakeModel
 from lakd_ray.config import ServeConfig
 from lakd_ray.serve.access import AccessPolicy
 from lakd_ray.serve.api import ModelRouter, create_app
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 LOCAL = "127.0.0.1:8000"
 GATEWAY = {"public_hosts": ["speech.example.org"]}

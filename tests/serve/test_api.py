@@ -20,8 +20,9 @@ from lakd_ray.config import CanaryConfig, ServeConfig
 from lakd_ray.inference.results import EmotionResult
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import BatchResponse
-from lakd_ray.serve.upload import MEGABYTE, RequestError
+from lakd_ray.serve.upload import MEGABYTE
 
 Send = Callable[..., httpx.Response]
 
@@ -69,7 +70,7 @@ def assert_error(response: httpx.Response, status: int, *texts: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
-@pytest.mark.parametrize("kind", ["audio/x-something", "application/octet-stream", "Audio/WAV; codecs=1"])
+@pytest.mark.parametrize("kind", ["audio/x-something", "application/octet-stream", "Audio/WAV; codecs=1", "video/webm"])
 def test_raw_body_is_predicted(send, recording, format, kind):
     model = FakeModel()
     response = send(model, content=recording(1.0, format=format), headers={"Content-Type": kind})
@@ -92,7 +93,7 @@ def test_stereo_recording_at_a_different_rate(send, recording):
 
 def test_multipart_form_is_predicted(send, recording):
     model = FakeModel()
-    response = send(model, files={"file": ("clip.wav", recording(2.0), "audio/wav")}, data={"note": "ignored"})
+    response = send(model, files={"file": ("clip.wav", recording(2.0), "audio/wav")})
     assert response.status_code == 200, response.text
     assert len(model.waves[0]) == 32_000
 
@@ -308,7 +309,18 @@ def test_recording_of_the_maximum_duration_is_accepted(send, recording):
         assert response.status_code == 200, response.text
 
 
-@pytest.mark.parametrize("kind", [None, "", "text/plain", "application/json", "application/x-www-form-urlencoded", "é"])
+@pytest.mark.parametrize("kind", [
+    "video/mp4", "video/ogg", "video/x-matroska", "application/ogg", "application/mp4", "application/x-flac",
+    "binary/octet-stream", "application/force-download", "video/3gpp; codecs=amr",
+])  # fmt: skip
+def test_types_that_programs_give_to_recordings_are_accepted(send, recording, kind):
+    assert send(FakeModel(), content=recording(), headers={"Content-Type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [
+    None, "", "text/plain", "application/json", "application/x-www-form-urlencoded", "é", "application/ld+json",
+    "application/xml", "image/png", "text/javascript", "application/javascript", "audio", "audio/", "multipart/mixed",
+])  # fmt: skip
 def test_other_content_types_are_rejected(send, recording, kind):
     headers = {} if kind is None else {"Content-Type": kind.encode("latin-1")}
     assert_error(send(FakeModel(), content=recording(), headers=headers), 415, "audio/*")
@@ -369,6 +381,55 @@ def test_form_with_wrong_file_fields_is_rejected(send, recording):
     assert_error(send(FakeModel(), files=[("file", ("a.wav", recording())), ("file", ("b.wav", recording()))]), 422)
 
 
+@pytest.mark.parametrize(("path", "texts"), [
+    ("/v1/emotion?lang=fi", ["`lang`", "did you mean `language`"]),
+    ("/v1/emotion?Language=fi", ["`Language`", "did you mean `language`"]),
+    ("/v1/emotion?windows_s=1", ["did you mean `window_s`"]),
+    ("/v1/emotion?topk=1&language=en", ["did you mean `top_k`"]),
+    ("/v1/emotion?zzzzzz=1", ["`zzzzzz`", "expected `language`, `window_s`, `hop_s`, `top_k`"]),
+    ("/v1/emotion?=1", ["query parameter ``"]),
+    ("/v1/emotion?%00%1b=1", [r"`\x00\x1b`"]),
+    ("/v1/emotion?language=fi&language=en", ["`language` is given 2 times"]),
+    ("/v1/emotion?window_s=1&window_s=1", ["`window_s` is given 2 times"]),
+    ("/v1/emotion:batch?lang=fi", ["did you mean `language`"]),
+    ("/v1/model?verbose=1", ["`verbose`", "has none"]),
+    ("/metrics?format=json", ["`format`"]),
+    ("/-/healthz?x=1", ["`x`"]),
+])  # fmt: skip
+def test_unknown_and_repeated_query_parameters_are_rejected(send, recording, path, texts):
+    model = FakeModel()
+    if "emotion" not in path:
+        response = send(model, "GET", path)
+    elif "batch" in path:
+        response = send(model, path=path, files={"file": ("a.wav", recording())})
+    else:
+        response = send(model, path=path, content=recording(), headers=AUDIO)
+    assert_error(response, 422, *texts)
+    assert not model.waves
+
+
+def test_repeated_header_of_the_model_is_rejected(send, recording):
+    headers = [("Content-Type", "audio/wav"), ("X-Model", "stable"), ("X-Model", "canary")]
+    assert_error(send(FakeModel(), content=recording(), headers=headers), 422, "X-Model")
+
+
+@pytest.mark.parametrize("path", ["/v1/emotion", "/v1/emotion:batch"])
+@pytest.mark.parametrize(("data", "texts"), [
+    ({"language": "fi"}, ["form field `language`", "?language=fi"]),
+    ({"file": "a text"}, ["a text"]),
+    ({"response_format": "json"}, ["form field `response_format`"]),
+])  # fmt: skip
+def test_unknown_form_fields_are_rejected(send, recording, path, data, texts):
+    model = FakeModel()
+    response = send(model, path=path, files={"file": ("a.wav", recording())}, data=data)
+    assert_error(response, 422, *texts)
+    assert not model.waves
+
+
+def test_misspelt_form_field_has_the_nearest_name(send, recording):
+    assert_error(send(FakeModel(), files={"files": ("a.wav", recording())}), 422, "`files`", "did you mean `file`")
+
+
 def test_unavailable_model_is_a_503(send, recording):
     response = send(FakeModel(RequestError(503, "unavailable")), content=recording(), headers=AUDIO)
     assert_error(response, 503, "unavailable")
@@ -415,7 +476,12 @@ def test_openapi_paths_and_operation_ids_are_stable(send):
 def test_openapi_documents_bodies_and_errors(send):
     document = send(FakeModel(), "GET", "/openapi.json").json()
     predict = document["paths"]["/v1/emotion"]["post"]
-    assert set(predict["requestBody"]["content"]) == {"audio/*", "application/octet-stream", "multipart/form-data"}
+    assert set(predict["requestBody"]["content"]) == {
+        "audio/*",
+        "video/*",
+        "application/octet-stream",
+        "multipart/form-data",
+    }
     assert {"200", "400", "401", "403", "408", "413", "415", "421", "422", "429", "500", "503"} == set(
         predict["responses"]
     )

@@ -9,7 +9,7 @@ import pytest
 from lakd_ray.audio import Recording, decode_recording
 from lakd_ray.serve import decoding
 from lakd_ray.serve.decoding import RequestDecoder
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 
 def decode(decoders: RequestDecoder, content: bytes = b"", max_seconds: float = 10.0) -> Recording:

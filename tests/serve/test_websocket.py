@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,11 @@ import pytest
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from support.fake_model import FakeModel
+from support.local_endpoint import running_api
+from websockets.sync.client import connect
 
 from lakd_ray.config import ServeConfig
+from lakd_ray.serve import websocket
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.messages import StreamResult
 
@@ -128,18 +131,68 @@ def test_stream_that_is_not_webm_is_rejected(stream):
 
 
 @pytest.mark.parametrize(
-    "query", ["format=mp3", "rate=1", "rate=x", "language=EN", "hop_s=0", "window_s=1e9", "unknown=1"]
+    "query",
+    ["format=mp3", "rate=1", "rate=x", "language=EN", "hop_s=0", "window_s=1e9", "a=1", "rate=1&rate=2"],
 )
 def test_invalid_queries_are_rejected(stream, query):
     with stream(query) as session:
         assert_closed(session, 1008, query.partition("=")[0])
 
 
-@pytest.mark.parametrize("text", ["", "not JSON", "[1]", '"end"', "null"])
-def test_invalid_text_messages_are_rejected(stream, text):
+@pytest.mark.parametrize("keys_required", [False, True])
+@pytest.mark.parametrize("text", [
+    "", "{", "not JSON", "[1]", '"end"', "null", "{}", "[" * 200_000, '{"a":' * 100_000, '{"key": ' + "9" * 5000 + "}",
+    '{"key": NaN}', r'{"key": "\ud800"}', '{"type": "end", "key": "a"}', '{"key": null}', "\0", "\ufeff{}",
+])  # fmt: skip
+def test_invalid_text_messages_are_rejected(stream, monkeypatch, text, keys_required):
+    if keys_required:
+        monkeypatch.setenv("LAKD_API_KEYS", KEY)
     with stream() as session:
-        session.send_text(text or "{")
-        assert_closed(session, 1008, "JSON")
+        session.send_text(text)
+        assert_closed(session, 1008)
+
+
+@pytest.mark.parametrize(("text", "texts"), [
+    ('{"type": "stop"}', ["`type`", "end"]),
+    ('{"type": 1}', ["`type`"]),
+    ('{"key": ["a"]}', ["`key`", "string"]),
+    ('{"keys": "a"}', ["`keys`", "did you mean `key`"]),
+    ('{"language": "fi"}', ["`language`", "expected"]),
+])  # fmt: skip
+def test_messages_with_unknown_keys_or_values_are_rejected(stream, text, texts):
+    with stream() as session:
+        session.send_text(text)
+        assert_closed(session, 1008, *texts)
+
+
+def test_key_for_an_endpoint_without_keys_is_accepted(stream):
+    with stream() as session:
+        session.send_text(json.dumps({"key": KEY}))
+        session.send_bytes(samples(0.5))
+        session.send_text(END)
+        assert remaining_results(session)[-1].final
+
+
+def test_clients_without_a_key_do_not_occupy_streams(decoders, monkeypatch):
+    monkeypatch.setenv("LAKD_API_KEYS", KEY)
+    with running_api(FakeModel(), decoders, max_streams=1) as url, ExitStack() as stack:
+        address = url.replace("http", "ws") + "/v1/stream"
+        idle = [stack.enter_context(connect(address)) for _ in range(12)]
+        for headers, key in (({"Authorization": f"Bearer {KEY}"}, None), ({}, KEY)):
+            with connect(address, additional_headers=headers) as session:
+                if key:
+                    session.send(json.dumps({"key": key}))
+                session.send(samples(0.5))
+                session.send(END)
+                assert StreamResult.model_validate_json(session.recv(timeout=60)).final
+        assert "no API key" in json.loads(idle[0].recv(timeout=60))["error"]  # the oldest one
+
+
+def test_stream_without_its_key_is_closed_after_a_short_time(stream, monkeypatch):
+    monkeypatch.setenv("LAKD_API_KEYS", KEY)
+    monkeypatch.setattr(websocket, "_KEY_DEADLINE_S", 0.1)
+    with stream() as session:
+        assert_closed(session, 1008, "no API key")
 
 
 def test_short_streams_and_large_messages_are_rejected(stream):
@@ -168,7 +221,7 @@ def test_number_of_streams_is_limited(stream):
 
 
 def test_errors_of_the_model_are_reported(stream):
-    from lakd_ray.serve.upload import RequestError
+    from lakd_ray.serve.errors import RequestError
 
     with stream(model=FakeModel(RequestError(503, "unavailable"))) as session:
         session.send_bytes(samples(0.5))
