@@ -10,6 +10,7 @@
     │   └── CorruptedError     a folder that is unfinished, truncated or changed
     ├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
     ├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
+    ├── LeaseError         a different process works on the folder, or has taken it over
     ├── ResourceError      the cluster does not have the requested resources
     └── TrainingError      a training run that failed or diverged
 
@@ -59,6 +60,10 @@ class CheckpointError(LakdError):
 
 class StageError(LakdError):
     """A stage's output belongs to a different configuration, or a required stage has not run."""
+
+
+class LeaseError(LakdError):
+    """A different process works on a folder, or has taken it over from this one."""
 
 
 class ResourceError(LakdError):
