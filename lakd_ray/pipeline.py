@@ -6,8 +6,10 @@ Each stage skips what is already done and valid.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+from lakd_ray import storage
 from lakd_ray.cluster import cluster_address, experiment_session, resolve_device, with_local_device
 from lakd_ray.config import Experiment
 from lakd_ray.data import prepare
@@ -89,6 +91,7 @@ STAGES: dict[str, Callable[[Pipeline], object]] = {
     "report": Pipeline.report,
     "serve": Pipeline.serve,
 }
+_READING_STAGES = ("report", "serve")  # they may run beside training
 _STAGES_ON_WORKERS = ("teachers", "distill", "tune", "evaluate")  # on the device of `train.gpu`
 
 
@@ -103,11 +106,13 @@ def run_stage(config: Experiment, stage: str) -> None:
 
     Raises:
         ConfigError: there is no such stage.
+        LeaseError: a different process works on the experiment; `report` and `serve` may run beside it.
         LakdError: the stage fails.
     """
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
-    with experiment_session(config):
+    lease = nullcontext() if stage in _READING_STAGES else storage.hold(config.folder)
+    with lease, experiment_session(config):
         if stage in _STAGES_ON_WORKERS:
             config = resolve_device(config)
         STAGES[stage](Pipeline(config, (build_run_graph(config),)))
@@ -119,7 +124,7 @@ def run_pipeline(config: Experiment) -> None:
     Raises:
         LakdError: a stage fails.
     """
-    with experiment_session(config):
+    with storage.hold(config.folder), experiment_session(config):
         run_stages(config)
 
 

@@ -1,4 +1,4 @@
-"""Commands that look after an experiment: doctor, disk-usage, gc."""
+"""Commands that look after an experiment: doctor, disk-usage, gc, unlock."""
 
 import json
 import sys
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     command = app.command(cls=LakdCommand, rich_help_panel=options.OPERATIONS_PANEL)
     command(disk_usage)
     command(gc)
+    command(unlock)
 
 
 def doctor(experiment: ExperimentArgument, overrides: OverridesOption = None, as_json: JsonOption = False) -> int:
@@ -68,4 +69,40 @@ def gc(
         print("nothing was deleted")
         return 0
     print(f"freed {storage.format_bytes(garbage.delete_garbage(config, report))}")
+    return 0
+
+
+def unlock(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of an experiment or of predictions, as the error message prints it.",
+            show_default=False,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Unlock without a confirmation.")] = False,
+) -> int:
+    """Take a folder away from the process that works on it, which can then no longer write there.
+
+    Needed only if that process hangs or its machine is cut off: one that has ended holds nothing.
+    """
+    from lakd_ray import storage  # pyarrow takes a second to load
+
+    holder = storage.last_holder(folder)
+    if holder is None or holder.status == "free":
+        print(f"no process works on {folder}")
+        return 0
+    print(f"{folder} is in use by {holder.describe()}")
+    if not yes and not sys.stdin.isatty():
+        print("nothing was changed: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
+        return 1
+    if not yes and input("Take it away? That process ends. [y/N] ").strip().lower() not in (
+        "y",
+        "yes",
+    ):
+        print("nothing was changed")
+        return 0
+    storage.end_lease(folder)
+    print("unlocked")
     return 0

@@ -125,9 +125,10 @@ def _run_stage(stage: str, config: Experiment, preflight_stages: Sequence[str] =
 
 
 def _run_checked(config: Experiment, stages: Sequence[str], run: Callable[[Experiment], object]) -> None:
+    from lakd_ray import storage
     from lakd_ray.ops import doctor  # Ray takes seconds to load
 
-    with doctor.checked_session(config, stages):
+    with storage.hold(config.folder), doctor.checked_session(config, stages):
         run(config)
 
 

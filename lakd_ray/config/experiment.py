@@ -180,6 +180,10 @@ class Experiment(Section):
 
     def stage_folder(self, stage: str) -> str:
         """Return the location of a stage's outputs, which for data and teachers may be the base experiment's."""
+        return f"{self.owner_folder(stage)}/{stage}"
+
+    def owner_folder(self, stage: str) -> str:
+        """Return the location of the experiment to which a stage's outputs belong: this one or the base experiment."""
         is_shared = self.base_experiment is not None and stage in ("prepare", "teachers")
         owner = self.base_experiment if is_shared else self.name
-        return f"{self.storage.rstrip('/')}/{owner}/{stage}"
+        return f"{self.storage.rstrip('/')}/{owner}"

@@ -53,6 +53,7 @@ def prepare_corpora(config: Experiment) -> str:
         DataError: a corpus cannot be read, or more clips than allowed were quarantined.
         ConfigError: `speaker_aliases` has a name that is not in the corpora.
         StageError: the folder was written with a different configuration.
+        LeaseError: a different process is writing it.
     """
     folder = config.stage_folder("prepare")
     fingerprint = fingerprint_inputs(config)
@@ -69,6 +70,15 @@ def prepare_corpora(config: Experiment) -> str:
     if done and (record.read_record(folder) or {}).get("corpora") == state:
         logger.info(f"prepare: already done: {folder}")
         return folder
+    with storage.hold(config.owner_folder("prepare")):
+        _write_stage(config, folder, fingerprint, snapshots, state)
+    return folder
+
+
+def _write_stage(
+    config: Experiment, folder: str, fingerprint: dict[str, Any], snapshots: list[CorpusSnapshot], state: str
+) -> None:
+    """Write shards, manifest and record; `state` is the digest of the corpora."""
     record.mark_started(folder, fingerprint)
     previous = _prepared_utterances(folder)
     rows, quarantine = _prepare_corpora(snapshots, folder, config)
@@ -86,7 +96,6 @@ def prepare_corpora(config: Experiment) -> str:
         logger.info(f"prepare: {sentence}")
     if deleted := sorted(previous - {row["utterance"] for row in (*rows, *quarantine)}):
         logger.info(f"prepare: {len(deleted)} clips are no longer in the corpora: {_format_names(deleted)}")
-    return folder
 
 
 def _all_shards_exist(folder: str) -> bool:

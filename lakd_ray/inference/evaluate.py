@@ -5,6 +5,7 @@ Shape suffixes: R rows, C classes.
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,6 +115,23 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
     missing = [model for model in models if not _is_done(model, fingerprint[model.predictions_stem])]
     if not missing:
         logger.info("evaluate: already done: %s", predictions_folder(config))
+    with storage.hold(config.folder) if missing else nullcontext():
+        _predict_missing(config, manifest, rows, missing, fingerprint)
+    if missing:
+        names = list(dict.fromkeys(model.run.id for model in missing))
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        logger.info("evaluate: %d test utterances by %s -> %s", len(rows), shown, predictions_folder(config))
+    return predictions_folder(config)
+
+
+def _predict_missing(
+    config: Experiment,
+    manifest: Manifest,
+    rows: RowIndices,
+    missing: list[_EvaluatedModel],
+    fingerprint: Mapping[str, dict[str, Any]],
+) -> None:
+    """Predict with models and write their predictions; as many models at a time as fit into a worker's memory."""
     for group in group_by_budget(missing, _checkpoint_bytes, _MAX_BYTES_IN_MEMORY):
         queries = {
             f"{model.predictions_stem} {condition}": ModelQuery(model.checkpoint, condition)
@@ -126,11 +144,6 @@ def run(graph: RunGraph, *same_fold_graphs: RunGraph, exclude: Collection[str] =
                 condition: results[f"{model.predictions_stem} {condition}"] for condition in model.conditions
             }
             _write_predictions(manifest, rows, model, by_condition, fingerprint[model.predictions_stem])
-    if missing:
-        names = list(dict.fromkeys(model.run.id for model in missing))
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        logger.info("evaluate: %d test utterances by %s -> %s", len(rows), shown, predictions_folder(config))
-    return predictions_folder(config)
 
 
 def _models_to_evaluate(graph: RunGraph, exclude: Collection[str]) -> list[_EvaluatedModel]:

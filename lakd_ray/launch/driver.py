@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -76,6 +76,7 @@ def train_tasks(
         ConfigError: the package of a configured tracker is not installed.
         ResourceError: the cluster cannot hold one worker group.
         TrainingError: a run failed and its retries are used up (not with `keep_going`).
+        LeaseError: a different process works on the experiment, or has taken it over.
     """
     pending = _pending_tasks(tasks)
     if len(pending) < len(tasks):
@@ -85,6 +86,17 @@ def train_tasks(
     if not pending:
         return
     _log_missing_classes(pending.values(), name)
+    folders = sorted({task.config.owner_folder(task.run.stage) for task in pending.values()})
+    with ExitStack() as leases:
+        for folder in folders:
+            leases.enter_context(storage.hold(folder))
+        _train_pending(pending, name=name, keep_going=keep_going, on_event=on_event)
+
+
+def _train_pending(
+    pending: Mapping[str, TrainingTask], *, name: str, keep_going: bool, on_event: Callable[[TrainingEvent], None]
+) -> None:
+    tasks = list(pending.values())
     trackers = build_trackers(tasks[0].config)
     available = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
     cluster.check_resources(tasks[0].config, ("distill",), available)
@@ -98,7 +110,7 @@ def train_tasks(
         poll_events(lambda: ray.get(queue.drain_events.remote()), track, on_event),
     ):
         try:
-            _fit_groups(queue, [_with_gpu(task, gpu) for task in pending.values()], name, keep_going)
+            _fit_groups(queue, [_with_gpu(task, gpu) for task in tasks], name, keep_going)
         except Exception:
             queue.close.remote()  # the other groups end after their current run
             raise
@@ -133,8 +145,15 @@ def _fit_groups(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going
     if num_groups == 1:
         _fit(queue, tasks, name, keep_going)
         return
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-    ray.get([fit.remote(queue, tasks, f"{name}-{group}", keep_going) for group in range(num_groups)])
+    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_in_task)
+    fences = storage.current_fences()
+    ray.get([fit.remote(fences, queue, tasks, f"{name}-{group}", keep_going) for group in range(num_groups)])
+
+
+def _fit_in_task(fences: list[dict[str, Any]], *arguments: Any) -> None:
+    """Run `_fit` in a Ray task, which hands the driver's fences on to its workers."""
+    storage.join_fences(fences)
+    _fit(*arguments)
 
 
 def _pending_tasks(tasks: Sequence[TrainingTask]) -> dict[str, TrainingTask]:
@@ -229,7 +248,12 @@ def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> Torc
     limits: Any = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     return TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"queue": queue, "group": name, "tasks": [task.to_dict() for task in tasks]},
+        train_loop_config={
+            "queue": queue,
+            "group": name,
+            "tasks": [task.to_dict() for task in tasks],
+            "fences": storage.current_fences(),
+        },
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.reserved_gpus > 0,

@@ -1,6 +1,5 @@
 """The log of a grid's runs: every event except epochs is stored in `<storage>/<experiment>/grid/events.jsonl`."""
 
-import json
 import logging
 import time
 from datetime import UTC, datetime
@@ -27,11 +26,9 @@ class RunLog:
         """Reason of each run that failed permanently since this process started; the next start tries them again."""
         self._plan = plan
         self._location = storage.join(plan.config.stage_folder("grid"), EVENTS_FILE)
-        self._events: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = storage.read_lines(self._location)
         self._trained_seconds = 0.0
         self._started = time.perf_counter()
-        if storage.exists(self._location):
-            self._events = [json.loads(line) for line in storage.read_bytes(self._location).splitlines()]
         self.reconcile()
 
     def on_event(self, event: TrainingEvent) -> None:
@@ -60,7 +57,7 @@ class RunLog:
         if event["event"] == "finished" and event["run"] in self._finished_runs():
             return
         self._events.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **event})
-        storage.write_bytes(self._location, "".join(json.dumps(entry) + "\n" for entry in self._events).encode())
+        storage.add_line(self._location, self._events[-1])
 
     def _progress(self) -> str:
         done = self._finished_runs()

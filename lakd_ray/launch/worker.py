@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from lakd_ray import storage
 from lakd_ray.config import Experiment, to_dict
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
@@ -52,12 +53,14 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
 
     Args:
         loop_config: `queue`, an actor of `lakd_ray.launch.run_queue.RunQueue`; `group`, the worker group's name;
-            `tasks`, all runs that may be in the queue, each converted by `TrainingTask.to_dict`.
+            `tasks`, all runs that may be in the queue, each converted by `TrainingTask.to_dict`; `fences`, the
+            driver's right to write (`lakd_ray.storage.join_fences`).
     """
     import torch  # only workers need it
 
     from lakd_ray.launch.rank_collectives import RankCollectives
 
+    storage.join_fences(loop_config["fences"])
     queue, name = loop_config["queue"], loop_config["group"]
     tasks = [TrainingTask.from_dict(entry) for entry in loop_config["tasks"]]
     by_id = {task.run.id: task for task in tasks}

@@ -2,25 +2,23 @@
 
 Only files below `<storage>/<name>/` are considered, from one listing. Folders that the `state.json` of a run refers to
 are in use, except those of search trials: once the search is finished, `trials.json` has the results, and only the
-weights of the best trial are still needed.
+weights of the best trial are still needed. Whether the experiment is running is known from its lease, never from the
+times of files, because the clock of the storage may differ from that of this machine.
 """
 
 import os
 import re
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import FEATURES_FOLDER, MANIFEST_FILE, SHARDS_FOLDER
-from lakd_ray.errors import StorageError
+from lakd_ray.errors import LeaseError, StorageError
 from lakd_ray.runs import record as records
 from lakd_ray.runs.layout import RECORD_FILE, STATE_FILE
-
-RECENT_WRITE_S = 3600.0
-"""An unfinished stage written to less than this many seconds ago counts as running."""
 
 _TEMPORARY_PATTERN = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _CHECKPOINT_PATTERN = re.compile(r"(?P<run>.+)/(?P<name>(?:best|resume)-\d{4,}(?:-\d+)?)/.+")
@@ -54,16 +52,15 @@ class GarbageReport:
 def find_garbage(config: Experiment) -> GarbageReport:
     """Find the garbage in an experiment's folder.
 
-    If the experiment seems to be running, only garbage of finished runs is included.
+    If a process works on the experiment, only garbage of finished runs is included.
 
     Raises:
         StorageError: the folder cannot be listed, or a record in it is damaged.
     """
     tree = _ExperimentTree(config.folder)
     findings = GarbageReport(config.folder)
-    busy = tree.running_stage()
-    if busy:
-        findings.notes.append(f"{busy}: the experiment seems to be running, so only garbage of finished runs is listed")
+    if busy := _describe_activity(tree):
+        findings.notes.append(f"{busy}, so only garbage of finished runs is listed")
     candidates = [*_stale_checkpoints(tree, idle=not busy), *_losing_trial_weights(tree), *_ray_tune_state(tree)]
     if not busy:
         candidates += [*_ray_train_state(tree), *_unreferenced_shards(tree), *_stale_logits(tree)]
@@ -87,14 +84,37 @@ def delete_garbage(config: Experiment, report: GarbageReport) -> int:
     Raises:
         StorageError: an item cannot be deleted; the items after it are not deleted.
     """
-    current = set(find_garbage(config).items)
-    items = [item for item in report.items if item in current]
-    for item in items:
-        for path in item.paths:
-            location = storage.join(report.folder, path)
-            storage.remove_checksums(location)
-            storage.delete(location)
+    with _hold_if_free(config.folder):
+        current = set(find_garbage(config).items)
+        items = [item for item in report.items if item in current]
+        for item in items:
+            for path in item.paths:
+                location = storage.join(report.folder, path)
+                storage.remove_checksums(location)
+                storage.delete(location)
     return sum(item.size for item in items)
+
+
+@contextmanager
+def _hold_if_free(folder: str) -> Iterator[None]:
+    """Keep the experiment from being started, unless a process works on it already."""
+    with ExitStack() as stack:
+        with suppress(LeaseError):
+            stack.enter_context(storage.hold(folder))
+        yield
+
+
+def _describe_activity(tree: "_ExperimentTree") -> str | None:
+    """Return who may be writing to the experiment, or None if there is no such process."""
+    if storage.has_lease_records(tree.folder):
+        holder = storage.find_holder(tree.folder)
+        if holder is None or holder.process == storage.ProcessId.current():
+            return None
+        return f"{tree.folder} is in use by {holder.describe()}"
+    for path, record in sorted(tree.records.items()):
+        if record["finished"] is None and not tree.is_stopped_trial(path):
+            return f"{path} is not finished, and no command has recorded whether it is still running"
+    return None
 
 
 def format_report(report: GarbageReport) -> str:
@@ -131,18 +151,7 @@ class _ExperimentTree:
     def total_size(self, path: str) -> int:
         return sum(info.size for info in self.files_under(path))
 
-    def last_modified(self, path: str) -> float:
-        return max(info.modified for info in self.files_under(path))
-
-    def running_stage(self) -> str | None:
-        """Describe an unfinished folder with a recent write, or return None."""
-        for path, record in sorted(self.records.items()):
-            seconds = time.time() - self.last_modified(path)
-            if record["finished"] is None and seconds < RECENT_WRITE_S and not self._is_stopped_trial(path):
-                return f"{path} is not finished and was written to {seconds / 60:.0f} minutes ago"
-        return None
-
-    def _is_stopped_trial(self, path: str) -> bool:
+    def is_stopped_trial(self, path: str) -> bool:
         """Return whether it is a trial that the finished search stopped early."""
         return path.startswith("tune/trials/") and self.is_finished("tune")
 
@@ -201,12 +210,8 @@ def _ray_train_state(tree: _ExperimentTree) -> Candidates:
 def _abandoned_writes(tree: _ExperimentTree, deleted_paths: list[str]) -> Candidates:
     """Yield temporary files of interrupted writes, except in folders that are deleted as well."""
     for name, info in tree.files.items():
-        old = time.time() - info.modified > RECENT_WRITE_S
-        if (
-            old
-            and _TEMPORARY_PATTERN.fullmatch(info.name)
-            and not any(name.startswith(path + "/") for path in deleted_paths)
-        ):
+        is_temporary = _TEMPORARY_PATTERN.fullmatch(info.name) and not name.startswith("report/")  # it needs no lease
+        if is_temporary and not any(name.startswith(path + "/") for path in deleted_paths):
             yield (name,), "incomplete write"
 
 

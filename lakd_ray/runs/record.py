@@ -69,8 +69,16 @@ def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
 
 
 def mark_started(folder: str, fingerprint: Mapping[str, Any]) -> None:
-    """Reserve a folder for this configuration; call `is_done` first."""
-    _write_record(folder, fingerprint, finished=None, outputs=())
+    """Reserve a folder for this configuration; call `is_done` first.
+
+    Raises:
+        StageError: meanwhile a different process has reserved the folder for a different configuration.
+    """
+    record = _record(fingerprint, finished=None, outputs=())
+    location = storage.join(folder, RECORD_FILE)
+    if not storage.create_json(location, record):
+        is_done(folder, fingerprint)
+        storage.write_json(location, record)
 
 
 def mark_finished(folder: str, fingerprint: Mapping[str, Any], outputs: Sequence[str], **notes: Any) -> None:
@@ -82,20 +90,18 @@ def mark_finished(folder: str, fingerprint: Mapping[str, Any], outputs: Sequence
         outputs: names of the output files, relative to the folder.
         notes: further entries of the record, which are never compared.
     """
-    _write_record(folder, fingerprint, datetime.now(UTC).isoformat(timespec="seconds"), outputs, **notes)
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    storage.write_json(storage.join(folder, RECORD_FILE), _record(fingerprint, finished, outputs, **notes))
 
 
-def _write_record(
-    folder: str, fingerprint: Mapping[str, Any], finished: str | None, outputs: Sequence[str], **notes: Any
-) -> None:
-    record = {
+def _record(fingerprint: Mapping[str, Any], finished: str | None, outputs: Sequence[str], **notes: Any) -> Any:
+    return {
         "fingerprint": fingerprint,
         "finished": finished,
         "outputs": list(outputs),
         "versions": package_versions(),
         **notes,
     }
-    storage.write_json(storage.join(folder, RECORD_FILE), record)
 
 
 def package_versions() -> dict[str, str]:

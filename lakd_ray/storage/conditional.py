@@ -17,6 +17,7 @@ from lakd_ray.storage.filesystems import is_remote, resolve_filesystem, resolve_
 
 _MAX_ATTEMPTS = 20  # writers of one file that take turns
 _CONFLICT_STATUSES = (409, 412)  # 409: two conditional requests at the same moment; 412: the condition is false
+_MARK = "lakd-write"
 _UNSUPPORTED_STATUSES = (400, 405, 501)
 _LINK_UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
@@ -35,10 +36,7 @@ def create_file(location: str, content: bytes, temporary: Path | None = None) ->
     with translate_errors("write", location):
         if not is_remote(location):
             return _create_local(Path(resolve_filesystem(location)[1]), content, temporary)
-        if _put(location, content, IfNoneMatch="*"):
-            return True
-        # The client repeats a request whose response was lost, and the second attempt finds the file of the first one.
-        return _read_with_version(location)[0] == content
+        return _put(location, content, IfNoneMatch="*")
 
 
 def server_supports_conditions(location: str, content: bytes) -> bool:
@@ -128,7 +126,7 @@ def _replace(location: str, content_of: Callable[[bytes | None], bytes], before_
             content = content_of(found)
             before_write()
             condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-            if _put(location, content, **condition) or _read_with_version(location)[0] == content:
+            if _put(location, content, **condition):
                 return
         raise OSError(f"{_MAX_ATTEMPTS} times a different process changed it at the same moment")
 
@@ -142,12 +140,19 @@ def _read_with_version(location: str) -> tuple[bytes | None, str | None]:
 
 
 def _put(location: str, content: bytes, **condition: str) -> bool:
-    """Upload an object if the condition holds, and return whether it did; without it if the server has none."""
+    """Upload an object if the condition holds, and return whether it did; without it if the server has none.
+
+    The client repeats a request whose response was lost, and then the condition is false because of the first attempt:
+    a random mark in the metadata of the object recognizes it.
+    """
+    mark = uuid.uuid4().hex
     try:
-        _call(location, "put_object", Body=content, **condition)
+        _call(location, "put_object", Body=content, Metadata={_MARK: mark}, **condition)
     except OSError as error:
         status = _status(error)
         if status in _CONFLICT_STATUSES:
+            with suppress(FileNotFoundError):
+                return bool(_call(location, "head_object")[0].get("Metadata", {}).get(_MARK) == mark)
             return False
         if status not in _UNSUPPORTED_STATUSES:
             raise

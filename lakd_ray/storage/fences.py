@@ -9,7 +9,6 @@ in the folder of the token and moved from there; taking over a lease deletes tha
 bucket, small files (records, states, manifests, the study) are written only if nobody changed them since the check.
 """
 
-import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def list_tokens(folder: str) -> list[int]:
             infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
             names = [info.base_name for info in infos]
         else:
-            names = os.listdir(path) if os.path.isdir(path) else []
+            names = [file.name for file in Path(path).iterdir()] if Path(path).is_dir() else []
     numbers = [name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)]
     return sorted(int(number) for number in numbers if number.isdecimal())
 
@@ -112,23 +111,23 @@ def lift(fence: Fence) -> None:
         del _enforced[folder_key(fence.folder)]
 
 
-def find_fence(location: str) -> Fence | None:
-    """Return the fence of the innermost folder that contains a location; None if this process enforces none there."""
-    key = folder_key(location)
+def find_fences(location: str) -> list[Fence]:
+    """Return the fences of the folders that contain a location, the innermost first."""
+    found, key = [], folder_key(location)
     while key:
         if key in _enforced:
-            return _enforced[key]
+            found.append(_enforced[key])
         key = key.rpartition("/")[0]
-    return None
+    return found
 
 
-def check_fence(location: str) -> None:
+def check_fences(location: str) -> None:
     """Check that this process may write to a location; without a fence it may.
 
     Raises:
-        LeaseError: it has lost the lease of the folder.
+        LeaseError: it has lost the lease of a folder that contains it.
     """
-    if fence := find_fence(location):
+    for fence in find_fences(location):
         fence.check()
 
 

@@ -15,6 +15,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lakd_ray.errors import StorageError
+from lakd_ray.storage.conditional import append_line, create_file
+from lakd_ray.storage.fences import check_fences, find_fences
 from lakd_ray.storage.filesystems import (
     disk_full_message,
     is_remote,
@@ -120,13 +122,8 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
     Raises:
         StorageError: the stream's own calls or the end of the block fail; other errors of the block pass unchanged.
     """
-    path = resolve_filesystem(location)[1]
-    if is_remote(location):  # closing a stream into a bucket publishes its content so far: upload complete files only
-        temporary = Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
-    else:
-        temporary = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex[:8]}.part")
     with translate_errors("write", location):
-        make_folder(temporary.parent)
+        temporary = _temporary_path(location)
         stream = _AtomicOutput(temporary.open("wb"), temporary, location)
     try:
         yield stream
@@ -135,6 +132,17 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
             publish(temporary, location)
     finally:
         stream.discard()
+
+
+def _temporary_path(location: str) -> Path:
+    """Return a path for the file while it is incomplete, in an existing folder."""
+    if is_remote(location):  # closing a stream into a bucket publishes its content so far: upload complete files only
+        return Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
+    path = Path(resolve_filesystem(location)[1])
+    make_folder(path.parent)
+    fences = find_fences(location)
+    staged = fences[0].temporary_path(path) if fences else None
+    return staged or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 class _AtomicOutput(io.RawIOBase):
@@ -192,7 +200,11 @@ def read_json(location: str) -> Any:
 
 def write_json(location: str, value: Any) -> None:
     """Write a JSON file atomically, with sorted keys."""
-    write_bytes(location, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(location, _encode_json(value))
+
+
+def _encode_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def read_table(location: str, columns: list[str] | None = None) -> pa.Table:
@@ -254,8 +266,29 @@ def write_table(location: str, table: pa.Table, *, row_group_size: int | None = 
         pq.write_table(table, stream, row_group_size=row_group_size, compression="zstd")
 
 
+def create_json(location: str, value: Any) -> bool:
+    """Create a JSON file; return False and change nothing if it exists. Of several processes, one gets True."""
+    check_fences(location)
+    return create_file(location, _encode_json(value))
+
+
+def add_line(location: str, value: Any) -> None:
+    """Append a line with a JSON value to a file, which several processes may do; no line is lost."""
+    append_line(location, json.dumps(value), lambda: check_fences(location))
+
+
+def read_lines(location: str) -> list[Any]:
+    """Return the JSON values of a file that `add_line` writes, without torn lines; empty if it does not exist."""
+    values = []
+    for line in read_bytes(location).splitlines() if exists(location) else ():
+        with suppress(ValueError):
+            values.append(json.loads(line))
+    return values
+
+
 def delete(location: str) -> None:
     """Delete a file, or a folder with its content; do nothing if it does not exist."""
+    check_fences(location)
     filesystem, path = resolve_filesystem(location)
     with translate_errors("delete", location):
         kind = filesystem.get_file_info(path).type

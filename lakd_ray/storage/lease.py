@@ -21,17 +21,18 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from lakd_ray.errors import LeaseError, StorageError
 from lakd_ray.storage import conditional, fences
 from lakd_ray.storage.fences import Fence
-from lakd_ray.storage.files import delete, exists, read_bytes, write_bytes
+from lakd_ray.storage.files import delete, read_bytes, write_bytes
 from lakd_ray.storage.filesystems import is_remote
 from lakd_ray.storage.processes import ProcessId
 
@@ -70,7 +71,9 @@ class Holder:
     @classmethod
     def current(cls, token: int) -> "Holder":
         """Describe this process as the holder of a token."""
-        command = shlex.join([os.path.basename(sys.argv[0]) or "python", *sys.argv[1:]])[:200]
+        script = Path(sys.argv[0])
+        program = script.parent.name.replace("_ray", "") if script.name == "__main__.py" else script.name or "python"
+        command = shlex.join([program, *sys.argv[1:]])[:200]
         return cls(token, ProcessId.current(), _user(), command, _now(), uuid.uuid4().hex)
 
     def to_bytes(self) -> bytes:
@@ -107,21 +110,22 @@ class Lease:
     Args:
         fence: the right to write, which is enforced until `release`.
         holder: the content of the token's file.
+        interrupt: send SIGINT to the main thread when the lease is lost, see `hold`.
     """
 
-    def __init__(self, fence: Fence, holder: Holder) -> None:
+    def __init__(self, fence: Fence, holder: Holder, *, interrupt: bool) -> None:
         self.fence = fence
         self.lost: str | None = None
         """Why the lease was lost, as an error message; None while it is held."""
         self._holder = holder
         self._stop = threading.Event()
-        self._main = threading.current_thread() is threading.main_thread()
+        self._interrupt = interrupt
         fences.enforce(fence)
         self._thread = threading.Thread(target=self._beat, name="lease heartbeat", daemon=True)
         self._thread.start()
 
     @classmethod
-    def acquire(cls, folder: str) -> "Lease":
+    def acquire(cls, folder: str, *, interrupt: bool = False) -> "Lease":
         """Take the lease of a folder, if need be after watching the heartbeat of a holder on a different machine.
 
         Raises:
@@ -135,7 +139,7 @@ class Lease:
             if lease is not None:
                 if current is not None and not current.released:
                     logger.info(f"{folder}: the process that worked on it has ended ({current.describe()})")
-                return cls(*lease)
+                return cls(*lease, interrupt=interrupt)
 
     def release(self) -> None:
         """End the lease, so that the next process need not wait."""
@@ -163,7 +167,7 @@ class Lease:
 
     def _lose(self, reason: str) -> None:
         self.lost = reason
-        if self._main and not self._stop.is_set():  # `hold` raises the error instead of KeyboardInterrupt
+        if self._interrupt and not self._stop.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
@@ -178,7 +182,8 @@ def hold(folder: str) -> Iterator[None]:
     if key in _held.get() or key in _joined:
         yield
         return
-    lease = Lease.acquire(folder)
+    # If the lease is lost, the process need not work on until its next write; the error replaces KeyboardInterrupt.
+    lease = Lease.acquire(folder, interrupt=threading.current_thread() is threading.main_thread())
     reset = _held.set(_held.get() | {key})
     try:
         yield
@@ -196,7 +201,7 @@ def current_fences() -> list[dict[str, Any]]:
     return [fence.to_dict() for fence in fences.enforced_fences()]
 
 
-def join_fences(content: list[dict[str, Any]]) -> None:
+def join_fences(content: Sequence[dict[str, Any]]) -> None:
     """Enforce exactly the fences of the driver in this worker, see `current_fences`."""
     fences_of_driver = [Fence(**fields) for fields in content]
     keys = {fences.folder_key(fence.folder) for fence in fences_of_driver}
@@ -213,14 +218,20 @@ def join_fences(content: list[dict[str, Any]]) -> None:
 def last_holder(folder: str) -> Holder | None:
     """Return the holder of the highest token, who may have released it; None if nobody has ever held the folder."""
     while tokens := fences.list_tokens(folder):
-        location = Fence(folder, tokens[-1]).record
-        if not exists(location):  # a higher token exists by now
-            continue
         try:
-            return Holder.from_bytes(read_bytes(location))
+            return Holder.from_bytes(read_bytes(Fence(folder, tokens[-1]).record))
+        except StorageError:
+            if fences.list_tokens(folder) == tokens:
+                raise
+            continue  # a new holder has deleted it
         except (ValueError, TypeError, KeyError):
             return Holder(tokens[-1], ProcessId("an unknown machine", "?", 0, ""), "?", "?", "?", "", heartbeat=-1)
     return None
+
+
+def has_lease_records(folder: str) -> bool:
+    """Return whether a process has ever held the lease of a folder."""
+    return bool(fences.list_tokens(folder))
 
 
 def find_holder(folder: str) -> Holder | None:
@@ -274,6 +285,9 @@ def _claim(folder: str, token: int, *, released: bool) -> tuple[Fence, Holder] |
     _revoke(folder, token - 1)
     if not is_remote(folder) and not released:
         fence.staging.mkdir(exist_ok=True)
+        if fences.list_tokens(folder)[-1] != token:  # taken over already, perhaps before the folder was created
+            shutil.rmtree(fence.staging, ignore_errors=True)
+            return None
     return fence, holder
 
 
@@ -290,7 +304,7 @@ def _revoke(folder: str, last_token: int) -> None:
                 shutil.rmtree(staging, ignore_errors=True)
     for token in tokens[:-1]:
         if token <= last_token:
-            with suppress(StorageError):
+            with suppress(LeaseError, StorageError):
                 delete(Fence(folder, token).record)
 
 
@@ -311,7 +325,7 @@ def _refusal(folder: str, holder: Holder) -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _user() -> str:
@@ -319,4 +333,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, in a container
         return f"user {os.getuid()}"
-

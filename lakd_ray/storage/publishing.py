@@ -7,15 +7,21 @@ name. A later publish, for instance of a folder's checksum file, thus never beco
 
 import errno
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj as copy_stream
 
 import pyarrow.fs as pafs
 
+from lakd_ray.storage.conditional import replace_object
+from lakd_ray.storage.fences import check_fences, find_fences
 from lakd_ray.storage.filesystems import is_remote, resolve_filesystem
 
 # Some network and FUSE file systems cannot sync a folder; their servers decide when a name is durable.
 _FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+
+_MAX_CONDITIONAL_BYTES = 8_000_000  # one request; larger files are uploaded in parts
 
 
 def publish(temporary: Path, location: str) -> None:
@@ -23,13 +29,22 @@ def publish(temporary: Path, location: str) -> None:
 
     Raises:
         OSError: the file cannot be synced, moved or uploaded; nothing is published.
+        LeaseError: this process has lost the lease of the folder; nothing is published.
     """
     filesystem, path = resolve_filesystem(location)
+    fences = find_fences(location)
     if is_remote(location):
+        is_small = temporary.stat().st_size <= _MAX_CONDITIONAL_BYTES
+        if is_small and fences and fences[0].server_has_conditions:
+            replace_object(location, temporary.read_bytes(), partial(check_fences, location))
+            return
+        check_fences(location)
         _upload(temporary, filesystem, path)
         return
-    _sync(temporary)
-    os.replace(temporary, path)
+    with fences[0].explain() if fences else nullcontext():
+        _sync(temporary)
+        check_fences(location)
+        os.replace(temporary, path)
     _sync_folder(Path(path).parent)
 
 
@@ -44,6 +59,7 @@ def publish_folder(temporary: Path, folder: Path) -> None:
             _sync(Path(parent, name))
         _sync_folder(Path(parent))
     make_folder(folder.parent)
+    check_fences(str(folder))
     os.replace(temporary, folder)
     _sync_folder(folder.parent)
 

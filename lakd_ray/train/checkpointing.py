@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray import storage
-from lakd_ray.errors import CorruptedError, StorageError
+from lakd_ray.errors import CorruptedError, LeaseError, StorageError
 from lakd_ray.runs.layout import checkpoint_name
 from lakd_ray.runs.state import RunState
 
@@ -136,14 +136,20 @@ def _gather_results(action: Callable[[], T]) -> list[T]:
 
     Raises:
         StorageError: the action failed on a rank.
+        LeaseError: it failed on this rank because a different process has taken over the experiment.
     """
     outcome: tuple[T | None, str | None]
+    lost: LeaseError | None = None
     try:
         outcome = action(), None
     except (StorageError, OSError) as error:
         outcome = None, str(error)
+    except LeaseError as error:
+        lost, outcome = error, (None, str(error))
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome, group=_process_group())
+    if lost is not None:
+        raise lost
     for rank, (_, error_text) in enumerate(outcomes):
         if error_text is not None:
             raise StorageError(f"rank {rank} could not save its state: {error_text}")

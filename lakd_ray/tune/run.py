@@ -46,8 +46,13 @@ def run_search(config: Experiment) -> str:
         StageError: the folder belongs to a different configuration, or the teachers are not trained.
         ResourceError: the cluster cannot hold the trials.
         TrainingError: no trial finished an epoch.
+        LeaseError: a different process works on the experiment.
     """
-    config = resolve_device(config)
+    with storage.hold(config.folder):
+        return _run_search(resolve_device(config))
+
+
+def _run_search(config: Experiment) -> str:
     folder = config.stage_folder("tune")
     graph = build_run_graph(config)
     student = find_student(graph)
@@ -95,11 +100,12 @@ def _prepare_shared_inputs(config: Experiment) -> None:
     compute = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=config.train.reserved_gpus, max_retries=2)(
         _compute_shared_inputs
     )
-    ray.get(compute.remote([to_dict(variant) for variant in variants]))
+    ray.get(compute.remote([to_dict(variant) for variant in variants], storage.current_fences()))
 
 
-def _compute_shared_inputs(experiments: Sequence[dict[str, Any]]) -> None:
+def _compute_shared_inputs(experiments: Sequence[dict[str, Any]], fences: Sequence[dict[str, Any]]) -> None:
     """Compute missing logits and features in one process: each process takes seconds to start."""
+    storage.join_fences(fences)
     for content in experiments:
         config = Experiment.model_validate(content)
         graph = build_run_graph(config)
@@ -146,7 +152,10 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
     filesystem, path = storage.resolve_filesystem(folder)
     searcher = StudySearcher(study, folder)
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(train_trial, experiment=to_dict(config)), _trial_resources(config)),
+        tune.with_resources(
+            tune.with_parameters(train_trial, experiment=to_dict(config), fences=storage.current_fences()),
+            _trial_resources(config),
+        ),
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
@@ -185,7 +194,8 @@ def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[f
     while waiting or running:
         while waiting and len(running) < limit:
             trial, seed = waiting.pop(0)
-            running[train.remote(to_dict(config), trial.number, trial.settings, seed)] = trial.number, seed
+            reference = train.remote(storage.current_fences(), to_dict(config), trial.number, trial.settings, seed)
+            running[reference] = trial.number, seed
         (ended,), _ = ray.wait(list(running), num_returns=1)
         number, seed = running.pop(ended)
         objectives[number, seed] = ray.get(ended)
@@ -193,7 +203,10 @@ def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[f
     return {number: [objectives[number, seed] for seed in reevaluate.seeds] for number in selected}
 
 
-def _train_with_seed(experiment: dict[str, Any], number: int, settings: dict[str, Any], seed: int) -> float:
+def _train_with_seed(
+    fences: Sequence[dict[str, Any]], experiment: dict[str, Any], number: int, settings: dict[str, Any], seed: int
+) -> float:
+    storage.join_fences(fences)
     return train_student(Experiment.model_validate(experiment), number, settings, seed=seed)
 
 

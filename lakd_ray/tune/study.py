@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lakd_ray import storage
 from lakd_ray.config import DistillLossConfig, Experiment, TuningConfig, to_dict, with_settings
-from lakd_ray.errors import ConfigError, StageError
+from lakd_ray.errors import ConfigError, LeaseError, StageError
 
 Settings = dict[str, Any]
 """Values by dotted key."""
@@ -72,7 +72,15 @@ class Study:
     def __init__(self, config: Experiment, folder: str) -> None:
         self._config, self._tune = config, config.tune
         self._max_epochs = config.tune.epochs or config.student.optim.epochs
+        self._folder = folder
+        self._lease: storage.Lease | None = None
         self._location = storage.join(folder, STUDY_FILE)
+        self._running: dict[int, optuna.Trial] = {}
+        self._open()
+
+    def _open(self) -> None:
+        """Open the study, or a copy of the one in the bucket."""
+        config = self._config
         self._local_copy: Path | None = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -85,11 +93,33 @@ class Study:
                 load_if_exists=True,
             )
         self._check_same_search()
-        self._running: dict[int, optuna.Trial] = {}
-        if not self._study.trials:
-            for settings in _initial_trials(config):
-                self._study.enqueue_trial(settings)
         self._interrupted = [trial for trial in self._study.trials if trial.state == TrialState.RUNNING]
+
+    def _check_lease(self) -> None:
+        """Check that this driver may still write to the study, which Optuna writes without `lakd_ray.storage`.
+
+        Raises:
+            LeaseError: a different driver has taken the search over.
+        """
+        if self._lease is not None:
+            self._lease.fence.check()
+        storage.check_fences(self._location)
+
+    def _take_lease(self) -> None:
+        """Become the only driver of the search, and read it again: a driver that has ended may have changed it.
+
+        Raises:
+            LeaseError: a different driver runs this search.
+        """
+        self._lease = storage.Lease.acquire(self._folder)
+        self._open()
+        former = self._study.user_attrs.get("folder", self._folder)  # a shared `tune.study_storage` may serve both
+        if former != self._folder and (holder := storage.find_holder(former)):
+            raise LeaseError(f"the study {self._config.name} is in use by {holder.describe()}, for {former}")
+        self._study.set_user_attr("folder", self._folder)
+        if not self._study.trials:
+            for settings in _initial_trials(self._config):
+                self._study.enqueue_trial(settings)
 
     def _storage_url(self) -> str:
         if self._tune.study_storage:
@@ -127,7 +157,16 @@ class Study:
         return max(len(self._interrupted), total - len(ended))
 
     def next_trial(self) -> tuple[int, Settings]:
-        """Return number and settings of the next trial; interrupted trials come first."""
+        """Return number and settings of the next trial; interrupted trials come first.
+
+        The first call takes the lease of the search, so that no trial is handed out twice.
+
+        Raises:
+            LeaseError: a different driver runs this search.
+        """
+        if self._lease is None:
+            self._take_lease()
+        self._check_lease()
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             trial = optuna.Trial(self._study, frozen._trial_id)
@@ -140,6 +179,7 @@ class Study:
 
     def report_epoch(self, number: int, epoch: int, objective: float, audio_seconds: float) -> bool:
         """Record the highest objective so far after an epoch; return whether the trial should stop."""
+        self._check_lease()
         trial = self._running[number]
         attributes = self._frozen_trial(number).user_attrs
         curve = attributes.get("curve", {})
@@ -154,6 +194,7 @@ class Study:
 
     def finish_trial(self, number: int, cost: float | None, *, stopped: bool) -> None:
         """Record that a trial has ended, after its last epoch or because it was stopped."""
+        self._check_lease()
         trial = self._running.pop(number)
         curve = self._frozen_trial(number).user_attrs.get("curve", {})
         if stopped:
@@ -168,6 +209,7 @@ class Study:
 
     def fail_trial(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
         """Record that a trial has failed permanently, with the cause."""
+        self._check_lease()
         trial = trial or self._running.pop(number)
         trial.set_user_attr("cause", cause)
         self._study.tell(trial, state=TrialState.FAIL)
@@ -191,8 +233,14 @@ class Study:
                 return {}
 
     def close(self) -> None:
-        """Upload the study if it is in a bucket."""
-        self._upload_copy()
+        """End the lease of the search, after an upload of the study if it is in a bucket."""
+        if self._lease is None:
+            return
+        try:
+            self._upload_copy()
+        finally:
+            self._lease.release()
+            self._lease = None
 
     def _frozen_trial(self, number: int) -> FrozenTrial:
         return self._study.trials[number]

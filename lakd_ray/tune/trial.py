@@ -4,7 +4,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
@@ -54,13 +54,15 @@ def build_trial_run(graph: RunGraph, number: int, seed: int | None = None) -> Ru
     return find_student(graph).model_copy(update=changes)
 
 
-def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any]) -> None:
+def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any], fences: Sequence[dict[str, Any]]) -> None:
     """Train the student of a trial and report to Ray Tune after each epoch; called by Ray Tune.
 
     Args:
         trial: `number` and `settings`.
         experiment: the configuration, as plain data.
+        fences: the driver's right to write, see `lakd_ray.storage.join_fences`.
     """
+    storage.join_fences(fences)
     base = Experiment.model_validate(experiment)
     folder = storage.join(base.stage_folder("tune"), trial_id(trial["number"]))
     try:

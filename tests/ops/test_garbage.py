@@ -1,6 +1,9 @@
 """Garbage collection deletes all garbage and nothing else, on a disk and in a bucket."""
 
 import os
+import subprocess
+import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,8 @@ def config(root: str) -> Experiment:
     run(f"{folder}/tune/trials/c", best=2)
     for name in ("tune/ray/tuner.pkl", "tune/best.yaml", "ray/train-1/x", "report/report.html"):
         write(f"{folder}/{name}")
+    with storage.hold(folder):  # the last command has ended
+        pass
     return experiment(root)
 
 
@@ -109,15 +114,15 @@ def run(
 
 
 def list_sizes(root: str) -> dict[str, int]:
-    return {info.location.removeprefix(root + "/"): info.size for info in storage.list_files(root)}
+    files = {info.location.removeprefix(root + "/"): info.size for info in storage.list_files(root)}
+    return {name: size for name, size in files.items() if "/lease/" not in name}
 
 
 def find(config: Experiment) -> set[str]:
     return {" ".join(item.paths) for item in garbage.find_garbage(config).items}
 
 
-def test_garbage_and_nothing_else_is_deleted(root, config, monkeypatch):
-    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)  # no write counts as recent
+def test_garbage_and_nothing_else_is_deleted(root, config):
     before = list_sizes(root)
     findings = garbage.find_garbage(config)
     assert {" ".join(item.paths) for item in findings.items} == GARBAGE
@@ -131,31 +136,48 @@ def test_garbage_and_nothing_else_is_deleted(root, config, monkeypatch):
     assert find(config) == set()
 
 
-def test_only_garbage_of_finished_runs_while_the_experiment_runs(config):
+def set_clock_back(config: Experiment, hours: float) -> None:
+    """Give all files on a disk the times of a storage whose clock differs from this machine's."""
+    for path in Path(config.folder).rglob("*"):
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+
+
+def test_only_garbage_of_finished_runs_while_the_experiment_runs_whatever_the_clocks(config):
+    code = "import sys; from lakd_ray import storage; lease = storage.Lease.acquire(sys.argv[1]); print(flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()", config.folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None and driver.stdout.readline()
+        for hours in (0, 2, -2):
+            set_clock_back(config, hours)
+            findings = garbage.find_garbage(config)
+            assert {" ".join(item.paths) for item in findings.items} == GARBAGE_OF_FINISHED_RUNS
+        garbage.delete_garbage(config, findings)
+        assert f"is in use by `-c {config.folder}`" in findings.notes[0]
+        assert storage.exists(f"{config.folder}/ray/train-1/x")
+
+
+def test_an_unfinished_run_of_a_driver_without_a_lease_counts_as_running(config):
+    storage.delete(f"{config.folder}/lease")
     findings = garbage.find_garbage(config)
     assert {" ".join(item.paths) for item in findings.items} == GARBAGE_OF_FINISHED_RUNS
-    assert "distill/mtkd-multilingual is not finished and was written to 0 minutes ago" in findings.notes[0]
-    assert "seems to be running" in findings.notes[0]
+    assert "distill/mtkd-multilingual is not finished, and no command has recorded" in findings.notes[0]
 
 
-def test_garbage_of_a_run_started_since_is_left(config, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(garbage, "RECENT_WRITE_S", -60.0)
-        findings = garbage.find_garbage(config)
+def test_what_is_no_longer_garbage_is_left(config):
+    findings = garbage.find_garbage(config)
+    state = {"best": "best-0001", "folders": ["best-0001", "resume-0003"]}
+    storage.write_json(f"{config.folder}/distill/mtkd-multilingual/state.json", state)
     garbage.delete_garbage(config, findings)
-    assert storage.exists(f"{config.folder}/ray/train-1/x")
     assert storage.exists(f"{config.folder}/distill/mtkd-multilingual/resume-0003")
     assert not storage.exists(f"{config.folder}/tune/ray/tuner.pkl")
 
 
-def test_an_unfinished_search_retains_its_trials(config, monkeypatch):
-    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+def test_an_unfinished_search_retains_its_trials(config):
     record.mark_started(f"{config.folder}/tune", {})
     assert find(config) == {name for name in GARBAGE if not name.startswith("tune")}
 
 
-def test_report_has_sizes_and_reasons(config, monkeypatch):
-    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+def test_report_has_sizes_and_reasons(config):
     lines = garbage.format_report(garbage.find_garbage(config)).splitlines()
     assert any("distill/mtkd-multilingual/resume-0003: incomplete write" in line for line in lines)
     assert any("5.0 kB  teachers/teacher-en/resume-0003" in line for line in lines)
@@ -171,8 +193,7 @@ def test_no_garbage(root):
     assert garbage.format_report(findings) == "nothing to delete"
 
 
-def test_links_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+def test_links_are_left_alone(tmp_path):
     target = tmp_path / "target"
     write(f"{target}/precious")
     (tmp_path / "out" / "e").mkdir(parents=True)
@@ -191,8 +212,7 @@ class TestCommand:
         return str(tmp_path / "out")
 
     @pytest.fixture
-    def file(self, root: str, config: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        monkeypatch.setattr(garbage, "RECENT_WRITE_S", -60.0)
+    def file(self, root: str, config: Experiment, tmp_path: Path) -> str:
         (tmp_path / "e.yaml").write_text(yaml.safe_dump(content(root)))
         return str(tmp_path / "e.yaml")
 

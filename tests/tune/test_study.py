@@ -1,5 +1,6 @@
 """The study: its suggestions, early stopping, and resuming. No Ray."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.errors import ConfigError, StageError
+from lakd_ray.errors import ConfigError, LeaseError, StageError
 from lakd_ray.tune.study import PAPER_LOSS, Study, build_trial_config, paper_settings, validate_search_space
 
 T, LAM, TAU = "distill.mtkd.temperature", "distill.mtkd.lam", "distill.mtkd.weighting_temperature"
@@ -20,9 +21,27 @@ def experiment(folder: Path | str, **tune: Any) -> Experiment:
     return Experiment.model_validate({**content, "teacher": recipe, "student": recipe, "tune": {"trials": 4, **tune}})
 
 
+opened: list[Study] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_studies() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+
+
 def study(folder: Path | str, **tune: Any) -> Study:
     config = experiment(folder, **tune)
-    return Study(config, config.stage_folder("tune"))
+    opened.append(Study(config, config.stage_folder("tune")))
+    return opened[-1]
+
+
+def kill(search: Study) -> None:
+    """End the lease of a search without writing the study, as the next driver does after a kill."""
+    storage.end_lease(search._folder)
+    search._lease.release()
+    search._lease = None
 
 
 SPACE = {
@@ -51,6 +70,7 @@ def test_the_first_trial_has_the_papers_settings_once(tmp_path: Path):
     assert (number, settings) == (0, {T: 5.0, LAM: 0.25, TAU: 0.25})
     assert build_trial_config(experiment(tmp_path), settings).distill.mtkd == PAPER_LOSS
     run_trial(search, [0.5], number)
+    kill(search)
     resumed = study(tmp_path)
     _, other = resumed.next_trial()
     assert other != settings
@@ -62,10 +82,44 @@ def test_the_first_trial_has_the_papers_settings_once(tmp_path: Path):
     ) and not loss.reference_compat
 
 
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_second_driver_is_refused_and_a_driver_that_was_replaced_records_nothing(where, tmp_path, request):
+    root = str(tmp_path) if where == "disk" else f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+    first = study(root)
+    number, _ = first.next_trial()
+    second = study(root)
+    with pytest.raises(LeaseError, match="in use by this process"):
+        second.next_trial()
+    storage.end_lease(first._folder)
+    assert second.next_trial()[0] == number, "it was interrupted"
+    second.report_epoch(number, 1, 0.4, 10.0)
+    for write in (
+        first.next_trial,
+        lambda: first.report_epoch(number, 1, 0.9, 10.0),
+        lambda: first.finish_trial(number, None, stopped=False),
+        lambda: first.fail_trial(number, "cause"),
+    ):
+        with pytest.raises(LeaseError):
+            write()
+    assert second.get_trials()[0].curve == (0.4,)
+
+
+def test_a_shared_study_storage_has_one_driver(tmp_path):
+    shared = {"study_storage": f"sqlite:///{tmp_path}/shared.db"}
+    first = study(tmp_path / "a", **shared)
+    number, settings = first.next_trial()
+    second = study(tmp_path / "b", **shared)
+    with pytest.raises(LeaseError, match="in use by"):
+        second.next_trial()
+    kill(first)
+    second.close()
+    assert study(tmp_path / "b", **shared).next_trial() == (number, settings)
+
+
 def test_papers_settings_outside_the_space_are_not_tried(tmp_path: Path):
     config = experiment(tmp_path, space={T: {"low": 6.0, "high": 9.0}})
     assert paper_settings(config) == {}
-    assert 6 <= Study(config, config.stage_folder("tune")).next_trial()[1][T] <= 9
+    assert 6 <= study(tmp_path, space=config.tune.space).next_trial()[1][T] <= 9
 
 
 def test_settings_apply_only_under_their_conditions(tmp_path: Path):
@@ -98,7 +152,7 @@ def test_an_interrupted_trial_is_run_again_with_its_reported_epochs(tmp_path: Pa
     search = study(tmp_path, scheduler="none")
     number, settings = search.next_trial()
     search.report_epoch(number, 1, 0.4, 10.0)
-    del search  # the driver is killed
+    kill(search)
     resumed = study(tmp_path, scheduler="none")
     assert resumed.remaining == 4
     assert resumed.next_trial() == (number, settings)
@@ -132,9 +186,12 @@ def test_a_study_in_a_bucket_is_resumed(s3: str, tmp_path: Path):
     search = study(root, scheduler="none")
     run_trial(search, [0.5])
     number, settings = search.next_trial()
-    resumed = study(root, scheduler="none")
+    resumed = study(root, scheduler="none")  # opened while the first driver runs: it is read again below
+    run_trial(search, [0.5], number)
+    number, settings = search.next_trial()
+    kill(search)
     assert resumed.next_trial() == (number, settings)
-    assert [trial.state for trial in resumed.get_trials()] == ["complete", "running"]
+    assert [trial.state for trial in resumed.get_trials()] == ["complete", "complete", "running"]
     assert storage.exists(f"{root}/s/tune/study.db")
 
 

@@ -138,6 +138,7 @@ def run(config: BulkConfig) -> BulkSummary:
         StageError: the output folder holds predictions of a different model, different inputs or different settings.
         StorageError, CheckpointError: there is no such model, or a file cannot be read or written.
         ResourceError: the cluster is too small.
+        LeaseError: a different process is writing to the output folder.
     """
     emotions, model_version = _read_model_info(config.model)
     bulk_inputs = inputs.find_inputs(config.input)
@@ -150,10 +151,11 @@ def run(config: BulkConfig) -> BulkSummary:
         logger.info("predict: already done: %s", config.out)
         return _report_summary(config, list(tables.values()))
     workers = _num_workers(config, len(missing))
-    record.mark_started(config.out, fingerprint)
-    _predict_parts(config, missing, len(bulk_inputs.entries), workers)
-    tables |= _read_complete_parts(missing, skip_transient=False)
-    return _finalize(config, fingerprint, parts, tables)
+    with storage.hold(config.out):
+        record.mark_started(config.out, fingerprint)
+        _predict_parts(config, missing, len(bulk_inputs.entries), workers)
+        tables |= _read_complete_parts(missing, skip_transient=False)
+        return _finalize(config, fingerprint, parts, tables)
 
 
 def _read_model_info(folder: str) -> tuple[tuple[str, ...], str]:
@@ -225,7 +227,14 @@ def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_rec
     ]
     statuses = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         BulkWorker,
-        fn_constructor_args=(config.model, config.cpus, config.language, config.max_seconds, config.backend),
+        fn_constructor_args=(
+            config.model,
+            config.cpus,
+            config.language,
+            config.max_seconds,
+            config.backend,
+            storage.current_fences(),
+        ),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),

@@ -33,11 +33,19 @@ class BulkWorker:
         language: language of recordings whose manifest has none; None if it is identified or unknown.
         max_seconds: longer recordings are quarantined.
         backend: inference backend, see `lakd_ray.inference.backends`.
+        fences: the driver's right to write, see `lakd_ray.storage.join_fences`.
     """
 
     def __init__(
-        self, checkpoint: str, cpus: int, language: str | None, max_seconds: float, backend: Backend = "torch"
+        self,
+        checkpoint: str,
+        cpus: int,
+        language: str | None,
+        max_seconds: float,
+        backend: Backend = "torch",
+        fences: Sequence[dict[str, Any]] = (),
     ):
+        storage.join_fences(fences)
         self._checkpoint, self._cpus, self._language, self._backend = checkpoint, cpus, language, backend
         self._decoder = PrefetchingDecoder(cpus, max_seconds)  # shared by all parts: its processes start slowly
         self._predictor: Predictor | None = None
