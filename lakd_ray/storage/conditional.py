@@ -1,4 +1,4 @@
-"""Write files only on a condition: create a file that does not exist, or replace one that nobody changed.
+"""Write files only on a condition: create a file that does not exist, or replace one that is unchanged.
 
 On a disk, a new file gets its name by a hard link, which fails if the name exists (also on NFS). In a bucket, the
 server decides: `If-None-Match: *` creates, and `If-Match: <ETag>` replaces the version that was read. Servers that

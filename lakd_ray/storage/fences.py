@@ -1,4 +1,4 @@
-"""Fences: a process that lost the lease of a folder cannot write there any more.
+"""Keep a process that lost the lease of a folder from writing there.
 
 `lakd_ray.storage.lease` gives each holder of a folder a token, a number that only grows. The token is a file in the
 folder `lease/`; the highest number is the holder. `enforce` makes this process check the token in every function of
@@ -6,7 +6,7 @@ folder `lease/`; the highest number is the holder. `enforce` makes this process 
 
 A check alone leaves a gap: a process can be suspended between the check and the write. So, on a disk, files are written
 in the folder of the token and moved from there; taking over a lease deletes that folder, and the move fails. In a
-bucket, small files (records, states, manifests, the study) are written only if nobody changed them since the check.
+bucket, small files (records, states, manifests, the study) are written only if they are unchanged since the check.
 """
 
 import uuid

@@ -1,4 +1,4 @@
-"""Leases: at most one process works on a folder at a time, on a disk that machines share or in a bucket.
+"""Let at most one process at a time work on a folder, on a disk that machines share or in a bucket.
 
     <folder>/lease/000007.json   the holder with the fencing token 7: host, process, user, command, heartbeat
     <folder>/lease/000007/       files that the holder is writing, on a disk
@@ -216,7 +216,7 @@ def join_fences(content: Sequence[dict[str, Any]]) -> None:
 
 
 def last_holder(folder: str) -> Holder | None:
-    """Return the holder of the highest token, who may have released it; None if nobody has ever held the folder."""
+    """Return the holder of the highest token, who may have released it; None if the folder was never held."""
     while tokens := fences.list_tokens(folder):
         try:
             return Holder.from_bytes(read_bytes(Fence(folder, tokens[-1]).record))
@@ -235,13 +235,13 @@ def has_lease_records(folder: str) -> bool:
 
 
 def find_holder(folder: str) -> Holder | None:
-    """Return the process that works on a folder, after watching its heartbeat if need be; None if there is none."""
+    """Return the process that works on a folder, after watching its heartbeat if need be; None for a free folder."""
     holder = last_holder(folder)
     return holder if holder is not None and is_held(folder, holder) else None
 
 
 def is_held(folder: str, holder: Holder) -> bool:
-    """Return whether a lease is held, after watching the heartbeat for `EXPIRY_S` if only that can tell."""
+    """Return whether a lease is held, after watching the heartbeat for `EXPIRY_S` if only that can show it."""
     if holder.status != "unknown":
         return holder.status == "held"
     logger.info(f"{folder}: waiting up to {EXPIRY_S:g} s for a heartbeat of {holder.describe()}")

@@ -10,7 +10,7 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process: its number alone is not enough, because numbers are used again."""
+    """The identity of a process; its number alone is not enough, because numbers are used again."""
 
     host: str
     machine: str
@@ -27,7 +27,7 @@ class ProcessId:
 
     @property
     def on_this_machine(self) -> bool:
-        """Whether `is_alive` can tell whether the process runs."""
+        """Whether `is_alive` can find the process."""
         return self.host == socket.gethostname() and self.machine == _machine()
 
     @property

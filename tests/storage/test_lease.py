@@ -158,7 +158,7 @@ def test_a_check_that_passed_before_the_take_over_protects_nothing_but_the_write
 
 def on_another_machine(folder: str, **changes: object) -> Holder:
     """Write the lease of a holder on a machine that is not this one."""
-    process = ProcessId("elsewhere", "other", 1, "1")
+    process = ProcessId("node-7", "other", 1, "1")
     token = fences.list_tokens(folder)[-1] + 1 if fences.list_tokens(folder) else 1
     holder = replace(Holder.current(token), process=process, **changes)
     assert conditional.create_file(Fence(folder, token).record, holder.to_bytes())
@@ -179,7 +179,7 @@ def test_a_holder_on_a_different_machine_is_dead_without_a_heartbeat_whatever_it
 
     with monkeypatch.context() as patch:
         patch.setattr(lease, "last_holder", read_and_beat)
-        with pytest.raises(LeaseError, match="on elsewhere"):
+        with pytest.raises(LeaseError, match="on node-7"):
             Lease.acquire(folder)
     with storage.hold(folder):  # no further heartbeat: it is dead
         assert last_holder(folder).token == 2
