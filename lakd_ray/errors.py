@@ -17,9 +17,15 @@
 `except LakdError` catches all of them. Errors of arguments in code, such as shapes, are ValueError.
 """
 
+from lakd_ray.redaction import redact
+
 
 class LakdError(Exception):
     """Base class of all errors for users; the command line prints them without a traceback."""
+
+    def __str__(self) -> str:
+        """Return the message without credentials, which may be in the addresses and errors that it quotes."""
+        return redact(super().__str__())
 
 
 class ConfigError(LakdError):

@@ -8,6 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
+    ("escaping", "redaction"),
     ("addresses", "devices", "environment", "errors", "grouping", "labels", "precision", "progress", "signals"),
     ("config", "metrics", "statistics"),
     ("storage",),

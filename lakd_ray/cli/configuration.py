@@ -12,6 +12,7 @@ import typer
 from lakd_ray.cli import options
 from lakd_ray.cli.group import LakdCommand
 from lakd_ray.cli.options import JsonOption, OverridesOption
+from lakd_ray.cli.output import print_text
 from lakd_ray.config import json_schema, load_config, to_dict, to_documented_yaml
 from lakd_ray.errors import ConfigError
 
@@ -46,15 +47,15 @@ def config(
     The output is an experiment file again. --schema prints a JSON schema, with which editors complete and check keys.
     """
     if schema:
-        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        print_text(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
     if experiment is None:
         raise typer.BadParameter("give an EXPERIMENT, or --schema")
     resolved = load_config(experiment, overrides or ())
     if as_json:
-        print(json.dumps(to_dict(resolved), indent=1, ensure_ascii=False))
+        print_text(json.dumps(to_dict(resolved), indent=1, ensure_ascii=False))
     else:
-        print(to_documented_yaml(resolved), end="")
+        print_text(to_documented_yaml(resolved), end="")
 
 
 def init(

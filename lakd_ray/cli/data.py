@@ -9,6 +9,7 @@ import typer
 from lakd_ray.cli import options
 from lakd_ray.cli.group import LakdCommand
 from lakd_ray.cli.options import JsonOption
+from lakd_ray.cli.output import print_text
 from lakd_ray.config import parse_overrides
 
 
@@ -46,14 +47,16 @@ def corpora(
             }
             for key, importer in importers.items()
         }
-        print(json.dumps(entries, indent=1, ensure_ascii=False))
+        print_text(json.dumps(entries, indent=1, ensure_ascii=False))
         return
     for key, importer in importers.items():
-        print(f"{key}\n  layout   {importer.layout}\n  license  {importer.license}\n  obtain   {importer.availability}")
+        print_text(
+            f"{key}\n  layout   {importer.layout}\n  license  {importer.license}\n  obtain   {importer.availability}"
+        )
         for option, text in importer.options.items() if name else ():
-            print(f"  option   {option}: {text}")
+            print_text(f"  option   {option}: {text}")
         if name and importer.expected_counts.get(""):
-            print(f"  size     {importer.expected_counts['']} utterances")
+            print_text(f"  size     {importer.expected_counts['']} utterances")
 
 
 def scan(
@@ -85,6 +88,6 @@ def scan(
 
     report = scanner.scan_corpus(corpus, root, parse_overrides(overrides or ()))
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False))
+        print_text(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False))
     else:
-        print(scanner.format_report(report))
+        print_text(scanner.format_report(report))

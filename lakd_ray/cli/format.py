@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
+from lakd_ray.escaping import for_line, for_terminal
 from lakd_ray.inference.results import EmotionResult, Segment
 
 _MAX_FILE_WIDTH = 60  # characters of the column with file names
@@ -32,7 +33,8 @@ class JsonLinesFormatter:
     def format_result(self, file: str, prediction: EmotionResult | None, error: str | None) -> list[str]:
         """Return one line with the JSON object of the file."""
         fields = {"error": error} if prediction is None else prediction.model_dump(mode="json")
-        return [json.dumps({"file": _printable(file), **fields}, ensure_ascii=False)]
+        name = file.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        return [for_terminal(json.dumps({"file": name, **fields}, ensure_ascii=False))]
 
 
 class TableFormatter:
@@ -57,11 +59,11 @@ class TableFormatter:
         """Return a line for the file, and one for each segment."""
         name = f"{_printable(file):<{self._file_width}}"
         if prediction is None:
-            return [f"{name}  error: {error}"]
-        language = prediction.language or "-"
+            return [f"{name}  error: {for_line(error or '')}"]
+        language = for_line(prediction.language or "-")
         if prediction.language_probability is not None:
             language += f" {prediction.language_probability:.2f}"
-        notes = "; ".join(remark.message for remark in prediction.warnings)
+        notes = for_line("; ".join(remark.message for remark in prediction.warnings))
         emotions = self._format_probabilities(prediction.probabilities)
         line = f"{name}  {emotions}  {language:<9}  {prediction.duration_s:7.2f}  {notes}".rstrip()
         return [line, *(self._format_segment(segment) for segment in prediction.segments or ())]
@@ -72,9 +74,9 @@ class TableFormatter:
 
     def _format_probabilities(self, probabilities: dict[str, float]) -> str:
         best = sorted(probabilities.items(), key=lambda item: -item[1])[: self._top_k]
-        return "  ".join(f"{f'{emotion} {share:.2f}':<{self._emotion_width + 5}}" for emotion, share in best)
+        return "  ".join(f"{f'{for_line(emotion)} {share:.2f}':<{self._emotion_width + 5}}" for emotion, share in best)
 
 
 def _printable(file: str) -> str:
     """Return a printable form of a file name, which may contain any bytes."""
-    return file.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return for_line(file.encode(errors="surrogateescape").decode(errors="backslashreplace"))

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from lakd_ray import signals
+from lakd_ray.cli.output import print_text
 
 RENAMED_COMMANDS = {
     "teachers": "train-teachers",
@@ -52,7 +53,7 @@ class LakdGroup(TyperGroup):
                 raise
             hint = RESUME_HINTS.get(ctx.invoked_subcommand or "", "run the same command again to resume")
             with suppress(OSError, ValueError):  # a closed terminal
-                print(f"interrupted ({signal.Signals(signum).name}); {hint}", file=sys.stderr, flush=True)
+                print_text(f"interrupted ({signal.Signals(signum).name}); {hint}", file=sys.stderr)
             raise typer.Exit(128 + signum) from None
 
 

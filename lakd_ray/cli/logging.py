@@ -12,6 +12,8 @@ from typing import TextIO
 
 import typer
 
+from lakd_ray.cli.output import print_styled, print_text
+
 _LEVEL_COLORS = {logging.WARNING: typer.colors.YELLOW, logging.ERROR: typer.colors.RED}
 
 
@@ -114,9 +116,12 @@ class _OutputHandler(logging.Handler):
         text = record.getMessage()
         if record.levelno < logging.INFO:
             text = f"{record.name}: {text}"
-        elif text.lstrip("\n").startswith("== ") and supports_color(sys.stdout):
-            text = typer.style(text, bold=True)
-        print(text, flush=True)
+        start, end = ("\x1b[1m", "\x1b[0m") if _is_heading(record) and supports_color(sys.stdout) else ("", "")
+        print_styled(start, text, end, file=sys.stdout)
+
+
+def _is_heading(record: logging.LogRecord) -> bool:
+    return record.levelno == logging.INFO and record.getMessage().lstrip("\n").startswith("== ")
 
 
 class _ErrorHandler(logging.Handler):
@@ -129,10 +134,10 @@ class _ErrorHandler(logging.Handler):
         label = f"{record.levelname.lower()}:"
         print_message(label, record.getMessage(), _LEVEL_COLORS.get(record.levelno, typer.colors.RED))
         if record.exc_info:
-            print(logging.Formatter().formatException(record.exc_info), file=sys.stderr, flush=True)
+            print_text(logging.Formatter().formatException(record.exc_info), file=sys.stderr)
 
 
 def print_message(label: str, message: str, color: str = typer.colors.RED) -> None:
     """Print `label message` to standard error, the label in color on a terminal."""
     shown = typer.style(label, fg=color, bold=True) if supports_color(sys.stderr) else label
-    print(f"{shown} {message}", file=sys.stderr, flush=True)
+    print_styled(f"{shown} ", message, file=sys.stderr)

@@ -12,6 +12,7 @@ from lakd_ray import __version__, environment, signals
 from lakd_ray.cli import configuration, data, models, operations, stages
 from lakd_ray.cli.group import LakdGroup, RayCommand
 from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
+from lakd_ray.cli.output import print_text
 from lakd_ray.errors import LakdError
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ for module in (stages, data, models, operations, configuration):
 
 def _print_version(value: bool) -> None:
     if value:
-        print(f"lakd-ray {__version__}")
+        print_text(f"lakd-ray {__version__}")
         raise typer.Exit
 
 
@@ -75,7 +76,7 @@ def _run_command(arguments: list[str]) -> int:
         return status if isinstance(status, int) else 0
     except LakdError as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            print_text(traceback.format_exc(), file=sys.stderr)
         print_message("error:", error_message(error))
         return 2
     except typer.TyperException as error:
@@ -97,7 +98,7 @@ def error_message(error: LakdError) -> str:
 def _print_usage_error(error: typer.TyperException) -> None:
     context = getattr(error, "ctx", None)
     if context is not None:
-        print(context.get_usage(), file=sys.stderr)
+        print_text(context.get_usage(), file=sys.stderr)
     print_message("error:", error.format_message())
     if context is not None:
-        print(f"try: {context.command_path} --help", file=sys.stderr)
+        print_text(f"try: {context.command_path} --help", file=sys.stderr)

@@ -9,6 +9,7 @@ import typer
 from lakd_ray.cli import options
 from lakd_ray.cli.group import LakdCommand, RayCommand
 from lakd_ray.cli.options import ExperimentArgument, JsonOption, OverridesOption
+from lakd_ray.cli.output import print_text
 from lakd_ray.config import load_config
 
 
@@ -32,9 +33,9 @@ def doctor(experiment: ExperimentArgument, overrides: OverridesOption = None, as
     results = checks.run_all_checks(config)
     healthy = all(result.status != "fail" for result in results)
     if as_json:
-        print(json.dumps({"ok": healthy, "checks": [result.to_json() for result in results]}, indent=1))
+        print_text(json.dumps({"ok": healthy, "checks": [result.to_json() for result in results]}, indent=1))
     else:
-        print(checks.format_table(results))
+        print_text(checks.format_table(results))
     return 0 if healthy else 2
 
 
@@ -44,7 +45,7 @@ def disk_usage(experiment: ExperimentArgument, overrides: OverridesOption = None
     from lakd_ray.ops import disk_usage as disk  # torch takes seconds to load
 
     usage = disk.estimate_usage(config)
-    print(json.dumps(usage.to_json(), indent=1) if as_json else disk.format_usage(usage))
+    print_text(json.dumps(usage.to_json(), indent=1) if as_json else disk.format_usage(usage))
 
 
 def gc(
@@ -59,16 +60,16 @@ def gc(
     from lakd_ray.ops import garbage  # torch takes seconds to load
 
     report = garbage.find_garbage(config)
-    print(garbage.format_report(report))
+    print_text(garbage.format_report(report))
     if dry_run or not report.items:
         return 0
     if not yes and not sys.stdin.isatty():
-        print("nothing was deleted: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
+        print_text("nothing was deleted: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
         return 1
     if not yes and input("Delete all of it? [y/N] ").strip().lower() not in ("y", "yes"):
-        print("nothing was deleted")
+        print_text("nothing was deleted")
         return 0
-    print(f"freed {storage.format_bytes(garbage.delete_garbage(config, report))}")
+    print_text(f"freed {storage.format_bytes(garbage.delete_garbage(config, report))}")
     return 0
 
 

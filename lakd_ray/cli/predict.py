@@ -12,6 +12,7 @@ from typing import Protocol
 from lakd_ray import storage
 from lakd_ray.audio import sources
 from lakd_ray.cli import format
+from lakd_ray.cli.output import print_text
 from lakd_ray.config import Backend
 from lakd_ray.errors import ConfigError, LakdError
 from lakd_ray.inference.options import PredictOptions
@@ -134,17 +135,16 @@ def run(
         formatter = format.make_formatter(as_json, predictor.emotions, options.top_k, names)
         bar = stack.enter_context(_terminal_bar(len(files)))
         for line in formatter.header:
-            print(line)
+            print_text(line)
         failed = 0
         for result in _predict_files(files, predictor, options):
             failed += result.prediction is None
             for line in formatter.format_result(result.file, result.prediction, result.error):
-                print(line)
-            sys.stdout.flush()  # the reader of a pipe receives each result at once
+                print_text(line)
             if bar:
                 bar.update()
     if failed:
-        print(f"{failed} of {len(files)} files have no prediction", file=sys.stderr)
+        print_text(f"{failed} of {len(files)} files have no prediction", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -11,4 +11,6 @@ LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 class Section(BaseModel):
     """A section of the configuration: frozen, without unknown keys, with a docstring for each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )

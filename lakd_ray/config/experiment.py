@@ -1,6 +1,6 @@
 """The root of the configuration: an experiment with all its sections, and the rules between sections."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,8 +15,15 @@ from lakd_ray.config.tracking import TrackingConfig
 from lakd_ray.config.train import TrainConfig
 from lakd_ray.config.tune import SettingsSelection, TuningConfig
 from lakd_ray.labels import KNOWN_EMOTIONS, PAPER_EMOTIONS
+from lakd_ray.redaction import find_credentials
 
 Stage = Literal["prepare", "teachers", "distill", "tune", "evaluate", "report", "serve"]
+
+_CREDENTIAL_VARIABLES = {
+    "tracking.mlflow.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "tune.study_storage": "LAKD_STUDY_PASSWORD (the user's name stays in the address)",
+}
+_S3_VARIABLES = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 
 
 class Experiment(Section):
@@ -70,6 +77,18 @@ class Experiment(Section):
     """Experiment trackers: TensorBoard, MLflow, Weights & Biases."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray cluster to join or to start."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_credentials(cls, tree: Any) -> Any:
+        """Reject passwords and keys in addresses: the configuration is written to records, reports and trackers."""
+        for key in find_credentials(tree):
+            raise ValueError(
+                f"`{key}` contains a password or a key, which does not belong in an experiment: it would be written to "
+                f"records and reports. Remove it, and set {_CREDENTIAL_VARIABLES.get(key, _S3_VARIABLES)} in the "
+                "environment"
+            )
+        return tree
 
     @field_validator("languages", "emotions")
     @classmethod

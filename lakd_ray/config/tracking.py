@@ -24,11 +24,6 @@ class MlflowConfig(Section):
                 "expected a server, https://host:5000, or a database by its absolute path, sqlite:////data/mlflow.db; "
                 "MLflow has dropped support for plain folders"
             )
-        if re.search(r"://[^/]*:[^/]*@", value):
-            raise ValueError(
-                "a password does not belong in an experiment file: set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD in the driver's environment"
-            )
         return value
 
 

@@ -106,7 +106,8 @@ class TuningConfig(Section):
     """Second objective, for a Pareto front: the student's number of parameters, or its latency on a clip of 5 s.
     Early stopping is then off."""
     study_storage: str | None = None
-    """Database URL of the Optuna study, reachable from every node; null: a SQLite file in the stage's folder."""
+    """Database URL of the Optuna study, reachable from the driver; its password is read from LAKD_STUDY_PASSWORD. null:
+    a SQLite file in the stage's folder."""
     reevaluate: ReevaluationConfig | None = None
     """Repetition of the best trials with other seeds before the winner is chosen; null: none."""
 

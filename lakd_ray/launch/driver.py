@@ -28,6 +28,7 @@ from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
 from lakd_ray.launch.tracking import build_trackers, track_runs
 from lakd_ray.launch.worker import TrainingTask, train_loop_per_worker
+from lakd_ray.redaction import redact
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.state import RunState
@@ -206,7 +207,7 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
             return
         except ray.train.TrainingFailedError as error:
             causes = _failure_causes(error)
-            reason = "; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error)
+            reason = redact("; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error))
             run = ray.get(queue.requeue.remote(name))
             user_error = next((cause for cause in causes.values() if _is_user_error(cause)), None)
             progress = _saved_progress(by_id[run]) if run in by_id else (0, 0)

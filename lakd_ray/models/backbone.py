@@ -67,7 +67,7 @@ class Backbone(ABC):
         """Build the transformers model without a head and with random weights from its configuration."""
         from transformers import AutoModel  # seconds to load
 
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
 
     @classmethod
     def make_feature_extractor(cls, config: Any) -> Any:

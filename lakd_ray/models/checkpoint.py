@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lakd_ray import labels, storage
 from lakd_ray.data.provenance import Provenance
 from lakd_ray.errors import CheckpointError
+from lakd_ray.models import pretrained
 from lakd_ray.models.backbone import backbone_class
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.known_pretrained import known_provenance
@@ -170,21 +170,24 @@ def load_local_checkpoint(folder: Path) -> tuple[EmotionClassifier, CheckpointMe
     Raises:
         CheckpointError: it is not a checkpoint of this project.
     """
-    from transformers import AutoModelForAudioClassification  # seconds to load
-
-    import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type
-
     metadata = read_local_metadata(folder)
-    with hide_progress_bars():
-        network = AutoModelForAudioClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    try:
+        network, _ = pretrained.load_network(folder)
+    except pretrained.LOADING_ERRORS as error:
+        raise CheckpointError(f"cannot load the checkpoint {folder}: {error}") from error
     model = EmotionClassifier(network, freeze_encoder=metadata.is_encoder_frozen).eval()
     metadata.check_classes(model.emotions, context=str(folder))
     return model, metadata
 
 
 def read_metadata(location: str) -> CheckpointMetadata:
-    """Read the metadata of a local or remote checkpoint folder, without its weights."""
-    return CheckpointMetadata.from_json(storage.read_json(storage.join(location, METADATA_FILE)))
+    """Read the metadata of a local or remote checkpoint folder, without its weights.
+
+    Raises:
+        StorageError: it cannot be read.
+        CheckpointError: it has other entries than those of this project.
+    """
+    return _parse_metadata(storage.read_json(storage.join(location, METADATA_FILE)), location)
 
 
 def read_local_metadata(folder: Path) -> CheckpointMetadata:
@@ -196,4 +199,13 @@ def read_local_metadata(folder: Path) -> CheckpointMetadata:
     file = folder / METADATA_FILE
     if not file.is_file():
         raise CheckpointError(f"{folder} has no {METADATA_FILE}: expected a checkpoint folder written by this project")
-    return CheckpointMetadata.from_json(json.loads(file.read_text(encoding="utf-8")))
+    return _parse_metadata(storage.read_json(str(file)), str(folder))
+
+
+def _parse_metadata(content: Any, location: str) -> CheckpointMetadata:
+    try:
+        return CheckpointMetadata.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{location}: {METADATA_FILE} is not the metadata of a checkpoint of this project ({error!r})"
+        ) from error

@@ -1,9 +1,9 @@
 """Convert a transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, the format that `lakd` loads."""
 
-import pickle
 from pathlib import Path
 
 from lakd_ray.errors import CheckpointError, ConfigError
+from lakd_ray.models import pretrained
 from lakd_ray.models.origin import write_origin
 from lakd_ray.models.progress_bars import hide_progress_bars
 
@@ -24,20 +24,12 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
         ConfigError: the folder is not empty.
         CheckpointError: the checkpoint cannot be read, or contains more than tensors.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification  # seconds to load
-
     target = Path(folder).expanduser()
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose a new folder")
     try:
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        classifies = any("Classification" in name for name in config.architectures or ())
-        model_class = AutoModelForAudioClassification if classifies else AutoModel
-        with hide_progress_bars():
-            network = model_class.from_pretrained(
-                name_or_path, config=config, revision=revision, use_safetensors=False, weights_only=True
-            )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        network = pretrained.load_pickled_network(name_or_path, revision)
+    except pretrained.LOADING_ERRORS as error:
         raise CheckpointError(
             f"cannot convert {name_or_path}: {str(error).rstrip('.')}. Expected a hub name (with network access or a "
             "filled cache) or a folder with config.json and a pytorch_model.bin that contains only tensors."

@@ -14,9 +14,9 @@ from lakd_ray import storage
 from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.errors import ConfigError
 from lakd_ray.labels import canonical_emotion
+from lakd_ray.models import pretrained
 from lakd_ray.models.checkpoint import load_checkpoint
 from lakd_ray.models.classifier import EmotionClassifier
-from lakd_ray.models.progress_bars import hide_progress_bars
 from lakd_ray.precision import upcast
 
 # A class that the teacher lacks gets e^-10 times the probability of its least likely class.
@@ -86,19 +86,9 @@ def is_lakd_checkpoint(spec: ExternalTeacherConfig) -> bool:
 
 
 def _load_transformers_model(spec: ExternalTeacherConfig) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForAudioClassification  # seconds to load
-
     try:
-        with hide_progress_bars():
-            network, loading = AutoModelForAudioClassification.from_pretrained(
-                spec.checkpoint,
-                revision=spec.revision,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        network, loading = pretrained.load_network(spec.checkpoint, spec.revision)
+    except pretrained.LOADING_ERRORS as error:
         raise ConfigError(
             f"cannot load teacher {spec.name} from {spec.checkpoint}: {error}. Expected a checkpoint of this project, "
             "a hub name (with network access or a filled cache) or a folder with config.json and model.safetensors. If "

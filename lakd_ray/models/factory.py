@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from lakd_ray.config import ModelConfig
 from lakd_ray.errors import ConfigError
+from lakd_ray.models import pretrained
 from lakd_ray.models.backbone import make_backbone
 from lakd_ray.models.classifier import EmotionClassifier
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 from lakd_ray.models.pretrained_head import describe_head, match_classes, reorder_head
-from lakd_ray.models.progress_bars import hide_progress_bars
 
 
 def build_model(
@@ -69,25 +68,22 @@ def _label_config(emotions: Sequence[str]) -> dict[str, Any]:
 
 def _build_from_config(model_config: ModelConfig, emotions: Sequence[str]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForAudioClassification  # seconds to load
+    from transformers import AutoConfig  # seconds to load
 
     assert model_config.config is not None
     try:
         config = _disable_layerdrop(AutoConfig.for_model(**(model_config.config | _label_config(emotions))))
-        return AutoModelForAudioClassification.from_config(config)
+        return pretrained.build_network(config)
     except (ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(f"transformers rejects `model.config`: {error}") from error
 
 
 def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> tuple[Any, str | None]:
     """Load a network; return it with a sentence on its pretrained head, or None if the head is new."""
-    from transformers import AutoConfig  # seconds to load
-
-    import lakd_ray.models.language_aware  # noqa: F401 -- registers the model type, which is rejected below
-
+    assert model_config.pretrained is not None
     name, revision = model_config.pretrained, model_config.revision
     try:
-        source = AutoConfig.from_pretrained(name, revision=revision)
+        source = pretrained.load_config(name, revision)
         if source.model_type == LANGUAGE_AWARE_MODEL_TYPE:
             raise ConfigError(
                 f"`model.pretrained: {name}` has a language-aware head: expected a model with a plain head or without "
@@ -96,9 +92,9 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> tupl
         labels = [source.id2label[index] for index in range(source.num_labels)]
         rows = {} if model_config.language_aware is not None else match_classes(labels, emotions)
         # With the labels of the experiment, a head of a different size is replaced by a new one.
-        config = source if rows else AutoConfig.from_pretrained(name, revision=revision, **_label_config(emotions))
+        config = source if rows else pretrained.load_config(name, revision, **_label_config(emotions))
         network, has_head = _load_weights(model_config, config)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except pretrained.LOADING_ERRORS as error:
         raise ConfigError(
             f"cannot load `model.pretrained: {name}`: {error}. Expected a hub name (with network "
             "access or a filled cache) or a folder with config.json and model.safetensors. If it has only "
@@ -116,19 +112,14 @@ def _load_pretrained(model_config: ModelConfig, emotions: Sequence[str]) -> tupl
 
 def _load_weights(model_config: ModelConfig, config: Any) -> tuple[Any, bool]:
     """Load a network; return it and whether the checkpoint has a final layer."""
-    from transformers import AutoModelForAudioClassification  # seconds to load
-
+    assert model_config.pretrained is not None
     config.use_weighted_layer_sum = False  # as the backbones compute features
-    with hide_progress_bars():
-        network, loading = AutoModelForAudioClassification.from_pretrained(
-            model_config.pretrained,
-            config=_disable_layerdrop(config),
-            revision=model_config.revision,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    network, loading = pretrained.load_network(
+        model_config.pretrained,
+        model_config.revision,
+        config=_disable_layerdrop(config),
+        ignore_mismatched_sizes=True,
+    )
     return network, "classifier.weight" not in loading["missing_keys"]
 
 

@@ -8,7 +8,7 @@ from lakd_ray.audio import SAMPLE_RATE, decode_audio
 from lakd_ray.audio.sources import has_audio_suffix
 from lakd_ray.config import CorpusConfig, Experiment, ModelConfig
 from lakd_ray.data.manifest import FEATURES_FOLDER, MANIFEST_FILE
-from lakd_ray.errors import ClipError, ConfigError
+from lakd_ray.errors import ClipError, ConfigError, StorageError
 
 _NUM_SAMPLED = 8  # recordings per corpus that are opened
 _COMPRESSED_BYTES_PER_SECOND = 4_000  # 32 kbit/s: a low rate for speech, so that the estimated duration is high
@@ -133,8 +133,9 @@ def count_parameters(model: ModelConfig, notes: list[str]) -> tuple[int, int]:
         ConfigError: transformers rejects the architecture.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForAudioClassification  # takes seconds to load
+    from transformers import AutoConfig  # takes seconds to load
 
+    from lakd_ray.models import pretrained
     from lakd_ray.models.backbone import make_backbone
     from lakd_ray.models.factory import prune_layers
 
@@ -142,11 +143,11 @@ def count_parameters(model: ModelConfig, notes: list[str]) -> tuple[int, int]:
         if model.config is not None:
             config = AutoConfig.for_model(**model.config)
         else:
-            config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision, local_files_only=True)
+            config = pretrained.load_config(str(model.pretrained), model.revision, local_files_only=True)
         config.use_weighted_layer_sum = False  # as in `build_model`
         with torch.device("meta"):
-            network = AutoModelForAudioClassification.from_config(config)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            network = pretrained.build_network(config)
+    except (*pretrained.LOADING_ERRORS, StorageError) as error:
         if model.config is not None:
             raise ConfigError(f"transformers rejects `model.config`: {error}") from error
         notes.append(f"{model.pretrained} is not on this machine; its size is assumed to be that of wav2vec2-base")

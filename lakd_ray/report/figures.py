@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from lakd_ray.escaping import for_terminal
 from lakd_ray.report.curves import Curve
 from lakd_ray.report.result_table import ResultRow, TableRow, format_language, format_percent
 
@@ -177,7 +179,10 @@ def _set_emotion_ticks(axes: Axes, emotions: Sequence[str], max_letters: int = 4
 
 
 def render_png(figure: Figure, alt: str) -> EmbeddedImage:
-    """Render a figure as a PNG image."""
+    """Render a figure as a PNG image; its texts are shown as they are, also those with `$`, which starts a formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(for_terminal(text.get_text()))
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
     return EmbeddedImage("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(), alt)

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from lakd_ray.errors import StorageError
+from lakd_ray.redaction import has_credentials
 
 # AWS's standard retry mode, in both clients: random pauses of up to 1, 2, 4 .. 20 s, 71 s in total. The clients retry
 # instead of the functions of this package, because they retry single parts of an upload and single ranges of a shard,
@@ -87,6 +88,11 @@ def _bucket_path(location: str) -> str:
     scheme, _, path = location.partition("://")
     if scheme != "s3" or not path.strip("/"):
         raise StorageError(f"cannot use {location!r}: expected a path or s3://bucket/prefix")
+    if has_credentials(location):
+        raise StorageError(
+            f"cannot use {location!r}: it contains a key. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, in the environment instead"
+        )
     return path
 
 

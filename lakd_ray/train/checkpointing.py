@@ -225,7 +225,7 @@ def save_rank_state(file: Path, loss_sums: Tensor | None = None, device: torch.d
 
 def load_rank_state(file: Path, device: torch.device = _CPU) -> Tensor | None:
     """Restore the random state that `save_rank_state` wrote, perhaps on a different device; return its loss sums."""
-    state = torch.load(file, weights_only=False)
+    state = torch.load(file, weights_only=True)
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     if device.type == "cuda" and "cuda" in state:

@@ -11,6 +11,7 @@ import yaml
 from lakd_ray import storage
 from lakd_ray.config import Experiment, SettingsSelection, to_dict
 from lakd_ray.data import manifest as manifests
+from lakd_ray.escaping import for_line
 from lakd_ray.statistics import MIN_SEEDS, SIGNIFICANCE, describe_p, holm, interval, standard_error_over_seeds
 from lakd_ray.tune.study import Settings, Trial, build_trial_config, paper_settings
 
@@ -126,7 +127,8 @@ def format_best_config(config: Experiment, settings: Settings, notes: Sequence[s
     content["stages"] = ["prepare", "teachers", "distill", "evaluate", "report"]
     content["grid"] |= {"variants": {}}
     lines = [f"Found by the tune stage of {config.name} on {datetime.now(UTC):%Y-%m-%d}.", *notes]
-    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    comments = "".join(f"# {for_line(line)}\n" for line in lines)
+    return comments + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _find_selection(config: Experiment) -> list[SettingsSelection]:

@@ -7,6 +7,7 @@ its own checkpoint.
 
 import itertools
 import math
+import os
 import sqlite3
 import tempfile
 import warnings
@@ -26,6 +27,7 @@ Settings = dict[str, Any]
 """Values by dotted key."""
 
 STUDY_FILE = "study.db"
+PASSWORD_VARIABLE = "LAKD_STUDY_PASSWORD"
 # The paper's loss, used by the first trial of a search.
 PAPER_LOSS = DistillLossConfig(
     temperature=5.0, lam=0.25, weighting_temperature=0.25, weighting="similarity", reference_compat=True
@@ -123,7 +125,7 @@ class Study:
 
     def _storage_url(self) -> str:
         if self._tune.study_storage:
-            return self._tune.study_storage
+            return _with_password(self._tune.study_storage)
         if not storage.is_remote(self._location):
             path = Path(storage.resolve_filesystem(self._location)[1])
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +257,14 @@ class Study:
             target.close()
             source.close()
             storage.write_bytes(self._location, copy.read_bytes())
+
+
+def _with_password(url: str) -> str:
+    """Return a database URL with the password of the environment, which no output contains."""
+    from sqlalchemy.engine import make_url
+
+    password = os.environ.get(PASSWORD_VARIABLE)
+    return make_url(url).set(password=password).render_as_string(hide_password=False) if password else url
 
 
 def suggest_settings(trial: optuna.Trial, tune: TuningConfig) -> Settings:

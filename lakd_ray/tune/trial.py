@@ -15,6 +15,7 @@ from ray import tune
 from lakd_ray import storage
 from lakd_ray.config import Experiment, TrackingConfig
 from lakd_ray.errors import ConfigError
+from lakd_ray.redaction import redact
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.layout import trial_id
 from lakd_ray.runs.state import RunState
@@ -68,7 +69,7 @@ def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any], fences: Se
     try:
         train_student(base, trial["number"], trial["settings"], report=tune.report)
     except Exception as error:
-        storage.write_json(storage.join(folder, ERROR_FILE), {"cause": f"{type(error).__name__}: {error}"})
+        storage.write_json(storage.join(folder, ERROR_FILE), {"cause": redact(f"{type(error).__name__}: {error}")})
         raise
 
 

@@ -7,11 +7,13 @@ from typing import Any, Self
 
 import yaml
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from lakd_ray import __version__, storage
 from lakd_ray.config import Experiment
 from lakd_ray.corpora import IMPORTERS
 from lakd_ray.errors import ConfigError
+from lakd_ray.escaping import for_markdown
 from lakd_ray.models import CheckpointMetadata
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 from lakd_ray.report.result_table import format_language, format_percent
@@ -100,15 +102,19 @@ def render_model_card(
     """
     run = _RUN_DEFAULTS | metadata.training.get("run", {})
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_escape,
     )
     environment.filters |= {"percent": format_percent, "format_list": _format_list, "language_name": format_language}
     template = resources.files("lakd_ray.ops.release").joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
     aware = network_config["model_type"] == LANGUAGE_AWARE_MODEL_TYPE
     backbone = network_config["backbone"] if aware else network_config
     return environment.from_string(template).render(
-        front_matter=yaml.safe_dump(
-            _build_front_matter(metadata, context), sort_keys=False, allow_unicode=True, width=100
+        front_matter=Markup(
+            yaml.safe_dump(_build_front_matter(metadata, context), sort_keys=False, allow_unicode=True, width=100)
         ),
         card=metadata,
         run=run,
@@ -126,6 +132,11 @@ def render_model_card(
         datasets=metadata.datasets,
         version=__version__,
     )
+
+
+def _escape(value: Any) -> Any:
+    """Escape every text that the template inserts, since a checkpoint's names may contain markup."""
+    return for_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _build_front_matter(metadata: CheckpointMetadata, context: CardContext) -> dict[str, Any]:
