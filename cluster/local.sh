@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Ray cluster on this machine. Every port requires a token that only you can read; the dashboard, through which jobs
-# are submitted, listens on 127.0.0.1. (Ray's other ports listen on all addresses: on a laptop, keep a firewall.)
+# are submitted, listens on 127.0.0.1. (Ray's other ports listen on all addresses: on a laptop, keep a firewall.) Ray's
+# metrics, which would need no token, are off; export RAY_enable_metrics_collection=1 before `start` to have them.
 #
 #   cluster/local.sh start [--cpus N] [--workers K] [--port P] [--dashboard-port P]
 #   cluster/local.sh stop | status
@@ -26,7 +27,7 @@ die() {
 }
 
 usage() {
-  sed -n '5,6s/^# *//p' "$0" >&2
+  sed -n '6,7s/^# *//p' "$0" >&2
   exit 2
 }
 
@@ -123,9 +124,12 @@ start() {
   chmod 700 "$dir"
   rm -rf -- "$dir/ray" # the last session's logs
   : >"$nodes"
+  chmod -f 600 "$token" || true
   [[ -s $token ]] || HOME=$dir env -u RAY_AUTH_TOKEN_PATH ray get-auth-token --generate >/dev/null 2>"$dir/token.log" || die "no token: see $dir/token.log"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
   export RAY_raylet_start_wait_time_s=${RAY_raylet_start_wait_time_s:-120} RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1
+  export RAY_enable_metrics_collection=${RAY_enable_metrics_collection:-0}
+  export AUTOSCALER_METRIC_PORT=${AUTOSCALER_METRIC_PORT:--1} DASHBOARD_METRIC_PORT=${DASHBOARD_METRIC_PORT:--1}
 
   launch head --head --port "$port" --temp-dir "$dir/ray" \
     --include-dashboard true --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" ${cpus[@]+"${cpus[@]}"}

@@ -49,9 +49,12 @@ temporary=${TMPDIR:-/tmp}
 umask 077
 export RAY_AUTH_MODE=token
 ray get-auth-token --generate >/dev/null 2>&1 || die "cannot make a token in ~/.ray"
+chmod 600 "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" 2>/dev/null || true # an older one may be readable by others
 
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # its own 30 s are too few for nodes that load from a network disk
 export RAY_raylet_start_wait_time_s=120
+# Ray's metrics listen on all addresses without the token.
+export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 # What every worker of the cluster needs; the same as in runtime_env.yaml, which belongs to `ray job submit`.
 export RAY_TRAIN_COLLECTIVE_TIMEOUT_S=600 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from lakd_ray import environment, signals
+from lakd_ray import environment, ray_token, signals
 from lakd_ray.config import ClusterConfig, Experiment
 from lakd_ray.devices import count_visible_gpus, processes_per_gpu
 from lakd_ray.errors import ResourceError
@@ -31,6 +31,15 @@ _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+# Ray serves its metrics on all addresses without the token. Nothing reads those of a cluster that ends with a command.
+# The two servers that the first setting leaves cannot bind an invalid port, which Ray logs in its session folder.
+NO_METRICS_PORTS = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
 }
 
 
@@ -66,6 +75,7 @@ def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
 def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iterator[None]:
     if address is None:
         _check_temporary_folder()
+        ray_token.prepare_token()
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:
@@ -110,7 +120,7 @@ def _configured_address(cluster: ClusterConfig) -> str | None:
 
 def _driver_environment(address: str | None) -> dict[str, str]:
     if address is None:  # the watcher is one more process for each group, and the only node cannot be preempted
-        return {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        return {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", **NO_METRICS_PORTS}
     return {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}  # shows training on the dashboard
 
 

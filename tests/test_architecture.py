@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
     ("escaping", "redaction"),
-    ("addresses", "devices", "environment", "errors", "grouping", "labels", "precision", "progress", "signals"),
+    ("addresses", "devices", "environment", "errors", "grouping", "labels", "precision"),
+    ("progress", "ray_token", "signals"),
     ("config", "metrics", "statistics"),
     ("storage",),
     ("runs",),

@@ -16,10 +16,6 @@ EXEMPT = {
     ("lakd_ray/models/pretrained.py", "from_pretrained"): "the one module that loads pretrained networks",
     ("lakd_ray/models/pretrained.py", "import pickle"): "names the error of a pickle that has more than tensors",
     ("lakd_ray/train/engines/deepspeed.py", "torch.load"): "resume states of DeepSpeed, which are trusted: SECURITY.md",
-    (
-        "benchmarks/serve.py",
-        "from_pretrained",
-    ): "the pipeline of transformers, on a checkpoint that the benchmark wrote",
 }
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "jsonpickle"}
 UNSAFE_YAML = {"load", "load_all", "full_load", "unsafe_load", "Loader", "FullLoader", "UnsafeLoader"}

@@ -11,7 +11,8 @@ class ExternalTeacherConfig(Section):
     name: Name
     """Short unique name of the teacher."""
     checkpoint: str
-    """Absolute path or s3:// location of a checkpoint of this project, or folder or hub name of a transformers one."""
+    """Absolute path or s3:// location of a checkpoint of this project or a transformers one, or the hub name of the
+    latter."""
     revision: str | None = None
     """Revision of the hub repository to pin."""
     language: LanguageCode | None = None

@@ -26,7 +26,8 @@ class ModelConfig(Section):
     """A speech encoder with a classification head."""
 
     pretrained: str | None = None
-    """Hub name or folder of a transformers checkpoint to start from. The final layer of a classifier is used for the
+    """Hub name, folder or s3:// location of a transformers checkpoint to start from; each node copies one from a bucket
+    once, into HF_HOME. The final layer of a classifier is used for the
     emotions that it has by the same name, an abbreviation or an adjective (`ang`, `angry`); the log lists them."""
     revision: str | None = None
     """Revision of the hub repository to pin."""

@@ -32,6 +32,7 @@ from lakd_ray.devices import select_device
 from lakd_ray.errors import ConfigError
 from lakd_ray.models import CheckpointMetadata, ClassifierOutput, EmotionClassifier, onnx_export
 from lakd_ray.models.checkpoint import load_local_checkpoint, read_local_metadata
+from lakd_ray.models.min_length import min_samples
 from lakd_ray.models.onnx_runtime import GraphRuntime, OnnxRuntime, OpenVinoRuntime, require_packages
 
 SharedFeatures = dict[str, tuple[Tensor, Tensor]]
@@ -45,11 +46,13 @@ class Backend(ABC):
         emotions: classes in the order of the logits, as the network names them.
         languages: languages that the network identifies; empty if its head is not language-aware.
         warmup_lengths: lengths of waves, in samples, whose first forward pass is slower than the next ones.
+        min_samples: length of the shortest wave that the encoder accepts.
     """
 
     emotions: tuple[str, ...]
     languages: tuple[str, ...]
     warmup_lengths: tuple[int, ...] = (SAMPLE_RATE,)
+    min_samples: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +77,7 @@ class TorchBackend(Backend):
     def __init__(self, model: EmotionClassifier) -> None:
         self.model = model.eval()
         self.emotions, self.languages = model.emotions, model.languages
+        self.min_samples = min_samples(model.network.config.to_dict())
 
     @property
     def device(self) -> torch.device:

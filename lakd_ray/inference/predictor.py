@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Recording, Wave
 from lakd_ray.config import Backend as BackendName
 from lakd_ray.config import ExternalTeacherConfig
 from lakd_ray.data.provenance import Provenance
-from lakd_ray.errors import ConfigError
+from lakd_ray.errors import ClipError, ConfigError
 from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference import backends
 from lakd_ray.inference.backends import Backend, SharedFeatures, TorchBackend
@@ -30,6 +31,8 @@ from lakd_ray.inference.recordings import (
 from lakd_ray.inference.results import EmotionResult, ModelInfo, Prediction
 from lakd_ray.models import CheckpointMetadata, EmotionClassifier, encode_languages, pad_batch
 from lakd_ray.models.external_teacher import load_external_teacher
+from lakd_ray.models.min_length import min_samples
+from lakd_ray.models.pretrained import CONFIG_FILE
 from lakd_ray.runs import record
 
 # Padded seconds of a forward pass; waves of similar length share one, to limit padding. A single wave keeps a CPU busy
@@ -125,6 +128,7 @@ class Predictor:
             return cls(backends.from_model(backend, network, threads, place), metadata)
         # checks that the folder is complete
         loaded, metadata = backends.from_checkpoint(backend, checkpoint, threads, place)
+        loaded.min_samples = min_samples(storage.read_json(storage.join(checkpoint, CONFIG_FILE)))
         return cls(loaded, metadata, version=record.folder_fingerprint(checkpoint), emotions=emotions)
 
     def predict(
@@ -315,7 +319,12 @@ def predict_with_models(
 
     Args:
         queries: a model and the language of each wave, see `Predictor.logits`.
+
+    Raises:
+        ClipError: a wave is shorter than the encoder of a model accepts.
     """
+    for predictor, _ in queries.values():
+        _check_lengths(predictor, waves)
     outputs = {name: _empty_logits(predictor, len(waves)) for name, (predictor, _) in queries.items()}
     max_seconds = min(predictor.max_batch_seconds for predictor, _ in queries.values())
     for indices in _batches_by_length(waves, max_seconds):
@@ -330,6 +339,16 @@ def predict_with_models(
             if language_logits_BL is not None and output.language_logits_BL is not None:
                 language_logits_BL[indices] = output.language_logits_BL.float().cpu().numpy()
     return outputs
+
+
+def _check_lengths(predictor: Predictor, waves: Sequence[Wave]) -> None:
+    needed, shortest = predictor.backend.min_samples, min(map(len, waves), default=0)
+    if waves and shortest < needed:
+        raise ClipError(
+            f"a recording lasts {shortest / SAMPLE_RATE:.4f} s, and the encoder of {predictor.model_id or 'the model'} "
+            f"needs at least {needed / SAMPLE_RATE:.4f} s ({needed} samples)",
+            "short",
+        )
 
 
 def _empty_logits(predictor: Predictor, num_waves: int) -> ModelLogits:

@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 
 from lakd_ray import storage
+from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import CorpusConfig, Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import RETRAIN, DataExposure, Provenance
-from lakd_ray.errors import ConfigError
+from lakd_ray.errors import ConfigError, DataError
 from lakd_ray.inference import logits_cache
 from lakd_ray.models.checkpoint import METADATA_FILE, read_metadata
 from lakd_ray.models.known_pretrained import LABELED_DATASETS
+from lakd_ray.models.min_length import min_samples_of_model
 from lakd_ray.models.origin import read_checkpoint_record, read_origin
 from lakd_ray.runs import record
 from lakd_ray.runs import state as states
 from lakd_ray.runs.graph import Run, RunGraph
 
 logger = logging.getLogger(__name__)
+
+_MAX_LISTED = 3  # clips in an error message
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Pr
         The training data of these models, by name.
 
     Raises:
+        DataError: clips are shorter than the encoder of the run accepts.
         ConfigError: `trained_on` names a corpus or a speaker that the manifest does not have.
         DataLeakageError: one of them has seen data on which the run is evaluated.
     """
+    _check_clip_lengths(graph, manifest, run)
     provenance = _source_provenance(graph, manifest, run)
     for name, source in provenance.items():
         _check_dataset_names(name, source, graph.config, manifest)
@@ -93,6 +99,27 @@ def check_sources(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Pr
         "Choose a different model, or declare its actual training data with `trained_on`.",
     )
     return provenance
+
+
+def _check_clip_lengths(graph: RunGraph, manifest: Manifest, run: Run) -> None:
+    """Check that the encoder has at least one frame for every clip that it is trained or evaluated on.
+
+    Raises:
+        DataError: some clips are shorter.
+    """
+    needed = min_samples_of_model(run.recipe.model)
+    rows = np.concatenate([manifest.rows(split, run.languages) for split in ("train", "dev", "test")])
+    short = rows[manifest.num_samples_N[rows] < needed]
+    if not len(short):
+        return
+    clips = [f"{manifest.ids[row]} ({manifest.num_samples_N[row] / SAMPLE_RATE:.4f} s)" for row in short[:_MAX_LISTED]]
+    more = f" and {len(short) - _MAX_LISTED} more" if len(short) > _MAX_LISTED else ""
+    seconds = f"{needed / SAMPLE_RATE:g}"
+    raise DataError(
+        f"{run.id}: {len(short)} clips are shorter than its encoder accepts, {seconds} s ({needed} samples): "
+        f"{', '.join(clips)}{more}. Set `audio.min_seconds` to {seconds} or more (now "
+        f"{graph.config.audio.min_seconds:g}), with a new `name`, and run `lakd prepare` again"
+    )
 
 
 def _source_provenance(graph: RunGraph, manifest: Manifest, run: Run) -> dict[str, Provenance]:

@@ -32,7 +32,7 @@ def read_origin(location: str, revision: str | None = None, *, name: str | None 
     """
     if recorded := read_checkpoint_record(location, revision):
         return recorded
-    if converted := _read_json(location, revision, ORIGIN_FILE):
+    if converted := read_model_file(location, revision, ORIGIN_FILE):
         return Provenance.from_json(converted["provenance"])
     is_folder = _is_folder(location)
     hub_name = name_of_cached_folder(location) if is_folder else location
@@ -44,7 +44,7 @@ def read_origin(location: str, revision: str | None = None, *, name: str | None 
 
 def read_checkpoint_record(location: str, revision: str | None = None) -> Provenance | None:
     """Return the record of a checkpoint of this project; None if it is not one."""
-    content = _read_json(location, revision, METADATA_FILE)
+    content = read_model_file(location, revision, METADATA_FILE)
     return CheckpointMetadata.from_json(content).provenance if content else None
 
 
@@ -73,14 +73,14 @@ def _base_models(folder: str) -> Iterator[Provenance]:
 
     Its configuration names one (or a folder of one), and its own name may be that of a copy.
     """
-    config = _read_json(folder, None, "config.json") or {}
+    config = read_model_file(folder, None, "config.json") or {}
     source = str(config.get("_name_or_path"))
     for name in dict.fromkeys((listed_name(source) or name_of_copy(source), name_of_copy(folder))):
         if name and (known := known_provenance(name)):
             yield known
 
 
-def _read_json(location: str, revision: str | None, file: str) -> dict[str, Any] | None:
+def read_model_file(location: str, revision: str | None, file: str) -> dict[str, Any] | None:
     """Read a file of a folder, or of a model in the cache of the hub; None if it has no such file."""
     if _is_folder(location):
         path = storage.join(location, file)

@@ -13,9 +13,10 @@ from support import tiny_models as tiny
 from lakd_ray.config import Experiment
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.data.provenance import Provenance
-from lakd_ray.errors import ConfigError, DataLeakageError
+from lakd_ray.errors import ConfigError, DataError, DataLeakageError
 from lakd_ray.inference import evaluate
 from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
+from lakd_ray.models.min_length import min_samples
 from lakd_ray.runs.graph import build_run_graph
 
 SUPERB = "superb/wav2vec2-base-superb-er"
@@ -146,3 +147,14 @@ def test_a_student_that_is_a_teacher_run_has_the_mark_of_the_search() -> None:
         table = evaluate._predictions_table(data, rows, model, logits_RC)
         marks[paradigm] = table["settings_selected_on"].to_pylist()
     assert marks == {"teacher": [""], "ft": ["mine:Ses01F"]}
+
+
+def test_clips_that_are_too_short_for_the_encoder_are_listed_before_training() -> None:
+    config = experiment(tiny.config().model_dump(), audio={"min_seconds": 0.001})
+    needed = min_samples(tiny.ARCHITECTURE)
+    fine = replace(manifest("mine:a", "mine:b", "mine:c"), num_samples_N=np.array([needed, needed, 99999]))
+    check(config, fine)
+    short = replace(fine, num_samples_N=np.array([needed, needed - 1, 99999]))
+    message = rf"1 clips are shorter .* \({needed} samples\): {short.ids[1]} \(.*`audio.min_seconds` to .*now 0.001"
+    with pytest.raises(DataError, match=message):
+        check(config, short)

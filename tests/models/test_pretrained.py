@@ -31,7 +31,11 @@ def hostile(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder, mark = Path(tiny.checkpoint(tmp_path)), tmp_path / "mark"
-    auto_map = {"AutoConfig": "own_code.Config", "AutoModel": "own_code.Model", "AutoModelForAudioClassification": "own_code.Model"}
+    auto_map = {
+        "AutoConfig": "own_code.Config",
+        "AutoModel": "own_code.Model",
+        "AutoModelForAudioClassification": "own_code.Model",
+    }
     (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto_map}))
     (folder / "own_code.py").write_text(CODE.format(mark=str(mark)))
     (folder / storage.CHECKSUMS_FILE).unlink()

@@ -558,8 +558,12 @@ def test_token(monkeypatch, tmp_path):
     (tmp_path / ".ray" / "auth_token").write_text("\n")
     assert "is empty" in cluster_checks.check_token("head:6379").found
     (tmp_path / ".ray" / "auth_token").write_text("secret\n")
+    (tmp_path / ".ray" / "auth_token").chmod(0o644)
     result = cluster_checks.check_token("head:6379")
-    assert (result.status, "secret" in str(result)) == ("ok", False)
+    assert (result.status, "secret" in str(result)) == ("warn", False)
+    assert "mode 644" in result.found and "chmod 600" in result.hint
+    (tmp_path / ".ray" / "auth_token").chmod(0o600)
+    assert cluster_checks.check_token("head:6379").status == "ok"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
     assert cluster_checks.check_token("head:6379").status == "fail"
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")

@@ -28,7 +28,12 @@ def run_all_checks(config: Experiment) -> list[CheckResult]:
     storage_and_models = storage_checks.experiment_checks(config, stages, quick=False)
     if address is None:
         return run_checks(
-            [*host_checks.host_checks(config), cluster_checks.capacity_check(config, stages), *storage_and_models]
+            [
+                *host_checks.host_checks(config),
+                Check("token", cluster_checks.check_token_file),
+                cluster_checks.capacity_check(config, stages),
+                *storage_and_models,
+            ]
         )
     connection = run_checks([Check("token", lambda: cluster_checks.check_token(address)), _connection_check(address)])
     if any(result.status == "fail" for result in connection):

@@ -3,13 +3,12 @@
 import os
 import socket
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lakd_ray import cluster
+from lakd_ray import cluster, ray_token
 from lakd_ray.cluster import cluster_address, local_cpus
 from lakd_ray.config import Experiment
 from lakd_ray.devices import count_visible_gpus
@@ -32,7 +31,7 @@ def check_token(address: str) -> CheckResult:
         return CheckResult("token", "warn", found, expected, hint)
     if os.environ.get("RAY_AUTH_TOKEN"):
         return CheckResult("token", "ok", "RAY_AUTH_TOKEN")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    file = ray_token.token_file()
     hint = f"copy the cluster's token to {file}, or set RAY_AUTH_TOKEN_PATH to its file"
     try:
         token = file.read_text(encoding="utf-8").strip()
@@ -40,7 +39,19 @@ def check_token(address: str) -> CheckResult:
         return CheckResult("token", "fail", f"cannot read {file}: {error.strerror}", "the cluster's token", hint)
     if not token:
         return CheckResult("token", "fail", f"{file} is empty", "a token", hint)
-    return CheckResult("token", "ok", str(file))
+    return check_token_file()
+
+
+def check_token_file() -> CheckResult:
+    """Check that other users of this machine cannot read the token, which would let them run code as this user."""
+    file = ray_token.token_file()
+    if not file.exists():
+        return CheckResult("token", "ok", f"{file} is created with the first cluster")
+    if not ray_token.is_readable_by_others(file):
+        return CheckResult("token", "ok", str(file))
+    found = f"other users of this machine can read {file} (mode {file.stat().st_mode & 0o777:o})"
+    hint = f"chmod 600 {file}; {ray_token.REPLACE_HINT}"
+    return CheckResult("token", "warn", found, "a token that only you can read", hint)
 
 
 def check_connection(address: str) -> CheckResult:
