@@ -21,6 +21,7 @@ MAX_TEMPORARY_PATH = 36
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_HOME_PREFIX = "lakd-home-"
 _TEMPORARY_VARIABLES = ("TMPDIR", "RAY_TMPDIR")
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,13 @@ def _own_names() -> list[str]:
         probe.connect(("192.0.2.1", 9))  # selects a route; nothing is sent
         names.append(str(probe.getsockname()[0]))
     return names
+
+
+def replaced_home() -> str | None:
+    """Return the folder that is used for caches in place of the home directory; None if that can be written."""
+    folder = str(Path(tempfile.gettempdir(), _HOME_PREFIX))
+    used = [os.environ.get("HOME", ""), *(os.environ.get(name, "") for name in _HOME_VARIABLES)]
+    return next((value for value in used if value.startswith(folder)), None)
 
 
 def temporary_folder() -> str:
@@ -151,12 +159,12 @@ def _is_in_home(variable: str, home: Path) -> bool:
 
 def _private_home() -> Path:
     """Return a folder of this user that later commands use again."""
-    folder = Path(tempfile.gettempdir(), f"lakd-home-{os.getuid()}")
+    folder = Path(tempfile.gettempdir(), f"{_HOME_PREFIX}{os.getuid()}")
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        return Path(tempfile.mkdtemp(prefix="lakd-home-"))  # a different user has made the folder
+        return Path(tempfile.mkdtemp(prefix=_HOME_PREFIX))  # a different user has made the folder
     return folder
 
 

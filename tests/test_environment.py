@@ -122,6 +122,7 @@ from lakd_ray import environment
 os.setgid(int(sys.argv[1]))
 os.setuid(int(sys.argv[1]))  # not before: the interpreter may be in a folder of root
 with environment.prepared():
+    assert environment.replaced_home()
     print(os.environ.get("HOME"), os.environ.get("RAY_AUTH_TOKEN_PATH"), os.environ.get("HF_HOME"), getpass.getuser())
 """
 

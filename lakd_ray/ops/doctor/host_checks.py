@@ -46,6 +46,7 @@ def host_checks(config: Experiment) -> list[Check]:
         "shared memory": lambda: check_shared_memory(config),
         "open files": check_open_files,
         "temporary folder": check_temporary,
+        "home directory": check_home,
     }
     return [Check(name, check) for name, check in checks.items()]
 
@@ -249,6 +250,15 @@ def check_temporary() -> CheckResult:
         limit = f"a disk less than {_MAX_TEMP_USAGE:.0%} full, since Ray does not spill objects to a fuller one"
         return CheckResult("temporary folder", "warn", ", ".join(found), limit, hint)
     return CheckResult("temporary folder", "ok", ", ".join(found))
+
+
+def check_home() -> CheckResult:
+    """Check that libraries can write caches and the token of Ray to the home directory."""
+    if folder := environment.replaced_home():
+        found = f"nothing can be written there; caches and the token of Ray are in {folder}"
+        hint = "set HOME to a folder that this user can write"
+        return CheckResult("home directory", "warn", found, "a folder that remains", hint)
+    return CheckResult("home directory", "ok", str(Path.home()))
 
 
 def _free_inodes(folder: str) -> int | None:
