@@ -152,7 +152,7 @@ def test_the_endpoint_loses_no_request(start, experiment, tmp_path, signum, grou
     checkpoint = tiny.checkpoint(tmp_path, languages=("en",))
     command = start("serve", experiment, "--set", "serve.port=0", code=SERVE.format(checkpoint=checkpoint))
     command.wait_for("serving ")
-    url = next(line for line in command.output.splitlines() if "POST http" in line).split()[1]
+    url = next(line for line in command.output.splitlines() if "POST http" in line).split()[1].rstrip(",")
     buffer = io.BytesIO()
     soundfile.write(buffer, 0.3 * np.sin(np.arange(20 * 16_000) / 20), 16_000, format="WAV")
     outcomes: collections.Counter[str] = collections.Counter()
@@ -174,7 +174,7 @@ def test_the_endpoint_loses_no_request(start, experiment, tmp_path, signum, grou
     threads = [threading.Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: outcomes["200"] > 20, 120)
+    wait_until(lambda: outcomes["200"] > 20 or set(outcomes) - {"200"}, 240)
     assert command.end(signum, group=group) == status, command.output[-3000:]
     ended.set()
     for thread in threads:
