@@ -8,7 +8,7 @@ is loaded when the sample rate is not 16 kHz, and ffmpeg runs only for container
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ _MAX_CHANNELS = 64
 _MAX_RESAMPLING_FILTER_SIZE = 20_000_000
 _BLOCK_SIZE = 1 << 13  # values decoded at a time
 _CLIPPING_THRESHOLD = 0.98  # the largest mu-law value; the largest 8-bit and A-law values are slightly higher
+_CANCELLATION = 0.1  # power of the mean of channels, relative to independent ones, below which they cancel out
+_SIMILAR_POWER = 0.8  # power relative to the loudest channel from which a channel is as good as it
+_MIN_POWER = 1e-10  # -100 dB of full scale: rounding errors are below it
 _TRUNCATION_TOLERANCE_S = 0.05  # a file that lacks more than this counts as truncated
 _PLACEHOLDER_SIZE = 0x7FFF_0000  # programs that write to a pipe leave sizes of this value or more in the header
 _TRUNCATED_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -38,11 +41,14 @@ class Recording:
         wave_T: 16 kHz mono samples in [-1, 1), shape [T], rounded to 16 bits.
         is_cut: True if the recording was longer than `max_seconds`.
         clipped_fraction: fraction of the samples at full scale, before mixing and resampling.
+        channel: number of the channel, from 0, that is used because the channels cancel each other out; None if their
+            mean is used.
     """
 
     wave_T: Wave
     is_cut: bool
     clipped_fraction: float
+    channel: int | None = None
 
 
 def decode_audio(
@@ -91,10 +97,9 @@ def decode_recording(
         max_converted = None if time_range.duration is None else begin + time_range.duration + 1
         content = ffmpeg.convert_to_wav(content, container, source_name=source_name, max_seconds=max_converted)
     try:
-        with _SequentialSoundFile(_ClampedBytesIO(content)) as file:
-            _check_header(file, source_name)
-            rate = int(file.samplerate)
-            raw = _read_range(file, time_range, _is_truncated(file, content), source_name)
+        raw, rate, channel = _read_file(content, time_range, source_name)
+        if channel is not None:
+            raw, rate, _ = _read_file(content, time_range, source_name, channel=channel)
     except _DECODE_ERRORS as error:
         # str(error) would contain the repr of the BytesIO object; libsndfile ends its messages with a period
         reason = str(getattr(error, "error_string", error)).rstrip(".")
@@ -102,7 +107,22 @@ def decode_recording(
     wave_T = raw.wave_T if rate == SAMPLE_RATE else resample(raw.wave_T, rate)
     if not np.isfinite(wave_T).all():
         raise ClipError(f"{source_name} contains values that are not finite numbers", "not-finite")
-    return Recording(to_float(to_int16(wave_T)), raw.is_cut, raw.clipped_fraction)
+    return replace(raw, wave_T=to_float(to_int16(wave_T)), channel=channel)
+
+
+def _read_file(
+    content: bytes, time_range: "_TimeRange", source_name: str, channel: int | None = None
+) -> tuple[Recording, int, int | None]:
+    """Read a time range at the file's own rate; values are not yet checked for being finite.
+
+    Returns:
+        The mean of the channels or a single one, the sample rate, and a loud channel if all cancel each other out.
+    """
+    with _SequentialSoundFile(_ClampedBytesIO(content)) as file:
+        _check_header(file, source_name)
+        blocks = _BlockReader(file, channel)
+        raw = _read_range(blocks, file, time_range, _is_truncated(file, content), source_name)
+        return raw, int(file.samplerate), blocks.find_cancelled()
 
 
 @dataclass(frozen=True)
@@ -132,8 +152,10 @@ def _check_header(file: Any, source_name: str) -> None:
         raise ClipError(f"{source_name} has {channels} channels, expected at most {_MAX_CHANNELS}", "header")
 
 
-def _read_range(file: Any, time_range: _TimeRange, is_truncated: bool, source_name: str) -> Recording:
-    """Read a time range at the file's own rate, mixed to mono; values are not yet checked for being finite.
+def _read_range(
+    blocks: "_BlockReader", file: Any, time_range: _TimeRange, is_truncated: bool, source_name: str
+) -> Recording:
+    """Read a time range at the file's own rate, mixed to mono.
 
     Raises:
         ClipError: the file has no samples, fewer than its header states, or fewer than the range needs.
@@ -141,7 +163,6 @@ def _read_range(file: Any, time_range: _TimeRange, is_truncated: bool, source_na
     rate = int(file.samplerate)
     first_frame = round(time_range.start * rate)
     num_frames = None if time_range.duration is None else round(time_range.duration * rate)
-    blocks = _BlockReader(file)
     blocks.skip_to(first_frame)
     wave_T, clipped_fraction = blocks.read_mono(num_frames)
     if num_frames is not None and len(wave_T) >= num_frames:
@@ -196,10 +217,16 @@ class _SequentialSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # untype
 
 
 class _BlockReader:
-    """Reads a file block by block; a decoding error counts as the end of the file and is stored in `error`."""
+    """Reads a file block by block; a decoding error counts as the end of the file and is stored in `error`.
 
-    def __init__(self, file: _SequentialSoundFile):
-        self._file = file
+    Args:
+        file: the file.
+        channel: the channel to read; the mean of all if None.
+    """
+
+    def __init__(self, file: _SequentialSoundFile, channel: int | None = None):
+        self._file, self._channel = file, channel
+        self._statistics = _ChannelStatistics(int(file.channels))
         self.frames_read = 0  # including skipped frames
         self.error: Exception | None = None
 
@@ -214,7 +241,7 @@ class _BlockReader:
         """Read `num_frames` frames, or all if None.
 
         Returns:
-            The mean over channels, shape [T], and the fraction of values at full scale.
+            The mean over channels or the selected one, shape [T], and the fraction of values at full scale.
         """
         blocks: list[Wave] = []
         num_read = num_clipped = 0
@@ -225,9 +252,15 @@ class _BlockReader:
             num_read += len(block_TC)
             num_clipped += int(np.count_nonzero(np.abs(block_TC) >= _CLIPPING_THRESHOLD))
             with np.errstate(invalid="ignore", over="ignore"):  # `decode_recording` rejects non-finite values
-                blocks.append(block_TC.mean(axis=1, dtype=np.float32))
+                mean_T = block_TC.mean(axis=1, dtype=np.float32)
+                self._statistics.add(block_TC, mean_T)
+                blocks.append(mean_T if self._channel is None else block_TC[:, self._channel].copy())
         wave_T = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
         return wave_T, num_clipped / max(1, num_read * self._file.channels)
+
+    def find_cancelled(self) -> int | None:
+        """Return a loud channel if the channels cancel each other out in their mean; otherwise None."""
+        return self._statistics.find_cancelled()
 
     def has_more(self) -> bool:
         """Return whether at least one more frame follows."""
@@ -242,6 +275,46 @@ class _BlockReader:
             return np.zeros((0, self._file.channels), np.float32)
         self.frames_read += len(block_TC)
         return np.asarray(block_TC, dtype=np.float32)
+
+
+class _ChannelStatistics:
+    """Sums over the samples of each channel and of their mean, to detect channels of opposite polarity.
+
+    A balanced line that was recorded as stereo, or a headset with a swapped wire, has the same signal in both channels
+    with opposite signs. Its mean is silence.
+    """
+
+    def __init__(self, channels: int):
+        self._channels = channels
+        self._num_frames = 0
+        self._sums_C1 = np.zeros(channels + 1)  # the last element is the mean
+        self._squares_C1 = np.zeros(channels + 1)
+
+    def add(self, block_TC: Wave, mean_T: Wave) -> None:
+        """Add samples and their mean over channels."""
+        if self._channels == 1:
+            return
+        self._num_frames += len(block_TC)
+        values_TC1 = np.concatenate([block_TC, mean_T[:, None]], axis=1, dtype=np.float64)
+        self._sums_C1 += values_TC1.sum(axis=0)
+        self._squares_C1 += np.square(values_TC1).sum(axis=0)
+
+    def find_cancelled(self) -> int | None:
+        """Return a channel if the mean is far quieter than that of independent channels; otherwise None.
+
+        It is the first one that is about as loud as the loudest.
+
+        Independent channels of power P have a mean of power P / C; so has a single channel with signal, of which P is
+        the mean over channels.
+        """
+        if not self._num_frames:
+            return None
+        with np.errstate(invalid="ignore", over="ignore"):  # non-finite values compare as false
+            power_C1 = self._squares_C1 / self._num_frames - np.square(self._sums_C1 / self._num_frames)
+            power_C, mixed = power_C1[:-1], power_C1[-1]
+            power = power_C.mean()
+            is_cancelled = power > _MIN_POWER and mixed < _CANCELLATION * power / self._channels
+        return int(np.argmax(power_C >= _SIMILAR_POWER * power_C.max())) if is_cancelled else None
 
 
 def _is_truncated(file: Any, content: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Check whether a recording is good enough, by the limits of the section `audio`."""
 
 import hashlib
+import logging
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from lakd_ray.audio import SAMPLE_RATE, Recording, decode_recording, encode_flac, to_int16
 from lakd_ray.config import AudioConfig
 from lakd_ray.errors import ClipError
+
+logger = logging.getLogger(__name__)
 
 
 def decode_and_validate(
@@ -21,6 +24,11 @@ def decode_and_validate(
     recording = decode_recording(
         content, source_name=source_name, max_seconds=audio_config.max_seconds, start=start, end=end
     )
+    if recording.channel is not None:
+        logger.warning(
+            f"{source_name}: its channels have opposite polarity and cancel each other out; channel "
+            f"{recording.channel + 1} is used instead of their mean"
+        )
     check_quality(recording, audio_config)
     samples_T = to_int16(recording.wave_T)
     return {

@@ -172,6 +172,10 @@ def input_warnings(info: ModelInfo, recording: Recording, language: str | None =
     if loudness_db < _SILENT_DB:
         message = f"almost silent ({loudness_db:.0f} dB of full scale)"
         warnings.append(InputWarning(code="silent", message=message))
+    if recording.channel is not None:
+        channel = recording.channel + 1
+        message = f"the channels have opposite polarity and cancel each other out: only channel {channel} was used"
+        warnings.append(InputWarning(code="channels", message=message))
     if language is not None and language not in info.languages:
         message = f"the model was trained on {', '.join(info.languages)}, not on {language}"
         warnings.append(InputWarning(code="language", message=message))

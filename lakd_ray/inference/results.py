@@ -14,9 +14,10 @@ class ResponseModel(BaseModel):
 class InputWarning(ResponseModel):
     """A property of a recording that makes its result less reliable."""
 
-    code: Literal["short", "clipped", "silent", "language"]
-    """`short`: less than a second. `clipped`: recorded at too high a level. `silent`: almost no sound. `language`: the
-    model was not trained on the given language, and treats it as unknown."""
+    code: Literal["short", "clipped", "silent", "channels", "language"]
+    """`short`: less than a second. `clipped`: recorded at too high a level. `silent`: almost no sound. `channels`:
+    the channels cancel each other out, and only one of them was used. `language`: the model was not trained on the
+    given language, and treats it as unknown."""
     message: str
     """Human-readable text, with figures."""
 

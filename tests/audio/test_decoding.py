@@ -237,6 +237,55 @@ def test_placeholder_sizes_of_streams_are_ignored(size):
     np.testing.assert_allclose(decode_audio(bytes(content), source_name="a clip"), sine(), atol=1e-4)
 
 
+NOISE = 0.2 * np.random.default_rng(3).standard_normal((2, 32_000)).clip(-4, 4)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [
+    ((sine(2.0), -sine(2.0)), 0),
+    ((sine(2.0), -0.8 * sine(2.0)), 0),
+    ((0.7 * sine(2.0), -0.9 * sine(2.0)), 1),
+    ((sine(2.0) + 0.01 * NOISE[0], -sine(2.0) + 0.01 * NOISE[1]), 0),
+    ((sine(2.0) + 0.1, 0.1 - sine(2.0)), 0),  # with an offset
+    ((0 * sine(2.0), 0 * sine(2.0), sine(2.0), -sine(2.0)), 2),
+    ((sine(2.0), -0.5 * sine(2.0), -0.5 * sine(2.0)), 0),
+])  # fmt: skip
+@pytest.mark.parametrize(("rate", "format"), [(16_000, "WAV"), (16_000, "FLAC"), (44_100, "WAV"), (48_000, "OGG")])
+def test_channels_of_opposite_polarity_are_not_averaged(channels, expected, rate, format):
+    samples_TC = np.stack(channels, axis=1)
+    if format != "OGG":
+        samples_TC = to_float(to_int16(samples_TC))
+    stored_TC = samples_TC if format == "OGG" else to_int16(samples_TC)
+    recording = decode_recording(encode(stored_TC, rate, format), source_name="a clip")
+    assert recording.channel == expected
+    loudest = np.abs(samples_TC).max(axis=0)[recording.channel]
+    assert np.abs(recording.wave_T).max() == pytest.approx(loudest, rel=0.15)
+    if (rate, format) == (16_000, "WAV"):
+        np.testing.assert_array_equal(recording.wave_T, samples_TC[:, recording.channel])
+
+
+@pytest.mark.parametrize("channels", [
+    (sine(2.0), sine(2.0)), (sine(2.0), 0 * sine(2.0)), tuple(NOISE), (sine(2.0), sine(2.0, pitch=300)),
+    (NOISE[0], NOISE[1] - 0.5 * NOISE[0]), (0 * NOISE[0], 0 * NOISE[0]), (0 * NOISE[0] + 0.25, 0 * NOISE[0] - 0.5),
+    (sine(2.0), *(0 * NOISE[0],) * 7),
+])  # fmt: skip
+def test_mean_of_other_channels_is_unchanged(channels):
+    samples_TC = to_int16(np.stack(channels, axis=1))
+    recording = decode_recording(encode(samples_TC), source_name="a clip")
+    mean_T = np.concatenate([part.mean(axis=1, dtype=np.float32) for part in np.split(to_float(samples_TC), [1_000])])
+    assert recording.channel is None
+    np.testing.assert_array_equal(recording.wave_T, to_float(to_int16(mean_T)))
+
+
+def test_polarity_is_that_of_the_requested_part():
+    left_T = sine(2.0)
+    content = encode(np.stack([left_T, np.concatenate([left_T[:16_000], -left_T[16_000:]])], axis=1))
+    first, second = (decode_recording(content, source_name="a clip", start=s, end=s + 1.0) for s in (0.0, 1.0))
+    assert (first.channel, second.channel) == (None, 0)
+    assert np.abs(second.wave_T).max() == pytest.approx(0.5, abs=0.01)
+    cut = decode_recording(content, source_name="a clip", start=1.0, max_seconds=0.5)
+    assert (cut.channel, cut.is_cut, len(cut.wave_T)) == (0, True, 8_000)
+
+
 def test_too_many_channels_are_rejected():
     with pytest.raises(ClipError, match="200 channels") as caught:
         decode_audio(encode(np.zeros((10, 200))), source_name="clip 7")

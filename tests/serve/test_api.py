@@ -1,6 +1,7 @@
 """The HTTP API in front of a fake model: its responses, and that invalid input never causes a 5xx."""
 
 import asyncio
+import io
 import re
 import socket
 import time
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from support.fake_model import MODEL_INFO, FakeModel
 from support.local_endpoint import running_api
 
@@ -127,6 +129,18 @@ def test_warnings_about_the_recording(send, recording):
     assert codes(recording(0.4)) == ["short"]
     assert codes(recording(2.0, loudness=5.0)) == ["clipped"]
     assert codes(recording(2.0, loudness=0.0001)) == ["silent"]
+
+
+def test_channels_of_opposite_polarity_cause_a_warning(send):
+    wave_T = 0.3 * np.sin(np.arange(32_000) / 13)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.stack([wave_T, -wave_T], axis=1), 16_000, format="WAV")
+    model = FakeModel()
+    result = send(model, content=buffer.getvalue(), headers=AUDIO).json()
+    assert [(warning["code"], "only channel 1" in warning["message"]) for warning in result["warnings"]] == [
+        ("channels", True)
+    ]
+    assert np.abs(model.waves[0]).max() == pytest.approx(0.3, abs=0.01)
 
 
 def test_timeline_has_segments(send, recording):
