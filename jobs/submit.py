@@ -2,6 +2,7 @@
 
 python jobs/submit.py pipeline EXPERIMENT [--set dotted.key=value ...]
 
+It uploads `lakd_ray`, `jobs` and the file of the experiment, from any folder; data and outputs are not uploaded.
 `ray job submit --runtime-env runtime_env.yaml --working-dir .` does the same, but exits with 0 also if the job was
 stopped or the connection to its log broke. Exit status here: 0 the job succeeded, 130 it was stopped, 2 the cluster
 cannot be reached or rejects the job, 128 + N after signal N, otherwise the job's own. Requests to an address with
@@ -24,6 +25,7 @@ import yaml
 
 from lakd_ray import environment, signals
 from lakd_ray.errors import LakdError, ResourceError
+from lakd_ray.job_package import job_package
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -45,12 +47,13 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     options = parser.parse_args()
     environment.bypass_proxies(options.address)
-    entrypoint = shlex.join(["python", f"jobs/{options.job}.py", *options.arguments])
     runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text(encoding="utf-8"))
     job_id = None
     try:
-        client = connect(options.address, options.wait)
-        job_id = submit_job(client, entrypoint, {**runtime_env, "working_dir": str(ROOT)})
+        with job_package(ROOT, options.arguments) as (folder, arguments):
+            entrypoint = shlex.join(["python", f"jobs/{options.job}.py", *arguments])
+            client = connect(options.address, options.wait)
+            job_id = submit_job(client, entrypoint, {**runtime_env, "working_dir": str(folder)})
         print(
             f"submitted {job_id} to {options.address}; it continues after Ctrl-C, `ray job stop {job_id}` stops it",
             flush=True,

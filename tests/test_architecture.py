@@ -13,7 +13,7 @@ FLOORS = (
     ("progress", "ray_token", "signals"),
     ("config", "metrics", "statistics"),
     ("storage",),
-    ("runs",),
+    ("job_package", "runs"),
     ("audio",),
     ("corpora", "distill"),
     ("data",),
