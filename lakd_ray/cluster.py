@@ -84,7 +84,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
             # In the driver alone: its handler aborts the process on SIGTERM. Ray reads the variable when imported.
             ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
             ray.init(**_init_options(cluster, address, cpus))
-    except Exception as error:  # noqa: BLE001 -- a node that does not start raises Exception itself
+    except Exception as error:
         target = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {target}: {error}") from error
     for name in ("ray.data", "ray.train", "ray.tune"):
