@@ -76,6 +76,8 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
     if address is None:
         _check_temporary_folder()
         ray_token.prepare_token()
+    else:
+        environment.bypass_proxies(address)
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:

@@ -51,10 +51,11 @@ def bypass_proxies(*urls: str) -> None:
     """Let HTTP clients of this process send requests for this machine, and for the hosts of some URLs, to no proxy.
 
     Args:
-        urls: addresses of clusters. With `https`, a proxy sees no token, and the settings of the environment apply.
+        urls: addresses of clusters, as URL or `host:port`. With `https`, a proxy sees no token, and the settings of the
+            environment apply.
     """
-    hosts = [*_LOOPBACK, *_own_names()]
-    hosts += [str(urlsplit(url).hostname) for url in urls if urlsplit(url).scheme == "http" and urlsplit(url).hostname]
+    parts = [urlsplit(url if "://" in url else f"http://{url}") for url in urls]
+    hosts = [*_LOOPBACK, *_own_names(), *(part.hostname for part in parts if part.scheme != "https" and part.hostname)]
     configured = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
     present = [host.strip() for host in configured if host.strip()]
     if present == ["*"]:
