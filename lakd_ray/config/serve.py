@@ -104,7 +104,7 @@ class ServeConfig(Section):
     """Maximum seconds for the requests in progress when the endpoint stops; new ones are rejected (503) meanwhile."""
     memory_mb: float = Field(256.0, gt=0)
     """Maximum total size in MB of the uploads that the ingress holds. Further uploads are not read until there is room,
-    and rejected (503) if there is none before the deadline."""
+    and rejected (503) if that takes too long."""
     proxy: ProxyConfig = ProxyConfig()
     """Limits of connections."""
     decoder_processes: int = Field(2, ge=1)

@@ -1,8 +1,8 @@
 """Protocols of uvicorn with limits on the number of connections, their headers and their idle time.
 
 uvicorn waits for a request without a deadline and collects headers without a limit. Here a connection without a
-complete request is closed after `header_timeout_s`, headers and trailers are limited to `MAX_HEADER_BYTES`, and if all
-places are taken, the connection that has been without a request for longest makes room for a new one.
+complete request is closed after `header_timeout_s`, headers and trailers are limited to `MAX_HEADER_BYTES`, and at
+the maximum number of connections, the one that has been without a request for longest makes room for a new one.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ConnectionTable:
             self._waiting[transport] = None
 
     def remove(self, transport: asyncio.Transport) -> None:
-        """Remove a closed connection."""
+        """Remove a connection that is closed."""
         self._waiting.pop(transport, None)
         address = self._addresses.pop(transport, None)
         if address is not None:
@@ -107,7 +107,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._write_timeout = _WriteTimeout()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
-        """Admit the connection and start to wait for a request."""
+        """Admit the connection, and wait for its first request."""
         super().connection_made(transport)
         if self._table.admit(transport):
             self._wait_for_request()
@@ -116,7 +116,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._reject(503, "the endpoint has too many connections: try again after a second")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remove the connection."""
+        """Remove the connection from the table."""
         self._table.remove(self.transport)
         self._cancel_request_timer()
         self._write_timeout.cancel()
@@ -139,14 +139,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._has_begun = True
 
     def on_headers_complete(self) -> None:
-        """End the deadline of the headers."""
+        """End the deadline of the request's headers."""
         self._bytes_without_progress, self._is_waiting, self._has_begun = 0, False, False
         self._cancel_request_timer()
         self._table.set_waiting(self.transport, False)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of the body on."""
+        """Pass on a part of the body."""
         self._bytes_without_progress = 0
         super().on_body(body)
 
@@ -169,7 +169,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._write_timeout.start(self.transport)
 
     def resume_writing(self) -> None:
-        """End this deadline."""
+        """End the deadline for a client that does not read."""
         super().resume_writing()
         self._write_timeout.cancel()
 
@@ -214,7 +214,7 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._write_timeout = _WriteTimeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remove the connection, which `BoundedHttpProtocol` added."""
+        """Remove the connection, which `BoundedHttpProtocol` added, from the table."""
         self._table.remove(self.transport)
         self._write_timeout.cancel()
         super().connection_lost(exc)
@@ -225,6 +225,6 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._write_timeout.start(self.transport)
 
     def resume_writing(self) -> None:
-        """End this deadline."""
+        """End the deadline for a client that does not read."""
         super().resume_writing()
         self._write_timeout.cancel()

@@ -130,7 +130,7 @@ class _Upload:
 
 
 class _Response:
-    """The messages of a response on their way to the client; errors of Serve become JSON, credit is kept."""
+    """The messages of a response on their way to the client; errors of Serve become JSON, credit is removed."""
 
     def __init__(self, send: Send, window: Window, *, is_stream: bool):
         self._send, self._window, self._is_stream = send, window, is_stream
