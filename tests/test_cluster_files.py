@@ -263,3 +263,21 @@ def test_slurm_passes_a_signal_to_the_driver_and_reports_its_status(tmp_path):
         process.terminate()
         assert process.wait(timeout=60) == 143
     assert not list(tmp_path.glob(".lakd-*"))
+
+
+@pytest.mark.filterwarnings("ignore:Using extra keyword arguments on:DeprecationWarning")  # Ray Serve's own
+def test_proxies_have_limits():
+    from ray.serve.schema import ServeDeploySchema
+
+    from lakd_ray.config.serve import ProxyLimits, ServeConfig
+    from lakd_ray.serve.proxy.middleware import environment
+
+    expected = environment(ServeConfig().proxy_limits)
+    for file in (parsed("cluster/serve.yaml"), yaml.safe_load(service()["serveConfigV2"])):
+        variables = file["controller_options"]["runtime_env"]["env_vars"]
+        hook = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+        assert variables == {hook: expected[hook]}
+        assert ServeDeploySchema.model_validate(file).controller_options.runtime_env == {"env_vars": variables}
+        for application in file["applications"]:  # the proxy's defaults are the limits of the application
+            config = ServeConfig.model_validate(application["args"]["serve"])
+            assert config.proxy_limits == ProxyLimits()

@@ -102,8 +102,9 @@ class ServeConfig(Section):
     """Maximum seconds from a request's arrival to its response (408), and between two messages of a stream."""
     drain_s: float = Field(20.0, ge=0)
     """Maximum seconds for the requests in progress when the endpoint stops; new ones are rejected (503) meanwhile."""
-    memory_mb: float = Field(256.0, gt=0)
-    """Maximum total size in MB of the uploads that the ingress holds. Further uploads are not read until there is room,
+    memory_mb: float = Field(400.0, gt=0)
+    """Maximum memory in MB of the uploads in the ingress, at three bytes of memory for one of an upload. Uploads above
+    1 MB are not read until there is room,
     and rejected (503) if that takes too long."""
     proxy: ProxyConfig = ProxyConfig()
     """Limits of connections."""

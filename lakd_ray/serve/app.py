@@ -36,6 +36,7 @@ from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.auth import ApiKeys, KeyDigests, resolve_keys
+from lakd_ray.serve.budget import return_large_blocks
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain
 from lakd_ray.serve.errors import RequestError
@@ -117,6 +118,7 @@ class Ingress:
         config: dict[str, Any],
         keys: dict[str, Any],
     ):
+        return_large_blocks()
         self._config, self._keys = ServeConfig.model_validate(config), KeyDigests.model_validate(keys)
         self._drain = Drain()
         fraction = 0.0 if self._config.canary is None else self._config.canary.traffic_fraction

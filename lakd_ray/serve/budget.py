@@ -1,21 +1,34 @@
 """Bound the memory that uploads take in the ingress, by reading large bodies only while there is room for them."""
 
 import asyncio
+import ctypes
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 SMALL_BYTES = MEGABYTE  # smaller uploads never wait for larger ones: the number of requests bounds their memory
 MAX_WAIT_S = 10.0
+MEMORY_OF_BYTE = 3  # bytes of memory for one of an upload: itself, and 32-bit samples for its 16-bit ones
+_M_MMAP_THRESHOLD = -3  # of mallopt(3)
+
+
+def return_large_blocks() -> None:
+    """Let this process return blocks of a megabyte and more to the system as soon as they are free.
+
+    By default, glibc's malloc stores blocks of up to 32 MB in its heap after the first of them was freed, and uploads
+    of different sizes fragment it.
+    """
+    with suppress(OSError, AttributeError):  # a system with a different C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MEGABYTE)
 
 
 class ByteBudget:
-    """A number of bytes that concurrent uploads share, admitted in the order of their arrival.
+    """Memory that concurrent uploads share, admitted in the order of their arrival.
 
     Args:
-        total: the number of bytes. A larger upload is admitted alone.
+        total: the memory in bytes. An upload that needs more is admitted alone.
         max_wait_s: longest wait for room in seconds.
     """
 
@@ -26,7 +39,7 @@ class ByteBudget:
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
-        """Wait until `size` bytes are free, and hold them in the context.
+        """Wait until there is memory for an upload of `size` bytes, and hold it in the context.
 
         Raises:
             RequestError: 503 there was no room in time.
@@ -34,7 +47,7 @@ class ByteBudget:
         if size <= SMALL_BYTES:
             yield
             return
-        size = min(size, self._total)
+        size = min(MEMORY_OF_BYTE * size, self._total)
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((size, admitted))
         self._admit()

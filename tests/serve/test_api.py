@@ -522,7 +522,7 @@ def test_docs_page_loads_nothing_from_other_hosts(send):
 
 
 def test_large_uploads_wait_for_memory(decoders, recording):
-    with running_api(FakeModel(), decoders, memory_mb=1.5, max_upload_mb=3.0) as url:
+    with running_api(FakeModel(), decoders, memory_mb=6.0, max_upload_mb=3.0) as url:
         address = (urlsplit(url).hostname, urlsplit(url).port)
         large = recording(60.0)
         head = f"POST /v1/emotion HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: audio/wav\r\n"

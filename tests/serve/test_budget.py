@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lakd_ray.serve.budget import SMALL_BYTES, ByteBudget
+from lakd_ray.serve.budget import MEMORY_OF_BYTE, SMALL_BYTES, ByteBudget
 from lakd_ray.serve.upload import RequestError
 
 BIG = 2 * SMALL_BYTES
@@ -23,7 +23,7 @@ async def settle() -> None:
 
 def test_uploads_wait_for_room_in_the_order_of_their_arrival():
     async def scenario() -> None:
-        budget, entered, leave = ByteBudget(2 * BIG), [], [asyncio.Event() for _ in range(5)]
+        budget, entered, leave = ByteBudget(2 * MEMORY_OF_BYTE * BIG), [], [asyncio.Event() for _ in range(5)]
         sizes = (BIG, BIG + 1, BIG - 1, 100 * BIG, SMALL_BYTES)
         tasks = [asyncio.create_task(wait_in(budget, size, entered, go)) for size, go in zip(sizes, leave, strict=True)]
         await settle()
@@ -46,7 +46,7 @@ def test_uploads_wait_for_room_in_the_order_of_their_arrival():
 
 def test_no_room_in_time_is_rejected_and_leaves_the_queue():
     async def scenario() -> None:
-        budget, entered, leave = ByteBudget(BIG, max_wait_s=0.05), [], asyncio.Event()
+        budget, entered, leave = ByteBudget(MEMORY_OF_BYTE * BIG, max_wait_s=0.05), [], asyncio.Event()
         first = asyncio.create_task(wait_in(budget, BIG, entered, leave))
         canceled = asyncio.create_task(wait_in(budget, BIG, entered, leave))
         await settle()
@@ -64,7 +64,7 @@ def test_no_room_in_time_is_rejected_and_leaves_the_queue():
 
 def test_an_error_returns_the_bytes():
     async def scenario() -> None:
-        budget = ByteBudget(BIG, max_wait_s=0.05)
+        budget = ByteBudget(MEMORY_OF_BYTE * BIG, max_wait_s=0.05)
         for _ in range(2):
             with pytest.raises(ValueError, match="broken"):
                 async with budget.reserve(BIG):
