@@ -3,17 +3,24 @@
     with Client("http://127.0.0.1:8000") as client:
         result = client.predict("clip.wav", language="de")
 
-An endpoint's API key is an argument or the environment variable LAKD_API_KEY.
+An endpoint's API key is an argument or the environment variable LAKD_API_KEY. The proxies of the environment
+(http_proxy, https_proxy, all_proxy, no_proxy) are used, except for endpoints on this machine.
 """
 
+import math
 import os
+import random
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import ValidationError
 
+from lakd_ray.addresses import find_proxy
 from lakd_ray.errors import DataError, ResourceError
 from lakd_ray.inference.results import EmotionResult, ModelInfo, ResponseModel
 from lakd_ray.serve.messages import BatchResponse, ErrorResponse
@@ -24,6 +31,7 @@ Files = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
 _RETRYABLE_STATUSES = (429, 503)  # too many requests, or the model is unavailable
 _MAX_CONNECTION_ATTEMPTS = 3  # for a request whose connection breaks
+_MIN_WAIT_S = 0.05  # before any further attempt, so that a Retry-After of 0 does not flood a busy endpoint
 _BACKOFF_S = (0.25, 8.0)  # first and longest pause between attempts without a Retry-After header
 
 
@@ -43,7 +51,7 @@ class Client:
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            transport=httpx.HTTPTransport(retries=2),
+            transport=_create_transport(url),
         )
 
     def __enter__(self) -> Self:
@@ -146,9 +154,9 @@ class Client:
         except ValidationError:
             reason = response.text[:200]
         status = response.status_code
-        if status in (401, 403) and self._has_key:
+        if status == 401 and self._has_key:
             raise ResourceError(f"{self._url} rejects the API key ({status}: {reason}); use a valid key")
-        if status in (401, 403):
+        if status == 401:
             raise ResourceError(
                 f"{self._url} requires an API key ({status}: {reason}); set {API_KEY_ENV}, or Client(..., api_key=...)"
             )
@@ -187,6 +195,23 @@ class Client:
             backoff_s = min(2 * backoff_s, _BACKOFF_S[1])
 
 
+def _create_transport(url: str) -> httpx.HTTPTransport:
+    """Return the transport to an endpoint; httpx uses the proxies of the environment only without one.
+
+    Raises:
+        ResourceError: the proxy of the environment cannot be used.
+    """
+    proxy = find_proxy(url)
+    try:
+        return httpx.HTTPTransport(retries=2, proxy=proxy)
+    except (ImportError, ValueError) as error:
+        name = urlsplit(proxy or "").hostname  # without its password
+        raise ResourceError(
+            f"cannot use the proxy {name} of the environment for {url}: {error}; set a proxy with an http URL, or add "
+            "the host to no_proxy"
+        ) from None
+
+
 def _read_source(source: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
@@ -204,12 +229,32 @@ def _query_params(
 
 def _is_without_application(response: httpx.Response) -> bool:
     """Return whether Serve's proxy responded because the endpoint is being started or stopped."""
-    return response.status_code == 404 and response.text.startswith("Path '")
+    texts = (
+        "Path '",
+        '{"error": "no application is running',
+    )  # of Serve itself, and of this project's middleware in it
+    return response.status_code == 404 and response.text.startswith(texts)
 
 
 def _retry_after(response: httpx.Response, default: float) -> float:
-    """Return the seconds to wait before the next attempt."""
+    """Return the seconds to wait before the next attempt: those of Retry-After, a number or a date, or the default.
+
+    A random part spreads the clients that were rejected at the same time.
+    """
+    value = response.headers.get("Retry-After", "")
     try:
-        return max(0.0, float(response.headers.get("Retry-After", default)))
-    except ValueError:  # a date, which gateways may send
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value, response.headers.get("Date"), default)
+    if not 0 <= seconds < math.inf:
+        seconds = default
+    return max(seconds, _MIN_WAIT_S) * random.uniform(1.0, 1.1)
+
+
+def _seconds_until(date: str, now: str | None, default: float) -> float:
+    """Return the seconds between two dates of HTTP headers, by the clock of the server if it sends its time."""
+    try:
+        start = parsedate_to_datetime(now) if now else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(date) - start).total_seconds())
+    except (ValueError, TypeError):
         return default

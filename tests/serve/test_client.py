@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         if not status:
             self.close_connection = True  # without a response, as when a proxy is killed
             return
-        self.send_response(status)
+        self.send_response_only(status)  # without the date of today
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -170,9 +171,25 @@ def test_busy_endpoint_is_retried(server, status, header):
     assert [content for _, _, content in server.received] == [b"recording"] * 3
 
 
-@pytest.mark.parametrize("headers", [{}, {"Retry-After": "Fri, 31 Dec 2027 23:59:59 GMT"}])
+DATE = "Fri, 31 Dec 2027 23:59:59 GMT"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Retry-After": DATE, "Date": DATE}, {"Retry-After": "soon"}, {"Retry-After": "nan"}]
+)
 def test_busy_endpoint_without_seconds_in_retry_after_is_retried(server, headers):
     assert predict(server, (503, b"busy", headers), OK).emotion == "anger"
+
+
+def test_retries_respect_the_time_of_the_endpoint(server):
+    started = time.monotonic()
+    predict(server, (503, b"busy", {"Retry-After": "0.3"}), OK)
+    assert time.monotonic() - started >= 0.3
+    server.received.clear()
+    later = {"Date": "Fri, 31 Dec 2027 22:59:59 GMT", "Retry-After": DATE}  # an hour later, by the endpoint's clock
+    with pytest.raises(ResourceError, match="retried for 5 s"):
+        predict(server, (429, b"", later), timeout_s=5)
+    assert len(server.received) == 1
 
 
 def test_retries_end_at_the_timeout(server):
@@ -193,6 +210,64 @@ def test_endpoint_that_is_not_running(server):
     server.server_close()
     with pytest.raises(ResourceError, match="check the URL"), Client(f"http://127.0.0.1:{port}") as client:
         client.model_info()
+
+
+class Proxy(ThreadingHTTPServer):
+    """A forward proxy that records the requests and sends one response."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.responses: list[tuple[int, bytes, dict[str, str]]] = [OK]
+        self.received: list[tuple[str, dict[str, str], bytes]] = []
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+    with Proxy() as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield proxy
+        proxy.shutdown()
+        thread.join()
+
+
+def test_host_that_only_the_proxy_reaches(proxy):
+    with Client("http://emotion.invalid:8000") as client:
+        assert client.predict(b"recording", "de").emotion == "anger"
+    assert [path for path, _, _ in proxy.received] == ["http://emotion.invalid:8000/v1/emotion?language=de"]
+
+
+def test_endpoint_on_this_machine_uses_no_proxy(proxy, server):
+    assert predict(server, OK).emotion == "anger"
+    with Client(f"http://localhost:{server.server_port}") as client:
+        assert client.predict(b"recording").emotion == "anger"
+    assert not proxy.received and len(server.received) == 2
+
+
+def test_host_in_no_proxy_uses_no_proxy(proxy, monkeypatch):
+    monkeypatch.setenv("no_proxy", "emotion.invalid")
+    with (
+        Client("http://emotion.invalid:8000", timeout_s=5) as client,
+        pytest.raises(ResourceError, match="no response"),
+    ):
+        client.model_info()
+    assert not proxy.received
+
+
+def test_proxy_that_cannot_be_used(proxy, monkeypatch):
+    monkeypatch.setenv("http_proxy", "ftp://user:secret@proxy.invalid:21")
+    with pytest.raises(ResourceError, match=r"the proxy proxy\.invalid .*no_proxy") as caught:
+        Client("http://emotion.invalid:8000")
+    assert "secret" not in str(caught.value)
+
+
+def test_rejection_of_a_host_or_a_page_is_no_missing_key(server):
+    with pytest.raises(ResourceError, match="returned 403: a page"):
+        predict(server, (403, b'{"error": "a page of a different site"}', {}), api_key="k")
 
 
 def test_client_imports_neither_ray_nor_torch():
