@@ -92,6 +92,16 @@ class ServeConfig(Section):
     """Maximum size of an upload in MB; larger ones are rejected (413)."""
     max_seconds: float = Field(120.0, gt=0)
     """Maximum duration of a recording in seconds; longer ones are rejected (413)."""
+    max_request_audio_s: float = Field(1200.0, gt=0)
+    """Maximum seconds of audio that the model processes for one request: its recordings and all segments of their
+    timelines, where overlapping segments count each time (413, 422). A stream may cost as much per second of its audio
+    as a recording of `max_seconds` (`window_s` divided by `hop_s`)."""
+    max_client_audio_s: float = Field(2400.0, gt=0)
+    """Maximum seconds of such audio of one client (its API key, else its address) that wait or are in progress; further
+    requests are rejected (429) unless they are short enough to take their turn before the rest."""
+    max_wait_s: float = Field(10.0, gt=0)
+    """Maximum seconds that a request may wait for a decoder and the model; a request that would wait longer at the
+    measured speed is rejected before its work starts (503)."""
     max_files: int = Field(32, ge=1)
     """Maximum number of recordings in a batch; its total size may be four times `max_upload_mb`."""
     max_streams: int = Field(8, ge=0)

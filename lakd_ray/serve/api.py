@@ -13,7 +13,7 @@ Every error is JSON, {"error": ...}. Invalid input is an error of the client (4x
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -27,24 +27,24 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import lakd_ray
-from lakd_ray.audio import Recording
 from lakd_ray.config import ServeConfig
-from lakd_ray.errors import DataError
 from lakd_ray.inference.options import LANGUAGE_PATTERN, MAX_SEGMENT_S, MIN_HOP_S, MIN_WINDOW_S, PredictOptions
-from lakd_ray.inference.recordings import validate_segment_count
 from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.access import AccessMiddleware, AccessPolicy
-from lakd_ray.serve.auth import ApiKeys, resolve_keys
+from lakd_ray.serve.auth import ApiKeys, parse_bearer, resolve_keys
 from lakd_ray.serve.budget import ByteBudget
+from lakd_ray.serve.clients import identify_client
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain, DrainMiddleware
 from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import BatchItem, BatchResponse, ErrorResponse
-from lakd_ray.serve.model import ModelHandle, predict_recording
+from lakd_ray.serve.model import ModelHandle
 from lakd_ray.serve.parameters import check_query
+from lakd_ray.serve.prediction import PredictionService, Upload
 from lakd_ray.serve.prometheus import METRICS_CONTENT_TYPE, Metrics, MetricsMiddleware
 from lakd_ray.serve.proxy.backpressure import CreditMiddleware
+from lakd_ray.serve.scheduling import Caller
 from lakd_ray.serve.upload import MEGABYTE
 from lakd_ray.serve.web import create_web_router
 
@@ -126,17 +126,6 @@ class RequestOptions:
         self.options = PredictOptions(language=language, window_s=window_s, hop_s=hop_s, top_k=top_k)
         self.model = model
 
-    def validate_segment_count(self, recording: Recording) -> None:
-        """Reject a timeline of too many segments.
-
-        Raises:
-            RequestError: 422.
-        """
-        try:
-            validate_segment_count(len(recording.wave_T), self.options)
-        except DataError as error:
-            raise RequestError(422, str(error)) from None
-
 
 def _forbid_query(request: Request) -> None:
     """Reject a query of a route that has no parameters."""
@@ -149,7 +138,7 @@ class _Service:
 
     router: ModelRouter
     config: ServeConfig
-    decoder: RequestDecoder
+    predictions: PredictionService
     keys: ApiKeys
     metrics: Metrics
     budget: ByteBudget
@@ -158,24 +147,38 @@ class _Service:
     def max_upload_bytes(self) -> int:
         return int(self.config.max_upload_mb * MEGABYTE)
 
-    async def predict(self, content: bytes, request_options: RequestOptions) -> EmotionResult:
+    def identify(self, request: Request) -> str:
+        """Return a name of the client, for fair turns."""
+        return identify_client(
+            request, parse_bearer(request.headers.get("authorization")) if self.keys.required else None
+        )
+
+    async def predict(self, client: str, content: bytes, request_options: RequestOptions) -> EmotionResult:
         """Decode a recording, predict its emotion and record the result in the metrics."""
-        model = self.router.select(content, request_options.model)
-        recording = await self.decoder.decode(content, self.config.max_seconds)
-        request_options.validate_segment_count(recording)
-        result = await predict_recording(model, recording, request_options.options)
+        upload = Upload(content, self.router.select(content, request_options.model))
+        result = await self.predictions.predict(Caller(client), upload, request_options.options)
         self.metrics.record_prediction(result)
         return result
 
-    async def predict_item(self, name: str, content: bytes, request_options: RequestOptions) -> BatchItem:
-        """Predict one recording of a batch; a rejected one becomes an item with the error."""
-        try:
-            if not content:
-                limit = f"{self.config.max_upload_mb:g} MB"
-                raise RequestError(422, f"the file is empty or larger than {limit}: send a recording within the limit")
-            return BatchItem(name=name, status=200, result=await self.predict(content, request_options))
-        except RequestError as error:
-            return BatchItem(name=name, status=error.status, error=error.message)
+    async def predict_batch(
+        self, client: str, files: Sequence[tuple[str, bytes]], request_options: RequestOptions
+    ) -> BatchResponse:
+        """Predict the recordings of a batch; a rejected one becomes an item with the error."""
+        uploads = [
+            Upload(content, self.router.select(content, request_options.model)) for _, content in files if content
+        ]
+        outcomes = iter(await self.predictions.predict_batch(Caller(client), uploads, request_options.options))
+        limit = f"{self.config.max_upload_mb:g} MB"
+        missing = RequestError(422, f"the file is empty or larger than {limit}: send a recording within the limit")
+        items = []
+        for name, content in files:
+            outcome = next(outcomes) if content else missing
+            if isinstance(outcome, RequestError):
+                items.append(BatchItem(name=name, status=outcome.status, error=outcome.message))
+            else:
+                self.metrics.record_prediction(outcome)
+                items.append(BatchItem(name=name, status=200, result=outcome))
+        return BatchResponse(items=tuple(items))
 
 
 def create_app(
@@ -203,7 +206,7 @@ def create_app(
     service = _Service(
         router,
         config,
-        decoder,
+        PredictionService(config, decoder),
         keys or ApiKeys(resolve_keys(config)),
         Metrics(),
         ByteBudget(int(config.memory_mb * MEGABYTE)),
@@ -233,7 +236,7 @@ def create_app(
 
     @app.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
-        await websocket.handle_stream(socket, router.stable, config, stream_keys, decoder, service.metrics)
+        await websocket.handle_stream(socket, router.stable, config, stream_keys, service.predictions, service.metrics)
 
     @app.get(
         "/-/healthz",
@@ -299,7 +302,8 @@ def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
         """Return the most probable emotion with the probabilities of all, and a timeline if `window_s` is given."""
         size = upload.expected_bytes(request, service.max_upload_bytes)
         async with _enforce_deadline(config.deadline_s), service.budget.reserve(size):
-            return await service.predict(await upload.read_upload(request, service.max_upload_bytes), options)
+            content = await upload.read_upload(request, service.max_upload_bytes)
+            return await service.predict(service.identify(request), content, options)
 
     @api.post(
         "/v1/emotion:batch",
@@ -316,8 +320,7 @@ def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
         size = upload.expected_bytes(request, 4 * max_bytes)
         async with _enforce_deadline(config.deadline_s), service.budget.reserve(size):
             files = await upload.read_uploads(request, max_bytes, config.max_files, 4 * max_bytes)
-            items = await asyncio.gather(*[service.predict_item(name, content, options) for name, content in files])
-            return BatchResponse(items=tuple(items))
+            return await service.predict_batch(service.identify(request), files, options)
 
 
 def _add_information_routes(api: APIRouter, service: _Service) -> None:
@@ -364,10 +367,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse(ErrorResponse(error=message).model_dump(), status, headers)
 
-    headers = {503: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
 
     @app.exception_handler(RequestError)
     def handle_request_error(_: Request, error: RequestError) -> JSONResponse:
+        if error.status in (429, 503):
+            return error_response(error.status, error.message, {"Retry-After": str(error.retry_after_s or 1)})
         return error_response(error.status, error.message, headers.get(error.status))
 
     @app.exception_handler(HTTPException)

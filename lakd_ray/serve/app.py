@@ -13,9 +13,8 @@
 `serve deploy` with a different checkpoint is a rolling update: a replica stops when its successor is running.
 """
 
-import asyncio
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError, DataError
-from lakd_ray.grouping import group_by_budget
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.auth import ApiKeys, KeyDigests, resolve_keys
@@ -42,8 +40,8 @@ from lakd_ray.serve.draining import Drain
 from lakd_ray.serve.errors import RequestError
 
 BATCH_WAIT_TIMEOUT_S = 0.005
-MAX_CALL_AUDIO_S = 30.0  # audio in one call of a replica: longer timelines are spread over several replicas
 MAX_ONGOING_REQUESTS = 32  # requests of one replica: the running batch and those waiting for the next ones
+MAX_INGRESS_REQUESTS = 512  # requests of the ingress, where they wait in fair turns and within limits
 MAX_QUEUED_REQUESTS = 64  # requests that wait in the proxy before it responds with 429
 TARGET_ONGOING_REQUESTS = 8  # concurrent requests per replica that autoscaling aims at
 MAX_CALL_ATTEMPTS = 4  # attempts of one call if replicas die
@@ -145,17 +143,9 @@ class RemoteModel:
         return ModelInfo.model_validate(await self._call_with_retry(self._handle.model_info.remote))
 
     async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        """Return the predictions for waves, all from the same checkpoint, even during a rolling update."""
-        for _ in range(MAX_CALL_ATTEMPTS):
-            calls = [
-                self._call_with_retry(partial(self._handle.remote, part, language))
-                for part in _split_by_duration(waves)
-            ]
-            parts = [ModelPredictions.model_validate(part) for part in await asyncio.gather(*calls)]
-            if len({part.info.version for part in parts}) == 1:
-                predictions = tuple(prediction for part in parts for prediction in part.predictions)
-                return ModelPredictions(info=parts[0].info, predictions=predictions)
-        raise RequestError(503, "a new version of the model is being deployed: send the request again")
+        """Return the predictions for waves of one language; None lets the model identify it."""
+        output = await self._call_with_retry(partial(self._handle.remote, [*waves], language))
+        return ModelPredictions.model_validate(output)
 
     async def _call_with_retry(self, call: Callable[[], Any]) -> Any:
         """Call a replica; retry on a different one if it dies. Requests are idempotent."""
@@ -169,11 +159,6 @@ class RemoteModel:
                     503, f"the model is unavailable ({type(error).__name__}): send the request again"
                 ) from error
         raise AssertionError("unreachable")
-
-
-def _split_by_duration(waves: Sequence[Wave]) -> Iterator[list[Wave]]:
-    """Split waves into calls of at most `MAX_CALL_AUDIO_S`, so that a timeline is spread over replicas."""
-    return group_by_budget(waves, lambda wave_T: len(wave_T) / SAMPLE_RATE, MAX_CALL_AUDIO_S)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -201,7 +186,7 @@ def build(args: dict[str, Any]) -> Application:
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": 0},  # decoding is short; a reserved CPU could leave too few for the model
-        max_ongoing_requests=MAX_ONGOING_REQUESTS * (config.max_replicas or config.replicas),
+        max_ongoing_requests=MAX_INGRESS_REQUESTS,
         max_queued_requests=MAX_QUEUED_REQUESTS,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         **_DEPLOYMENT_OPTIONS,

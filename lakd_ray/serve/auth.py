@@ -78,6 +78,12 @@ def find_own_key(config: ServeConfig) -> str:
     return keys[0] if keys else ""
 
 
+def parse_bearer(header: str | None) -> str:
+    """Return the key of an Authorization header, `Bearer KEY`; empty if it has none."""
+    scheme, _, key = (header or "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
 class ApiKeys:
     """The keys that the endpoint accepts; without any, it is open to every client.
 
@@ -101,8 +107,7 @@ class ApiKeys:
 
     def authorizes(self, header: str | None) -> bool:
         """Return whether an Authorization header, `Bearer KEY`, has a valid key."""
-        scheme, _, key = (header or "").partition(" ")
-        return self.is_valid(key.strip() if scheme.lower() == "bearer" else "")
+        return self.is_valid(parse_bearer(header))
 
     def is_valid(self, key: str) -> bool:
         """Return whether the endpoint accepts the key."""

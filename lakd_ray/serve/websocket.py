@@ -26,13 +26,15 @@ from lakd_ray.audio import SAMPLE_RATE
 from lakd_ray.config import ServeConfig
 from lakd_ray.inference.options import LANGUAGE_PATTERN, PredictOptions
 from lakd_ray.inference.recordings import MIN_SECONDS
-from lakd_ray.serve.auth import ApiKeys
-from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.auth import ApiKeys, parse_bearer
+from lakd_ray.serve.clients import identify_client
 from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import ErrorResponse, StreamResult
-from lakd_ray.serve.model import ModelHandle, predict_recording
+from lakd_ray.serve.model import ModelHandle
 from lakd_ray.serve.parameters import check_names, check_query
+from lakd_ray.serve.prediction import PredictionService, Upload
 from lakd_ray.serve.prometheus import Metrics
+from lakd_ray.serve.scheduling import Caller
 from lakd_ray.serve.webm import WebmDecoder
 
 _MAX_MESSAGE_BYTES = 1 << 20
@@ -51,6 +53,20 @@ class StreamParams(BaseModel):
     language: str | None = Field(None, pattern=LANGUAGE_PATTERN)
     window_s: float = Field(3.0, ge=0.25, le=60)
     hop_s: float = Field(1.0, ge=0.1, le=60)
+
+    def check_overlap(self, config: ServeConfig) -> None:
+        """Reject windows that cost more per second of audio than the timeline of a recording may.
+
+        Raises:
+            RequestError: 422.
+        """
+        overlap, limit = self.window_s / self.hop_s, max(1.0, config.max_request_audio_s / config.max_seconds)
+        if overlap > limit:
+            raise RequestError(
+                422,
+                f"window_s={self.window_s:g} with hop_s={self.hop_s:g} costs {overlap:.3g} s of audio for each second "
+                f"of the stream, expected at most {limit:.3g}: raise hop_s, or lower window_s",
+            )
 
 
 class _Command(BaseModel):
@@ -117,14 +133,17 @@ class StreamKeys:
         self._keys = keys
         self._waiting: deque[asyncio.Timeout] = deque()
 
-    async def authenticate(self, socket: WebSocket, timeout_s: float) -> None:
-        """Check the key in the header or the first message.
+    async def authenticate(self, socket: WebSocket, timeout_s: float) -> str | None:
+        """Check the key in the header or the first message, and return it; None if the endpoint has no keys.
 
         Raises:
             RequestError: 401 the key is missing or invalid, 408 it was not sent in time.
         """
-        if not self._keys.required or self._keys.authorizes(socket.headers.get("authorization")):
-            return
+        if not self._keys.required:
+            return None
+        header = socket.headers.get("authorization")
+        if self._keys.authorizes(header):
+            return parse_bearer(header)
         try:
             async with asyncio.timeout(min(timeout_s, _KEY_DEADLINE_S)) as deadline:
                 self._waiting.append(deadline)
@@ -139,6 +158,7 @@ class StreamKeys:
             raise RequestError(408, "no API key was sent in time: send it as the first message") from None
         if isinstance(message, bytes) or message.key is None or not self._keys.is_valid(message.key):
             raise RequestError(401, 'the API key is missing or invalid: send {"key": KEY} as the first message')
+        return message.key
 
 
 async def handle_stream(
@@ -146,23 +166,24 @@ async def handle_stream(
     model: ModelHandle,
     config: ServeConfig,
     keys: StreamKeys,
-    decoder: RequestDecoder,
+    predictions: PredictionService,
     metrics: Metrics,
 ) -> None:
     """Handle a stream from its acceptance to its end."""
     await socket.accept()
     try:
         params = _parse_query(socket)
-        await keys.authenticate(socket, config.deadline_s)
+        params.check_overlap(config)
+        client = identify_client(socket, await keys.authenticate(socket, config.deadline_s))
         if metrics.open_streams >= config.max_streams:
             raise RequestError(
                 503, f"{config.max_streams} streams are open, the limit of the endpoint: try again later"
             )
         with metrics.track_stream():
-            await _run_stream(socket, params, model, config, decoder)
+            await _run_stream(socket, client, params, model, config, predictions)
     except RequestError as error:
         await _close_with_error(
-            socket, _CLOSE_TRY_AGAIN_LATER if error.status == 503 else _CLOSE_POLICY_VIOLATION, error.message
+            socket, _CLOSE_TRY_AGAIN_LATER if error.status in (429, 503) else _CLOSE_POLICY_VIOLATION, error.message
         )
     except WebSocketDisconnect:
         pass
@@ -232,15 +253,20 @@ def _parse_command(text: str) -> _Command:
 
 
 async def _run_stream(
-    socket: WebSocket, params: StreamParams, model: ModelHandle, config: ServeConfig, decoder: RequestDecoder
+    socket: WebSocket,
+    client: str,
+    params: StreamParams,
+    model: ModelHandle,
+    config: ServeConfig,
+    predictions: PredictionService,
 ) -> None:
     rate = SAMPLE_RATE if params.format == "webm" else params.rate
     buffer = _AudioBuffer(rate, max(config.max_seconds, params.window_s))
 
     async def send_result(seconds: float, *, final: bool) -> None:
         content, start_s, end_s = buffer.tail_as_wav(seconds)
-        recording = await decoder.decode(content, seconds)
-        result = await predict_recording(model, recording, PredictOptions(language=params.language))
+        options = PredictOptions(language=params.language)
+        result = await predictions.predict(Caller(client), Upload(content, model), options, max_seconds=seconds)
         fields = {name: getattr(result, name) for name in StreamResult.model_fields if hasattr(result, name)}
         await socket.send_text(StreamResult(final=final, start_s=start_s, end_s=end_s, **fields).model_dump_json())
 
