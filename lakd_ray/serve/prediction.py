@@ -17,9 +17,9 @@ from lakd_ray.inference.options import PredictOptions
 from lakd_ray.inference.recordings import assemble_result, plan_waves, validate_segment_count
 from lakd_ray.inference.results import EmotionResult, ModelPredictions
 from lakd_ray.serve.decoding import RequestDecoder
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.model import ModelHandle
 from lakd_ray.serve.scheduling import Call, Caller, FairQueue
-from lakd_ray.serve.errors import RequestError
 
 MAX_CALL_AUDIO_S = 10.0  # audio in one call of a replica: longer timelines take turns with other requests
 _MIN_CALL_AUDIO_S = 1.0  # a call costs at least as much as this much audio

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lakd_ray.serve.scheduling import Call, Caller, FairQueue
 from lakd_ray.serve.errors import RequestError
+from lakd_ray.serve.scheduling import Call, Caller, FairQueue
 
 
 class Workshop:
