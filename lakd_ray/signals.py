@@ -6,6 +6,7 @@ Ray, Ray Train, Ray Tune and other libraries replace the handlers of a process a
 
 import os
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -28,23 +29,23 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
-_first: tuple[int, float] | None = None  # number and time of the signal that ends the command
+_first: int | None = None  # number of the signal that ends the command
 
 
 def received() -> int | None:
-    """Return the number of the signal that ends the command, or None if there was none."""
-    return None if _first is None else _first[0]
+    """Return the number of the signal that ends the command, or None before there is one."""
+    return _first
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise `Interrupted` in the main thread on the first of `SIGNALS`; a second one ends the process at once.
 
-    SIGHUP stays ignored where it is (`nohup`). Outside the main thread, which alone can have handlers, this does
-    nothing.
+    SIGHUP stays ignored where it is (`nohup`). Outside the main thread, which alone can have handlers, and in a block
+    within a block, this does nothing.
     """
     global _first  # noqa: PLW0603 -- handlers belong to the process
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is _interrupt:
         yield
         return
     is_detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -52,9 +53,15 @@ def interruptible() -> Iterator[None]:
     set_handler = signal.signal
     previous = {signum: set_handler(signum, _interrupt) for signum in handled}
     signal.signal = _without(set_handler, handled)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_on_second_signal, args=(reader, handled), name="signals", daemon=True).start()
     try:
         yield
     finally:
+        signal.set_wakeup_fd(descriptor)
+        writer.close()
         signal.signal = set_handler
         for signum, handler in previous.items():
             set_handler(signum, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
@@ -111,12 +118,29 @@ def _interrupt(signum: int, _: object) -> None:
     if signum == signal.SIGHUP:
         _leave_terminal()
     if _first is None:
-        _first = signum, time.monotonic()
+        _first = signum
         raise Interrupted(signum)
-    if time.monotonic() - _first[1] > _REPEAT_S:
-        with suppress(OSError, ValueError):
-            print("ended at once by a second signal", file=sys.stderr)
-        exit_now(128 + _first[0])
+
+
+def _end_on_second_signal(reader: socket.socket, handled: list[signal.Signals]) -> None:
+    """End the process at once on a second signal.
+
+    In a thread, because the main thread may wait in a library that never returns to Python, which runs handlers.
+
+    Args:
+        reader: receives the number of each signal as a byte.
+        handled: the signals that end the process.
+    """
+    first: tuple[int, float] | None = None
+    with reader:
+        while numbers := reader.recv(16):
+            for number in set(numbers) & set(handled):
+                if first is None:
+                    first = number, time.monotonic()
+                elif time.monotonic() - first[1] > _REPEAT_S:
+                    with suppress(OSError, ValueError, AttributeError):  # not `print`: its lock may be taken
+                        os.write(sys.stderr.fileno(), b"ended at once by a second signal\n")
+                    os._exit(128 + first[0])
 
 
 def _leave_terminal() -> None:

@@ -78,6 +78,20 @@ def test_a_second_signal_ends_at_once_but_a_repetition_within_a_second_does_not(
     assert (process.returncode, out, err) == (130, "", "ended at once by a second signal\n")
 
 
+def test_a_second_signal_ends_a_command_that_waits_in_a_library():
+    stuck = (
+        "import ctypes; lock = ctypes.create_string_buffer(64); library = ctypes.CDLL(None)\n"
+        "    print('ready', flush=True)\n"
+        "    while True: library.pthread_mutex_lock(lock)"
+    )
+    with command(stuck) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(signals._REPEAT_S + 0.1)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (143, "ended at once by a second signal\n")
+
+
 def test_an_error_that_a_signal_caused_is_not_reported_as_one():
     with command(cleanup="raise RuntimeError('the cluster is gone')") as process:
         process.send_signal(signal.SIGTERM)

@@ -121,7 +121,7 @@ def test_training_saves_its_state_and_resumes(start, experiment, signum, group, 
     assert "epoch  1/60" not in again.output
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train-teachers", "pipeline"])
+@pytest.mark.parametrize("stage", ["prepare", "train-teachers", "pipeline", "run-grid"])
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0, 15.0])
 def test_a_start_is_interrupted_at_once(start, experiment, stage, seconds):
     command = start(stage, experiment)
