@@ -56,7 +56,7 @@ export RAY_raylet_start_wait_time_s=120
 # Ray's metrics listen on all addresses without the token.
 export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 # What every worker of the cluster needs; the same as in runtime_env.yaml, which belongs to `ray job submit`.
-export RAY_TRAIN_COLLECTIVE_TIMEOUT_S=600 RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
+export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S=0.2 RAY_TRAIN_ENABLE_STATE_TRACKING=1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 RAY_AIR_NEW_OUTPUT=0 TOKENIZERS_PARALLELISM=false
 export HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error
 

@@ -17,9 +17,14 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -32,7 +37,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_INTERVAL_S = 1.0
+MIN_SILENCE_S = 60.0  # without text of a job, after which the connection is opened again
 LOG_SEPARATOR = ", last available logs"  # Ray's message ends with the log, which is printed already
+
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -79,11 +87,17 @@ def connect(address: str, timeout_s: float) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """A client whose requests end after the same time without a response; Ray's own would wait forever."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, timeout=max(1.0, timeout_s), **options)
+
     logging.getLogger("ray").setLevel(logging.ERROR)  # it logs every file that it packs
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return JobSubmissionClient(address)
+            return within(max(POLL_INTERVAL_S, deadline - time.monotonic()), Client, address)
         except AuthenticationError as error:
             raise ResourceError(
                 f"the cluster at {address} rejects the token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH ({error})"
@@ -92,6 +106,23 @@ def connect(address: str, timeout_s: float) -> "JobSubmissionClient":
             if time.monotonic() > deadline:
                 raise ResourceError(f"no Ray cluster at {address} within {timeout_s:g} s: {error}") from None
         time.sleep(POLL_INTERVAL_S)
+
+
+def within(timeout_s: float, function: Callable[..., T], *arguments: Any) -> T:
+    """Return the result of a function, or raise TimeoutError; a server that sends a byte now and then is late, too."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:  # noqa: BLE001 -- raised by the caller
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="request", daemon=True).start()  # of a pool, the exit would wait for it
+    try:
+        return outcome.result(timeout_s)
+    except FutureTimeoutError:
+        raise TimeoutError(f"no response within {timeout_s:g} s") from None
 
 
 def submit_job(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict[str, Any]) -> str:
@@ -121,11 +152,12 @@ def tail_until_done(client: "JobSubmissionClient", job_id: str, timeout_s: float
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            info = client.get_job_info(job_id)
+            info = within(max(POLL_INTERVAL_S, deadline - time.monotonic()), client.get_job_info, job_id)
+            deadline = time.monotonic() + timeout_s
             if info.status.is_terminal():
                 log.flush()
                 break
-            asyncio.run(log.tail())
+            asyncio.run(log.tail(max(timeout_s, MIN_SILENCE_S)))
             deadline = time.monotonic() + timeout_s
         except (OSError, RuntimeError, ClientError) as error:  # errors of HTTP requests are OSErrors
             if time.monotonic() > deadline:
@@ -146,12 +178,15 @@ class _JobLog:
     def __init__(self, client: "JobSubmissionClient", job_id: str) -> None:
         self._client, self._job_id, self._printed = client, job_id, 0
 
-    async def tail(self) -> None:
-        """Print new text until the connection ends."""
+    async def tail(self, silence_s: float) -> None:
+        """Print new text until the connection ends, or has had no text for some time: the server may be gone."""
         position = 0
-        async for text in self._client.tail_job_logs(self._job_id):
-            self._print(text, position)
-            position += len(text)
+        parts = self._client.tail_job_logs(self._job_id)
+        with suppress(TimeoutError, StopAsyncIteration):
+            while True:
+                text = await asyncio.wait_for(anext(parts), silence_s)
+                self._print(text, position)
+                position += len(text)
 
     def flush(self) -> None:
         """Print the text that a connection which ended early has missed."""

@@ -10,7 +10,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from lakd_ray import storage
-from lakd_ray.cluster import cluster_address, experiment_session, resolve_device, with_local_device
+from lakd_ray.cluster import (
+    ResourceRequest,
+    all_nodes,
+    check_resources,
+    cluster_address,
+    evaluation_request,
+    experiment_session,
+    local_nodes,
+    missing_resources,
+    preparation_request,
+    resolve_device,
+    wait_for_room,
+    with_local_device,
+)
 from lakd_ray.config import Experiment
 from lakd_ray.data import prepare
 from lakd_ray.errors import ConfigError, TrainingError
@@ -39,6 +52,7 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Import the corpora and write shards and manifest."""
+        _wait_for_room(self.config, "prepare", preparation_request(self.config))
         prepare.prepare_corpora(self.config)
 
     def train(self, stage: TrainStage) -> None:
@@ -64,6 +78,7 @@ class Pipeline:
     def evaluate(self) -> None:
         """Write the predictions of all models on the test utterances; the cells of a fold share their passes."""
         failed = self.run_log.failed if self.run_log else ()
+        _wait_for_room(self.config, "evaluate", evaluation_request(self.config))
         for fold in dict.fromkeys(graph.config.fold for graph in self.graphs):
             evaluate.run(*(graph for graph in self.graphs if graph.config.fold == fold), exclude=failed)
 
@@ -92,7 +107,14 @@ STAGES: dict[str, Callable[[Pipeline], object]] = {
     "serve": Pipeline.serve,
 }
 _READING_STAGES = ("report", "serve")  # they may run beside training
+GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
 _STAGES_ON_WORKERS = ("teachers", "distill", "tune", "evaluate")  # on the device of `train.gpu`
+
+
+def _wait_for_room(config: Experiment, stage: str, request: ResourceRequest) -> None:
+    """Reject a cluster that can never hold a stage, and wait until it has room; Ray Data would wait silently."""
+    check_resources(config, [stage], all_nodes())
+    wait_for_room(f"{stage}: {request.description}", request.bundle, request.count, config.cluster)
 
 
 def run_stage(config: Experiment, stage: str) -> None:
@@ -166,11 +188,14 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
         TrainingError: runs failed; all that is possible without them is done.
     """
     if dry_run:
-        config = with_local_device(config) if cluster_address(config) is None else config
+        if cluster_address(config) is None:
+            config = with_local_device(config)
+            for sentence in missing_resources(config, GRID_STAGES, local_nodes(config)):
+                logger.warning(sentence)
     else:
         check_tracker_packages(config)
         config = resolve_device(config)
-        prepare.prepare_corpora(config)
+        Pipeline(config, ()).prepare()
     plan = plan_grid(config)
     logger.info(format_plan(plan, throughput))
     if dry_run:

@@ -208,7 +208,7 @@ def test_runtime_env_excludes_large_and_secret_files():
 
 
 def test_workers_get_the_same_settings_on_every_cluster():
-    from lakd_ray.cluster import _WORKER_ENVIRONMENT
+    from lakd_ray.cluster.session import _WORKER_ENVIRONMENT
 
     settings = parsed("runtime_env.yaml")["env_vars"]
     starting = {"RAY_raylet_start_wait_time_s"}  # for the process that starts Ray, not for jobs

@@ -1,7 +1,12 @@
 """`jobs/submit.py`: each part of a job's log is printed once, and the exit status is that of the job."""
 
+import asyncio
 import importlib.util
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,3 +79,44 @@ def test_a_lost_cluster_is_an_error_after_the_timeout():
 def test_a_missing_cluster_is_an_error_after_the_timeout():
     with pytest.raises(ResourceError, match="no Ray cluster"):
         submit.connect("http://127.0.0.1:9", timeout_s=0)
+
+
+@pytest.mark.parametrize("drips", [False, True], ids=["silent", "a byte now and then"])
+def test_a_server_that_never_answers(drips):
+    """Requests of Ray's client have no deadline of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                while True:
+                    time.sleep(0.1)
+                    if drips:
+                        connection.sendall(b"H")
+
+        threading.Thread(target=accept, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(ResourceError, match="no Ray cluster"):
+            submit.connect(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5)
+        assert time.monotonic() - started < 20
+
+
+def test_a_cluster_that_freezes_is_an_error_after_the_timeout():
+    class Frozen(Client):
+        def get_job_info(self, job: str) -> SimpleNamespace:
+            time.sleep(60)
+            raise AssertionError
+
+    with pytest.raises(ResourceError, match="may still run"):
+        submit.tail_until_done(Frozen(JobStatus.RUNNING), "job", timeout_s=0.2)
+
+
+def test_a_log_that_is_silent_is_read_again(monkeypatch, capsys):
+    class Silent(Client):
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield LOG
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr(submit, "MIN_SILENCE_S", 0.05)
+    assert submit.tail_until_done(Silent(JobStatus.SUCCEEDED), "job", timeout_s=0.05) == 0
+    assert capsys.readouterr().out.startswith(LOG + "job: succeeded")

@@ -22,7 +22,6 @@ ThroughputOption = Annotated[
         show_default=False,
     ),
 ]
-_GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
 
 
 def register(app: typer.Typer) -> None:
@@ -92,13 +91,13 @@ def run_grid(
 
     Runs that several cells share are trained once; an interrupted grid resumes.
     """
-    from lakd_ray.pipeline import run_grid  # Ray takes seconds to load
+    from lakd_ray.pipeline import GRID_STAGES, run_grid  # Ray takes seconds to load
 
     config = load_config(experiment, overrides or ())
     if dry_run:
         run_grid(config, dry_run=True, throughput=throughput)
     else:
-        _run_checked(config, _GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
+        _run_checked(config, GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
 
 
 def tune(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:

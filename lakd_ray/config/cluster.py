@@ -10,6 +10,11 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Ray address to connect to; `auto` finds a cluster on this machine."""
+    connect_s: float = Field(30.0, gt=0, le=3600)
+    """Longest wait for a response of a named cluster, in seconds; also of each stage and job that joins it."""
+    wait_s: float = Field(3600.0, gt=0)
+    """Longest wait for CPUs and GPUs that other jobs use, in seconds; a line in the log names the jobs once a
+    minute."""
     log_to_driver: bool = False
     """Show the output of workers besides the progress of stages; Ray's session folder has it in either case."""
     cpus: int | None = Field(None, ge=2)

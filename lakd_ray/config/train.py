@@ -1,5 +1,6 @@
 """Define the configuration section `train`: workers, engine, precision, checkpoints and failures."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,8 @@ from pydantic import Field, model_validator
 from lakd_ray.config.base import Section
 
 _READER_CPUS_PER_GPU = 2  # one reads and decodes about 4,600 seconds of audio per second
+
+_RAY_RESOLUTION = 10_000  # Ray counts resources in ten-thousandths
 
 
 class TrainConfig(Section):
@@ -21,8 +24,8 @@ class TrainConfig(Section):
     gpus_per_worker: float = Field(1.0, gt=0, le=1)
     """GPU of each worker, or a fraction of a GPU that several runs or trials of one worker each share."""
     reader_cpus: int | None = Field(None, ge=1)
-    """Logical CPUs that read and decode the data of each worker; null: two on a GPU, and one for all workers without
-    GPUs."""
+    """Logical CPUs that read and decode the data of each worker, on its node and as part of its reservation; null: two
+    on a GPU, and one for all workers without GPUs."""
     parallel_runs: int = Field(1, ge=1)
     """Number of independent runs trained at the same time, each with its own workers."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
@@ -55,7 +58,11 @@ class TrainConfig(Section):
     max_failures: int = Field(2, ge=0)
     """Number of consecutive restarts of a lost worker group without progress before the run fails."""
     collective_timeout_s: float = Field(600.0, gt=0)
-    """Timeout in seconds of collective operations and of the start of workers."""
+    """Timeout in seconds of collective operations of training. A worker that does not respond for half of it, because
+    it is frozen or its machine is cut off, is replaced."""
+    rank_wait_s: float = Field(3600.0, gt=0)
+    """Longest wait in seconds for a different worker of the same run that saves its state or computes teacher logits
+    or features, which takes some workers longer than others."""
 
     @property
     def device(self) -> Literal["auto", "cpu", "cuda"]:
@@ -76,6 +83,15 @@ class TrainConfig(Section):
         """Return the logical CPUs that read and decode the data of a number of workers."""
         shares_one = self.reader_cpus is None and not self.reserved_gpus
         return 1 if shares_one else workers * self.reader_cpus_per_worker
+
+    def reserved_cpus(self, workers: int) -> float:
+        """Return the logical CPUs that each of some workers reserves: its own, and its share of those that read data.
+
+        Args:
+            workers: number of workers that train at the same time.
+        """
+        share = math.floor(self.total_reader_cpus(workers) / workers * _RAY_RESOLUTION) / _RAY_RESOLUTION
+        return self.cpus_per_worker + share
 
     @model_validator(mode="after")
     def _validate_gpus(self) -> Self:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lakd_ray import storage
 from lakd_ray.audio import decode_flac, to_float
@@ -79,7 +80,7 @@ def stream_batches(
     read_groups: Iterable[ReadGroup],
     *,
     source: ShardSource | None = None,
-    num_cpus: float = 1.0,
+    num_cpus: int = 1,
     num_readers: int = 1,
 ) -> Iterator[AudioBatch]:
     """Yield the batches of read groups in order. Reading starts with this call, not with the first `next`.
@@ -88,7 +89,8 @@ def stream_batches(
         manifest: locates the rows in the shards.
         read_groups: the planned batches.
         source: the files to read; the audio shards if None.
-        num_cpus: logical CPUs that reading and decoding may use at the same time.
+        num_cpus: logical CPUs that reading and decoding may use at the same time; they belong to the reservation of
+            this process, on its node.
         num_readers: number of processes in the cluster that stream at the same time, including this one.
 
     Raises:
@@ -164,12 +166,30 @@ def _execution_budget(num_readers: int) -> float:
     return _OBJECT_STORE_FRACTION * cluster.get("object_store_memory", 0.0) / num_readers
 
 
-def build_dataset(manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource) -> ray.data.Dataset:
-    """Build a dataset with one row per planned batch: `rows`, `lengths` and `signals` (16-bit, concatenated)."""
+def build_dataset(
+    manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource, num_cpus: int, node: str
+) -> ray.data.Dataset:
+    """Build a dataset with one row per planned batch: `rows`, `lengths` and `signals` (16-bit, concatenated).
+
+    The tasks that read reserve nothing, because their consumer has reserved CPUs for them. If they had to wait for free
+    CPUs while it holds its own, two jobs could wait for each other.
+
+    Args:
+        manifest: locates the rows in the shards.
+        read_groups: the planned batches.
+        source: the files to read.
+        num_cpus: number of tasks that read at the same time.
+        node: id of the node on which they run while it is alive.
+    """
     configure_data_context()
     requests = ray.data.from_arrow([make_read_request(manifest, group) for group in read_groups])
     return requests.map_batches(
-        partial(read_batches, source=source), batch_size=None, batch_format="pyarrow", num_cpus=1
+        partial(read_batches, source=source),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(num_cpus),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
     )
 
 
@@ -182,12 +202,11 @@ def configure_data_context() -> ray.data.DataContext:
 
 
 def _execute(
-    manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource, num_cpus: float
+    manifest: Manifest, read_groups: list[ReadGroup], source: ShardSource, num_cpus: int
 ) -> Iterator[AudioBatch]:
     """Run one execution of Ray Data over some read groups and yield its batches."""
-    context = configure_data_context()
-    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=num_cpus)
-    tables = build_dataset(manifest, read_groups, source).iter_batches(
+    node = ray.get_runtime_context().get_node_id()
+    tables = build_dataset(manifest, read_groups, source, num_cpus, node).iter_batches(
         batch_size=1, batch_format="pyarrow", prefetch_batches=2
     )
     planned = ((group, rows) for group in read_groups for rows in group.batches)

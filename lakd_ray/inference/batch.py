@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
+from lakd_ray.cluster import evaluation_request, free_nodes
 from lakd_ray.config import Experiment, ExternalTeacherConfig
 from lakd_ray.data.batch_plan import plan_evaluation_epoch
 from lakd_ray.data.manifest import Manifest, RowIndices
@@ -116,8 +117,10 @@ def run_batch_inference(
             than the experiment.
     """
     read_groups = list(plan_evaluation_epoch(manifest, rows, config.batch).read_groups[0])
-    source = ShardSource(manifest.shards)
-    tables = build_dataset(manifest, read_groups, source).map_batches(
+    source, train = ShardSource(manifest.shards), config.train
+    bundle = evaluation_request(config).bundle
+    node = max(free_nodes(), key=lambda node: (node.capacity(bundle), node.cpus)).id
+    tables = build_dataset(manifest, read_groups, source, train.total_reader_cpus(train.workers), node).map_batches(
         _InferenceActor,
         fn_constructor_kwargs={
             "queries": dict(queries),
@@ -129,8 +132,8 @@ def run_batch_inference(
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=config.train.workers),
-        num_cpus=config.train.cpus_per_worker,
-        num_gpus=config.train.reserved_gpus,
+        num_cpus=bundle.cpus,
+        num_gpus=bundle.gpus,
     )
     index_of = {int(row): index for index, row in enumerate(rows)}
     shape = (len(rows), len(config.emotions))

@@ -5,6 +5,7 @@ repeatedly takes the next ready run from a queue. `train.parallel_runs` groups d
 """
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,18 +17,20 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 
 from lakd_ray import cluster, storage
+from lakd_ray.config import Experiment
 from lakd_ray.data import class_coverage
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.devices import process_group_backend
-from lakd_ray.errors import LakdError, StorageError, TrainingError
+from lakd_ray.errors import LakdError, ResourceError, StorageError, TrainingError
 from lakd_ray.launch.event_log import log_event, poll_events
 from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
 from lakd_ray.launch.tracking import build_trackers, track_runs
-from lakd_ray.launch.worker import TrainingTask, train_loop_per_worker
+from lakd_ray.launch.worker import QUEUE_TIMEOUT_S, TrainingTask, train_loop_per_worker
 from lakd_ray.redaction import redact
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
@@ -99,8 +102,7 @@ def _train_pending(
 ) -> None:
     tasks = list(pending.values())
     trackers = build_trackers(tasks[0].config)
-    available = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    cluster.check_resources(tasks[0].config, ("distill",), available)
+    cluster.check_resources(tasks[0].config, ("distill",), cluster.all_nodes())
     gpu = cluster.resolve_device(tasks[0].config).train.gpu
     dependencies = {
         run: [other for other in task.run.dependencies if other in pending] for run, task in pending.items()
@@ -108,7 +110,7 @@ def _train_pending(
     queue: Any = ray.remote(num_cpus=0)(RunQueue).remote(dependencies)
     with (
         track_runs(trackers, pending) as track,
-        poll_events(lambda: ray.get(queue.drain_events.remote()), track, on_event),
+        poll_events(lambda: ray.get(queue.drain_events.remote(), timeout=QUEUE_TIMEOUT_S), track, on_event),
     ):
         try:
             _fit_groups(queue, [_with_gpu(task, gpu) for task in tasks], name, keep_going)
@@ -201,27 +203,70 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
     by_id = {task.run.id: task for task in tasks}
     failures: dict[str | None, int] = {}
     last_progress: dict[str | None, tuple[int, int]] = {}
-    while True:
+    room = _GroupRoom(queue, tasks[0].config, name)
+    while room.wait():
         try:
             _build_trainer(queue, tasks, name).fit()
             return
         except ray.train.TrainingFailedError as error:
+            if _was_not_placed(error):
+                continue
             causes = _failure_causes(error)
             reason = redact("; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error))
-            run = ray.get(queue.requeue.remote(name))
+            run = ray.get(queue.requeue.remote(name), timeout=QUEUE_TIMEOUT_S)
             user_error = next((cause for cause in causes.values() if _is_user_error(cause)), None)
             progress = _saved_progress(by_id[run]) if run in by_id else (0, 0)
             failures[run] = failures.get(run, 0) + 1 if progress == last_progress.get(run, progress) else 1
             last_progress[run] = progress
             if user_error is None and failures[run] <= tasks[0].config.train.max_failures:
-                ray.get(queue.publish.remote({"event": "lost", "run": run, "group": name, "reason": reason}))
+                queue.publish.remote({"event": "lost", "run": run, "group": name, "reason": reason})
                 continue
             reason = str(user_error or f"training failed {failures[run]} times without any progress: {reason}")
             if run is None or not keep_going:
                 raise user_error or TrainingError(reason) from error
-            ray.get(queue.abandon.remote(run, reason))
-            if not ray.get(queue.remaining.remote()):
+            ray.get(queue.abandon.remote(run, reason), timeout=QUEUE_TIMEOUT_S)
+            if not ray.get(queue.remaining.remote(), timeout=QUEUE_TIMEOUT_S):
                 return
+
+
+class _GroupRoom:
+    """The room that a worker group needs in the cluster.
+
+    Args:
+        queue: receives the log lines.
+        config: the experiment.
+        name: name of the group.
+    """
+
+    def __init__(self, queue: Any, config: Experiment, name: str) -> None:
+        self._queue, self._config, self._name = queue, config, name
+        self._bundle = cluster.training_request(config).bundle
+
+    def wait(self) -> bool:
+        """Wait until the group fits into what is free; False if it never does, but other groups train the runs.
+
+        Raises:
+            ResourceError: the deadline has passed, and no group trains.
+        """
+        workers = self._config.train.workers
+        needed = f"{self._name}: {workers} workers with {self._bundle} each"
+        try:
+            cluster.wait_for_room(needed, self._bundle, workers, self._config.cluster, self._log)
+        except ResourceError:
+            if not ray.get(self._queue.is_training.remote(), timeout=QUEUE_TIMEOUT_S):
+                raise
+            self._log("the other worker groups train the remaining runs")
+            return False
+        return True
+
+    def _log(self, text: str) -> None:
+        self._queue.publish.remote({"event": "message", "run": None, "group": self._name, "reason": text})
+
+
+def _was_not_placed(error: ray.train.TrainingFailedError) -> bool:
+    """Return whether a different job was faster to take the resources, so that the group has not started."""
+    cause = getattr(error, "controller_failure", None)
+    return type(cause).__name__ == "WorkerGroupStartupTimeoutError"  # of a private module of Ray
 
 
 def _failure_causes(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
@@ -241,10 +286,30 @@ def _saved_progress(task: TrainingTask) -> tuple[int, int]:
     return state.latest.epochs_done, state.latest.batches_done
 
 
+class _Backend(_TorchBackend):
+    """Sets up the process group, and leaves its end to that of the processes."""
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Do nothing: the processes end next, and a frozen one would delay its replacement by 30 s."""
+
+
+class TorchBackendConfig(TorchConfig):
+    """Ray's configuration of torch's process group, whose end does not wait for frozen processes."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """The class that sets up the process group."""
+        return _Backend
+
+
 def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> TorchTrainer:
     config = tasks[0].config
     train = config.train
     filesystem, path = storage.resolve_filesystem(storage.join(config.folder, "ray"))
+    os.environ |= {  # Ray Train passes these variables to its controller
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(train.collective_timeout_s),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(train.collective_timeout_s / 2),
+    }
     # `_fit` handles every lost group, including preempted nodes, because it must update the queue.
     limits: Any = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
     return TorchTrainer(
@@ -258,12 +323,9 @@ def _build_trainer(queue: Any, tasks: Sequence[TrainingTask], name: str) -> Torc
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.reserved_gpus > 0,
-            resources_per_worker={
-                "CPU": train.cpus_per_worker,
-                **({"GPU": train.reserved_gpus} if train.reserved_gpus else {}),
-            },
+            resources_per_worker=cluster.training_request(config).bundle.to_dict(),
         ),
-        torch_config=TorchConfig(
+        torch_config=TorchBackendConfig(
             backend=process_group_backend("cuda" if train.reserved_gpus else "cpu"),
             timeout_s=int(train.collective_timeout_s),
         ),

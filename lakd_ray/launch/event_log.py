@@ -52,7 +52,7 @@ def log_event(event: TrainingEvent) -> None:
     elif event["event"] == "lost":
         logger.info(f"{run or event['group']}: a worker was lost, resuming from the last saved state ({reason[:200]})")
     elif event["event"] == "message":
-        logger.info(f"{run}: {reason}")
+        logger.info(f"{run}: {reason}" if run else reason)
     elif event["event"] == "failed":
         logger.info(f"{run}: FAILED, {reason}")
 

@@ -23,9 +23,6 @@ from lakd_ray.errors import DataError
 from lakd_ray.inference.batch import run_rank_inference
 from lakd_ray.inference.feature_cache import get_or_compute_features
 
-# Ranks finish at different times; Ray Train ends the group if a rank dies, so a long timeout is safe.
-_TIMEOUT = timedelta(days=7)
-
 T = TypeVar("T")
 
 
@@ -35,10 +32,12 @@ class RankCollectives:
 
     rank: int
     world_size: int
+    rank_wait_s: float
+    """Longest wait for a rank that computes for longer than the others, in seconds."""
 
     @cached_property
     def _process_group(self) -> Any:
-        return dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.rank_wait_s))
 
     def broadcast_from_rank0(self, decide: Callable[[], T]) -> T:
         """Call `decide` on the first rank, and return its result on all ranks."""

@@ -100,6 +100,10 @@ class RunQueue:
         events, self._events = self._events, []
         return events
 
+    def is_training(self) -> bool:
+        """Return whether a group trains a run at the moment."""
+        return bool(self._running)
+
     def remaining(self) -> int:
         """Return the number of runs that are pending or being trained."""
         return len(self._pending) + len(self._running)

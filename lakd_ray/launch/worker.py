@@ -22,7 +22,8 @@ from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 if TYPE_CHECKING:
     from lakd_ray.train.monitoring import Notice
 
-_POLL_INTERVAL_S = 1.0
+QUEUE_TIMEOUT_S = 300.0  # for a response of the queue, whose methods take no time
+_POLL_INTERVAL_S, _NEXT_RUN_S = 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,30 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     by_id = {task.run.id: task for task in tasks}
     torch.set_num_threads(tasks[0].config.train.cpus_per_worker)
     context = ray.train.get_context()
-    group = RankCollectives(context.get_world_rank(), context.get_world_size())
-    while run := group.broadcast_from_rank0(partial(_next_run, queue, name)):
+    group = RankCollectives(context.get_world_rank(), context.get_world_size(), tasks[0].config.train.rank_wait_s)
+    while (run := group.broadcast_from_rank0(partial(_next_run, queue, name))) != "":
+        if run is None:
+            continue
         stopped_at = _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None, name)
         if group.rank == 0:
-            ray.get(queue.mark_stopped.remote(name, stopped_at) if stopped_at else queue.mark_done.remote(name))
+            ended = queue.mark_stopped.remote(name, stopped_at) if stopped_at else queue.mark_done.remote(name)
+            ray.get(ended, timeout=QUEUE_TIMEOUT_S)
         if stopped_at:
             return
 
 
-def _next_run(queue: Any, group: str) -> str:
-    """Return the id of the group's next run; empty if none is left."""
-    while True:
-        action, run = ray.get(queue.next_run.remote(group))
+def _next_run(queue: Any, group: str) -> str | None:
+    """Return the id of the group's next run; empty if none is left, None if none is ready yet.
+
+    The other ranks wait for the result, so it must not take long.
+    """
+    deadline = time.monotonic() + _NEXT_RUN_S
+    while time.monotonic() < deadline:
+        action, run = ray.get(queue.next_run.remote(group), timeout=QUEUE_TIMEOUT_S)
         if action != "wait":
             return str(run)
         time.sleep(_POLL_INTERVAL_S)
+    return None
 
 
 def _train_task(
@@ -146,7 +155,7 @@ def _read_notice(group: Any, queue: Any, group_name: str) -> "Notice":
 
     All ranks must call this: it is a barrier.
     """
-    if group.broadcast_from_rank0(lambda: ray.get(queue.should_stop.remote(group_name))):
+    if group.broadcast_from_rank0(lambda: ray.get(queue.should_stop.remote(group_name), timeout=QUEUE_TIMEOUT_S)):
         return "stop"
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return ""

@@ -5,7 +5,6 @@ import os
 import time
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _set_global_client
@@ -47,9 +46,9 @@ def start(config: Experiment, checkpoint: str, *, timeout_s: float = 180.0) -> s
     if not storage.is_remote(checkpoint):
         checkpoint = os.path.abspath(os.path.expanduser(checkpoint))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    deadline = time.monotonic() + timeout_s
     section = config.serve
-    _check_resources(config)
+    _wait_for_resources(config)
+    deadline = time.monotonic() + timeout_s
     application = build({"checkpoint": checkpoint, "serve": to_dict(section)})
     port = resolve_port(section)
     try:
@@ -117,12 +116,13 @@ def _forget_client() -> None:
     _set_global_client(None)  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
-def _check_resources(config: Experiment) -> None:
-    """Reject a deployment whose replicas would wait for resources without a limit."""
+def _wait_for_resources(config: Experiment) -> None:
+    """Reject a deployment that the cluster can never hold, and wait for room; replicas would wait without a limit."""
     if serve.status().proxies:
         raise ResourceError("Ray Serve is running already in this cluster: stop it first with `serve shutdown`")
-    available = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    cluster.check_resources(config, ("serve",), available)
+    cluster.check_resources(config, ("serve",), cluster.all_nodes())
+    request = cluster.serving_request(config)
+    cluster.wait_for_room(request.description, request.bundle, request.count, config.cluster)
 
 
 def _wait_until_running(deadline: float) -> None:

@@ -29,17 +29,18 @@ from lakd_ray.runs.state import RunState
 logger = logging.getLogger(__name__)
 
 _RESUME, _CHECKPOINT = "resume", "checkpoint"
-# Uploads of ranks differ in duration; if a rank dies, its connection breaks, which ends the wait earlier.
-_TIMEOUT = timedelta(days=1)
 _CPU = torch.device("cpu")
 
 T = TypeVar("T")
 
 
 @cache
-def _process_group() -> Any:
-    """A process group for the upload threads, because their collectives must not mix with those of training."""
-    return dist.new_group(backend="gloo", timeout=_TIMEOUT)
+def _process_group(timeout_s: float) -> Any:
+    """A process group for the upload threads, because their collectives must not mix with those of training.
+
+    If a rank dies, its connection breaks, which ends a wait before its timeout.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
 class AsyncCheckpointer:
@@ -48,15 +49,16 @@ class AsyncCheckpointer:
     Args:
         folder: the run's folder.
         keep_checkpoints: number of best checkpoints to retain.
+        rank_wait_s: longest wait for a rank that uploads for longer than the others, in seconds.
     """
 
-    def __init__(self, folder: str, keep_checkpoints: int) -> None:
+    def __init__(self, folder: str, keep_checkpoints: int, rank_wait_s: float) -> None:
         self._folder, self._keep_checkpoints = folder, keep_checkpoints
         self._rank = dist.get_rank()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         # Creating a group is a collective operation, so do it here, where all ranks are synchronized.
-        _process_group()
+        self._group = _process_group(rank_wait_s)
 
     @contextmanager
     def save(self, state: RunState, existing_folders: set[str]) -> Iterator[tuple[Path, Path]]:
@@ -111,7 +113,7 @@ class AsyncCheckpointer:
     def _upload(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
         location = storage.join(self._folder, str(state.latest.resume_folder))
         self._on_rank0(lambda: self._upload_checkpoint(scratch / _CHECKPOINT, location, state))
-        checksums = _gather_results(lambda: storage.upload_folder(scratch / _RESUME, location))
+        checksums = self._gather(lambda: storage.upload_folder(scratch / _RESUME, location))
         self._on_rank0(lambda: self._commit(location, checksums, state, existing_folders))
 
     def _upload_checkpoint(self, checkpoint: Path, location: str, state: RunState) -> None:
@@ -128,10 +130,13 @@ class AsyncCheckpointer:
             storage.delete(storage.join(self._folder, name))
 
     def _on_rank0(self, action: Callable[[], None]) -> None:
-        _gather_results(action if self._rank == 0 else lambda: None)
+        self._gather(action if self._rank == 0 else lambda: None)
+
+    def _gather(self, action: Callable[[], T]) -> list[T]:
+        return _gather_results(action, self._group)
 
 
-def _gather_results(action: Callable[[], T]) -> list[T]:
+def _gather_results(action: Callable[[], T], group: Any) -> list[T]:
     """Run the action on every rank and return the results of all ranks.
 
     Raises:
@@ -147,7 +152,7 @@ def _gather_results(action: Callable[[], T]) -> list[T]:
     except LeaseError as error:
         lost, outcome = error, (None, str(error))
     outcomes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(outcomes, outcome, group=_process_group())
+    dist.all_gather_object(outcomes, outcome, group=group)
     if lost is not None:
         raise lost
     for rank, (_, error_text) in enumerate(outcomes):

@@ -166,7 +166,7 @@ class Trainer:
         )
         self._collate = partial(loader.collate, model=model)
         steps = loader.steps_per_epoch * recipe.optim.epochs
-        self.engine = engines.build_engine(model, recipe.optim, settings, total_steps=steps)
+        self.engine = engines.build_engine(model, recipe.optim, settings, total_steps=steps, log=log)
         self.provenance = Provenance(
             loader.manifest.data_exposure(loader.train_rows), loader.manifest.data_exposure(loader.dev_rows)
         ).inherit(teacher_provenance)
@@ -175,7 +175,7 @@ class Trainer:
         self.step_timer = StepTimer(self.engine.device)
         self.notices = NoticeCheck(read_notice, self.engine.device)
         self.loss_guard = LossGuard(loader.run.id, self.engine)
-        self.checkpointer = AsyncCheckpointer(folder, settings.keep_checkpoints)
+        self.checkpointer = AsyncCheckpointer(folder, settings.keep_checkpoints, settings.rank_wait_s)
         self.state = restore_latest(folder, saved, loader.world_size, self._load_state, log)
         self.folders_at_start = saved.referenced_folders(settings.keep_checkpoints)
 

@@ -9,6 +9,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lakd_ray import storage
+from lakd_ray.cluster import RoomWait
+from lakd_ray.config import ClusterConfig
 from lakd_ray.launch.event_log import format_duration
 from lakd_ray.runs.layout import trial_id
 from lakd_ray.tune.study import Study
@@ -109,6 +111,28 @@ class ProgressCallback(tune.Callback):
         self._num_done += 1
         left = (time.perf_counter() - self._started) / self._num_done * (self._num_trials - self._num_done)
         logger.info(f"trial {self._num_done:>3}/{self._num_trials}  {text}  {format_duration(left)} left")
+
+
+class WaitingCallback(tune.Callback):
+    """Logs a line while no trial runs because other jobs use the cluster, and ends the search at the deadline.
+
+    Args:
+        needed: the resources of a trial in words.
+        cluster: has the deadline.
+    """
+
+    def __init__(self, needed: str, cluster: ClusterConfig) -> None:
+        self._needed, self._cluster = needed, cluster
+        self._wait: RoomWait | None = None
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Check the trials; called by Ray Tune in each round of its loop."""
+        states = {trial.status for trial in trials}
+        if "PENDING" not in states or "RUNNING" in states:
+            self._wait = None
+            return
+        self._wait = self._wait or RoomWait(self._needed, self._cluster)
+        self._wait.report()
 
 
 def format_settings(settings: dict[str, Any]) -> str:

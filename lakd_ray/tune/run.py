@@ -12,9 +12,8 @@ import numpy as np
 import ray
 from ray import tune
 
-from lakd_ray import storage
+from lakd_ray import cluster, storage
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.cluster import check_resources, max_concurrent_trials, resolve_device
 from lakd_ray.config import Experiment, ExternalTeacherConfig, to_dict, with_settings
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest, RowIndices
@@ -28,7 +27,14 @@ from lakd_ray.launch.worker import TrainingTask
 from lakd_ray.runs import record
 from lakd_ray.runs.graph import RunGraph, build_run_graph
 from lakd_ray.tune import html_report, results
-from lakd_ray.tune.ray_adapter import OBJECTIVE, ProgressCallback, StudyScheduler, StudySearcher, format_settings
+from lakd_ray.tune.ray_adapter import (
+    OBJECTIVE,
+    ProgressCallback,
+    StudyScheduler,
+    StudySearcher,
+    WaitingCallback,
+    format_settings,
+)
 from lakd_ray.tune.study import Study, Trial, build_trial_config, paper_settings, validate_search_space
 from lakd_ray.tune.trial import find_student, train_student, train_trial
 
@@ -49,7 +55,7 @@ def run_search(config: Experiment) -> str:
         LeaseError: a different process works on the experiment.
     """
     with storage.hold(config.folder):
-        return _run_search(resolve_device(config))
+        return _run_search(cluster.resolve_device(config))
 
 
 def _run_search(config: Experiment) -> str:
@@ -68,8 +74,7 @@ def _run_search(config: Experiment) -> str:
         if finished and not study.remaining and _is_reevaluated(config, folder):
             logger.info(f"tune: already done: {folder}")
             return folder
-        available: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-        check_resources(config, ["tune"], available)
+        cluster.check_resources(config, ["tune"], cluster.all_nodes())
         record.mark_started(folder, fingerprint)
         _prepare_shared_inputs(config)
         started = time.perf_counter()
@@ -97,10 +102,10 @@ def _prepare_shared_inputs(config: Experiment) -> None:
     tasks = [TrainingTask(config, run) for run in teachers.values()]
     if missing := [task for task in tasks if not task.is_finished]:
         train_tasks(missing, name="teachers for the search")
-    compute = ray.remote(num_cpus=config.train.cpus_per_worker, num_gpus=config.train.reserved_gpus, max_retries=2)(
-        _compute_shared_inputs
-    )
-    ray.get(compute.remote([to_dict(variant) for variant in variants], storage.current_fences()))
+    compute = ray.remote(max_retries=2)(_compute_shared_inputs)
+    bundle = _process_bundle(config, 1)
+    with cluster.reserved("tune: one process for teacher logits and features", bundle, 1, config.cluster) as options:
+        ray.get(compute.options(**options).remote([to_dict(variant) for variant in variants], storage.current_fences()))
 
 
 def _compute_shared_inputs(experiments: Sequence[dict[str, Any]], fences: Sequence[dict[str, Any]]) -> None:
@@ -137,11 +142,16 @@ def _compute_teacher_logits(
     return {name: logits_RC[np.argsort(indices)] for name, logits_RC in logits.items()}
 
 
-def _trial_resources(config: Experiment) -> dict[str, float]:
-    """Return the resources of a trial's process; a worker group reserves its own resources."""
+def _process_bundle(config: Experiment, processes: int) -> cluster.Bundle:
+    """Return the reservation of one of several processes that train or compute at the same time, with their readers."""
+    return cluster.Bundle(config.train.reserved_cpus(processes), config.train.reserved_gpus)
+
+
+def _trial_bundle(config: Experiment, trials: int) -> cluster.Bundle:
+    """Return the reservation of a trial's process; a worker group reserves its own resources."""
     if config.tune.workers_per_trial > 1:
-        return {"CPU": 0.01, "GPU": 0.0}  # Ray Tune requires a reservation
-    return {"CPU": config.train.cpus_per_worker, "GPU": config.train.reserved_gpus}
+        return cluster.Bundle(0.01)  # Ray Tune requires a reservation
+    return _process_bundle(config, trials)
 
 
 def _run_trials(config: Experiment, study: Study, folder: str) -> None:
@@ -151,16 +161,20 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
         return
     filesystem, path = storage.resolve_filesystem(folder)
     searcher = StudySearcher(study, folder)
+    concurrent = cluster.max_concurrent_trials(config)
+    bundle = _trial_bundle(config, concurrent)
+    room = f"tune: one trial with {bundle}"
+    cluster.wait_for_room(room, bundle, 1, config.cluster)
     tune.Tuner(
         tune.with_resources(
             tune.with_parameters(train_trial, experiment=to_dict(config), fences=storage.current_fences()),
-            _trial_resources(config),
+            bundle.to_dict(),
         ),
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,
             mode="max",
             num_samples=num_trials,
-            max_concurrent_trials=max_concurrent_trials(config),
+            max_concurrent_trials=concurrent,
             # a new process takes seconds to start, but only its end stops a worker group
             reuse_actors=config.tune.workers_per_trial == 1,
             search_alg=searcher,
@@ -171,7 +185,7 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
             storage_path=storage.join(path, "ray"),
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-            callbacks=[ProgressCallback(searcher, num_trials)],
+            callbacks=[ProgressCallback(searcher, num_trials), WaitingCallback(room, config.cluster)],
             verbose=0,
         ),
     ).fit()
@@ -185,21 +199,23 @@ def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[f
     selected = {trial.number: trial for trial in results.rank_trials(trials)[: reevaluate.top_k]}
     if paper := results.find_paper_trial(config, trials):
         selected[paper.number] = paper
-    resources = _trial_resources(config)
-    train = ray.remote(num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_retries=2)(_train_with_seed)
-    limit = max_concurrent_trials(config)
-    waiting = [(trial, seed) for trial in selected.values() for seed in reevaluate.seeds]
-    running: dict[Any, tuple[int, int]] = {}
-    objectives: dict[tuple[int, int], float] = {}
-    while waiting or running:
-        while waiting and len(running) < limit:
-            trial, seed = waiting.pop(0)
-            reference = train.remote(storage.current_fences(), to_dict(config), trial.number, trial.settings, seed)
-            running[reference] = trial.number, seed
-        (ended,), _ = ray.wait(list(running), num_returns=1)
-        number, seed = running.pop(ended)
-        objectives[number, seed] = ray.get(ended)
-        logger.info(f"reevaluate: trial {number} with seed {seed}: objective {objectives[number, seed]:.3f}")
+    pending = [(trial, seed) for trial in selected.values() for seed in reevaluate.seeds]
+    limit = min(cluster.max_concurrent_trials(config), len(pending))
+    bundle = _trial_bundle(config, limit)
+    limit = max(1, min(limit, cluster.capacity(bundle, cluster.free_nodes())))
+    with cluster.reserved(f"reevaluate: {limit} trials with {bundle} each", bundle, limit, config.cluster) as options:
+        train = ray.remote(max_retries=2)(_train_with_seed).options(**options)
+        running: dict[Any, tuple[int, int]] = {}
+        objectives: dict[tuple[int, int], float] = {}
+        while pending or running:
+            while pending and len(running) < limit:
+                trial, seed = pending.pop(0)
+                reference = train.remote(storage.current_fences(), to_dict(config), trial.number, trial.settings, seed)
+                running[reference] = trial.number, seed
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            number, seed = running.pop(ended)
+            objectives[number, seed] = ray.get(ended)
+            logger.info(f"reevaluate: trial {number} with seed {seed}: objective {objectives[number, seed]:.3f}")
     return {number: [objectives[number, seed] for seed in reevaluate.seeds] for number in selected}
 
 

@@ -163,7 +163,7 @@ def test_twenty_workers_and_two_drivers_are_killed(runs: Runs, tmp_path: Path) -
 @pytest.mark.slow
 def test_two_nodes_are_lost(tmp_path: Path, environment: dict[str, str]) -> None:
     """A head node too small for the run, and two nodes; the one that trains is killed, twice."""
-    with small_cluster(environment, 2, cpus=2) as nodes:
+    with small_cluster(environment, 2, cpus=3) as nodes:
         connected = {**environment, "RAY_ADDRESS": nodes.address}
         runs = Runs(tmp_path, EXPERIMENT, environment=connected, workers=2, epochs=8)
         with closing(runs):

@@ -11,9 +11,9 @@ from lakd_ray.runs.graph import build_run_graph
 @pytest.mark.parametrize(
     ("settings", "use_gpu", "resources", "backend"),
     [
-        (["train.gpu=false"], False, {"CPU": 3}, "gloo"),
-        (["train.gpu=true"], True, {"CPU": 3, "GPU": 1.0}, "cpu:gloo,cuda:nccl"),
-        (["train.gpu=true", "train.gpus_per_worker=0.25"], True, {"CPU": 3, "GPU": 0.25}, "cpu:gloo,cuda:nccl"),
+        (["train.gpu=false"], False, {"CPU": 4}, "gloo"),
+        (["train.gpu=true"], True, {"CPU": 5, "GPU": 1.0}, "cpu:gloo,cuda:nccl"),
+        (["train.gpu=true", "train.gpus_per_worker=0.25"], True, {"CPU": 5, "GPU": 0.25}, "cpu:gloo,cuda:nccl"),
     ],
 )
 def test_worker_groups_reserve_what_is_configured(settings, use_gpu, resources, backend, monkeypatch, tmp_path):

@@ -108,7 +108,7 @@ def _train(
 ) -> list[int]:
     """Train the run in a folder to its end, or until it is killed; return the rows trained on, in order."""
     config = _experiment(folder, model or {"model": MODEL}, **settings)
-    group = rank_collectives.RankCollectives(rank, world_size)
+    group = rank_collectives.RankCollectives(rank, world_size, 300.0)
     teacher = build_run_graph(config).teachers[0]
     source = group.get_or_compute_features(config, manifest, teacher.recipe.model)
     loader = RankDataLoader(teacher, config, manifest, None, rank, world_size, source)

@@ -19,14 +19,13 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import ray.data
 from pydantic import Field, ValidationError, model_validator
 
 from lakd_ray import storage
-from lakd_ray.config import Backend, Section, resolve_location, to_dict, validate_backend_device
+from lakd_ray.cluster import Bundle, all_nodes, capacity, wait_for_room
+from lakd_ray.config import Backend, ClusterConfig, Section, resolve_location, to_dict, validate_backend_device
 from lakd_ray.data import schema
-from lakd_ray.devices import processes_per_gpu
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StorageError
 from lakd_ray.inference.bulk import inputs
 from lakd_ray.inference.bulk.inputs import InputEntry
@@ -254,20 +253,20 @@ def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_rec
 
 
 def _num_workers(config: BulkConfig, num_parts: int) -> int:
-    """Return the number of workers, which is at most the number of parts."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # untyped in Ray
-    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    capacity = int(cpus // config.cpus)
-    if config.gpus:
-        capacity = min(capacity, int(gpus) * processes_per_gpu(config.gpus))
-    minimum = config.workers or 1
-    if capacity < minimum:
-        per_worker = f"{config.cpus} CPUs" + (f" and {config.gpus:g} GPUs" if config.gpus else "")
+    """Return the number of workers, which is at most the number of parts; wait until the cluster has room for them."""
+    bundle, nodes = Bundle(config.cpus, config.gpus), all_nodes()
+    room, minimum = capacity(bundle, nodes), config.workers or 1
+    if room < minimum:
+        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
         raise ResourceError(
-            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, but {minimum} workers with {per_worker} each are "
-            "requested: lower --workers, --cpus or --gpus, or add nodes"
+            f"the cluster has {cpus:g} CPUs and {gpus:g} GPUs, but {minimum} workers with {bundle} each are requested, "
+            f"and its nodes hold {room}: lower --workers, --cpus or --gpus, or add nodes"
         )
-    return min(config.workers or capacity, num_parts)
+    workers = min(config.workers or room, num_parts)
+    if workers:
+        needed = min(workers, minimum)
+        wait_for_room(f"predict: {needed} workers with {bundle} each", bundle, needed, ClusterConfig())
+    return workers
 
 
 def _finalize(

@@ -11,6 +11,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from lakd_ray import cluster
 from lakd_ray.config import Experiment
@@ -35,7 +36,9 @@ def run_all_checks(config: Experiment) -> list[CheckResult]:
                 *storage_and_models,
             ]
         )
-    connection = run_checks([Check("token", lambda: cluster_checks.check_token(address)), _connection_check(address)])
+    connection = run_checks(
+        [Check("token", lambda: cluster_checks.check_token(address)), _connection_check(config, address)]
+    )
     if any(result.status == "fail" for result in connection):
         return [*connection, *run_checks(storage_and_models)]
     try:
@@ -49,8 +52,9 @@ def run_all_checks(config: Experiment) -> list[CheckResult]:
         return [*connection, CheckResult("session", "fail", str(error)), *run_checks(storage_and_models)]
 
 
-def _connection_check(address: str) -> Check:
-    return Check("cluster", lambda: cluster_checks.check_connection(address), address)
+def _connection_check(config: Experiment, address: str) -> Check:
+    timeout_s = config.cluster.connect_s
+    return Check("cluster", partial(cluster_checks.check_connection, address, timeout_s), address, timeout_s + 2)
 
 
 @contextmanager
@@ -67,7 +71,9 @@ def checked_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]
     if address is None:
         _run_preflight([*host_checks.host_checks(config), *_common_checks(config, stages)])
     else:
-        _run_preflight([Check("token", lambda: cluster_checks.check_token(address)), _connection_check(address)])
+        _run_preflight(
+            [Check("token", lambda: cluster_checks.check_token(address)), _connection_check(config, address)]
+        )
     with cluster.experiment_session(config):
         if address is not None:
             _run_preflight(_common_checks(config, stages))

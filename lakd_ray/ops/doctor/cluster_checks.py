@@ -1,7 +1,6 @@
 """Checks of Ray, from the token and the connection to the resources and nodes of the cluster."""
 
 import os
-import socket
 from collections.abc import Collection
 from typing import Any
 
@@ -9,15 +8,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lakd_ray import cluster, ray_token
-from lakd_ray.cluster import cluster_address, local_cpus
+from lakd_ray.cluster import cluster_address
 from lakd_ray.config import Experiment
-from lakd_ray.devices import count_visible_gpus
 from lakd_ray.ops.doctor import host_checks
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status, run_checks
 
-CONNECT_TIMEOUT_S = 5.0
-# Connection preface of HTTP/2, which gRPC uses, with an empty SETTINGS frame; a server responds with its own frame.
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 NODES_TIMEOUT_S = 120.0  # each node starts a worker process, which imports torch if it has GPUs
 _SEVERITY: tuple[Status, ...] = ("ok", "warn", "fail")
 
@@ -54,44 +49,20 @@ def check_token_file() -> CheckResult:
     return CheckResult("token", "warn", found, "a token that only you can read", hint)
 
 
-def check_connection(address: str) -> CheckResult:
-    """Check that Ray responds at the address, since its client would retry for many minutes."""
-    host, _, number = address.rpartition("://")[2].rpartition(":")
-    if not host or not number.isdigit():
-        return CheckResult("cluster", "ok", address)  # `auto` and other names, which Ray resolves at once
-    try:
-        with socket.create_connection((host.strip("[]"), int(number)), timeout=CONNECT_TIMEOUT_S) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") in ("0", "false"):
-                connection.sendall(_HTTP2_PREFACE)
-                if not connection.recv(1):
-                    raise ConnectionError("it closed the connection")
-    except OSError as error:
-        hint = "correct cluster.address or RAY_ADDRESS, or start the cluster"
-        found = (
-            f"no response from {address} within {CONNECT_TIMEOUT_S:g} s"
-            if isinstance(error, TimeoutError)
-            else f"{address}: {error}"
-        )
-        return CheckResult("cluster", "fail", found, "a Ray cluster at this address", hint)
-    return CheckResult("cluster", "ok", f"{address} responds")
+def check_connection(address: str, timeout_s: float) -> CheckResult:
+    """Check that a Ray cluster of the local version responds at the address and accepts the token."""
+    return CheckResult("cluster", "ok", cluster.check_connection(address, timeout_s))
 
 
 def check_capacity(config: Experiment, stages: Collection[str]) -> CheckResult:
-    """Compare CPUs and GPUs with the needs of the stages."""
-    have = _available_resources(config)
-    found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    """Compare the CPUs and GPUs of each node with the needs of the stages."""
+    nodes = cluster.all_nodes() if ray.is_initialized() else cluster.local_nodes(config)
+    found = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes):g} GPUs"
     if cluster_address(config) is None:
         found += f" for Ray, on a machine with {os.cpu_count()} cores"
-    if shortages := cluster.missing_resources(config, stages, have):
+    if shortages := cluster.missing_resources(config, stages, nodes):
         return CheckResult("resources", "fail", found, hint=" ".join(shortages))
     return CheckResult("resources", "ok", found)
-
-
-def _available_resources(config: Experiment) -> dict[str, float]:
-    """Return the resources of the connected cluster, or those that a local one would have."""
-    if ray.is_initialized():
-        return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # untyped in Ray
-    return {"CPU": local_cpus(config), "GPU": count_visible_gpus()}
 
 
 def check_nodes(config: Experiment) -> list[CheckResult]:
@@ -119,7 +90,7 @@ def check_nodes(config: Experiment) -> list[CheckResult]:
 
 def _node_results(reference: Any) -> list[CheckResult]:
     try:
-        return list(ray.get(reference))
+        return list(ray.get(reference, timeout=NODES_TIMEOUT_S))
     except (ray.exceptions.RayError, ImportError) as error:
         hint = "install lakd-ray in the same version on every node"
         return [CheckResult("nodes", "fail", str(error).strip().splitlines()[-1], "lakd-ray on the node", hint)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from lakd_ray import environment, storage
+from lakd_ray import environment, extension_builds, storage
 from lakd_ray.config import Experiment
 from lakd_ray.devices import count_visible_gpus, is_architecture_supported
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status
@@ -41,6 +41,7 @@ def host_checks(config: Experiment) -> list[Check]:
     checks: dict[str, Callable[[], CheckResult]] = {
         "versions": check_versions,
         "compiler": lambda: check_compiler(config),
+        "build locks": check_build_locks,
         "gpu": lambda: check_gpu(config),
         "memory": lambda: check_memory(config),
         "shared memory": lambda: check_shared_memory(config),
@@ -53,7 +54,7 @@ def host_checks(config: Experiment) -> list[Check]:
 
 def node_checks(config: Experiment, *, gpu: bool) -> list[Check]:
     """Return the checks that apply to a single node of a cluster."""
-    general = {"versions", "compiler", "open files", "temporary folder"} | ({"gpu"} if gpu else set())
+    general = {"versions", "compiler", "build locks", "open files", "temporary folder"} | ({"gpu"} if gpu else set())
     return [check for check in host_checks(config) if check.name in general]
 
 
@@ -113,8 +114,20 @@ def _trains_on_gpu(config: Experiment) -> bool:
 
 def _is_op_built() -> bool:
     """Return whether the extensions folder of torch has a build of the op."""
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/torch_extensions").expanduser()
-    return any(folder.rglob(f"{_DEEPSPEED_OP}/{_DEEPSPEED_OP}.so"))
+    return any(extension_builds.extensions_folder().rglob(f"{_DEEPSPEED_OP}/{_DEEPSPEED_OP}.so"))
+
+
+def check_build_locks() -> CheckResult:
+    """Check for locks that killed builds of extensions have left; training removes them if it may."""
+    locks = extension_builds.find_locks(extension_builds.extensions_folder())
+    stale = [lock for lock in locks if extension_builds.is_stale(lock)]
+    if not stale:
+        held = ", ".join(f"{lock} of a build in progress" for lock in locks)
+        return CheckResult("build locks", "ok", held or "none")
+    names = ", ".join(map(str, stale))
+    can_remove = all(os.access(lock.parent, os.W_OK) for lock in stale)
+    hint = "training removes it" if can_remove else f"delete it as its owner, or set TORCH_EXTENSIONS_DIR: rm {names}"
+    return CheckResult("build locks", "warn" if can_remove else "fail", f"{names} of a killed build", "none", hint)
 
 
 def check_gpu(config: Experiment) -> CheckResult:

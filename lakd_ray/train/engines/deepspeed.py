@@ -2,10 +2,11 @@
 
 import inspect
 import io
+import logging
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.cpp_extension import _get_build_directory
 
 from lakd_ray.config import OptimConfig, TrainConfig
 from lakd_ray.devices import select_device
 from lakd_ray.errors import CheckpointError
+from lakd_ray.extension_builds import limited_build
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.models.spec_augment import SpecAugmentMasks
 from lakd_ray.train.engines.base import Engine
+
+logger = logging.getLogger(__name__)
 
 _TAG = "state"
 # DeepSpeed allocates a buffer of this size in every step. 50 MB in half precision use the full bandwidth of the links;
@@ -31,7 +36,15 @@ _BUCKET_WEIGHTS = 25_000_000
 class DeepSpeedEngine(Engine):
     """Train with DeepSpeed, which averages over ranks and micro-batches, so loss sums are scaled by both first."""
 
-    def __init__(self, model: EmotionClassifier, optim: OptimConfig, train: TrainConfig, *, total_steps: int) -> None:
+    def __init__(
+        self,
+        model: EmotionClassifier,
+        optim: OptimConfig,
+        train: TrainConfig,
+        *,
+        total_steps: int,
+        log: Callable[[str], None] = logger.info,
+    ) -> None:
         device = select_device(train.device)
         os.environ["DS_ACCELERATOR"] = device.type
         if device.index is not None:
@@ -39,6 +52,8 @@ class DeepSpeedEngine(Engine):
         import deepspeed  # reads DS_ACCELERATOR when imported, and takes a second
 
         deepspeed.logger.setLevel("WARNING")
+        if device.type == "cpu":
+            _load_shared_memory_op(log)
         super().__init__(model, optim, train, total_steps=total_steps)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.precision, torch.float32)
         self._zero_stage = train.zero_stage
@@ -229,6 +244,19 @@ def _convert_to_universal(source: Path, target: Path) -> None:
         raise CheckpointError(
             f"cannot convert {source} for a different number of workers: {error}. Resume with the same number."
         ) from error
+
+
+def _load_shared_memory_op(log: Callable[[str], None]) -> None:
+    """Build and load the op with which DeepSpeed communicates on CPUs; it would do so later without a deadline."""
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not __compatible_ops__.get(builder.NAME, False) or builder.name in builder._loaded_ops:
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with limited_build(folder, log, is_built=(folder / f"{builder.name}.so").exists()):
+        builder.load(verbose=False)
 
 
 class _ZeroGradients(torch.autograd.Function):
