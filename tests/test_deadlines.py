@@ -13,7 +13,7 @@ from lakd_ray.config.base import Section
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/explanation/reliability.md"
 FILES = sorted([*(ROOT / "lakd_ray").rglob("*.py"), *(ROOT / "jobs").glob("*.py")])
-CONSTANT = re.compile(r"^_?[A-Z_]*(TIMEOUT|DEADLINE|GRACE|JOIN_S|SILENCE|DRAIN)[A-Z_]*$")
+CONSTANT = re.compile(r"^_?[A-Z_]*(TIMEOUT|DEADLINE|GRACE|JOIN|SILENCE|DRAIN|EXPIRY)[A-Z_]*_S(ECONDS)?$")
 SETTING = re.compile(r"(timeout|deadline|wait|connect|stop|drain|stream)_s$")
 
 TASK = "a task of Ray that computes: Ray ends the wait with an error if its process or node is lost"
@@ -34,6 +34,8 @@ WITHOUT_DEADLINE = {
     "lakd_ray/serve/websocket.py:_run_concurrently": "tasks that are done",
     "lakd_ray/serve/webm.py:close": STREAM,
     "lakd_ray/serve/webm.py:kill": "a process that was killed",
+    "lakd_ray/serve/proxy/middleware.py:receive": "room for the next message; the request's deadline ends it",
+    "lakd_ray/storage/lease.py:release": THREAD,
     "lakd_ray/train/checkpointing.py:wait": "a thread whose collectives end at train.rank_wait_s",
     "lakd_ray/train/prefetch.py:__next__": THREAD,
     "lakd_ray/tune/run.py:_prepare_shared_inputs": TASK,
@@ -55,7 +57,7 @@ def is_blocking(call: ast.Call) -> bool:
         return method in ("get", "wait")
     if owner in ("subprocess", "requests", "httpx", "urllib.request", "socket"):
         return method in _REQUESTS
-    if owner.endswith(("checkpointer", "room")) or owner == "self" or owner.endswith("timeout_s"):
+    if owner.endswith(("checkpointer", "room")) or owner == "self" or owner.endswith(("timeout_s", "_held")):
         return False  # functions of this project, whose own calls count, and variables of a context
     return method in ("join", "wait", "get", "acquire", "result", "communicate", "recv", "accept") and not call.args
 
