@@ -105,12 +105,7 @@ def _used_by_job() -> dict[str, Counter[str]]:
     """Return the CPUs and GPUs of each job: of its placement groups, and of its actors and tasks outside of them."""
     from ray.util import state
 
-    options: dict[str, Any] = {
-        "limit": _STATE_LIMIT,
-        "timeout": _STATE_TIMEOUT_S,
-        "detail": True,
-        "raise_on_missing_output": False,
-    }
+    options = _state_options()
     used: dict[str, Counter[str]] = {}
 
     def add(job: str, resources: dict[str, float]) -> None:
@@ -133,5 +128,14 @@ def _used_by_job() -> dict[str, Counter[str]]:
 def _job_names() -> dict[str, str]:
     from ray.util import state
 
-    jobs = state.list_jobs(limit=_STATE_LIMIT, timeout=_STATE_TIMEOUT_S, detail=True, raise_on_missing_output=False)
-    return {str(job.job_id): str(job.entrypoint)[:120] for job in jobs if job.job_id}
+    return {str(job.job_id): str(job.entrypoint)[:120] for job in state.list_jobs(**_state_options()) if job.job_id}
+
+
+def _state_options() -> dict[str, Any]:
+    return {
+        "address": ray.get_runtime_context().gcs_address,  # there may be other clusters on this machine
+        "limit": _STATE_LIMIT,
+        "timeout": _STATE_TIMEOUT_S,
+        "detail": True,
+        "raise_on_missing_output": False,
+    }
