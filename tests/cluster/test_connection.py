@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from lakd_ray.cli.main import main
 from lakd_ray.cluster import check_connection, ray_session
 from lakd_ray.config import ClusterConfig
 from lakd_ray.errors import ResourceError
@@ -131,3 +132,25 @@ def test_every_session_checks_its_address(monkeypatch):
         ray_session(ClusterConfig(address=address, connect_s=0.3), 2),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["prepare", "train-teachers", "distill", "evaluate", "tune", "report", "serve", "pipeline", "run-grid", "doctor"],
+)
+def test_every_command_ends_if_the_cluster_is_silent(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    with listening(lambda connection: None) as address:
+        settings = [f"storage={tmp_path}", f"cluster.address={address}", "cluster.connect_s=0.3"]
+        assert main([command, "demo", "--set", *settings]) == 2
+    printed = capsys.readouterr()
+    assert f"no response of a Ray cluster from {address} within 0.3 s" in printed.out + printed.err
+
+
+def test_bulk_prediction_ends_if_there_is_no_cluster(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert main(["predict-batch", str(tmp_path), str(tmp_path / "out"), "--model", str(tmp_path)]) == 2
+    assert "no Ray cluster at 127.0.0.1:9: Connection refused" in capsys.readouterr().err
