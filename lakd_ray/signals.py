@@ -70,12 +70,11 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def shielded_children() -> Iterator[None]:
-    """Make processes that Ray starts within the block ignore the signals that end this process, which ends them.
+    """Give each process that Ray starts within the block a process group of its own.
 
-    A closed terminal, `timeout` and service managers send a signal to all processes of a group. The processes of a
-    cluster must outlive it until the driver has saved its state. They inherit the mask of blocked signals from the
-    child that becomes the first of them. `subprocess` calls the hook for processes with a `preexec_fn`, as all of Ray
-    have.
+    Terminals and `timeout` send a signal to all processes of a group. Those of a cluster must outlive it until the
+    driver has saved its state; they end with the driver in any case. `subprocess` calls the hook for processes with a
+    `preexec_fn`, as all of Ray have.
     """
     global _shields_children  # noqa: PLW0603 -- hooks of a fork belong to the process
     _shields_children = True
@@ -90,7 +89,7 @@ _shields_children = False
 
 def _shield_child() -> None:
     if _shields_children:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        os.setpgid(0, 0)
 
 
 os.register_at_fork(after_in_child=_shield_child)

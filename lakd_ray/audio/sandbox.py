@@ -17,13 +17,12 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any, Self
 
-from pebble import CONSTS, ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from lakd_ray.errors import ClipError
 
 _MEGABYTE = 1 << 20
 _PAGE_SIZE = resource.getpagesize()
-CONSTS.term_timeout = 0.1  # seconds until SIGKILL: processes of a cluster, and workers in them, ignore SIGTERM
 _PRELOADED_MODULES = ["torch", "torchaudio.functional", "lakd_ray.audio"]  # loaded once, so a worker starts in moments
 
 
