@@ -4,6 +4,7 @@ Prints the URL, and `stopped` at the end.
 """
 
 import json
+import os
 import sys
 
 import ray
@@ -30,6 +31,8 @@ def main(checkpoint: str, settings: str) -> None:
         }
     )
     start_cluster()
+    if keys := os.environ.get("LAKD_TEST_KEYS"):  # in the driver only: the processes of the cluster do not have them
+        os.environ["LAKD_API_KEYS"] = keys
     print(start(config, checkpoint), flush=True)
     sys.stdin.read()
     stop(before_cluster_shutdown=True)
