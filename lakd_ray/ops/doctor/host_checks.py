@@ -84,7 +84,7 @@ def check_versions() -> CheckResult:
         return CheckResult("versions", "ok", found)
     is_critical = any(name in ("Python", *_CRITICAL_PACKAGES) or versions[name] == "missing" for name, _ in wrong)
     expected = ", ".join(text for _, text in wrong)
-    hint = "install again: pip install -c constraints.txt ."
+    hint = "install again: uv pip install -c constraints.txt ."
     return CheckResult("versions", "fail" if is_critical else "warn", found, expected, hint)
 
 
