@@ -18,11 +18,13 @@ def identify_client(connection: HTTPConnection, key: str | None) -> str:
     """
     if key is not None:
         return f"key {hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    host = connection.client.host if connection.client else "unknown"
+    return f"address {subscriber_network(connection.client.host if connection.client else 'unknown')}"
+
+
+def subscriber_network(host: str) -> str:
+    """Return an address, or of an IPv6 address the network of one subscriber, who has all addresses in it."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return f"address {host}"
-    if address.version == 6:
-        return f"address {ipaddress.ip_network((address, _IPV6_PREFIX), strict=False)}"
-    return f"address {address}"
+        return host
+    return str(address if address.version == 4 else ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from lakd_ray.config.serve import ProxyLimits
+from lakd_ray.serve.clients import subscriber_network
 from lakd_ray.serve.proxy.errors import render_raw_error
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -47,7 +48,7 @@ class ConnectionTable:
 
     def admit(self, transport: asyncio.Transport) -> bool:
         """Add a connection if there is room for it, or if one without a request can be closed instead."""
-        address = str((transport.get_extra_info("peername") or ("",))[0])
+        address = subscriber_network(str((transport.get_extra_info("peername") or ("",))[0]))
         if self._count_of_address[address] >= self.limits.max_client_connections and not self._evict(address):
             return False
         if len(self._addresses) >= self.limits.max_connections and not self._evict():
