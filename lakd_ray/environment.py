@@ -8,13 +8,14 @@ import getpass
 import logging
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 
 MAX_TEMPORARY_PATH = 36
 """Bytes of TMPDIR that leave room for the name of a Ray session and of a socket in it."""
@@ -95,7 +96,7 @@ def _shorten_temporary_folders(stack: ExitStack) -> None:
             continue
         if (private := _make_short_folder()) is None:
             continue  # `lakd_ray.cluster` reports it, if the command starts a cluster
-        stack.callback(shutil.rmtree, private, ignore_errors=True)
+        stack.callback(remove_scratch_folder, Path(private))
         link = Path(private, "t")
         link.symlink_to(Path(folder).absolute(), target_is_directory=True)
         os.environ[name] = str(link)
@@ -106,7 +107,7 @@ def _shorten_temporary_folders(stack: ExitStack) -> None:
 def _make_short_folder() -> str | None:
     for folder in _SHORT_FOLDERS:
         with suppress(OSError):
-            return tempfile.mkdtemp(prefix="lakd-", dir=folder)  # mode 700
+            return str(make_scratch_folder(folder))
     return None
 
 

@@ -5,12 +5,12 @@ storage. `excludes` in runtime_env.yaml has the same effect for `ray job submit 
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lakd_ray.errors import ConfigError, ResourceError
+from lakd_ray.scratch import scratch_folder
 from lakd_ray.storage import format_bytes
 
 FOLDERS = ("jobs", "lakd_ray")
@@ -35,8 +35,7 @@ def job_package(root: Path, arguments: Sequence[str]) -> Iterator[tuple[Path, li
         ResourceError: the files are too large to upload.
     """
     experiments = {argument: _find_experiment_file(argument) for argument in arguments}
-    with tempfile.TemporaryDirectory(prefix="lakd-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         for name in FOLDERS:
             shutil.copytree(root / name, folder / name, ignore=_ignore_links)
         names = {}

@@ -8,7 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lakd_ray"
 FLOORS = (
-    ("escaping", "redaction"),
+    ("escaping", "processes", "redaction"),
+    ("scratch",),
     ("addresses", "devices", "environment", "errors", "extension_builds", "grouping", "labels", "precision"),
     ("progress", "ray_token", "signals"),
     ("config", "metrics", "statistics"),

@@ -54,14 +54,16 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without a confirmation.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files only.")] = False,
 ) -> int:
-    """Delete files of an experiment that are no longer needed."""
+    """Delete files of an experiment that are no longer needed, and temporary files that killed processes have left."""
     config = load_config(experiment, overrides or ())
-    from lakd_ray import storage
+    from lakd_ray import scratch, storage
     from lakd_ray.ops import garbage  # torch takes seconds to load
 
-    report = garbage.find_garbage(config)
+    report, leftovers = garbage.find_garbage(config), scratch.find_leftovers()
     print_text(garbage.format_report(report))
-    if dry_run or not report.items:
+    for leftover in leftovers:
+        print_text(f"{storage.format_bytes(leftover.size):>10}  {leftover.path}: {leftover.reason}, on this machine")
+    if dry_run or not (report.items or leftovers):
         return 0
     if not yes and not sys.stdin.isatty():
         print_text("nothing was deleted: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
@@ -69,7 +71,8 @@ def gc(
     if not yes and input("Delete all of it? [y/N] ").strip().lower() not in ("y", "yes"):
         print_text("nothing was deleted")
         return 0
-    print_text(f"freed {storage.format_bytes(garbage.delete_garbage(config, report))}")
+    freed = garbage.delete_garbage(config, report) if report.items else 0
+    print_text(f"freed {storage.format_bytes(freed + (scratch.remove_leftovers() if leftovers else 0))}")
     return 0
 
 
@@ -92,18 +95,18 @@ def unlock(
 
     holder = storage.last_holder(folder)
     if holder is None or holder.status == "free":
-        print(f"no process works on {folder}")
+        print_text(f"no process works on {folder}")
         return 0
-    print(f"{folder} is in use by {holder.describe()}")
+    print_text(f"{folder} is in use by {holder.describe()}")
     if not yes and not sys.stdin.isatty():
-        print("nothing was changed: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
+        print_text("nothing was changed: add --yes, or run this in a terminal for a confirmation", file=sys.stderr)
         return 1
     if not yes and input("Take it away? That process ends. [y/N] ").strip().lower() not in (
         "y",
         "yes",
     ):
-        print("nothing was changed")
+        print_text("nothing was changed")
         return 0
     storage.end_lease(folder)
-    print("unlocked")
+    print_text("unlocked")
     return 0

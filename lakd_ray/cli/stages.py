@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -75,10 +76,11 @@ def pipeline(experiment: ExperimentArgument, overrides: OverridesOption = None) 
 
     Finished stages are skipped, and an interrupted run resumes.
     """
-    from lakd_ray.pipeline import run_stages  # Ray takes seconds to load
-
     config = load_config(experiment, overrides or ())
-    _run_checked(config, config.stages, run_stages)
+    with _lease(config):
+        from lakd_ray.pipeline import run_stages  # Ray takes seconds to load
+
+        _run_checked(config, config.stages, run_stages)
 
 
 def run_grid(
@@ -91,13 +93,14 @@ def run_grid(
 
     Runs that several cells share are trained once; an interrupted grid resumes.
     """
-    from lakd_ray.pipeline import GRID_STAGES, run_grid  # Ray takes seconds to load
-
     config = load_config(experiment, overrides or ())
-    if dry_run:
-        run_grid(config, dry_run=True, throughput=throughput)
-    else:
-        _run_checked(config, GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
+    with nullcontext() if dry_run else _lease(config):
+        from lakd_ray.pipeline import GRID_STAGES, run_grid  # Ray takes seconds to load
+
+        if dry_run:
+            run_grid(config, dry_run=True, throughput=throughput)
+        else:
+            _run_checked(config, GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
 
 
 def tune(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
@@ -115,19 +118,26 @@ def tune_report(experiment: ExperimentArgument, overrides: OverridesOption = Non
 
 def _run_stage(stage: str, config: Experiment, preflight_stages: Sequence[str] = ()) -> None:
     """Run one stage; stages that train run the preflight checks first."""
-    from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
+    with nullcontext() if stage == "report" else _lease(config):
+        from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
 
-    if preflight_stages:
-        _run_checked(config, preflight_stages, lambda config: run_stage(config, stage))
-    else:
-        run_stage(config, stage)
+        if preflight_stages:
+            _run_checked(config, preflight_stages, lambda config: run_stage(config, stage))
+        else:
+            run_stage(config, stage)
+
+
+def _lease(config: Experiment) -> AbstractContextManager[None]:
+    """Return the lease of the experiment, taken before Ray loads, so that a second command is refused at once."""
+    from lakd_ray import storage  # pyarrow takes a moment to load
+
+    return storage.hold(config.folder)
 
 
 def _run_checked(config: Experiment, stages: Sequence[str], run: Callable[[Experiment], object]) -> None:
-    from lakd_ray import storage
     from lakd_ray.ops import doctor  # Ray takes seconds to load
 
-    with storage.hold(config.folder), doctor.checked_session(config, stages):
+    with doctor.checked_session(config, stages):
         run(config)
 
 

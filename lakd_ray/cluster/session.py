@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from lakd_ray import environment, ray_token, signals
+from lakd_ray import environment, ray_token, scratch, signals
 from lakd_ray.cluster.connection import check_connection
 from lakd_ray.cluster.nodes import Node
 from lakd_ray.cluster.resources import count_replicas, training_request, trials_request, with_local_device
@@ -84,13 +84,17 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
             warnings.simplefilter("ignore", FutureWarning)
             # In the driver alone: its handler aborts the process on SIGTERM. Ray reads the variable when imported.
             ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-            ray.init(**_init_options(cluster, address, cpus))
+            session = ray.init(**_init_options(cluster, address, cpus))
     except Exception as error:
         target = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {target}: {error}") from error
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.INFO if cluster.log_to_driver else logging.ERROR)
     try:
+        if address is None:
+            Path(session.address_info["session_dir"], scratch.RAY_SESSION_MARK).touch()
+        if freed := scratch.remove_leftovers():
+            logger.debug(f"removed {freed} bytes of temporary files that killed processes have left")
         yield
     finally:
         ray.shutdown()

@@ -12,7 +12,6 @@ Shape suffixes: B utterances, T samples, F frames, H channels, C classes.
 """
 
 import copy
-import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from lakd_ray.models import CheckpointMetadata, ClassifierOutput, EmotionClassif
 from lakd_ray.models.checkpoint import load_local_checkpoint, read_local_metadata
 from lakd_ray.models.min_length import min_samples
 from lakd_ray.models.onnx_runtime import GraphRuntime, OnnxRuntime, OpenVinoRuntime, require_packages
+from lakd_ray.scratch import scratch_folder
 
 SharedFeatures = dict[str, tuple[Tensor, Tensor]]
 """Frontend outputs for a batch, with their frame counts, by `EmotionClassifier.frontend_fingerprint`."""
@@ -218,8 +218,8 @@ def from_model(
         if device is not None:
             backend.model.to(device)
         return backend
-    with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
-        graph = _find_or_export_graph(name, Path(scratch), Path(scratch), model)
+    with scratch_folder() as scratch:
+        graph = _find_or_export_graph(name, scratch, scratch, model)
         return OnnxBackend(_RUNTIMES[name](graph, threads))
 
 
@@ -237,7 +237,7 @@ def from_checkpoint(
         if name in _TORCH_BACKENDS:
             model, metadata = load_local_checkpoint(folder)
             return from_model(name, model, device=device), metadata
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lakd-")))
+        scratch = stack.enter_context(scratch_folder())
         network = None if (folder / onnx_export.MODEL_FILE).is_file() else load_local_checkpoint(folder)[0]
         graph = _find_or_export_graph(name, folder, scratch, network)
         return OnnxBackend(_RUNTIMES[name](graph, threads)), read_local_metadata(folder)

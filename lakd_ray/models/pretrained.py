@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from lakd_ray.errors import CheckpointError, StorageError
 from lakd_ray.models.backbone import BACKBONES
 from lakd_ray.models.outputs import LANGUAGE_AWARE_MODEL_TYPE
 from lakd_ray.models.progress_bars import hide_progress_bars
+from lakd_ray.scratch import make_scratch_folder, scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def _config_folder(source: str | Path) -> Iterator[str]:
     if not storage.is_remote(str(source)):
         yield str(source)
         return
-    with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
+    with scratch_folder() as folder:
         Path(folder, CONFIG_FILE).write_bytes(storage.read_bytes(storage.join(str(source), CONFIG_FILE)))
-        yield folder
+        yield str(folder)
 
 
 def _check_content(source: str, content: Mapping[str, Any]) -> None:
@@ -204,7 +204,7 @@ def _copy_model(location: str, files: list[storage.FileInfo], folder: Path) -> N
         with storage.open_checksummed_folder(location) as verified:
             storage.write_checksummed_folder(verified, str(folder))
         return
-    with tempfile.TemporaryDirectory(prefix="lakd-", dir=folder.parent) as scratch:
+    with scratch_folder(str(folder.parent)) as scratch:
         for info in files:
             content = storage.read_bytes(info.location)
             if len(content) != info.size:
@@ -230,7 +230,7 @@ def _cache_folder() -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         logger.warning(f"cannot write to {folder} ({error.strerror}): set HF_HOME to a folder of your own")
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="lakd-"))
+    return folder if os.access(folder, os.W_OK) else make_scratch_folder()
 
 
 @contextmanager

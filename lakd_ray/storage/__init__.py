@@ -6,6 +6,7 @@ SEAL.json, is written last and has the size and SHA-256 of every other file (`wr
 `open_checksummed_folder`). docs/how-to/storage.md has credentials and retries.
 """
 
+from lakd_ray.processes import ProcessId
 from lakd_ray.storage.checksummed import (
     CHECKSUMS_FILE,
     Checksums,
@@ -54,7 +55,6 @@ from lakd_ray.storage.lease import (
     join_fences,
     last_holder,
 )
-from lakd_ray.storage.processes import ProcessId
 from lakd_ray.storage.publishing import make_folder, publish, publish_folder
 
 __all__ = [

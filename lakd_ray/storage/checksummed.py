@@ -2,13 +2,13 @@
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lakd_ray.errors import CorruptedError
+from lakd_ray.scratch import scratch_folder
 from lakd_ray.storage.files import atomic_writer, delete, exists, read_bytes, read_json, write_json
 from lakd_ray.storage.filesystems import is_remote, join, resolve_filesystem
 
@@ -79,7 +79,7 @@ def open_checksummed_folder(location: str) -> Iterator[Path]:
         _verify_checksums(folder, expected)
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="lakd-") as temporary:
+    with scratch_folder() as temporary:
         for name in expected:
             file = Path(temporary, name)
             file.parent.mkdir(parents=True, exist_ok=True)

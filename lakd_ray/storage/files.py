@@ -2,7 +2,6 @@
 
 import io
 import json
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lakd_ray.errors import StorageError
+from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 from lakd_ray.storage.conditional import append_line, create_file
 from lakd_ray.storage.fences import check_fences, find_fences
 from lakd_ray.storage.filesystems import (
@@ -137,7 +137,7 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
 def _temporary_path(location: str) -> Path:
     """Return a path for the file while it is incomplete, in an existing folder."""
     if is_remote(location):  # closing a stream into a bucket publishes its content so far: upload complete files only
-        return Path(tempfile.gettempdir(), f"lakd-{uuid.uuid4().hex[:8]}.part")
+        return make_scratch_folder() / "content.part"
     path = Path(resolve_filesystem(location)[1])
     make_folder(path.parent)
     fences = find_fences(location)
@@ -172,6 +172,8 @@ class _AtomicOutput(io.RawIOBase):
             self._file.close()
         super().close()
         self._temporary.unlink(missing_ok=True)
+        if is_remote(self._location):
+            remove_scratch_folder(self._temporary.parent)
 
     @contextmanager
     def _translate_disk_full(self, size: int) -> Iterator[None]:

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lakd_ray.errors import LeaseError, StorageError
+from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences
 from lakd_ray.storage.fences import Fence
 from lakd_ray.storage.files import delete, read_bytes, write_bytes
 from lakd_ray.storage.filesystems import is_remote
-from lakd_ray.storage.processes import ProcessId
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ makes `state.json` point to the folder. A run that is killed during the upload r
 
 import logging
 import random
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +23,7 @@ from lakd_ray import storage
 from lakd_ray.errors import CorruptedError, LeaseError, StorageError
 from lakd_ray.runs.layout import checkpoint_name
 from lakd_ray.runs.state import RunState
+from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +74,14 @@ class AsyncCheckpointer:
             StorageError: the previous state could not be uploaded.
         """
         self.wait()
-        scratch = Path(tempfile.mkdtemp(prefix="lakd-"))
+        scratch = make_scratch_folder()
         try:
             resume, checkpoint = scratch / _RESUME, scratch / _CHECKPOINT
             resume.mkdir()
             checkpoint.mkdir()
             yield resume, checkpoint
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_scratch_folder(scratch)
             raise
         self._thread = threading.Thread(
             target=self._upload_in_background, args=(scratch, state, existing_folders), name="publish", daemon=True
@@ -108,7 +107,7 @@ class AsyncCheckpointer:
         except BaseException as error:  # noqa: BLE001 -- raised by `wait`
             self._error = error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_scratch_folder(scratch)
 
     def _upload(self, scratch: Path, state: RunState, existing_folders: set[str]) -> None:
         location = storage.join(self._folder, str(state.latest.resume_folder))

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import sqlite3
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lakd_ray import storage
 from lakd_ray.config import DistillLossConfig, Experiment, TuningConfig, to_dict, with_settings
 from lakd_ray.errors import ConfigError, LeaseError, StageError
+from lakd_ray.scratch import make_scratch_folder, scratch_folder
 
 Settings = dict[str, Any]
 """Values by dotted key."""
@@ -130,7 +130,7 @@ class Study:
             path = Path(storage.resolve_filesystem(self._location)[1])
             path.parent.mkdir(parents=True, exist_ok=True)
             return f"sqlite:///{path}"
-        self._local_copy = Path(tempfile.mkdtemp(prefix="lakd-"), STUDY_FILE)
+        self._local_copy = make_scratch_folder() / STUDY_FILE
         if storage.exists(self._location):
             self._local_copy.write_bytes(storage.read_bytes(self._location))
         return f"sqlite:///{self._local_copy}"
@@ -250,7 +250,7 @@ class Study:
     def _upload_copy(self) -> None:
         if self._local_copy is None:
             return
-        with tempfile.TemporaryDirectory(prefix="lakd-") as folder:
+        with scratch_folder() as folder:
             copy = Path(folder, STUDY_FILE)
             with sqlite3.connect(self._local_copy) as source, sqlite3.connect(copy) as target:
                 source.backup(target)

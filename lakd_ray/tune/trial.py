@@ -1,11 +1,9 @@
 """Train the student of one trial, in a single process or with its own worker group."""
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from typing import Any
@@ -19,6 +17,7 @@ from lakd_ray.redaction import redact
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.layout import trial_id
 from lakd_ray.runs.state import RunState
+from lakd_ray.scratch import make_scratch_folder
 from lakd_ray.tune.study import Settings, build_trial_config
 
 ERROR_FILE = "error.json"
@@ -214,5 +213,5 @@ def _init_single_process_group(config: Experiment) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
-        store = Path(tempfile.mkdtemp(prefix="lakd-"), "store")
+        store = make_scratch_folder() / "store"
         dist.init_process_group(process_group_backend(device.type), init_method=f"file://{store}", rank=0, world_size=1)

@@ -13,10 +13,10 @@ import pytest
 
 from lakd_ray import storage
 from lakd_ray.errors import LeaseError
+from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences, lease
 from lakd_ray.storage.fences import Fence
 from lakd_ray.storage.lease import Holder, Lease, last_holder
-from lakd_ray.storage.processes import ProcessId
 
 HOLD = """
 import sys

@@ -1,7 +1,6 @@
 """The tracker interface, and the content that trackers send: metrics and hyperparameters, never audio or speakers."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -9,6 +8,7 @@ from typing import Any, Literal, Protocol
 from lakd_ray import storage
 from lakd_ray.config import Experiment, to_dict
 from lakd_ray.runs.graph import Run
+from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 from lakd_ray.train.step import LOSS_NAMES
 
 EpochMetrics = Mapping[str, Any]
@@ -127,8 +127,8 @@ class StagingDir:
     def __init__(self, location: str) -> None:
         storage.delete(location)
         self._location = location
-        self._temporary = tempfile.TemporaryDirectory(prefix="lakd-") if storage.is_remote(location) else None
-        self.path = Path(self._temporary.name if self._temporary else storage.resolve_filesystem(location)[1])
+        self._temporary = make_scratch_folder() if storage.is_remote(location) else None
+        self.path = self._temporary or Path(storage.resolve_filesystem(location)[1])
         self.path.mkdir(parents=True, exist_ok=True)
 
     def upload(self) -> None:
@@ -142,4 +142,4 @@ class StagingDir:
             self.upload()
         finally:
             if self._temporary is not None:
-                self._temporary.cleanup()
+                remove_scratch_folder(self._temporary)

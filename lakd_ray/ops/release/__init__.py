@@ -7,7 +7,6 @@ onnx        ONNX graphs and their accuracy
 import json
 import secrets
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lakd_ray.models import onnx_export
 from lakd_ray.models.checkpoint import METADATA_FILE, CheckpointMetadata, read_local_metadata
 from lakd_ray.ops.release import model_card
 from lakd_ray.ops.release import onnx as graphs
+from lakd_ray.scratch import scratch_folder
 
 _PUBLIC_RUN_FIELDS: tuple[str, ...] = ("id", "paradigm", "setup", "languages", "emotions", "fold", "seed", "variant")
 _PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # run ids and numbers only
@@ -66,7 +66,7 @@ def export_checkpoint(
         raise ConfigError(f"{folder} is not empty: choose a new folder, or delete it")
     if onnx or int8:
         onnx_export.require_onnx_packages()
-    with storage.open_checksummed_folder(checkpoint) as source, tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
+    with storage.open_checksummed_folder(checkpoint) as source, scratch_folder() as scratch:
         card = read_local_metadata(source)
         context = model_card.CardContext.load(card, report, experiment)  # fails before the slow steps
         released = replace(

@@ -4,7 +4,6 @@ import inspect
 import io
 import logging
 import os
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
@@ -23,6 +22,7 @@ from lakd_ray.errors import CheckpointError
 from lakd_ray.extension_builds import limited_build
 from lakd_ray.models import ClassifierOutput, EmotionClassifier
 from lakd_ray.models.spec_augment import SpecAugmentMasks
+from lakd_ray.scratch import scratch_folder
 from lakd_ray.train.engines.base import Engine
 
 logger = logging.getLogger(__name__)
@@ -185,12 +185,12 @@ class DeepSpeedEngine(Engine):
         if self._zero_stage == 0:
             self._load_unpartitioned(folder)
             return
-        with tempfile.TemporaryDirectory(prefix="lakd-") as scratch:
+        with scratch_folder() as scratch:
             _convert_to_universal(folder / _TAG, Path(scratch, _TAG))
             config = self._engine._config
             config.load_universal_checkpoint = True
             try:
-                self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=not self._exclude_frozen)
+                self._engine.load_checkpoint(str(scratch), tag=_TAG, load_module_strict=not self._exclude_frozen)
             finally:
                 config.load_universal_checkpoint = False
 

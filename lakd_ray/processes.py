@@ -36,19 +36,24 @@ class ProcessId:
         if self.started:
             stat = _stat(self.pid)
             return stat is not None and stat[1] == self.started and stat[0] not in "ZXx"
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return is_alive(self.pid)
 
     @property
     def is_suspended(self) -> bool:
         """Whether a process of this machine was stopped by a signal, for instance by Ctrl-Z."""
         stat = _stat(self.pid)
         return stat is not None and stat[0] in "Tt"
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether there is a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _machine() -> str:
