@@ -21,7 +21,7 @@ from lakd_ray.processes import is_alive
 PREFIX = "lakd-scratch-"
 RAY_SESSION_MARK = "lakd-session"
 """A file in the folder of a Ray session that a command of this project has started."""
-_NUM_KEPT_SESSIONS = 3  # the newest ended sessions, for their logs
+_NUM_RETAINED_SESSIONS = 3  # the newest ended sessions, for their logs
 
 _locks: dict[Path, int] = {}
 
@@ -70,7 +70,7 @@ class Leftover:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Number of bytes of all its files."""
         return sum(_size(Path(parent, name)) for parent, _, names in os.walk(self.path) for name in names)
 
 
@@ -86,7 +86,7 @@ def find_leftovers() -> list[Leftover]:
     leftovers += [Leftover(folder, "sockets of processes") for folder in _own(root.glob("pymp-*")) if _is_dead(folder)]
     marks = _own(sessions.glob(f"session_*/{RAY_SESSION_MARK}"))
     ended = [mark.parent for mark in sorted(marks) if _is_dead(mark.parent) and not _names_live_process(mark.parent)]
-    return leftovers + [Leftover(folder, "Ray session that has ended") for folder in ended[:-_NUM_KEPT_SESSIONS]]
+    return leftovers + [Leftover(folder, "Ray session that has ended") for folder in ended[:-_NUM_RETAINED_SESSIONS]]
 
 
 def remove_leftovers() -> int:

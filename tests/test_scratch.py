@@ -109,7 +109,7 @@ def test_ended_ray_sessions_of_this_project_are_left_over_except_the_newest(temp
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     ended = [make_session(number, process.pid) for number in range(1, 6)]
-    kept = {*ended[2:], make_session(6, os.getpid()), make_session(7, process.pid, ours=False)}
+    retained = {*ended[2:], make_session(6, os.getpid()), make_session(7, process.pid, ours=False)}
     assert [item.path.name for item in scratch.find_leftovers()] == ended[:2]
     scratch.remove_leftovers()
-    assert names(temporary / "ray") == kept
+    assert names(temporary / "ray") == retained

@@ -93,8 +93,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
     try:
         if address is None:
             Path(session.address_info["session_dir"], scratch.RAY_SESSION_MARK).touch()
-        if freed := scratch.remove_leftovers():
-            logger.debug(f"removed {freed} bytes of temporary files that killed processes have left")
+        scratch.remove_leftovers()
         yield
     finally:
         ray.shutdown()

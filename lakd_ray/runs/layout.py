@@ -9,6 +9,7 @@
   evaluate/predictions/<cell>/   one Parquet file per model
   evaluate/languages/<cell>/     predictions of language-aware students in each language condition
   report/                        report.json and report.html
+  lease/                         the process that works on the experiment, see `lakd_ray.storage.lease`
   grid/                          events.jsonl, see `lakd_ray.launch.run_log`
 """
 

@@ -142,6 +142,14 @@ def test_every_run_has_one_finished_event_across_restarts(config, log):
     assert stored_events(config) == [("started", first), ("finished", first), ("finished", second)]
 
 
+def test_two_drivers_lose_no_event(config):
+    first, second = RunLog(plan_grid(config)), RunLog(plan_grid(config))
+    first.on_event({"event": "started", "run": "a", "group": "1"})
+    second.on_event({"event": "started", "run": "b", "group": "2"})
+    first.on_event({"event": "finished", "run": "a", "group": "1"})
+    assert stored_events(config) == [("started", "a"), ("started", "b"), ("finished", "a")]
+
+
 def test_failures_are_stored_with_their_reasons(config, log):
     run_log = RunLog(plan_grid(config))
     run_log.on_event({"event": "failed", "run": "teacher-en-f0-s1", "reason": "the loss is nan"})

@@ -1,5 +1,9 @@
 """Records of folders: a folder is not continued with a different configuration."""
 
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from lakd_ray import storage
@@ -26,6 +30,28 @@ def test_from_start_to_finish(folder):
     record = records.read_record(folder)
     assert record["outputs"] == ["below/out.bin"]
     assert record["versions"]["ray"][0].isdigit()
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_of_two_configurations_that_start_together_one_gets_the_folder(where, folder, request):
+    if where == "bucket":
+        folder = f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    both_have_looked = threading.Barrier(2)
+
+    def claim(fold: int) -> str:
+        fingerprint = {"fold": fold}
+        assert not records.is_done(folder, fingerprint)
+        both_have_looked.wait()
+        try:
+            records.mark_started(folder, fingerprint)
+        except StageError as error:
+            return str(error)
+        return "claimed"
+
+    with ThreadPoolExecutor(2) as pool:
+        second, first = sorted(pool.map(claim, [0, 1]), key=len)
+    assert "belongs to a different configuration:\n  fold: found" in first
+    assert second == "claimed"
 
 
 def test_a_folder_with_a_missing_output_is_not_done(folder):
