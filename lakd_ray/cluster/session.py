@@ -84,7 +84,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
             warnings.simplefilter("ignore", FutureWarning)
             # In the driver alone: its handler aborts the process on SIGTERM. Ray reads the variable when imported.
             ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
-            session = ray.init(**_init_options(cluster, address, cpus))
+            context: Any = ray.init(**_init_options(cluster, address, cpus))
     except Exception as error:
         target = f"the Ray cluster at {address}" if address else "Ray on this machine"
         raise ResourceError(f"cannot start or reach {target}: {error}") from error
@@ -92,7 +92,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
         logging.getLogger(name).setLevel(logging.INFO if cluster.log_to_driver else logging.ERROR)
     try:
         if address is None:
-            Path(session.address_info["session_dir"], scratch.RAY_SESSION_MARK).touch()
+            Path(context.address_info["session_dir"], scratch.RAY_SESSION_MARK).touch()
         scratch.remove_leftovers()
         yield
     finally:
