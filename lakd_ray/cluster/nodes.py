@@ -115,7 +115,7 @@ def _used_by_job() -> dict[str, Counter[str]]:
 
     for group in state.list_placement_groups(filters=[("state", "=", "CREATED")], **options):
         for bundle in group.bundles or ():
-            add(str(group.creator_job_id), bundle["unit_resources"])
+            add(str(group.creator_job_id), bundle.get("unit_resources", {}))
     for actor in state.list_actors(filters=[("state", "=", "ALIVE")], **options):
         if not actor.placement_group_id:
             add(str(actor.job_id), actor.required_resources or {})

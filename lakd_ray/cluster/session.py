@@ -75,8 +75,8 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
         _check_temporary_folder()
         ray_token.prepare_token()
     else:
-        environment.bypass_proxies(address)
         check_connection(address, cluster.connect_s)
+        environment.bypass_proxies(address)
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:
