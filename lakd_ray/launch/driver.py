@@ -219,7 +219,8 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
             failures[run] = failures.get(run, 0) + 1 if progress == last_progress.get(run, progress) else 1
             last_progress[run] = progress
             if user_error is None and failures[run] <= tasks[0].config.train.max_failures:
-                queue.publish.remote({"event": "lost", "run": run, "group": name, "reason": reason})
+                one_line = " ".join(reason.split())
+                queue.publish.remote({"event": "lost", "run": run, "group": name, "reason": one_line})
                 continue
             reason = str(user_error or f"training failed {failures[run]} times without any progress: {reason}")
             if run is None or not keep_going:
