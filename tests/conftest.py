@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+import imageio_ffmpeg
 import pytest
 from support.s3_server import BUCKET, running_s3
 
@@ -28,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture
+def ffmpeg(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a real ffmpeg first on the PATH and return its location."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    folder = tmp_path_factory.mktemp("ffmpeg")
+    (folder / "ffmpeg").symlink_to(program)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return program
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,16 @@ _MIN_WAIT_S = 1.0  # a wait that is accepted at any time: earlier stages have wo
 _ROUNDING = 1e-6  # of sums of fractions of a worker
 
 
+def _now() -> float:
+    return monotonic()
+
+
 @dataclass(frozen=True)
 class Caller:
     """The origin of a request: its client, and when its processing began (`time.monotonic`)."""
 
     client: str
-    since: float = field(default_factory=monotonic)
+    since: float = field(default_factory=_now)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import struct
 import subprocess
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import soundfile
@@ -300,15 +299,6 @@ def test_clipping_is_measured_before_mixing():
     assert clipped_fraction(loud_T) == pytest.approx(np.mean(np.abs(loud_T) >= 0.98), abs=1e-3)
     assert clipped_fraction(np.stack([loud_T, 0 * loud_T], axis=1)) > 0.2
     assert clipped_fraction(sine()) == 0
-
-
-@pytest.fixture
-def ffmpeg(tmp_path, monkeypatch) -> str:
-    """Put a real ffmpeg first on the PATH and return its location."""
-    program = imageio_ffmpeg.get_ffmpeg_exe()
-    (tmp_path / "ffmpeg").symlink_to(program)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    return program
 
 
 def encode_container(program: str, folder: Path, suffix: str) -> bytes:

@@ -445,6 +445,9 @@ def test_misspelt_form_field_has_the_nearest_name(send, recording):
 
 
 def test_unavailable_model_is_a_503(send, recording):
+    busy = send(FakeModel(RequestError(503, "busy", retry_after_s=7)), content=recording(), headers=AUDIO)
+    assert_error(busy, 503, "busy")
+    assert busy.headers["Retry-After"] == "7"
     response = send(FakeModel(RequestError(503, "unavailable")), content=recording(), headers=AUDIO)
     assert_error(response, 503, "unavailable")
     assert response.headers["Retry-After"] == "1"

@@ -2,7 +2,7 @@
 
 import io
 import json
-import shutil
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,7 +110,7 @@ def test_final_result_of_a_long_stream_covers_its_last_seconds(stream):
     assert len(model.waves[-1]) == 48_000
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.usefixtures("ffmpeg")
 def test_webm_of_a_browser_is_decoded(stream, recording):
     command = ["ffmpeg", "-loglevel", "error", "-i", "pipe:0", "-c:a", "libopus", "-f", "webm", "pipe:1"]
     webm = subprocess.run(command, input=recording(2.0), capture_output=True, check=True).stdout
@@ -122,7 +122,7 @@ def test_webm_of_a_browser_is_decoded(stream, recording):
         assert remaining_results(session)[-1].end_s == pytest.approx(2.0, abs=0.1)
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.usefixtures("ffmpeg")
 def test_stream_that_is_not_webm_is_rejected(stream):
     with stream("format=webm") as session:
         session.send_bytes(samples(1.0))
@@ -130,9 +130,32 @@ def test_stream_that_is_not_webm_is_rejected(stream):
         assert_closed(session, 1008, "WebM")
 
 
+def test_ffmpeg_of_a_stream_is_confined(stream, tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        "#!/bin/sh\ncat > /dev/null\nyes | head -c 200000 >&2\necho $(ulimit -v) $(ulimit -t) >&2\nexit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with stream("format=webm", max_stream_s=30.0) as session:
+        session.send_bytes(samples(1.0))
+        session.send_text(END)
+        assert_closed(session, 1008, "2097152 31")  # its messages fill the pipe, which is read while it runs
+
+
 @pytest.mark.parametrize(
     "query",
-    ["format=mp3", "rate=1", "rate=x", "language=EN", "hop_s=0", "window_s=1e9", "a=1", "rate=1&rate=2"],
+    [
+        "format=mp3",
+        "rate=1",
+        "rate=x",
+        "language=EN",
+        "hop_s=0",
+        "window_s=1e9",
+        "window_s=60&hop_s=0.1",
+        "a=1",
+        "rate=1&rate=2",
+    ],
 )
 def test_invalid_queries_are_rejected(stream, query):
     with stream(query) as session:
