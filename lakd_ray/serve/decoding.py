@@ -34,7 +34,8 @@ class RequestDecoder:
         Decoding stops one second past the limit, because a small file can hold hours of silence.
 
         Raises:
-            RequestError: 422 the recording cannot be decoded or is too short, 413 it is too long.
+            RequestError: 422 the recording cannot be decoded or is too short, 413 it is too long, 503 the server has no
+                memory or no free descriptors.
         """
         try:
             recording: Recording = await self._pool.call_async(
@@ -43,3 +44,5 @@ class RequestDecoder:
             return validate_duration(recording, max_seconds)
         except ClipError as error:
             raise RequestError(413 if error.kind == "long" else 422, str(error)) from None
+        except OSError as error:  # no memory, no free descriptors, or no room for a file
+            raise RequestError(503, f"the server has no resources to decode a recording ({error.strerror})") from error

@@ -6,9 +6,8 @@ from lakd_ray.serve.messages import ErrorResponse
 
 DESCRIPTION = """Predict the emotion of speech.
 
-Every error has the body `{"error": "..."}`, which states what was found, what was expected and what to change. Errors
-of a proxy in front of the API, such as 429, can have a plain text body. Responses 429 and 503 have a `Retry-After`
-header; requests are idempotent and can be sent again.
+Every error has the body `{"error": "..."}`, which states what was found, what was expected and what to change.
+Responses 429 and 503 have a `Retry-After` header; requests are idempotent and can be sent again.
 """
 PREDICTION, MODEL, OPERATIONS = "prediction", "model", "operations"
 TAGS = [
@@ -50,13 +49,9 @@ TEXT_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain"
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of a route, for its `responses`."""
-    return {
-        status: {"description": _ERRORS[status]} | ({} if status == _PROXY_STATUS else {"model": ErrorResponse})
-        for status in statuses
-    }
+    return {status: {"description": _ERRORS[status], "model": ErrorResponse} for status in statuses}
 
 
-_PROXY_STATUS = 429  # sent by Ray Serve's proxy, as plain text
 _ERRORS = {
     400: "The upload was interrupted, or the Host header is invalid.",
     401: "The API key is missing or invalid.",
@@ -66,8 +61,9 @@ _ERRORS = {
     415: "The Content-Type is not audio or a form.",
     422: "The recording cannot be decoded, or a parameter is invalid.",
     421: "The Host header is not a name of the endpoint.",
-    429: "Too many requests are waiting; send the request again after `Retry-After` seconds.",
+    429: "Too many requests are waiting, or too much audio of this client is in progress; send the request again after "
+    "`Retry-After` seconds.",
     500: "Internal error; the log of the server has the details.",
-    503: "The model is unavailable; send the request again after `Retry-After` seconds.",
+    503: "The endpoint is busy, or the model is unavailable; send the request again after `Retry-After` seconds.",
 }
 PREDICT_ERRORS = error_responses(400, 401, 403, 408, 413, 415, 421, 422, 429, 500, 503)

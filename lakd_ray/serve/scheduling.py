@@ -46,7 +46,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A unit of work.
+    """A unit of work of a request.
 
     Attributes:
         function: starts the work.
@@ -301,5 +301,5 @@ class _QueuedCall:
 
 
 def _retry_after(seconds: float) -> int:
-    """Return whole seconds for the header Retry-After."""
+    """Return a number of seconds for the header Retry-After."""
     return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(seconds)))

@@ -23,7 +23,7 @@ class WebmDecoder:
 
     @classmethod
     async def start(cls, max_stream_s: float) -> Self:
-        """Start the process.
+        """Start the process that decodes a stream.
 
         Args:
             max_stream_s: longest stream in seconds, which is also the limit of its CPU time.

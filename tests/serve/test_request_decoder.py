@@ -1,6 +1,7 @@
 """Tests of `RequestDecoder`: decoding of untrusted requests in worker processes."""
 
 import asyncio
+import errno
 import signal
 
 import numpy as np
@@ -33,6 +34,17 @@ def test_recording_that_crashes_the_decoder_is_rejected(decoders, recording, mon
         decode(decoders)
     assert refused.value.status == 422
     assert len(decode(decoders, recording(1.0)).wave_T) == 16_000
+
+
+def lack_room(content: bytes, **limits: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_lack_of_resources_is_a_503(decoders, monkeypatch):
+    monkeypatch.setattr(decoding, "decode_recording", lack_room)
+    with pytest.raises(RequestError, match="No space left") as refused:
+        decode(decoders)
+    assert refused.value.status == 503
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_total_cost_is_limited_and_clients_below_their_share_are_not_affected():
 
 
 async def measure_speed(line: FairQueue, shop: Workshop, seconds: float) -> None:
-    """Let a call of one second of audio take so many seconds, while others wait."""
+    """Let a call of one second of audio take this many seconds, while others wait."""
     measured = start(line, "first", shop.calls("measured", 1.0, 1.0))
     await asyncio.sleep(seconds)
     shop.finish()
