@@ -14,7 +14,7 @@
 set -euo pipefail
 
 # Calls on this machine carry the token: no proxy may see them.
-export no_proxy="localhost,127.0.0.1,::1,$(hostname)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
+export no_proxy="localhost,127.0.0.1,::1,169.254.169.254,metadata.google.internal,$(hostname)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
 export NO_PROXY=$no_proxy
 
 dir=${LAKD_RAY_DIR:-/tmp/lakd-ray-$(id -u)}

@@ -39,7 +39,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=${RAY_PORT:-6379}
 
 # Calls within the cluster carry its token: no proxy may see them.
-export no_proxy="localhost,127.0.0.1,::1,$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
+export no_proxy="localhost,127.0.0.1,::1,169.254.169.254,metadata.google.internal,$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd,)${no_proxy:+,$no_proxy}${NO_PROXY:+,$NO_PROXY}"
 export NO_PROXY=$no_proxy
 # The paths of Ray's sockets may not exceed 107 bytes; a TMPDIR of the job is often too long.
 temporary=${TMPDIR:-/tmp}

@@ -20,7 +20,10 @@ from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 MAX_TEMPORARY_PATH = 36
 """Bytes of TMPDIR that leave room for the name of a Ray session and of a socket in it."""
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+_LOCAL_HOSTS = (
+    *("localhost", "127.0.0.1", "::1", "0.0.0.0"),
+    *("169.254.169.254", "metadata.google.internal"),  # of clouds, which return credentials of the machine
+)
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _HOME_PREFIX = "lakd-home-"
 _TEMPORARY_VARIABLES = ("TMPDIR", "RAY_TMPDIR")
@@ -56,7 +59,11 @@ def bypass_proxies(*urls: str) -> None:
             environment apply.
     """
     parts = [urlsplit(url if "://" in url else f"http://{url}") for url in urls]
-    hosts = [*_LOOPBACK, *_own_names(), *(part.hostname for part in parts if part.scheme != "https" and part.hostname)]
+    hosts = [
+        *_LOCAL_HOSTS,
+        *_own_names(),
+        *(part.hostname for part in parts if part.scheme != "https" and part.hostname),
+    ]
     configured = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
     present = [host.strip() for host in configured if host.strip()]
     if present == ["*"]:

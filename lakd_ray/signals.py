@@ -1,7 +1,7 @@
 """Signals that end a command, turned into one exception. No other module of the package installs a handler.
 
 Ray, Ray Train, Ray Tune and other libraries replace the handlers of a process and do not restore them. Within
-`interruptible` they cannot.
+`interruptible` and `kept_handlers` they cannot.
 """
 
 import os
@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -52,20 +52,37 @@ def interruptible() -> Iterator[None]:
     handled = [signum for signum in SIGNALS if not (signum == signal.SIGHUP and is_detached)]
     set_handler = signal.signal
     previous = {signum: set_handler(signum, _interrupt) for signum in handled}
-    signal.signal = _without(set_handler, handled)
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_on_second_signal, args=(reader, handled), name="signals", daemon=True).start()
     try:
-        yield
+        with kept_handlers():
+            yield
     finally:
         signal.set_wakeup_fd(descriptor)
         writer.close()
-        signal.signal = set_handler
         for signum, handler in previous.items():
             set_handler(signum, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
         _first = None
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Keep the handlers of `SIGNALS` while libraries run that replace them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    set_handler = signal.signal
+
+    def set_other_handler(signum: int, handler: Any) -> Any:
+        return signal.getsignal(signum) if signum in SIGNALS else set_handler(signum, handler)
+
+    signal.signal = set_other_handler
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
 
 
 @contextmanager
@@ -101,15 +118,6 @@ def exit_now(status: int) -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status)
-
-
-def _without(set_handler: Callable[..., Any], handled: list[signal.Signals]) -> Callable[..., Any]:
-    """Return `signal.signal` without an effect on some signals."""
-
-    def set_other_handler(signum: int, handler: Any) -> Any:
-        return signal.getsignal(signum) if signum in handled else set_handler(signum, handler)
-
-    return set_other_handler
 
 
 def _interrupt(signum: int, _: object) -> None:

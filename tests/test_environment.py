@@ -80,7 +80,12 @@ def test_requests_to_this_machine_and_the_cluster_are_not_sent_to_a_proxy(proxy:
         environment.bypass_proxies(
             "http://head.cluster.invalid:8265", "https://public.example", "ray.invalid:6379", "auto"
         )
-        for url in (*local, "http://head.cluster.invalid:8265", "http://ray.invalid:8265"):
+        for url in (
+            *local,
+            "http://head.cluster.invalid:8265",
+            "http://ray.invalid:8265",
+            "http://metadata.google.internal",
+        ):
             try_all(url)
         assert not proxy.requests
         assert "intranet.example" in os.environ["NO_PROXY"]

@@ -19,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 
-from lakd_ray import cluster, storage
+from lakd_ray import cluster, signals, storage
 from lakd_ray.config import Experiment
 from lakd_ray.data import class_coverage
 from lakd_ray.data import manifest as manifests
@@ -206,7 +206,8 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
     room = _GroupRoom(queue, tasks[0].config, name)
     while room.wait():
         try:
-            _build_trainer(queue, tasks, name).fit()
+            with signals.kept_handlers():  # an interruption is handled in `train_tasks`
+                _build_trainer(queue, tasks, name).fit()
             return
         except ray.train.TrainingFailedError as error:
             if _was_not_placed(error):
