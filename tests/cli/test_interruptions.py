@@ -94,7 +94,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 @pytest.fixture
 def experiment(tmp_path: Path) -> str:
     file = tmp_path / "interrupted.yaml"
-    file.write_text(SMALL.format(name="interrupted", storage=tmp_path / "out", network=tiny.NETWORK, epochs=60))
+    content = SMALL.format(name="interrupted", storage=tmp_path / "out", network=tiny.NETWORK, epochs=60)
+    file.write_text(content.replace("log_to_driver: true", "log_to_driver: false"))
     return str(file)
 
 
