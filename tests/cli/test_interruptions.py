@@ -166,6 +166,7 @@ def test_the_endpoint_loses_no_request(start, experiment, tmp_path, signum, grou
                     response = client.post(url, content=buffer.getvalue(), headers={"Content-Type": "audio/wav"})
                     assert response.status_code == 200 or response.json()["error"]
                     outcomes[str(response.status_code)] += 1
+                    time.sleep(float(response.headers.get("Retry-After", 0)))
                 except httpx.ConnectError:
                     outcomes["refused"] += 1
                     time.sleep(0.1)
