@@ -63,7 +63,7 @@ def test_a_signal_ends_a_command_with_its_status_after_the_state_is_saved(signum
 
 
 def test_a_second_signal_ends_at_once_but_a_repetition_within_a_second_does_not():
-    with command(cleanup="print('saving', flush=True); time.sleep(3); print('saved', flush=True)") as process:
+    with command(cleanup="print('saving', flush=True); time.sleep(0.5); print('saved', flush=True)") as process:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "saving\n"
         process.send_signal(signal.SIGTERM)
