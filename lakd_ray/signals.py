@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -73,10 +73,10 @@ def kept_handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    set_handler = signal.signal
+    set_handler: Callable[..., Any] = signal.signal
 
-    def set_other_handler(signum: int, handler: Any) -> Any:
-        return signal.getsignal(signum) if signum in SIGNALS else set_handler(signum, handler)
+    def set_other_handler(signalnum: int, handler: Any) -> Any:
+        return signal.getsignal(signalnum) if signalnum in SIGNALS else set_handler(signalnum, handler)
 
     signal.signal = set_other_handler
     try:
