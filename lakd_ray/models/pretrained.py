@@ -13,6 +13,7 @@ A model's folder may come from anybody, so it supplies weights and the sizes of 
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -40,6 +41,7 @@ LOADING_ERRORS = (
 """What transformers and its readers raise for a model that is missing, damaged or of a different kind."""
 
 CONFIG_FILE = "config.json"
+_INDEX_FILE = "model.safetensors.index.json"
 _FETCHED_SUFFIXES = (".json", ".safetensors")
 _PLAIN_ATTENTION = (None, "eager", "sdpa")
 
@@ -128,6 +130,7 @@ def load_network(
     from transformers import AutoModelForAudioClassification  # seconds to load
 
     folder = fetch(str(source))
+    _check_shards(Path(folder))
     config = load_config(folder, revision) if config is None else config
     with hide_progress_bars():
         network, loading = AutoModelForAudioClassification.from_pretrained(
@@ -141,6 +144,17 @@ def load_network(
             output_loading_info=True,
         )
     return network, loading
+
+
+def _check_shards(folder: Path) -> None:
+    """Check that weights in several files are safetensors in the folder itself, since the model lists the files."""
+    if not (index := folder / _INDEX_FILE).is_file():
+        return
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if wrong := sorted(str(name) for name in names if Path(name).name != name or not name.endswith(".safetensors")):
+        raise CheckpointError(
+            f"{index} lists {', '.join(wrong)}: expected names of safetensors files in the same folder"
+        )
 
 
 def load_pickled_network(source: str, revision: str | None = None) -> Any:

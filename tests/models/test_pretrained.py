@@ -92,6 +92,16 @@ def test_attention_kernels_of_a_configuration_are_not_loaded(tmp_path, key):
     build_model(ModelConfig(pretrained=folder), PAPER_EMOTIONS, seed=0)
 
 
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/tmp/secret.safetensors", "weights.bin"])
+def test_weights_outside_of_the_folder_are_rejected(tmp_path, name):
+    folder = write_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    index = {"metadata": {}, "weight_map": {"classifier.weight": name}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="expected names of safetensors files in the same folder"):
+        pretrained.load_network(folder)
+
+
 def test_quantized_weights_are_rejected(tmp_path):
     folder = write_pretrained(tmp_path / "model", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(CheckpointError, match="quantized weights"):
