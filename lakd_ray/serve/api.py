@@ -33,7 +33,7 @@ from lakd_ray.inference.results import EmotionResult, ModelInfo
 from lakd_ray.serve import openapi, upload, websocket
 from lakd_ray.serve.access import AccessMiddleware, AccessPolicy
 from lakd_ray.serve.auth import ApiKeys, parse_bearer, resolve_keys
-from lakd_ray.serve.budget import ByteBudget
+from lakd_ray.serve.budget import MIN_FORM_BYTES, ByteBudget
 from lakd_ray.serve.clients import identify_client
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain, DrainMiddleware
@@ -317,7 +317,7 @@ def _add_prediction_routes(api: APIRouter, service: _Service) -> None:
     async def predict_batch(request: Request, options: Annotated[RequestOptions, Depends()]) -> BatchResponse:
         """Return a result or an error for each recording; a rejected recording does not affect the others."""
         max_bytes = service.max_upload_bytes
-        size = upload.expected_bytes(request, 4 * max_bytes)
+        size = max(MIN_FORM_BYTES, upload.expected_bytes(request, 4 * max_bytes))
         async with _enforce_deadline(config.deadline_s), service.budget.reserve(size):
             files = await upload.read_uploads(request, max_bytes, config.max_files, 4 * max_bytes)
             return await service.predict_batch(service.identify(request), files, options)

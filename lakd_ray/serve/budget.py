@@ -10,6 +10,7 @@ from lakd_ray.serve.upload import MEGABYTE, RequestError
 
 SMALL_BYTES = MEGABYTE  # smaller uploads never wait for larger ones: the number of requests bounds their memory
 MAX_WAIT_S = 10.0
+MIN_FORM_BYTES = 10 * MEGABYTE  # counted for each form: compressed recordings need many times their size when decoded
 MEMORY_OF_BYTE = 3  # bytes of memory for one of an upload: itself, and 32-bit samples for its 16-bit ones
 _M_MMAP_THRESHOLD = -3  # of mallopt(3)
 

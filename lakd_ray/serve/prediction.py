@@ -83,9 +83,16 @@ class PredictionService:
             RequestError: the request costs too much, or the endpoint is busy; then nothing is predicted.
         """
         limit = self._config.max_seconds if max_seconds is None else max_seconds
-        recordings = await self._decoding.run(
-            caller, [Call(partial(self._decode, upload.content, limit, options)) for upload in uploads]
-        )
+        decoded: list[Recording] = []
+
+        async def decode(content: bytes) -> Recording | RequestError:
+            self._check_duration(decoded)  # before the next one is decoded: a small form can hold hours of silence
+            recording = await self._decode(content, limit, options)
+            if isinstance(recording, Recording):
+                decoded.append(recording)
+            return recording
+
+        recordings = await self._decoding.run(caller, [Call(partial(decode, upload.content)) for upload in uploads])
         self._check_cost([recording for recording in recordings if isinstance(recording, Recording)], options)
         jobs = [
             _Job(upload.model, recording, options)
@@ -105,15 +112,19 @@ class PredictionService:
             return RequestError(422, str(error))
         return recording
 
-    def _check_cost(self, recordings: Sequence[Recording], options: PredictOptions) -> None:
+    def _check_duration(self, recordings: Sequence[Recording]) -> None:
         limit = self._config.max_request_audio_s
         duration_s = sum(len(recording.wave_T) for recording in recordings) / SAMPLE_RATE
         if duration_s > limit:
             raise RequestError(
                 413,
-                f"the recordings of the request last {duration_s:.0f} s in all, expected at most {limit:g} s: send "
-                "them in several requests",
+                f"the recordings of the request last more than the limit of {limit:g} s in all: send them in several "
+                "requests",
             )
+
+    def _check_cost(self, recordings: Sequence[Recording], options: PredictOptions) -> None:
+        limit = self._config.max_request_audio_s
+        self._check_duration(recordings)
         cost = sum(_audio_seconds(plan_waves(recording, options)) for recording in recordings)
         if cost > limit:
             raise RequestError(
