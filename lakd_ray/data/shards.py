@@ -144,8 +144,8 @@ def _run_tasks(tasks: list[ShardTask], folder: str, audio: AudioConfig, *, isola
         return
     with _streaming_rows(max_errored_blocks=0 if isolated else -1):
         source = ray.data.from_items([json.dumps(task) for task in tasks], override_num_blocks=len(tasks))
-        fences = storage.current_fences()
-        write_shard = partial(_write_shard, folder=folder, audio=to_dict(audio), isolated=isolated, fences=fences)
+        write = partial(_write_shard, folder=folder, audio=to_dict(audio), isolated=isolated)
+        write_shard = partial(_write_fenced_shard, write=write, fences=storage.current_fences())
         with warnings.catch_warnings():
             # Ray 2.60 deprecates this argument, but has no other way to limit the retries.
             warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -171,16 +171,21 @@ def _streaming_rows(max_errored_blocks: int) -> Iterator[None]:
         options.preserve_order = True
 
 
-def _write_shard(
-    item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool, fences: list[dict[str, Any]]
+def _write_fenced_shard(
+    item: dict[str, Any], write: Callable[[dict[str, Any]], Iterator[dict[str, Any]]], fences: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
+    """Write a shard with the driver's right to write (runs in a Ray Data task)."""
+    storage.join_fences(fences)
+    yield from write(item)
+
+
+def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isolated: bool) -> Iterator[dict[str, Any]]:
     """Decode, encode and write one shard (runs in a Ray Data task).
 
     Yields:
         Rows {task, num_decoded, results, error}: the number of clips decoded so far, and in the last row the results
         of all clips as JSON, or an error message.
     """
-    storage.join_fences(fences)
     task, audio_config = json.loads(item["item"]), AudioConfig.model_validate(audio)
     progress = {"task": _task_key(task), "num_decoded": 0, "results": "{}", "error": ""}
     rows: list[dict[str, Any]] = []
