@@ -19,6 +19,7 @@ from typing import Any
 
 from lakd_ray.errors import ClipError
 
+WAV_HEADER_BYTES = 44
 _TIMEOUT_S = 120.0
 _MAX_OUTPUT_BYTES = 1 << 30
 _MAX_MEMORY_BYTES = 2 << 30  # address space of the process, of which its threads reserve a part without using it
@@ -85,10 +86,18 @@ def convert_to_wav(content: bytes, container: tuple[str, str], *, source_name: s
 
 
 def webm_stream_command(program: str, sample_rate: int) -> list[str]:
-    """Return the command that decodes WebM from standard input to 16-bit mono samples on standard output."""
+    """Return the command that decodes WebM from standard input to a WAV stream of 16-bit samples on standard output.
+
+    It has one or two channels, which `lakd_ray.audio.decoding` mixes, and a header of `WAV_HEADER_BYTES`.
+    """
     command = [program, *_COMMON_OPTIONS, "-protocol_whitelist", "pipe", "-f", "matroska", "-i", "pipe:0"]
-    command += ["-map", "0:a:0", "-ac", "1", "-ar", str(sample_rate), "-f", "s16le", "-flush_packets", "1", "pipe:1"]
-    return command
+    command += ["-map", "0:a:0", "-af", "aformat=channel_layouts=mono|stereo", "-ar", str(sample_rate)]
+    return [*command, "-c:a", "pcm_s16le", "-bitexact", "-f", "wav", "-flush_packets", "1", "pipe:1"]
+
+
+def num_wav_channels(header: bytes) -> int:
+    """Return the number of channels in the header of a WAV stream."""
+    return int.from_bytes(header[22:24], "little")
 
 
 def sandbox_options(cpu_seconds: float) -> dict[str, Any]:

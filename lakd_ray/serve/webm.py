@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Self
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.audio.ffmpeg import sandbox_options, webm_stream_command
+from lakd_ray.audio.ffmpeg import WAV_HEADER_BYTES, num_wav_channels, sandbox_options, webm_stream_command
 from lakd_ray.serve.errors import RequestError
 
 _MAX_LOG_BYTES = 4096
@@ -51,9 +51,14 @@ class WebmDecoder:
             self._process.stdin.write(content)
             await self._process.stdin.drain()
 
-    async def read_samples(self, append: Callable[[bytes], None]) -> None:
-        """Pass decoded samples to `append` until the process ends."""
+    async def read_samples(self, start: Callable[[int], None], append: Callable[[bytes], None]) -> None:
+        """Pass the number of channels to `start`, and decoded samples to `append` until the process ends."""
         assert self._process.stdout is not None
+        try:
+            header = await self._process.stdout.readexactly(WAV_HEADER_BYTES)
+        except asyncio.IncompleteReadError:
+            return  # the process has ended: `close` reports its error
+        start(num_wav_channels(header))
         while samples := await self._process.stdout.read(1 << 16):
             append(samples)
 

@@ -83,18 +83,27 @@ class _AudioBuffer:
 
     def __init__(self, rate: int, max_seconds: float):
         self.rate = rate
-        self._max_bytes = 2 * round(rate * max_seconds)
+        self._max_frames = round(rate * max_seconds)
+        self._channels = 1
         self._bytes = bytearray()
         self._dropped_bytes = 0
         self.updated = asyncio.Event()
         self.is_closed = False
 
+    def set_channels(self, channels: int) -> None:
+        """Set the number of channels before the first samples; the decoder mixes them."""
+        self._channels = channels
+
+    @property
+    def _frame_bytes(self) -> int:
+        return 2 * self._channels
+
     def append(self, samples: bytes) -> None:
         """Append samples; a message may end in the middle of a sample."""
         self._bytes += samples
-        excess = len(self._bytes) - self._max_bytes
-        if excess > self.rate:  # drops at least half a second at a time, instead of a few bytes with each message
-            excess -= excess % 2
+        excess = len(self._bytes) - self._max_frames * self._frame_bytes
+        if excess > self.rate * self._channels:  # drops half a second at a time, instead of a few bytes per message
+            excess -= excess % self._frame_bytes
             del self._bytes[:excess]
             self._dropped_bytes += excess
         self.updated.set()
@@ -107,19 +116,20 @@ class _AudioBuffer:
     @property
     def total_seconds(self) -> float:
         """Duration of all received audio, including dropped samples."""
-        return (self._dropped_bytes + len(self._bytes)) // 2 / self.rate
+        return (self._dropped_bytes + len(self._bytes)) // self._frame_bytes / self.rate
 
     def tail_as_wav(self, seconds: float) -> tuple[bytes, float, float]:
         """Return the last `seconds` as a WAV file, with its start and end in seconds since the start of the stream."""
-        samples = bytes(self._bytes[: len(self._bytes) // 2 * 2])
-        tail = samples[-2 * round(seconds * self.rate) :]
+        size = self._frame_bytes
+        samples = bytes(self._bytes[: len(self._bytes) // size * size])
+        tail = samples[-size * round(seconds * self.rate) :]
         target = io.BytesIO()
         with wave.open(target, "wb") as file:
-            file.setnchannels(1)
+            file.setnchannels(self._channels)
             file.setsampwidth(2)
             file.setframerate(self.rate)
             file.writeframes(tail)
-        return target.getvalue(), self.total_seconds - len(tail) / 2 / self.rate, self.total_seconds
+        return target.getvalue(), self.total_seconds - len(tail) / size / self.rate, self.total_seconds
 
 
 class StreamKeys:
@@ -327,7 +337,7 @@ async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIte
 async def _decode_webm(socket: WebSocket, buffer: _AudioBuffer, idle_timeout_s: float, max_stream_s: float) -> None:
     ffmpeg = await WebmDecoder.start(max_stream_s)
     try:
-        reader = asyncio.create_task(ffmpeg.read_samples(buffer.append))
+        reader = asyncio.create_task(ffmpeg.read_samples(buffer.set_channels, buffer.append))
         async for content in _receive_samples(socket, idle_timeout_s):
             await ffmpeg.write(content)
         await ffmpeg.close()

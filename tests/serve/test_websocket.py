@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from support.fake_model import FakeModel
@@ -120,6 +121,24 @@ def test_webm_of_a_browser_is_decoded(stream, recording):
                 session.send_bytes(chunk)
         session.send_text(END)
         assert remaining_results(session)[-1].end_s == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize(("channels", "warnings"), [((1,), []), ((1, 1), []), ((1, -1), ["channels"])])
+def test_channels_of_webm_are_mixed_as_those_of_files(stream, channels, warnings):
+    wave_T = 0.3 * np.sin(2 * np.pi * 220 * np.arange(96_000) / 48_000)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.outer(wave_T, channels), 48_000, format="WAV")
+    command = ["ffmpeg", "-loglevel", "error", "-i", "pipe:0", "-c:a", "libopus", "-f", "webm", "pipe:1"]
+    webm = subprocess.run(command, input=buffer.getvalue(), capture_output=True, check=True).stdout
+    model = FakeModel()
+    with stream("format=webm&hop_s=60", model=model) as session:
+        session.send_bytes(webm)
+        session.send_text(END)
+        final = remaining_results(session)[-1]
+    assert final.end_s == pytest.approx(2.0, abs=0.1)
+    assert [warning.code for warning in final.warnings] == warnings
+    assert np.abs(model.waves[-1][8_000:24_000]).max() == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.usefixtures("ffmpeg")
