@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from lakd_ray.serve.upload import MEGABYTE, RequestError
+from lakd_ray.serve.errors import RequestError
+from lakd_ray.serve.upload import MEGABYTE
 
 SMALL_BYTES = MEGABYTE  # smaller uploads never wait for larger ones: the number of requests bounds their memory
 MAX_WAIT_S = 10.0

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from lakd_ray.serve.errors import RequestError as RequestError  # noqa: PLC0414 -- for its users in other modules
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.parameters import check_names
 
 MEGABYTE = 1_000_000

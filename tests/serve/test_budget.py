@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from lakd_ray.serve.budget import MEMORY_OF_BYTE, SMALL_BYTES, ByteBudget
-from lakd_ray.serve.upload import RequestError
+from lakd_ray.serve.errors import RequestError
 
 BIG = 2 * SMALL_BYTES
 
