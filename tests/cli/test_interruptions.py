@@ -19,7 +19,8 @@ import soundfile
 from support import tiny_models as tiny
 from support.chaos import ROOT, SMALL, marked_environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]
+slow = pytest.mark.slow
 
 SERVE = """
 import sys
@@ -108,6 +109,7 @@ STOPS = [
 ]
 
 
+@slow
 @pytest.mark.parametrize(("signum", "group", "status"), STOPS)
 def test_training_saves_its_state_and_resumes(start, experiment, signum, group, status):
     command = start("pipeline", experiment)
@@ -122,8 +124,16 @@ def test_training_saves_its_state_and_resumes(start, experiment, signum, group, 
     assert "epoch  1/60" not in again.output
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train-teachers", "pipeline", "run-grid"])
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 5.0, 15.0])
+STAGES = ("prepare", "train-teachers", "pipeline", "run-grid")
+
+
+@pytest.mark.parametrize(
+    ("stage", "seconds"),
+    [
+        ("prepare", 2.0),
+        *(pytest.param(stage, seconds, marks=slow) for stage in STAGES for seconds in (0.0, 1.0, 5.0, 15.0)),
+    ],
+)
 def test_a_start_is_interrupted_at_once(start, experiment, stage, seconds):
     command = start(stage, experiment)
     time.sleep(seconds)
@@ -132,6 +142,7 @@ def test_a_start_is_interrupted_at_once(start, experiment, stage, seconds):
     wait_until(lambda: not command.members(), 30)
 
 
+@slow
 def test_a_killed_driver_leaves_no_processes(start, experiment):
     command = start("pipeline", experiment)
     command.wait_for("epoch  2/60")
@@ -139,6 +150,7 @@ def test_a_killed_driver_leaves_no_processes(start, experiment):
     wait_until(lambda: not command.members(), 60)
 
 
+@slow
 def test_a_second_signal_ends_training_at_once(start, experiment):
     command = start("pipeline", experiment, "--set", "cluster.stop_s=300")
     command.wait_for("epoch  2/60")
@@ -148,6 +160,7 @@ def test_a_second_signal_ends_training_at_once(start, experiment):
     wait_until(lambda: not command.members(), 60)
 
 
+@slow
 @pytest.mark.parametrize(("signum", "group", "status"), STOPS[:3])
 def test_the_endpoint_loses_no_request(start, experiment, tmp_path, signum, group, status):
     checkpoint = tiny.checkpoint(tmp_path, languages=("en",))
