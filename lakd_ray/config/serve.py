@@ -1,6 +1,7 @@
 """Define the configuration section `serve`: the HTTP endpoint, its replicas and its limits."""
 
 import re
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -160,6 +161,17 @@ class ServeConfig(Section):
             deadline_s=self.deadline_s,
             max_body_bytes=batch_bytes + 1_000_000,  # the application knows how much of it is the form itself
         )
+
+    @model_validator(mode="after")
+    def _validate_audio_limits(self) -> Self:
+        names = ("max_seconds", "max_request_audio_s", "max_client_audio_s")
+        for lower, upper in pairwise(names):
+            if getattr(self, lower) > getattr(self, upper):
+                raise ValueError(
+                    f"serve.{lower} is {getattr(self, lower):g} s, more than the {getattr(self, upper):g} s of "
+                    f"serve.{upper}: raise serve.{upper}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _validate_backend_device(self) -> Self:

@@ -53,15 +53,19 @@ class ByteBudget:
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((size, admitted))
         self._admit()
+        has_memory = False
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await admitted
+            has_memory = True
         except TimeoutError:
             raise RequestError(
                 503, "other large uploads take all memory: send the request again, or less audio"
             ) from None
         finally:
-            if admitted.cancelled():
+            if not has_memory:
+                if not admitted.cancelled():  # admitted in the moment in which the request was canceled
+                    self._free += size
                 self._admit()
         try:
             yield

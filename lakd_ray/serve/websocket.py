@@ -2,7 +2,7 @@
 
 The client sends binary messages: 16-bit little-endian mono samples (`format=pcm16`, at `rate` Hz), or the output of a
 browser's MediaRecorder (`format=webm`, if the server has ffmpeg). It receives a `StreamResult` as JSON every `hop_s`
-seconds of audio, for the last `window_s` seconds, or less often if the model is slower. After its text message
+seconds of audio, for the last `window_s` seconds, or less often if the model is slower or busy. After its text message
 {"type": "end"} it receives the final result for all audio, and the stream is closed. If the endpoint requires an API
 key, the first message is {"key": KEY}, unless the request has an Authorization header.
 
@@ -298,7 +298,12 @@ async def _run_stream(
             buffer.updated.clear()
             if not buffer.is_closed and buffer.total_seconds - last_s >= params.hop_s:
                 last_s = buffer.total_seconds
-                await send_result(params.window_s, final=False)
+                try:
+                    await send_result(params.window_s, final=False)
+                except RequestError as error:
+                    if error.retry_after_s is None:
+                        raise
+                    # the endpoint is busy: this result is left out, and the next one may have its turn
 
     await _run_concurrently(receive_audio(), emit_rolling_results())
     if buffer.total_seconds < MIN_SECONDS:

@@ -71,3 +71,20 @@ def test_an_error_returns_the_bytes():
                     raise ValueError("broken")
 
     asyncio.run(scenario())
+
+
+def test_request_that_is_canceled_in_the_moment_of_its_admission_returns_its_memory():
+    async def scenario() -> None:
+        budget, entered, leave = ByteBudget(MEMORY_OF_BYTE * BIG), [], [asyncio.Event() for _ in range(2)]
+        first = asyncio.create_task(wait_in(budget, BIG, entered, leave[0]))
+        await settle()
+        second = asyncio.create_task(wait_in(budget, BIG, entered, leave[1]))
+        await settle()
+        first.cancel()
+        await asyncio.sleep(0)  # the memory of the first is the second's now, which has not run since
+        second.cancel()
+        await settle()
+        leave[1].set()
+        await asyncio.wait_for(wait_in(budget, BIG, entered, leave[1]), 5)
+
+    asyncio.run(scenario())

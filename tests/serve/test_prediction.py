@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from support import virtual_time
 from support.fake_model import FakeModel
 
@@ -135,6 +136,13 @@ def test_request_that_costs_too_much_is_rejected_before_the_model():
         assert endpoint.model.seconds == 0
 
     virtual_time.run(scenario())
+
+
+def test_limits_that_contradict_each_other_are_rejected():
+    with pytest.raises(ValidationError, match=r"serve\.max_seconds is 1800 s.*raise serve\.max_request_audio_s"):
+        ServeConfig(max_seconds=1800.0)
+    with pytest.raises(ValidationError, match=r"raise serve\.max_client_audio_s"):
+        ServeConfig(max_request_audio_s=5000.0)
 
 
 def test_batch_has_the_results_of_all_calls_in_order():

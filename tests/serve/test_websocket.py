@@ -4,7 +4,8 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,9 +18,12 @@ from support.fake_model import FakeModel
 from support.local_endpoint import running_api
 from websockets.sync.client import connect
 
+from lakd_ray.audio import Wave
 from lakd_ray.config import ServeConfig
+from lakd_ray.inference.results import ModelPredictions
 from lakd_ray.serve import websocket
 from lakd_ray.serve.api import ModelRouter, create_app
+from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import StreamResult
 
 KEY = "a key that is hard to guess"
@@ -263,8 +267,6 @@ def test_number_of_streams_is_limited(stream):
 
 
 def test_errors_of_the_model_are_reported(stream):
-    from lakd_ray.serve.errors import RequestError
-
     with stream(model=FakeModel(RequestError(503, "unavailable"))) as session:
         session.send_bytes(samples(0.5))
         session.send_text(END)
@@ -273,6 +275,28 @@ def test_errors_of_the_model_are_reported(stream):
         session.send_bytes(samples(0.5))
         session.send_text(END)
         assert "secret" not in session.receive_text()
+
+
+class BusyModel(FakeModel):
+    """A model whose first prediction has no turn."""
+
+    async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
+        if not self.waves:
+            self.waves += waves
+            raise RequestError(503, "busy", retry_after_s=1)
+        return await super().predict(waves, language)
+
+
+def test_rolling_result_without_a_turn_is_left_out(stream):
+    model = BusyModel()
+    with stream("window_s=1&hop_s=0.5", model=model) as session:
+        session.send_bytes(samples(0.5))
+        while not model.waves:
+            time.sleep(0.01)
+        session.send_bytes(samples(0.5))
+        assert StreamResult.model_validate_json(session.receive_text()).end_s == 1.0
+        session.send_text(END)
+        assert remaining_results(session)[-1].final
 
 
 def test_stream_requires_an_api_key(stream, tmp_path):
