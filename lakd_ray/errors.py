@@ -7,7 +7,8 @@
     │   ├── SplitError     train, dev and test cannot be created, or overlap
     │   └── DataLeakageError   a model was trained on data of its evaluation
     ├── StorageError       a path or bucket that is missing, not permitted or full
-    │   └── CorruptedError     a folder that is unfinished, truncated or changed
+    │   ├── CorruptedError     a folder that is unfinished, truncated or changed
+    │   └── DiskFullError      a disk without space or inodes, or one that is mounted read-only
     ├── CheckpointError    a checkpoint that is missing, damaged or of a different kind
     ├── StageError         a stage's output belongs to a different configuration, or an input stage is missing
     ├── LeaseError         a different process works on the folder, or has taken it over
@@ -58,6 +59,10 @@ class StorageError(LakdError):
 
 class CorruptedError(StorageError):
     """A folder is unfinished, truncated or changed, compared with its checksums."""
+
+
+class DiskFullError(StorageError):
+    """A disk has no space or inodes left, or is read-only: a retry would fail in the same way."""
 
 
 class CheckpointError(LakdError):

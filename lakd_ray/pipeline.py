@@ -134,7 +134,7 @@ def run_stage(config: Experiment, stage: str) -> None:
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
     lease = nullcontext() if stage in _READING_STAGES else storage.hold(config.folder)
-    with lease, experiment_session(config):
+    with storage.explain_full_disk("write", config.storage), lease, experiment_session(config):
         if stage in _STAGES_ON_WORKERS:
             config = resolve_device(config)
         STAGES[stage](Pipeline(config, (build_run_graph(config),)))
@@ -146,7 +146,11 @@ def run_pipeline(config: Experiment) -> None:
     Raises:
         LakdError: a stage fails.
     """
-    with storage.hold(config.folder), experiment_session(config):
+    with (
+        storage.explain_full_disk("write", config.storage),
+        storage.hold(config.folder),
+        experiment_session(config),
+    ):
         run_stages(config)
 
 

@@ -1,4 +1,7 @@
-"""Imports go down only, and Ray and DeepSpeed stay in the rooms that may use them. Imports inside functions count."""
+"""Imports go down only, and Ray and DeepSpeed stay in the rooms that may use them. Imports inside functions count.
+
+Renames, which publish files, are made by one module.
+"""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -103,3 +106,23 @@ def test_no_circles():
     for module, imported in inner.items():
         packages.setdefault(room(module), set()).update({room(name) for name in imported} - {room(module), ""})
     refuse_circles(packages)
+
+
+def test_only_one_module_renames_files():
+    """Others would publish a file that a power loss empties, see `lakd_ray.storage.publishing`."""
+    functions = {"os": {"replace", "rename", "renames"}, "shutil": {"move"}}
+    for file in FILES:
+        if file == "storage/publishing.py":
+            continue
+        for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not {alias.name for alias in node.names} & functions.get(node.module or "", set()), file
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            # `Path.replace` has one argument, `str.replace` two; tables of Arrow have `rename_columns`
+            is_path = node.func.attr == "rename" or (
+                node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+            )
+            found = node.func.attr in functions.get(owner, ()) or is_path
+            assert not found, f"{file}:{node.lineno}: use `storage.publish` or `storage.publish_folder`"

@@ -51,8 +51,7 @@ def list_files(root: str) -> list[str]:
 def _walk_local_files(root: str) -> list[str]:
     """List local files; bytes of a name that are not UTF-8 become lone surrogates."""
     top = storage.resolve_filesystem(root)[1]
-    below = (os.path.join(folder, name) for folder, _, names in os.walk(top, followlinks=True) for name in names)
-    return [os.path.relpath(file, top) for file in below]
+    return [os.path.relpath(file.path, top) for file in storage.walk_files(top)]
 
 
 def local_path(source: str) -> str:
@@ -128,7 +127,7 @@ def _read_local_file(source: str) -> bytes:
 
 
 def _extract_bytes(value: Any, source: str, location: str) -> bytes:
-    """Return the bytes embedded in the row, else those of the file that the row names."""
+    """Return the bytes embedded in the row, else those of the file that the row names, below the table's folder."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
     if isinstance(value, bytes):
         content, path = value, None
@@ -136,8 +135,8 @@ def _extract_bytes(value: Any, source: str, location: str) -> bytes:
         return content
     if not isinstance(path, str) or not path:
         raise DataError(f"{source} contains no recording")
-    is_absolute = storage.is_remote(path) or Path(path).is_absolute()
-    return storage.read_bytes(path if is_absolute else storage.join(_parent_folder(location), path))
+    folder = _parent_folder(location)
+    return storage.read_bytes(storage.confine(folder, path.removeprefix(folder), allow_links=True))
 
 
 def _parent_folder(location: str) -> str:

@@ -14,6 +14,7 @@ from lakd_ray.cli.group import LakdGroup, RayCommand
 from lakd_ray.cli.logging import hide_ray_core_lines, log_level, log_to_console, print_message, silence_libraries
 from lakd_ray.cli.output import print_text
 from lakd_ray.errors import LakdError
+from lakd_ray.storage.disk_space import find_full_disk
 
 app = typer.Typer(
     name="lakd",
@@ -74,11 +75,6 @@ def _run_command(arguments: list[str]) -> int:
     try:
         status = command.main(arguments, prog_name="lakd", standalone_mode=False)
         return status if isinstance(status, int) else 0
-    except LakdError as error:
-        if "--debug" in arguments:
-            print_text(traceback.format_exc(), file=sys.stderr)
-        print_message("error:", error_message(error))
-        return 2
     except typer.TyperException as error:
         _print_usage_error(error)
         return 2
@@ -86,6 +82,14 @@ def _run_command(arguments: list[str]) -> int:
         signum = signals.received() or signal.SIGINT
         print_message("interrupted", f"({signal.Signals(signum).name}); nothing was started")
         return 128 + signum
+    except Exception as error:
+        explained = error if isinstance(error, LakdError) else find_full_disk(error)
+        if explained is None:
+            raise
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print_message("error:", error_message(explained))
+        return 2
     except SystemExit as end:  # of typer: 0 after a completion script, 1 if the reader of a pipe ends, as `| head` does
         return end.code if isinstance(end.code, int) else 1
 

@@ -30,11 +30,18 @@ def iter_items(root: str, options: Mapping[str, Any]) -> Iterator[Item]:
         ConfigError: an option has an invalid type.
         DataError: there is no manifest, or it cannot be read, see `iter_clips`.
     """
-    yield from iter_clips(_find_manifest(root), ColumnMap.from_options("csv", options))
+    manifest = _find_manifest(root)
+    columns = ColumnMap.from_options("csv", options)
+    yield from iter_clips(manifest, columns, root=None if manifest == root else root)
 
 
-def iter_clips(location: str, columns: ColumnMap) -> Iterator[Clip | InvalidItem]:
+def iter_clips(location: str, columns: ColumnMap, *, root: str | None) -> Iterator[Clip | InvalidItem]:
     """Yield the rows of one CSV or JSONL file as clips; relative paths start at its folder.
+
+    Args:
+        location: the file.
+        columns: names of its columns.
+        root: folder in which all recordings must be; None: the file may name recordings anywhere.
 
     Raises:
         DataError: the file cannot be read, lacks a column, has no rows, or has an id twice.
@@ -52,7 +59,9 @@ def iter_clips(location: str, columns: ColumnMap) -> Iterator[Clip | InvalidItem
         if isinstance(cells, str):
             yield InvalidItem(id=fallback_id, source=line_location, reason=cells)
             continue
-        item = manifest_rows.make_clip(columns, manifest_rows.ManifestRow(cells, fallback_id, line_location, folder))
+        item = manifest_rows.make_clip(
+            columns, manifest_rows.ManifestRow(cells, fallback_id, line_location, folder, root=root)
+        )
         if isinstance(item, Clip):
             if item.id in line_by_id:
                 raise DataError(

@@ -84,7 +84,9 @@ def _find_saved_tables(root: str, files: list[str]) -> list[_TableFile]:
         parent, _, folder_name = folder.rpartition("/")
         split = folder_name if f"{parent}/dataset_dict.json".lstrip("/") in files else state.get("_split")
         split = normalize_split(split) if split else None
-        tables += [_TableFile(f"{folder}/{entry['filename']}".lstrip("/"), split) for entry in state["_data_files"]]
+        for entry in state["_data_files"]:
+            location = storage.confine(storage.join(root, folder), entry["filename"], allow_links=True)
+            tables.append(_TableFile(location.removeprefix(root.rstrip("/")).lstrip("/"), split))
     return tables
 
 
@@ -136,7 +138,7 @@ def _iter_table(root: str, table_file: _TableFile, columns: ColumnMap, audio_col
             cells[columns.source_columns["split"]] = table_file.split
         path = sources.make_row_source(table_file.file, number, audio_column)
         row_location = sources.make_row_source(location, number, audio_column)
-        item = manifest_rows.make_clip(columns, manifest_rows.ManifestRow(cells, path, row_location, root, path))
+        item = manifest_rows.make_clip(columns, manifest_rows.ManifestRow(cells, path, row_location, root, path=path))
         yield replace(item, split=normalize_split(item.split)) if isinstance(item, Clip) and item.split else item
 
 
@@ -178,7 +180,7 @@ def _iter_audiofolder(
     listed: set[str] = set()
     for metadata in metadata_files:
         folder = metadata[: metadata.rfind("/") + 1]
-        for item in csv_manifest.iter_clips(storage.join(root, metadata), columns):
+        for item in csv_manifest.iter_clips(storage.join(root, metadata), columns, root=root):
             listed.add(item.source if isinstance(item, Clip) else "")
             yield _with_unique_id(item, root, folder) if isinstance(item, Clip) else item
     for file in files:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lakd_ray import storage
 from lakd_ray.corpora.items import Clip, InvalidItem, normalize_emotion
-from lakd_ray.errors import ConfigError, DataError
+from lakd_ray.errors import ConfigError, DataError, StorageError
 
 REQUIRED_COLUMNS = ("path", "emotion", "language", "speaker")
 TIME_COLUMNS = ("start", "end")
@@ -98,6 +98,8 @@ class ManifestRow:
     """Location of the row in error messages."""
     base_folder: str
     """Folder at which relative paths start."""
+    root: str | None = None
+    """Folder in which the recording must be; None: anywhere."""
     path: str | None = None
     """Path of a recording that is known to exist; replaces the column `path`."""
 
@@ -120,6 +122,12 @@ def make_clip(columns: ColumnMap, row: ManifestRow) -> Clip | InvalidItem:
     ]:
         return InvalidItem(id=clip_id, source=row.location, reason=f"no value for {', '.join(missing)}")
     assert path is not None  # either `path` is a required column or `row.path` is set
+    if not row.path and row.root is not None and not _is_below(row.root, _resolve_path(row.base_folder, path)):
+        reason = (
+            f"{row.location} names {path}, which is not in the corpus's folder {row.root}; move the recording there, "
+            "or set `root` to the manifest file, which may name recordings anywhere"
+        )
+        return InvalidItem(id=clip_id, source=row.location, reason=reason, kind="missing")
     source = storage.join(row.base_folder, path) if row.path else _find_recording(path, row.base_folder)
     if source is None:
         reason = f"there is no file {path}, named in {row.location}"
@@ -194,6 +202,18 @@ def _format_range_suffix(start: float | None, end: float | None) -> str:
 
 def _resolve_path(folder: str, path: str) -> str:
     return path if storage.is_remote(path) or Path(path).is_absolute() else storage.join(folder, path)
+
+
+def _is_below(root: str, location: str) -> bool:
+    """Return whether a location is in a folder; links in the folder may lead anywhere, as the user's own."""
+    if storage.is_remote(root) != storage.is_remote(location):
+        return False
+    (_, top), (_, path) = storage.resolve_filesystem(root), storage.resolve_filesystem(location)
+    try:
+        storage.confine(top, path.removeprefix(top.rstrip("/") + "/"), allow_links=True)
+    except StorageError:
+        return False
+    return True
 
 
 def _find_recording(path: str, folder: str) -> str | None:

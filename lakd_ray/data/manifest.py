@@ -150,7 +150,9 @@ def load_manifest(config: Experiment) -> Manifest:
         splits_N=splits_N,
         languages_N=np.asarray(table["language"].to_pylist(), dtype=object),
         num_samples_N=_int_column(table, "num_samples"),
-        shards=tuple(storage.join(folder, SHARDS_FOLDER, name) for name in shard_names),
+        shards=tuple(
+            storage.confine(storage.join(folder, SHARDS_FOLDER), name, allow_links=True) for name in shard_names
+        ),
         shard_N=shard_N,
         row_group_N=_int_column(table, "row_group"),
         row_N=_int_column(table, "row"),

@@ -10,6 +10,7 @@ is in the index is not decoded again.
 import hashlib
 import json
 import logging
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ from lakd_ray.corpora.items import Clip
 from lakd_ray.data.quality import decode_and_validate
 from lakd_ray.data.reader import configure_data_context
 from lakd_ray.data.schema import SHARD_SCHEMA, TRANSIENT_KINDS
-from lakd_ray.errors import ClipError, DataError, LakdError, StorageError
+from lakd_ray.errors import ClipError, DataError, StorageError
 from lakd_ray.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -186,8 +187,18 @@ def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isola
         Rows {task, num_decoded, results, error}: the number of clips decoded so far, and in the last row the results
         of all clips as JSON, or an error message.
     """
-    task, audio_config = json.loads(item["item"]), AudioConfig.model_validate(audio)
+    task = json.loads(item["item"])
     progress = {"task": _task_key(task), "num_decoded": 0, "results": "{}", "error": ""}
+    try:
+        with storage.explain_full_disk("write", tempfile.gettempdir()):
+            yield from _decode_and_write(task, progress, folder, AudioConfig.model_validate(audio), isolated=isolated)
+    except StorageError as error:
+        yield progress | {"error": str(error)}
+
+
+def _decode_and_write(
+    task: ShardTask, progress: dict[str, Any], folder: str, audio_config: AudioConfig, *, isolated: bool
+) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     rejected: dict[str, ClipResult] = {}
     with SandboxPool() if isolated else nullcontext() as sandbox:
@@ -202,11 +213,7 @@ def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isola
     order = {entry["key"]: number for number, entry in enumerate(task["clips"])}
     rows.sort(key=lambda row: order[row["recording"]])
     permanent = {key: result for key, result in rejected.items() if result["kind"] not in TRANSIENT_KINDS}
-    try:
-        name = _write_shard_file(task, rows, permanent, folder, audio_config)
-    except LakdError as error:
-        yield progress | {"error": str(error)}
-        return
+    name = _write_shard_file(task, rows, permanent, folder, audio_config)
     results = rejected | _locate_rows(rows, name, audio_config)
     yield progress | {"num_decoded": len(results), "results": json.dumps(results)}
 

@@ -25,7 +25,7 @@ from lakd_ray.data import class_coverage
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data.manifest import Manifest
 from lakd_ray.devices import process_group_backend
-from lakd_ray.errors import LakdError, ResourceError, StorageError, TrainingError
+from lakd_ray.errors import DiskFullError, LakdError, ResourceError, StorageError, TrainingError
 from lakd_ray.launch.event_log import log_event, poll_events
 from lakd_ray.launch.run_inputs import check_sources, resolve_inputs
 from lakd_ray.launch.run_queue import RunQueue, TrainingEvent
@@ -213,9 +213,10 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
             if _was_not_placed(error):
                 continue
             causes = _failure_causes(error)
+            full = storage.find_full_disk(error, location=tasks[0].config.storage)
             reason = redact("; ".join(f"worker {rank}: {cause}" for rank, cause in causes.items()) or str(error))
             run = ray.get(queue.requeue.remote(name), timeout=QUEUE_TIMEOUT_S)
-            user_error = next((cause for cause in causes.values() if _is_user_error(cause)), None)
+            user_error = full or next((cause for cause in causes.values() if _is_user_error(cause)), None)
             progress = _saved_progress(by_id[run]) if run in by_id else (0, 0)
             failures[run] = failures.get(run, 0) + 1 if progress == last_progress.get(run, progress) else 1
             last_progress[run] = progress
@@ -278,8 +279,8 @@ def _failure_causes(error: ray.train.TrainingFailedError) -> dict[int, BaseExcep
 
 
 def _is_user_error(cause: BaseException) -> bool:
-    """Return whether a retry would fail in the same way. A storage error may be temporary."""
-    return isinstance(cause, LakdError) and not isinstance(cause, StorageError)
+    """Return whether a retry would fail in the same way. A storage error other than a full disk may be temporary."""
+    return isinstance(cause, DiskFullError) or (isinstance(cause, LakdError) and not isinstance(cause, StorageError))
 
 
 def _saved_progress(task: TrainingTask) -> tuple[int, int]:

@@ -1,7 +1,10 @@
 """Convert a transformers checkpoint from pickle (`pytorch_model.bin`) to safetensors, the format that `lakd` loads."""
 
+import shutil
+import uuid
 from pathlib import Path
 
+from lakd_ray import storage
 from lakd_ray.errors import CheckpointError, ConfigError
 from lakd_ray.models import pretrained
 from lakd_ray.models.origin import write_origin
@@ -22,6 +25,7 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
 
     Raises:
         ConfigError: the folder is not empty.
+        DiskFullError: the disk has no room for the copy.
         CheckpointError: the checkpoint cannot be read, or contains more than tensors.
     """
     target = Path(folder).expanduser()
@@ -34,7 +38,12 @@ def convert_to_safetensors(name_or_path: str, folder: str, *, revision: str | No
             f"cannot convert {name_or_path}: {str(error).rstrip('.')}. Expected a hub name (with network access or a "
             "filled cache) or a folder with config.json and a pytorch_model.bin that contains only tensors."
         ) from error
-    with hide_progress_bars():
-        network.save_pretrained(target)
-    write_origin(target, name_or_path, revision)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with storage.explain_full_disk("write", temporary), hide_progress_bars():
+            network.save_pretrained(temporary)
+            write_origin(temporary, name_or_path, revision)
+            storage.publish_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return str(target)

@@ -239,7 +239,8 @@ def _stale_logits(tree: _ExperimentTree) -> Candidates:
             continue
         state = tree.read_json(f"{teacher}/{STATE_FILE}")
         try:
-            current = records.folder_fingerprint(storage.join(tree.folder, teacher, state["best"]))
+            best = storage.confine(storage.join(tree.folder, teacher), state["best"], allow_links=True)
+            current = records.folder_fingerprint(best)
         except StorageError:  # the checkpoint of the teacher is damaged or missing, which is a different problem
             continue
         if match["key"] != current:

@@ -64,7 +64,7 @@ def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
             + "\nNothing was written. Choose a different `name`, undo the change, or delete that folder to start again."
         )
     return record["finished"] is not None and all(
-        storage.exists(storage.join(folder, name)) for name in record["outputs"]
+        storage.exists(storage.confine(folder, name, allow_links=True)) for name in record["outputs"]
     )
 
 

@@ -123,6 +123,9 @@ class RunState:
             return cls()
         content = storage.read_json(storage.join(folder, STATE_FILE))
         latest, *older = (ResumePoint(**fields) for fields in [content["latest"], *content["previous"]])
+        for point in (latest, *older):
+            if point.resume_folder is not None:
+                storage.confine(folder, point.resume_folder, allow_links=True)
         return cls(latest, tuple(older), tuple(content["metrics"]))
 
 

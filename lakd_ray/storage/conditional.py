@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lakd_ray.storage.filesystems import is_remote, resolve_filesystem, resolve_s3fs, translate_errors
+from lakd_ray.storage.errors import translate_errors
+from lakd_ray.storage.filesystems import is_remote, resolve_filesystem, resolve_s3fs
+from lakd_ray.storage.syncing import make_folder, sync_folder
 
 _MAX_ATTEMPTS = 20  # writers of one file that take turns
 _CONFLICT_STATUSES = (409, 412)  # 409: two conditional requests at the same moment; 412: the condition is false
@@ -75,7 +77,7 @@ def append_line(location: str, line: str, before_write: Callable[[], None]) -> N
         return
     path = Path(resolve_filesystem(location)[1])
     with translate_errors("write", location):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         before_write()
         with path.open("ab+") as stream:
             if stream.tell():
@@ -91,7 +93,7 @@ def _end_line(content: bytes) -> bytes:
 
 
 def _create_local(path: Path, content: bytes, temporary: Path | None) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         _write_synced(temporary, content, os.O_TRUNC)
@@ -106,6 +108,7 @@ def _create_local(path: Path, content: bytes, temporary: Path | None) -> bool:
                 _write_synced(path, content, os.O_EXCL)
             except FileExistsError:
                 return False
+        sync_folder(path.parent)
         return True
     finally:
         temporary.unlink(missing_ok=True)

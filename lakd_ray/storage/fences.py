@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from lakd_ray.errors import LeaseError
-from lakd_ray.storage.filesystems import is_remote, join, resolve_filesystem, translate_errors
+from lakd_ray.storage.errors import translate_errors
+from lakd_ray.storage.filesystems import is_remote, join, resolve_filesystem
 
 LEASE_FOLDER = "lease"
 _SUFFIX = ".json"

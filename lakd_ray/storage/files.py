@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,16 +17,17 @@ import pyarrow.parquet as pq
 from lakd_ray.errors import StorageError
 from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
 from lakd_ray.storage.conditional import append_line, create_file
+from lakd_ray.storage.errors import translate_errors
 from lakd_ray.storage.fences import check_fences, find_fences
 from lakd_ray.storage.filesystems import (
-    disk_full_message,
     is_remote,
     join,
     resolve_filesystem,
     resolve_s3fs,
-    translate_errors,
 )
-from lakd_ray.storage.publishing import make_folder, publish
+from lakd_ray.storage.local_walk import walk_files
+from lakd_ray.storage.publishing import publish
+from lakd_ray.storage.syncing import make_folder
 
 
 @dataclass(frozen=True, order=True)
@@ -58,18 +60,22 @@ def list_files(folder: str) -> Iterator[FileInfo]:
 
     Raises:
         StorageError: the folder or the bucket cannot be read, or the bucket does not exist.
+        UnicodeDecodeError: the name of a local file is not UTF-8, see `walk_files`.
     """
     yield from sorted(_list_bucket(folder) if is_remote(folder) else _list_local(folder))
 
 
 def _list_local(folder: str) -> Iterator[FileInfo]:
-    filesystem, path = resolve_filesystem(folder)
+    path = resolve_filesystem(folder)[1]
     with translate_errors("list", folder):
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    for info in infos:
-        if info.type == pafs.FileType.File:
-            location = join(folder, info.path[len(path) :])
-            yield FileInfo(location, info.size, str(info.mtime_ns), info.mtime_ns / 1e9)
+        for file in walk_files(path):
+            try:
+                stat = file.stat()
+            except FileNotFoundError:  # deleted since the listing
+                continue
+            os.fsencode(file.path).decode()  # raises UnicodeDecodeError: neither Arrow nor JSON can store other names
+            location = join(folder, file.path[len(path) :])
+            yield FileInfo(location, stat.st_size, str(stat.st_mtime_ns), stat.st_mtime_ns / 1e9)
 
 
 def _list_bucket(folder: str) -> Iterator[FileInfo]:
@@ -120,7 +126,8 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
     """Yield a stream whose content appears at `location` when the block ends without an error.
 
     Raises:
-        StorageError: the stream's own calls or the end of the block fail; other errors of the block pass unchanged.
+        DiskFullError, StorageError: the stream's own calls or the end of the block fail; other errors of the block pass
+            unchanged.
     """
     with translate_errors("write", location):
         temporary = _temporary_path(location)
@@ -128,7 +135,7 @@ def atomic_writer(location: str) -> Iterator[io.RawIOBase]:
     try:
         yield stream
         stream.close()
-        with translate_errors("write", location):
+        with stream.translate_errors():
             publish(temporary, location)
     finally:
         stream.discard()
@@ -149,20 +156,20 @@ class _AtomicOutput(io.RawIOBase):
     """A temporary file whose errors name the final location."""
 
     def __init__(self, file: BinaryIO, temporary: Path, location: str) -> None:
-        self._file, self._temporary, self._location, self._written = file, temporary, location, 0
+        self._file, self._temporary, self._location, self._needed = file, temporary, location, 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
         size = memoryview(content).nbytes
-        with self._translate_disk_full(size):
+        self._needed += size
+        with self.translate_errors():
             self._file.write(content)
-        self._written += size
         return size
 
     def close(self) -> None:
-        with self._translate_disk_full(0):
+        with self.translate_errors():
             self._file.close()
         super().close()
 
@@ -176,14 +183,14 @@ class _AtomicOutput(io.RawIOBase):
             remove_scratch_folder(self._temporary.parent)
 
     @contextmanager
-    def _translate_disk_full(self, size: int) -> Iterator[None]:
-        with translate_errors("write", self._location):
+    def translate_errors(self) -> Iterator[None]:
+        """Turn errors into those of the final location."""
+        with translate_errors("write", self._location, self._needed):
             try:
                 yield
-            except OSError as error:
-                size_on_disk = self._temporary.stat().st_size
-                if full := disk_full_message(error, self._temporary.parent, size_on_disk, self._written + size):
-                    raise StorageError(f"cannot write {self._location}: {full}") from error
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self._temporary, 0)  # its bytes count as free in the message
                 raise
 
 

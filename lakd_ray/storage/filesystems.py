@@ -4,14 +4,11 @@ S3 has two clients: pyarrow transfers the bytes, and s3fs lists, because a listi
 the same credentials (the AWS_* environment or a profile), endpoint and retries.
 """
 
-import errno
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -27,7 +24,6 @@ MAX_ATTEMPTS = 8
 _CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 5, 60
 _short_timeout_s: ContextVar[int | None] = ContextVar("short_timeout", default=None)
 
-_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _ACCESS_DENIED_PATTERNS = (
     "ACCESS_DENIED",
@@ -174,28 +170,6 @@ def _s3fs_filesystem(_: S3Settings) -> Any:
     return filesystem
 
 
-@contextmanager
-def translate_errors(action: str, location: str) -> Iterator[None]:
-    """Turn a filesystem's errors into a StorageError that names what to check.
-
-    Args:
-        action: a verb for the message, for instance `read`.
-        location: the file or folder.
-    """
-    try:
-        yield
-    except OSError as error:
-        message = s3_error_message(error, location) if is_remote(location) else local_error_message(error, location)
-        raise StorageError(f"cannot {action} {location}: {message}") from error
-
-
-def local_error_message(error: OSError, location: str) -> str:
-    """Return the cause of an error on a disk, and what to check."""
-    if isinstance(error, FileNotFoundError):
-        return f"it does not exist ({error})"
-    return f"{error}; check the path and its permissions"
-
-
 def s3_error_message(error: OSError, location: str) -> str:
     """Return the cause of an error of a bucket, and what to check."""
     bucket = _bucket_path(location).partition("/")[0]
@@ -221,41 +195,3 @@ def _bucket_exists(bucket: str) -> bool | None:
         return bool(_s3_filesystem(_s3_settings()).get_file_info(bucket).type != pafs.FileType.NotFound)
     except OSError:
         return None
-
-
-def disk_full_message(error: OSError, folder: Path, written_bytes: int, needed_bytes: int) -> str | None:
-    """Return the message for a disk without space for a file; None for other errors.
-
-    Args:
-        error: the error of the write.
-        folder: the folder of the file.
-        written_bytes: bytes of the file that are already on the disk.
-        needed_bytes: minimum size of the complete file in bytes.
-    """
-    if error.errno not in _DISK_FULL_ERRNOS:
-        return None
-    free = format_bytes(free_bytes(folder) + written_bytes)
-    needed = format_bytes(needed_bytes)
-    return f"{error.strerror}: the file needs at least {needed}, and {free} are free in {folder}; free some space"
-
-
-def free_bytes(folder: str | Path) -> int:
-    """Return the free bytes of the disk of a local folder, which need not exist yet."""
-    return shutil.disk_usage(nearest_existing_parent(folder)).free
-
-
-def nearest_existing_parent(folder: str | Path) -> Path:
-    """Return the folder itself if it exists, or its nearest parent that does."""
-    path = Path(os.path.expanduser(folder)).absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def format_bytes(size: float) -> str:
-    """Return a number of bytes in human-readable form, for instance `3.2 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

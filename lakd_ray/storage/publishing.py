@@ -5,7 +5,6 @@ its final name and no content. Every publish therefore syncs the file, moves it,
 name. A later publish, for instance of a folder's checksum file, thus never becomes visible before an earlier one.
 """
 
-import errno
 import os
 from contextlib import nullcontext
 from functools import partial
@@ -17,9 +16,7 @@ import pyarrow.fs as pafs
 from lakd_ray.storage.conditional import replace_object
 from lakd_ray.storage.fences import check_fences, find_fences
 from lakd_ray.storage.filesystems import is_remote, resolve_filesystem
-
-# Some network and FUSE file systems cannot sync a folder; their servers decide when a name is durable.
-_FOLDER_SYNC_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
+from lakd_ray.storage.syncing import make_folder, sync_file, sync_folder
 
 _MAX_CONDITIONAL_BYTES = 8_000_000  # one request; larger files are uploaded in parts
 
@@ -42,10 +39,10 @@ def publish(temporary: Path, location: str) -> None:
         _upload(temporary, filesystem, path)
         return
     with fences[0].explain() if fences else nullcontext():
-        _sync(temporary)
+        sync_file(temporary)
         check_fences(location)
         os.replace(temporary, path)
-    _sync_folder(Path(path).parent)
+    sync_folder(Path(path).parent)
 
 
 def publish_folder(temporary: Path, folder: Path) -> None:
@@ -56,39 +53,12 @@ def publish_folder(temporary: Path, folder: Path) -> None:
     """
     for parent, _, files in os.walk(temporary):
         for name in files:
-            _sync(Path(parent, name))
-        _sync_folder(Path(parent))
+            sync_file(Path(parent, name))
+        sync_folder(Path(parent))
     make_folder(folder.parent)
     check_fences(str(folder))
     os.replace(temporary, folder)
-    _sync_folder(folder.parent)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a local folder and its missing parents so that their names survive a power loss."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        _sync(folder)
-    except OSError as error:
-        if error.errno not in _FOLDER_SYNC_UNSUPPORTED:
-            raise
+    sync_folder(folder.parent)
 
 
 def _upload(source: Path, filesystem: pafs.FileSystem, path: str) -> None:

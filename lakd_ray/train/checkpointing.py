@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lakd_ray import storage
-from lakd_ray.errors import CorruptedError, LeaseError, StorageError
+from lakd_ray.errors import CorruptedError, DiskFullError, LeaseError, StorageError
 from lakd_ray.runs.layout import checkpoint_name
 from lakd_ray.runs.state import RunState
 from lakd_ray.scratch import make_scratch_folder, remove_scratch_folder
@@ -72,14 +72,16 @@ class AsyncCheckpointer:
 
         Raises:
             StorageError: the previous state could not be uploaded.
+            DiskFullError: the temporary folder has no room for this one.
         """
         self.wait()
         scratch = make_scratch_folder()
         try:
-            resume, checkpoint = scratch / _RESUME, scratch / _CHECKPOINT
-            resume.mkdir()
-            checkpoint.mkdir()
-            yield resume, checkpoint
+            with storage.explain_full_disk("save a training state in", scratch):
+                resume, checkpoint = scratch / _RESUME, scratch / _CHECKPOINT
+                resume.mkdir()
+                checkpoint.mkdir()
+                yield resume, checkpoint
         except BaseException:
             remove_scratch_folder(scratch)
             raise
@@ -120,7 +122,7 @@ class AsyncCheckpointer:
             storage.write_checksummed_folder(
                 checkpoint, storage.join(self._folder, checkpoint_name(state.latest.epochs_done))
             )
-        storage.remove_checksums(location)
+        storage.empty_folder(location)
 
     def _commit(self, location: str, rank_checksums: list[Any], state: RunState, existing_folders: set[str]) -> None:
         storage.write_checksums(location, rank_checksums)
@@ -139,25 +141,27 @@ def _gather_results(action: Callable[[], T], group: Any) -> list[T]:
     """Run the action on every rank and return the results of all ranks.
 
     Raises:
-        StorageError: the action failed on a rank.
+        StorageError: the action failed on a rank; DiskFullError if its disk is full.
         LeaseError: it failed on this rank because a different process has taken over the experiment.
     """
-    outcome: tuple[T | None, str | None]
+    outcome: tuple[T | None, str | None, bool]
     lost: LeaseError | None = None
     try:
-        outcome = action(), None
+        outcome = action(), None, False
     except (StorageError, OSError) as error:
-        outcome = None, str(error)
+        full = storage.find_full_disk(error)
+        outcome = None, str(full or error), full is not None
     except LeaseError as error:
-        lost, outcome = error, (None, str(error))
+        lost, outcome = error, (None, str(error), False)
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome, group=group)
     if lost is not None:
         raise lost
-    for rank, (_, error_text) in enumerate(outcomes):
+    for rank, (_, error_text, is_full) in enumerate(outcomes):
         if error_text is not None:
-            raise StorageError(f"rank {rank} could not save its state: {error_text}")
-    return [result for result, _ in outcomes]
+            error_type = DiskFullError if is_full else StorageError
+            raise error_type(f"rank {rank} could not save its state: {error_text}")
+    return [result for result, _, _ in outcomes]
 
 
 def restore_latest(

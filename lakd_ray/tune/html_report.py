@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lakd_ray.config import Dimension, Experiment
 from lakd_ray.errors import StageError
 from lakd_ray.report.figures import FAINT, INK, EmbeddedImage, draw_title, render_png, style_axes
 from lakd_ray.tune import results
+from lakd_ray.tune.database import sqlite_url
 from lakd_ray.tune.study import STUDY_FILE, Study, Trial
 
 HTML_FILE, TEMPLATE = "tune.html", "tune.html.j2"
@@ -64,9 +66,14 @@ def _render(config: Experiment, study: Study, notes: Sequence[str], seed_objecti
         keys=list(config.tune.space),
         short={key: key.rpartition(".")[2] for key in config.tune.space},
         best=results.format_best_config(config, best[0].settings, notes) if best else "",
-        study=config.tune.study_storage or f"sqlite:///{storage.join(config.stage_folder('tune'), STUDY_FILE)}",
+        study=config.tune.study_storage or _study_url(config),
         format_value=format_value,
     )
+
+
+def _study_url(config: Experiment) -> str:
+    location = storage.join(config.stage_folder("tune"), STUDY_FILE)
+    return f"sqlite:///{STUDY_FILE}" if storage.is_remote(location) else sqlite_url(Path(location))
 
 
 def format_value(value: Any) -> str:

@@ -100,9 +100,20 @@ class ProgressCallback(tune.Callback):
             f"{end} {result.get('epoch', 0)} epochs"
         )
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """End the search if the disk of the trial is full; called by Ray Tune when it starts a failed trial again."""
+        self._check_full_disk(trial)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log the failure of a trial; called by Ray Tune after its retries."""
+        self._check_full_disk(trial)
         self._log_progress(f"#{self._trial_number(trial):<3} {format_settings(trial.config['settings'])}  failed")
+
+    def _check_full_disk(self, trial: Any) -> None:
+        """Raise the error of a trial if its disk is full: a retry and the other trials would fail in the same way."""
+        error = trial.get_pickled_error()
+        if error is not None and (full := storage.find_full_disk(error)) is not None:
+            raise full
 
     def _trial_number(self, trial: Any) -> int:
         return self._searcher.trial_numbers[trial.trial_id]

@@ -165,7 +165,7 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
     bundle = _trial_bundle(config, concurrent)
     room = f"tune: one trial with {bundle}"
     cluster.wait_for_room(room, bundle, 1, config.cluster)
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(train_trial, experiment=to_dict(config), fences=storage.current_fences()),
             bundle.to_dict(),
@@ -188,7 +188,9 @@ def _run_trials(config: Experiment, study: Study, folder: str) -> None:
             callbacks=[ProgressCallback(searcher, num_trials), WaitingCallback(room, config.cluster)],
             verbose=0,
         ),
-    ).fit()
+    )
+    with storage.explain_full_disk("write", folder):  # Ray Tune wraps the errors of its callbacks
+        tuner.fit()
 
 
 def _reevaluate(config: Experiment, trials: Sequence[Trial]) -> dict[int, list[float]]:

@@ -1,13 +1,11 @@
 """The Optuna study that stores all trials, and from which an interrupted search resumes.
 
-The study is the only store of the objectives after each epoch and of how a trial ended, and it defines the trial
-numbers; Ray Tune only runs trials. A trial that was running when the driver was killed is run again and resumes from
-its own checkpoint.
+The study is the only store of objectives and of how trials ended, and it numbers the trials; Ray Tune only runs them.
+A trial that was running when the driver was killed is run again and resumes from its own checkpoint.
 """
 
 import itertools
 import math
-import os
 import sqlite3
 import warnings
 from collections.abc import Mapping
@@ -22,12 +20,12 @@ from lakd_ray import storage
 from lakd_ray.config import DistillLossConfig, Experiment, TuningConfig, to_dict, with_settings
 from lakd_ray.errors import ConfigError, LeaseError, StageError
 from lakd_ray.scratch import make_scratch_folder, scratch_folder
+from lakd_ray.tune.database import explain_full_disk, sqlite_url, with_password
 
 Settings = dict[str, Any]
 """Values by dotted key."""
 
 STUDY_FILE = "study.db"
-PASSWORD_VARIABLE = "LAKD_STUDY_PASSWORD"
 # The paper's loss, used by the first trial of a search.
 PAPER_LOSS = DistillLossConfig(
     temperature=5.0, lam=0.25, weighting_temperature=0.25, weighting="similarity", reference_compat=True
@@ -69,6 +67,7 @@ class Study:
 
     Raises:
         StageError: the study belongs to a different search.
+        DiskFullError: the disk of the study is full; all methods raise it.
     """
 
     def __init__(self, config: Experiment, folder: str) -> None:
@@ -76,10 +75,11 @@ class Study:
         self._max_epochs = config.tune.epochs or config.student.optim.epochs
         self._folder = folder
         self._lease: storage.Lease | None = None
-        self._location = storage.join(folder, STUDY_FILE)
+        self.location = storage.join(folder, STUDY_FILE)
         self._running: dict[int, optuna.Trial] = {}
         self._open()
 
+    @explain_full_disk
     def _open(self) -> None:
         """Open the study, or a copy of the one in the bucket."""
         config = self._config
@@ -105,7 +105,7 @@ class Study:
         """
         if self._lease is not None:
             self._lease.fence.check()
-        storage.check_fences(self._location)
+        storage.check_fences(self.location)
 
     def _take_lease(self) -> None:
         """Become the only driver of the search, and read it again: a driver that has ended may have changed it.
@@ -125,15 +125,15 @@ class Study:
 
     def _storage_url(self) -> str:
         if self._tune.study_storage:
-            return _with_password(self._tune.study_storage)
-        if not storage.is_remote(self._location):
-            path = Path(storage.resolve_filesystem(self._location)[1])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return f"sqlite:///{path}"
+            return with_password(self._tune.study_storage)
+        if not storage.is_remote(self.location):
+            path = Path(storage.resolve_filesystem(self.location)[1])
+            storage.make_folder(path.parent)
+            return sqlite_url(path)
         self._local_copy = make_scratch_folder() / STUDY_FILE
-        if storage.exists(self._location):
-            self._local_copy.write_bytes(storage.read_bytes(self._location))
-        return f"sqlite:///{self._local_copy}"
+        if storage.exists(self.location):
+            self._local_copy.write_bytes(storage.read_bytes(self.location))
+        return sqlite_url(self._local_copy)
 
     def _check_same_search(self) -> None:
         """Raise an error if the search has changed, because old and new trials would not be comparable."""
@@ -145,7 +145,7 @@ class Study:
         elif stored != settings:
             changed = ", ".join(f"tune.{key}" for key in settings if stored.get(key) != settings[key])
             raise StageError(
-                f"the study in {self._location} belongs to a different search: {changed} changed. Choose a different "
+                f"the study in {self.location} belongs to a different search: {changed} changed. Choose a different "
                 "`name`, undo the change, or delete that folder to search from scratch."
             )
 
@@ -158,6 +158,7 @@ class Study:
             total = min(total, math.prod(len(dimension.choices) for dimension in self._tune.space.values()))
         return max(len(self._interrupted), total - len(ended))
 
+    @explain_full_disk
     def next_trial(self) -> tuple[int, Settings]:
         """Return number and settings of the next trial; interrupted trials come first.
 
@@ -179,6 +180,7 @@ class Study:
         self._upload_copy()
         return trial.number, settings
 
+    @explain_full_disk
     def report_epoch(self, number: int, epoch: int, objective: float, audio_seconds: float) -> bool:
         """Record the highest objective so far after an epoch; return whether the trial should stop."""
         self._check_lease()
@@ -194,6 +196,7 @@ class Study:
             trial.report(objective, epoch)
         return epoch < self._max_epochs and trial.should_prune()  # after its last epoch it is complete
 
+    @explain_full_disk
     def finish_trial(self, number: int, cost: float | None, *, stopped: bool) -> None:
         """Record that a trial has ended, after its last epoch or because it was stopped."""
         self._check_lease()
@@ -209,6 +212,7 @@ class Study:
             self._study.tell(trial, [best, cost or 0.0] if self._tune.second_objective else best)
         self._upload_copy()
 
+    @explain_full_disk
     def fail_trial(self, number: int, cause: str, trial: optuna.Trial | None = None) -> None:
         """Record that a trial has failed permanently, with the cause."""
         self._check_lease()
@@ -217,6 +221,7 @@ class Study:
         self._study.tell(trial, state=TrialState.FAIL)
         self._upload_copy()
 
+    @explain_full_disk
     def get_trials(self) -> list[Trial]:
         """Return all trials, ordered by number."""
         return [_to_trial(frozen, self._tune) for frozen in self._study.trials if frozen.state != TrialState.WAITING]
@@ -234,6 +239,7 @@ class Study:
             except (RuntimeError, ValueError):  # no setting that all trials have, or no variance
                 return {}
 
+    @explain_full_disk
     def close(self) -> None:
         """End the lease of the search, after an upload of the study if it is in a bucket."""
         if self._lease is None:
@@ -256,15 +262,7 @@ class Study:
                 source.backup(target)
             target.close()
             source.close()
-            storage.write_bytes(self._location, copy.read_bytes())
-
-
-def _with_password(url: str) -> str:
-    """Return a database URL with the password of the environment, which no output contains."""
-    from sqlalchemy.engine import make_url
-
-    password = os.environ.get(PASSWORD_VARIABLE)
-    return make_url(url).set(password=password).render_as_string(hide_password=False) if password else url
+            storage.write_bytes(self.location, copy.read_bytes())
 
 
 def suggest_settings(trial: optuna.Trial, tune: TuningConfig) -> Settings:

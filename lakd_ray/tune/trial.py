@@ -12,12 +12,11 @@ from ray import tune
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment, TrackingConfig
-from lakd_ray.errors import ConfigError
+from lakd_ray.errors import ConfigError, DiskFullError
 from lakd_ray.redaction import redact
 from lakd_ray.runs.graph import Run, RunGraph, build_run_graph
 from lakd_ray.runs.layout import trial_id
 from lakd_ray.runs.state import RunState
-from lakd_ray.scratch import make_scratch_folder
 from lakd_ray.tune.study import Settings, build_trial_config
 
 ERROR_FILE = "error.json"
@@ -66,7 +65,10 @@ def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any], fences: Se
     base = Experiment.model_validate(experiment)
     folder = storage.join(base.stage_folder("tune"), trial_id(trial["number"]))
     try:
-        train_student(base, trial["number"], trial["settings"], report=tune.report)
+        with storage.explain_full_disk("write", tempfile.gettempdir()):
+            train_student(base, trial["number"], trial["settings"], report=tune.report)
+    except DiskFullError:  # the search ends, see `ray_adapter.ProgressCallback`
+        raise
     except Exception as error:
         storage.write_json(storage.join(folder, ERROR_FILE), {"cause": redact(f"{type(error).__name__}: {error}")})
         raise
@@ -213,5 +215,5 @@ def _init_single_process_group(config: Experiment) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
-        store = make_scratch_folder() / "store"
-        dist.init_process_group(process_group_backend(device.type), init_method=f"file://{store}", rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # exported, but without a stub
+        dist.init_process_group(process_group_backend(device.type), store=store, rank=0, world_size=1)

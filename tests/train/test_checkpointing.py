@@ -1,11 +1,15 @@
-"""Test the random state that checkpoints store."""
+"""Test the folders that checkpoints are saved to, and the random state that they store."""
 
 import itertools
 import random
 
+import pytest
 import torch
 
-from lakd_ray.train.checkpointing import load_rank_state, save_rank_state, seed_rng
+from lakd_ray import storage
+from lakd_ray.errors import DiskFullError
+from lakd_ray.runs.state import ResumePoint, RunState
+from lakd_ray.train.checkpointing import AsyncCheckpointer, load_rank_state, save_rank_state, seed_rng
 
 
 def draw_from_each_generator() -> tuple[float, ...]:
@@ -42,3 +46,38 @@ def test_a_state_is_restored_on_a_different_device(tmp_path, monkeypatch):
         save_rank_state(tmp_path / "generators.pt", sums, saved_on)
         assert load_rank_state(tmp_path / "generators.pt", loaded_on) == sums
     assert restored == [gpu]
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_files_of_an_earlier_attempt_with_more_ranks_are_deleted(tmp_path):
+    run = tmp_path / "run"
+    earlier = run / "resume-0001" / "state"
+    earlier.mkdir(parents=True)
+    (earlier / "rank_1_optim_states.pt").write_bytes(b"of the second rank, which was killed before the checksums")
+    (run / "best-0001").mkdir()
+    (run / "best-0001" / "model-00002.safetensors").write_bytes(b"")
+    checkpointer = AsyncCheckpointer(str(run), 1)
+    with checkpointer.save(RunState(ResumePoint(1, 0, "resume-0001")), set()) as (resume, checkpoint):
+        (resume / "state").mkdir()
+        (resume / "state" / "rank_0_optim_states.pt").write_bytes(b"0")
+        (checkpoint / "config.json").write_text("{}")
+    checkpointer.wait()
+    for name, file in (("resume-0001", "state/rank_0_optim_states.pt"), ("best-0001", "config.json")):
+        with storage.open_checksummed_folder(f"{run}/{name}") as folder:
+            names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert names == {file, storage.CHECKSUMS_FILE}
+
+
+@pytest.mark.usefixtures("single_rank")
+def test_a_full_disk_keeps_its_type_across_ranks(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/x/y")
+
+    monkeypatch.setattr(storage, "upload_folder", fail)
+    checkpointer = AsyncCheckpointer(str(tmp_path), 1)
+    with checkpointer.save(RunState(ResumePoint(1, 0, "resume-0001")), set()):
+        pass
+    with pytest.raises(DiskFullError, match=r"rank 0 could not save its state: cannot write /x/y: No space left"):
+        checkpointer.wait()
+    with pytest.raises(DiskFullError), checkpointer.save(RunState(ResumePoint(1, 0, "resume-0001")), set()):
+        raise RuntimeError("[enforce fail] . open file failed with strerror: No space left on device")  # of torch.save

@@ -1,5 +1,6 @@
 """The study: its suggestions, early stopping, and resuming. No Ray."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from lakd_ray import storage
 from lakd_ray.config import Experiment
-from lakd_ray.errors import ConfigError, LeaseError, StageError
+from lakd_ray.errors import ConfigError, DiskFullError, LeaseError, StageError
 from lakd_ray.tune.study import PAPER_LOSS, Study, build_trial_config, paper_settings, validate_search_space
 
 T, LAM, TAU = "distill.mtkd.temperature", "distill.mtkd.lam", "distill.mtkd.weighting_temperature"
@@ -245,3 +246,31 @@ def test_invalid_searches_are_rejected(tmp_path: Path, tune: dict[str, Any], mes
 def test_invalid_choices_are_rejected_before_any_trial(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"attention.*language-aware"):
         validate_search_space(experiment(tmp_path, space={WEIGHTING: {"choices": ["uniform", "attention"]}}))
+
+
+@pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "100%25", "a;b&c=d", "{x}", "日本 ö", "+~@:"])
+def test_the_file_is_in_its_folder_whatever_its_path(tmp_path: Path, name: str):
+    run_trial(study(tmp_path / name), [0.5])
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert files == [tmp_path / name / "s" / "tune" / "study.db"]
+    assert len(study(tmp_path / name).get_trials()) == 1
+
+
+def test_a_full_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        search = study(disk, trials=1000)
+        number, _ = search.next_trial()
+        with pytest.raises(OSError, match="No space"), (disk / "fill").open("wb") as file:
+            file.write(bytes(1_000_000))
+        with pytest.raises(DiskFullError, match=f"cannot write {disk}/s/tune/study.db: No space left on device"):
+            for epoch in range(1, 1000):
+                search.report_epoch(number, epoch, epoch / 1000, 10.0)
+        (disk / "fill").unlink()
+        assert run_trial(search, [0.5], number) == (number, False)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

@@ -1,6 +1,7 @@
 """The worker of a bulk prediction: predicts one part per row. Ray Data calls it; the module needs no Ray."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ class BulkWorker:
         for row in table.to_pylist():
             entries = [InputEntry(*values) for values in json.loads(row["entries"])]
             try:
-                storage.write_table(row["part"], self.predict_part(entries))
+                with storage.explain_full_disk("write", tempfile.gettempdir()):
+                    storage.write_table(row["part"], self.predict_part(entries))
                 errors.append("")
             except LakdError as error:  # raised here, Ray would show it as a traceback
                 errors.append(str(error))

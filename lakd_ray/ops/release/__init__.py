@@ -25,6 +25,7 @@ _PUBLIC_RUN_FIELDS += ("loss", "teachers", "teacher_languages")  # run ids and n
 MODEL_CARD_FILE = "README.md"
 # Not copied: written again for the release if required.
 _EXCLUDED_FILES = (
+    ".*",  # not verified
     METADATA_FILE,
     storage.CHECKSUMS_FILE,
     MODEL_CARD_FILE,
