@@ -68,10 +68,12 @@ def test_folder_with_checksums(calls, tmp_path):
 
 
 def test_records_and_states(calls, tmp_path):
-    record.mark_started(str(tmp_path), {"a": 1})
+    record.mark_started(str(tmp_path), {"a": 1})  # creates the record by a link, only if it does not exist
+    created = list(calls)
+    assert (created[0][0], created[-1]) == ("sync", ("sync", str(tmp_path)))
     RunState(ResumePoint(1, 0, "resume-0001")).write(str(tmp_path))
     record.mark_finished(str(tmp_path), {"a": 1}, [])
-    assert published(calls, tmp_path) == ["record.json", "state.json", "metrics.jsonl", "record.json"]
+    assert published(calls, tmp_path) == ["state.json", "metrics.jsonl", "record.json"]
 
 
 def test_local_folder(calls, tmp_path):
