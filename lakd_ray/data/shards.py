@@ -10,7 +10,6 @@ is in the index is not decoded again.
 import hashlib
 import json
 import logging
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -190,7 +189,7 @@ def _write_shard(item: dict[str, Any], folder: str, audio: dict[str, Any], isola
     task = json.loads(item["item"])
     progress = {"task": _task_key(task), "num_decoded": 0, "results": "{}", "error": ""}
     try:
-        with storage.explain_full_disk("write", tempfile.gettempdir()):
+        with storage.explain_full_disk():
             yield from _decode_and_write(task, progress, folder, AudioConfig.model_validate(audio), isolated=isolated)
     except StorageError as error:
         yield progress | {"error": str(error)}

@@ -1,7 +1,6 @@
 """The training loop of a Ray Train worker: takes runs from the queue and trains them, one after the other."""
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> None:
     while (run := group.broadcast_from_rank0(partial(_next_run, queue, name))) != "":
         if run is None:
             continue
-        with storage.explain_full_disk("write", tempfile.gettempdir()):
+        with storage.explain_full_disk():
             stopped_at = _train_task(by_id[run], tasks, group, queue if group.rank == 0 else None, name)
         if group.rank == 0:
             ended = queue.mark_stopped.remote(name, stopped_at) if stopped_at else queue.mark_done.remote(name)

@@ -39,12 +39,12 @@ _REMEDIES = {
 
 
 @contextmanager
-def explain_full_disk(action: str, location: str | Path) -> Iterator[None]:
+def explain_full_disk(action: str = "write", location: str | Path | None = None) -> Iterator[None]:
     """Turn any error of a full or read-only disk in the block into a DiskFullError; other errors pass unchanged.
 
     Args:
         action: a verb for the message, for instance `write`.
-        location: the file or folder that the block writes; for one in a bucket, the temporary folder may be full.
+        location: the file or folder that the block writes; None, or one in a bucket: the temporary folder may be full.
     """
     try:
         yield

@@ -65,7 +65,7 @@ def train_trial(trial: dict[str, Any], *, experiment: dict[str, Any], fences: Se
     base = Experiment.model_validate(experiment)
     folder = storage.join(base.stage_folder("tune"), trial_id(trial["number"]))
     try:
-        with storage.explain_full_disk("write", tempfile.gettempdir()):
+        with storage.explain_full_disk():
             train_student(base, trial["number"], trial["settings"], report=tune.report)
     except DiskFullError:  # the search ends, see `ray_adapter.ProgressCallback`
         raise

@@ -1,7 +1,6 @@
 """The worker of a bulk prediction: predicts one part per row. Ray Data calls it; the module needs no Ray."""
 
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,7 +67,7 @@ class BulkWorker:
         for row in table.to_pylist():
             entries = [InputEntry(*values) for values in json.loads(row["entries"])]
             try:
-                with storage.explain_full_disk("write", tempfile.gettempdir()):
+                with storage.explain_full_disk():
                     storage.write_table(row["part"], self.predict_part(entries))
                 errors.append("")
             except LakdError as error:  # raised here, Ray would show it as a traceback
