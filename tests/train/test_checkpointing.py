@@ -56,7 +56,7 @@ def test_files_of_an_earlier_attempt_with_more_ranks_are_deleted(tmp_path):
     (earlier / "rank_1_optim_states.pt").write_bytes(b"of the second rank, which was killed before the checksums")
     (run / "best-0001").mkdir()
     (run / "best-0001" / "model-00002.safetensors").write_bytes(b"")
-    checkpointer = AsyncCheckpointer(str(run), 1)
+    checkpointer = AsyncCheckpointer(str(run), 1, 60.0)
     with checkpointer.save(RunState(ResumePoint(1, 0, "resume-0001")), set()) as (resume, checkpoint):
         (resume / "state").mkdir()
         (resume / "state" / "rank_0_optim_states.pt").write_bytes(b"0")
@@ -74,7 +74,7 @@ def test_a_full_disk_keeps_its_type_across_ranks(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "/x/y")
 
     monkeypatch.setattr(storage, "upload_folder", fail)
-    checkpointer = AsyncCheckpointer(str(tmp_path), 1)
+    checkpointer = AsyncCheckpointer(str(tmp_path), 1, 60.0)
     with checkpointer.save(RunState(ResumePoint(1, 0, "resume-0001")), set()):
         pass
     with pytest.raises(DiskFullError, match=r"rank 0 could not save its state: cannot write /x/y: No space left"):
