@@ -252,7 +252,7 @@ class _GroupRoom:
             ResourceError: the deadline has passed, and no group trains.
         """
         workers = self._config.train.workers
-        needed = f"{self._name}: {workers} workers with {self._bundle} each"
+        needed = f"{self._name}: {workers} worker{'' if workers == 1 else 's'} with {self._bundle} each"
         try:
             cluster.wait_for_room(needed, self._bundle, workers, self._config.cluster, self._log)
         except ResourceError:
