@@ -6,6 +6,7 @@ floats, as they are stored.
 Shape suffixes: T samples, F frames, H channels of the feature encoder.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lakd_ray import storage
@@ -183,14 +185,17 @@ def build_dataset(
     """
     configure_data_context()
     requests = ray.data.from_arrow([make_read_request(manifest, group) for group in read_groups])
-    return requests.map_batches(
-        partial(read_batches, source=source),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(num_cpus),
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 deprecates `scheduling_strategy`, but has no other way to choose the node of some tasks only.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return requests.map_batches(
+            partial(read_batches, source=source),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(num_cpus),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
+        )
 
 
 def configure_data_context() -> ray.data.DataContext:
