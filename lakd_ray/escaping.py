@@ -30,4 +30,4 @@ def for_line(text: str) -> str:
 
 def for_markdown(text: str) -> str:
     """Return text as a part of a paragraph or a table cell in Markdown, without markup of its own."""
-    return _MARKDOWN.sub(r"\\\1", for_line(text))
+    return _MARKDOWN.sub(r"\\\1", for_terminal(re.sub(r"\s+", " ", text)))

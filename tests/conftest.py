@@ -12,6 +12,8 @@ import imageio_ffmpeg
 import pytest
 from support.s3_server import BUCKET, running_s3
 
+from lakd_ray import ray_token
+
 pytest_plugins = ["support.prediction_fixtures"]
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read when a test first imports Ray
@@ -53,6 +55,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.delenv("RAY_ADDRESS", raising=False)
+        ray_token.prepare_token()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)

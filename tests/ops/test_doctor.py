@@ -584,6 +584,15 @@ def test_a_cluster_that_does_not_respond(content, monkeypatch, silent):
             pytest.fail("it started")
 
 
+def test_metrics_ports_that_can_be_read_are_a_warning():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        node = {"NodeManagerAddress": "127.0.0.1", "MetricsExportPort": port}
+        result = cluster_checks.check_metrics_ports([node, node | {"MetricsExportPort": 0}])
+        assert (result.status, f"127.0.0.1:{port}" in result.found) == ("warn", True)
+    assert cluster_checks.check_metrics_ports([node]).status == "ok"
+
+
 def test_gpus_that_a_node_does_not_hide(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cluster_checks.check_gpu_visibility().status == "ok"

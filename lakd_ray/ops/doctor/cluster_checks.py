@@ -1,7 +1,9 @@
 """Checks of Ray, from the token and the connection to the resources and nodes of the cluster."""
 
 import os
-from collections.abc import Collection
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -14,6 +16,7 @@ from lakd_ray.ops.doctor import host_checks
 from lakd_ray.ops.doctor.check import Check, CheckResult, Status, run_checks
 
 NODES_TIMEOUT_S = 120.0  # each node starts a worker process, which imports torch if it has GPUs
+_METRICS_TIMEOUT_S = 3.0
 _SEVERITY: tuple[Status, ...] = ("ok", "warn", "fail")
 
 
@@ -85,7 +88,35 @@ def check_nodes(config: Experiment) -> list[CheckResult]:
         found = f"no response from {', '.join(addresses[reference] for reference in late)} within {NODES_TIMEOUT_S:g} s"
         hint = "see `ray status` and the log of the node"
         merged.append(CheckResult("nodes", "fail", found, f"{len(addresses)} nodes", hint))
-    return merged
+    return [*merged, check_metrics_ports(alive)]
+
+
+def check_metrics_ports(nodes: Sequence[Mapping[str, Any]]) -> CheckResult:
+    """Check that Ray's metrics, which need no token, cannot be read from here.
+
+    Args:
+        nodes: entries of `ray.nodes()`.
+    """
+    ports = [(str(node["NodeManagerAddress"]), int(node.get("MetricsExportPort") or 0)) for node in nodes]
+    with ThreadPoolExecutor(max(1, len(ports))) as pool:
+        is_open = list(pool.map(_accepts_connections, ports))
+    found = ", ".join(f"{host}:{port}" for (host, port), accepts in zip(ports, is_open, strict=True) if accepts)
+    if not found:
+        return CheckResult("metrics ports", "ok", "Ray's metrics cannot be read from here")
+    hint = (
+        "start Ray with RAY_enable_metrics_collection=0, or allow only your Prometheus to reach these ports "
+        "(docs/tutorials/cluster.md, Ports)"
+    )
+    expected = "closed ports, since they need no token"
+    return CheckResult("metrics ports", "warn", f"Ray's metrics can be read at {found}", expected, hint)
+
+
+def _accepts_connections(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=_METRICS_TIMEOUT_S):
+            return address[1] > 0
+    except OSError:
+        return False
 
 
 def _node_results(reference: Any) -> list[CheckResult]:
