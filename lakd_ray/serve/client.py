@@ -29,7 +29,7 @@ API_KEY_ENV = "LAKD_API_KEY"
 ResponseT = TypeVar("ResponseT", bound=ResponseModel)
 Files = Mapping[str, bytes] | Iterable[tuple[str, bytes]]
 
-_RETRYABLE_STATUSES = (429, 503)  # too many requests, or the model is unavailable
+_RETRYABLE_STATUSES = (429, 502, 503)  # too many requests, no response of the endpoint to a gateway, no model
 _MAX_CONNECTION_ATTEMPTS = 3  # for a request whose connection breaks
 _MIN_WAIT_S = 0.05  # before any further attempt, so that a Retry-After of 0 does not flood a busy endpoint
 _BACKOFF_S = (0.25, 8.0)  # first and longest pause between attempts without a Retry-After header
@@ -41,7 +41,7 @@ class Client:
     Args:
         url: the endpoint's base URL.
         api_key: its API key; the default is LAKD_API_KEY, and an empty string sends no key.
-        timeout_s: longest wait for a response, in seconds. A busy endpoint (429, 503) is queried again within it, after
+        timeout_s: longest wait for a response, in seconds. A busy endpoint (429, 502, 503) is queried again within it, after
             the time in its Retry-After header.
     """
 

@@ -163,7 +163,7 @@ def test_unexpected_responses(server, status, body):
     assert len(server.received) == 1
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, 502, 503])
 @pytest.mark.parametrize("header", ["0", "0.01", "-1"])
 def test_busy_endpoint_is_retried(server, status, header):
     busy = (status, b"busy", {"Retry-After": header})
