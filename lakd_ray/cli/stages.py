@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -77,10 +76,10 @@ def pipeline(experiment: ExperimentArgument, overrides: OverridesOption = None) 
     Finished stages are skipped, and an interrupted run resumes.
     """
     config = load_config(experiment, overrides or ())
-    with _lease(config):
-        from lakd_ray.pipeline import run_stages  # Ray takes seconds to load
+    _refuse_if_in_use(config)
+    from lakd_ray.pipeline import run_stages  # Ray takes seconds to load
 
-        _run_checked(config, config.stages, run_stages)
+    _run_checked(config, config.stages, run_stages)
 
 
 def run_grid(
@@ -94,13 +93,14 @@ def run_grid(
     Runs that several cells share are trained once; an interrupted grid resumes.
     """
     config = load_config(experiment, overrides or ())
-    with nullcontext() if dry_run else _lease(config):
-        from lakd_ray.pipeline import GRID_STAGES, run_grid  # Ray takes seconds to load
+    if not dry_run:
+        _refuse_if_in_use(config)
+    from lakd_ray.pipeline import GRID_STAGES, run_grid  # Ray takes seconds to load
 
-        if dry_run:
-            run_grid(config, dry_run=True, throughput=throughput)
-        else:
-            _run_checked(config, GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
+    if dry_run:
+        run_grid(config, dry_run=True, throughput=throughput)
+    else:
+        _run_checked(config, GRID_STAGES, lambda config: run_grid(config, throughput=throughput))
 
 
 def tune(experiment: ExperimentArgument, overrides: OverridesOption = None) -> None:
@@ -118,26 +118,28 @@ def tune_report(experiment: ExperimentArgument, overrides: OverridesOption = Non
 
 def _run_stage(stage: str, config: Experiment, preflight_stages: Sequence[str] = ()) -> None:
     """Run one stage; stages that train run the preflight checks first."""
-    with nullcontext() if stage == "report" else _lease(config):
-        from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
+    if stage != "report":
+        _refuse_if_in_use(config)
+    from lakd_ray.pipeline import run_stage  # Ray takes seconds to load
 
-        if preflight_stages:
-            _run_checked(config, preflight_stages, lambda config: run_stage(config, stage))
-        else:
-            run_stage(config, stage)
+    if preflight_stages:
+        _run_checked(config, preflight_stages, lambda config: run_stage(config, stage))
+    else:
+        run_stage(config, stage)
 
 
-def _lease(config: Experiment) -> AbstractContextManager[None]:
-    """Return the lease of the experiment, taken before Ray loads, so that a second command is refused at once."""
+def _refuse_if_in_use(config: Experiment) -> None:
+    """Refuse a second command on the experiment before Ray loads; the lease itself is taken after the preflight."""
     from lakd_ray import storage  # pyarrow takes a moment to load
 
-    return storage.hold(config.folder)
+    storage.refuse_if_held(config.folder)
 
 
 def _run_checked(config: Experiment, stages: Sequence[str], run: Callable[[Experiment], object]) -> None:
+    from lakd_ray import storage
     from lakd_ray.ops import doctor  # Ray takes seconds to load
 
-    with doctor.checked_session(config, stages):
+    with doctor.checked_session(config, stages), storage.hold(config.folder):
         run(config)
 
 

@@ -57,6 +57,7 @@ from lakd_ray.storage.lease import (
     hold,
     join_fences,
     last_holder,
+    refuse_if_held,
 )
 from lakd_ray.storage.local_walk import walk_files
 from lakd_ray.storage.publishing import publish, publish_folder
@@ -102,6 +103,7 @@ __all__ = [
     "read_row_groups",
     "read_schema",
     "read_table",
+    "refuse_if_held",
     "remove_checksums",
     "resolve_filesystem",
     "short_timeouts",

@@ -34,7 +34,7 @@ from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences
 from lakd_ray.storage.fences import Fence
 from lakd_ray.storage.files import delete, read_bytes, write_bytes
-from lakd_ray.storage.filesystems import is_remote
+from lakd_ray.storage.filesystems import is_remote, short_timeouts
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ HEARTBEAT_S = 5.0
 EXPIRY_S = 60.0
 """The holder on a different machine is dead if its heartbeat has not changed for this number of seconds."""
 _POLL_S = 0.5
+_EARLY_TIMEOUT_S = 5
 _SETTLE_S = 2.0  # on servers without conditional writes: time for the other writers of the same token
 
 _held: ContextVar[frozenset[str]] = ContextVar("held leases", default=frozenset())
@@ -227,6 +228,18 @@ def last_holder(folder: str) -> Holder | None:
         except (ValueError, TypeError, KeyError):
             return Holder(tokens[-1], ProcessId("an unknown machine", "?", 0, ""), "?", "?", "?", "", heartbeat=-1)
     return None
+
+
+def refuse_if_held(folder: str) -> None:
+    """Raise the error of `hold` early, if a process of this machine holds the lease; this writes nothing.
+
+    Raises:
+        LeaseError: a process of this machine works on the folder.
+    """
+    with suppress(StorageError), short_timeouts(_EARLY_TIMEOUT_S):
+        holder = last_holder(folder)
+        if holder is not None and holder.status == "held":
+            raise LeaseError(_refusal(folder, holder))
 
 
 def has_lease_records(folder: str) -> bool:
