@@ -1,11 +1,18 @@
 """The endpoint on Ray Serve, in a separate process."""
 
+import io
 import json
 import socket
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
+import psutil
 import pytest
+import soundfile
 
 from lakd_ray.audio import decode_audio
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError
@@ -98,3 +105,30 @@ def test_port_in_use_is_rejected():
         with pytest.raises(ResourceError, match=str(port)):
             resolve_port(ServeConfig(port=port))
     assert resolve_port(ServeConfig(port=0)) > 0
+
+
+def decoder_processes(endpoint: "subprocess.Popen[str]") -> set[int]:
+    processes = psutil.Process(endpoint.pid).children(recursive=True)
+    return {process.pid for process in processes if "forkserver" in " ".join(process.cmdline())}
+
+
+def test_hostile_clients_cost_no_process_and_delay_no_other(endpoint, recording):
+    url, process = endpoint(max_seconds=120)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(119 * 44_100), 44_100, format="FLAC")
+    bomb, address = buffer.getvalue(), urlsplit(url)
+    head = f"POST /v1/emotion HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: audio/flac\r\n"
+    with Client(url) as client:
+        client.predict(recording(1.0))
+        decoders = decoder_processes(process)
+        with pytest.raises(DataError, match=r"422.*overlap"):
+            client.predict(bomb, window_s=60, hop_s=59 / 499)
+        latencies = []
+        for _ in range(20):
+            with socket.create_connection((address.hostname, address.port)) as aborted:
+                aborted.sendall(f"{head}Content-Length: {len(bomb)}\r\n\r\n".encode() + bomb)
+                start = time.monotonic()
+                client.predict(recording(1.0))
+                latencies.append(time.monotonic() - start)
+        assert decoder_processes(process) == decoders
+    assert max(latencies) < 10, latencies
