@@ -140,7 +140,7 @@ class TestRuns:
     def test_invalid_settings_are_rejected_before_anything_is_written(self, config, tmp_path):
         for change, error, message in (
             ({"workers": 99}, ResourceError, "the cluster has 4 CPUs and 0 GPUs, but 99 workers"),
-            ({"gpus": 0.5}, ResourceError, r"0 GPUs, but 2 workers with 1 CPUs and 0\.5 GPUs each"),
+            ({"gpus": 0.5}, ResourceError, r"0 GPUs, but 2 workers with 1 CPU and 0\.5 GPU each"),
             ({"model": str(tmp_path)}, CheckpointError, "is not a complete checkpoint folder"),
             ({"input": str(tmp_path)}, DataError, "holds no recordings"),
         ):
