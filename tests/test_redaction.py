@@ -9,7 +9,7 @@ from lakd_ray.cli.main import main
 from lakd_ray.config import Experiment, load_config, to_dict
 from lakd_ray.errors import ConfigError, DataError, LakdError, StorageError
 from lakd_ray.redaction import find_credentials, redact
-from lakd_ray.tune.study import _with_password
+from lakd_ray.tune.database import with_password
 
 SECRET = "SECRET123"
 ADDRESSES = (
@@ -110,9 +110,9 @@ def test_keys_in_a_location_are_rejected():
 
 
 def test_the_password_of_the_study_is_that_of_the_environment(monkeypatch):
-    assert _with_password("postgresql://lakd@db/optuna") == "postgresql://lakd@db/optuna"
+    assert with_password("postgresql://lakd@db/optuna") == "postgresql://lakd@db/optuna"
     monkeypatch.setenv("LAKD_STUDY_PASSWORD", "p@ss/word")
-    assert _with_password("postgresql://lakd@db/optuna") == "postgresql://lakd:p%40ss%2Fword@db/optuna"
+    assert with_password("postgresql://lakd@db/optuna") == "postgresql://lakd:p%40ss%2Fword@db/optuna"
 
 
 def test_a_printed_configuration_has_no_password(monkeypatch, capsys):
