@@ -193,7 +193,7 @@ def build_dataset(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(num_cpus),
+            compute=ray.data.TaskPoolStrategy(max(1, min(num_cpus, len(read_groups)))),
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
         )
 
