@@ -41,8 +41,8 @@ class Client:
     Args:
         url: the endpoint's base URL.
         api_key: its API key; the default is LAKD_API_KEY, and an empty string sends no key.
-        timeout_s: longest wait for a response, in seconds. A busy endpoint (429, 502, 503) is queried again within it, after
-            the time in its Retry-After header.
+        timeout_s: longest wait for a response, in seconds. A busy endpoint (429, 502, 503) is queried again within it,
+            after the time in its Retry-After header.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0):

@@ -492,6 +492,20 @@ def test_a_port_in_use(content, silent):
     assert storage_checks.check_port(experiment(content)).status == "ok"
 
 
+def test_api_keys(content, monkeypatch, tmp_path):
+    monkeypatch.delenv("LAKD_API_KEYS", raising=False)
+    assert "this machine only" in storage_checks.check_api_keys(experiment(content)).found
+    for settings, text in (
+        ({"host": "0.0.0.0"}, "open_access"),
+        ({"api_keys_file": str(tmp_path / "none")}, "cannot read"),
+    ):
+        result = storage_checks.check_api_keys(experiment(content, serve=settings))
+        assert (result.status, text in result.found) == ("fail", True)
+    monkeypatch.setenv("LAKD_API_KEYS", "a-key-of-some-length-012")
+    result = storage_checks.check_api_keys(experiment(content, serve={"host": "0.0.0.0"}))
+    assert (result.status, result.found) == ("ok", "1 keys")
+
+
 # The cluster
 
 
