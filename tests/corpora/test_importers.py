@@ -53,7 +53,7 @@ def test_csv_reads_every_column(folder: Path) -> None:
         + f"{outside},sadness,fi,s2,,,,A\n\n"
         + "s3://bucket/x.wav,neutral,en,s1,,,dev,C\n"
     )
-    clips, problems = read("csv", folder)
+    clips, problems = read("csv", folder / "manifest.csv")
     assert problems == []
     assert clips == [
         Clip(id="A", source=str(outside), emotion="sadness", language="fi", speaker="s2"),
@@ -61,6 +61,9 @@ def test_csv_reads_every_column(folder: Path) -> None:
         Clip(id="C", source="s3://bucket/x.wav", emotion="neutral", language="en", speaker="s1", split="dev"),
     ]
     assert all(soundfile.info(clip.source).samplerate == 16_000 for clip in clips if clip.id == "B")
+    clips, problems = read("csv", folder)  # the manifest of a folder names recordings in it only
+    assert ([clip.id for clip in clips], sorted(item.id for item in problems)) == (["B"], ["A", "C"])
+    assert all(item.kind == "missing" and "set `root` to the manifest file" in item.reason for item in problems)
 
 
 def test_csv_id_is_the_path_and_a_byte_order_mark_is_accepted(folder: Path) -> None:
