@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from lakd_ray import signals
 from lakd_ray.cli.output import print_text
+from lakd_ray.errors import LeaseError
 
 RENAMED_COMMANDS = {
     "teachers": "train-teachers",
@@ -46,6 +47,8 @@ class LakdGroup(TyperGroup):
         """Run the command; a signal ends it with status 128 + its number (Ctrl-C: 130, SIGTERM: 143)."""
         try:
             return super().invoke(ctx)
+        except LeaseError:  # the loss of a lease interrupts the command by a signal as well
+            raise
         except BaseException as error:
             # a signal can also break something that the command waits for, which then raises its own error
             signum = signals.received() or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
