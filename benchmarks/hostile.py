@@ -1,10 +1,16 @@
-"""Hostile clients for the soak test: bounded attacks on an endpoint on loopback, from an address of their own."""
+"""Hostile clients for the soak test: bounded attacks on an endpoint on loopback, from an address of their own.
 
+`soak.py` runs this file as a program, which prints the number of each outcome as JSON.
+"""
+
+import argparse
 import io
 import json
+import os
 import random
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +23,7 @@ import soundfile
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from common import RATE
-
+RATE = 16_000
 ADDRESS = "127.0.0.2"
 PAUSE_S = 0.5
 SLOW_CONNECTIONS = 100
@@ -190,3 +195,33 @@ def hold_slow_connections(address: tuple[str, int], halt: threading.Event) -> No
                 held[-1].sendall(b"" if len(held) % 2 else HEAD)
     for connection in held:
         connection.close()
+
+
+def main() -> None:
+    """Attack an endpoint for a while."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--attackers", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    options = parser.parse_args()
+    os.nice(10)  # other machines would send this load
+    outcomes: Counter[str] = Counter()
+    halt = threading.Event()
+    parts = urlsplit(options.url)
+    address = (parts.hostname or "", parts.port or 0)
+    threads: list[threading.Thread] = [
+        Attacker(options.url, outcomes, halt, options.seed + index) for index in range(options.attackers)
+    ]
+    threads.append(threading.Thread(target=hold_slow_connections, args=(address, halt), daemon=True))
+    for thread in threads:
+        thread.start()
+    time.sleep(options.seconds)
+    halt.set()
+    for thread in threads:
+        thread.join(timeout=70)
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main()
