@@ -44,7 +44,7 @@ check: env
 	mypy
 	pytest -q tests/test_architecture.py tests/test_prose.py
 
-NOT_AUDITED = echo 'not passed: upgrade a package that is listed as vulnerable with `make constraints UPGRADE="-P NAME"`; if packages were not found, the registry here has no list of vulnerabilities: run this where pypi.org can be reached' >&2
+NOT_AUDITED = echo 'not passed: upgrade a package that is listed as vulnerable with `make constraints UPGRADE="-P NAME"`; if packages were not found, the registry here has no list of vulnerabilities: run this where the public package index can be reached' >&2
 
 # The packages of the environment with their licenses, in build/sbom.json (CycloneDX), and their known vulnerabilities.
 audit: env

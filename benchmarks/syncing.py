@@ -4,7 +4,7 @@
 
 FOLDER is on the disk to measure. An epoch of a small run saves a checkpoint (4 MB), the state of one rank (12 MB) and
 the JSON files of its state. The output is the median and the range over epochs, alternately with and without syncs, and
-the ratio of the medians. Training goes on meanwhile: the time is that of a background thread, except at the end of a
+the ratio of the medians. Training continues meanwhile: the time is that of a background thread, except at the end of a
 run.
 """
 

@@ -1,7 +1,7 @@
 """Signals that end a command, turned into one exception. No other module of the package installs a handler.
 
 Ray, Ray Train, Ray Tune and other libraries replace the handlers of a process and do not restore them. Within
-`interruptible` and `kept_handlers` they cannot.
+`interruptible` and `preserved_handlers` they cannot.
 """
 
 import os
@@ -57,7 +57,7 @@ def interruptible() -> Iterator[None]:
     descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_on_second_signal, args=(reader, handled), name="signals", daemon=True).start()
     try:
-        with kept_handlers():
+        with preserved_handlers():
             yield
     finally:
         signal.set_wakeup_fd(descriptor)
@@ -68,7 +68,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def kept_handlers() -> Iterator[None]:
+def preserved_handlers() -> Iterator[None]:
     """Keep the handlers of `SIGNALS` while libraries run that replace them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -80,7 +80,7 @@ def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iter
     for name, value in {**_WORKER_ENVIRONMENT, **_driver_environment(address)}.items():
         os.environ.setdefault(name, value)
     try:
-        with warnings.catch_warnings(), signals.kept_handlers(), signals.shielded_children():
+        with warnings.catch_warnings(), signals.preserved_handlers(), signals.shielded_children():
             warnings.simplefilter("ignore", FutureWarning)
             # In the driver alone: its handler aborts the process on SIGTERM. Ray reads the variable when imported.
             ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True

@@ -206,7 +206,7 @@ def _fit(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going: bool)
     room = _GroupRoom(queue, tasks[0].config, name)
     while room.wait():
         try:
-            with signals.kept_handlers():  # an interruption is handled in `train_tasks`
+            with signals.preserved_handlers():  # an interruption is handled in `train_tasks`
                 _build_trainer(queue, tasks, name).fit()
             return
         except ray.train.TrainingFailedError as error:

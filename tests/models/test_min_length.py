@@ -17,7 +17,7 @@ def test_published_models_need_400_samples():
     assert min_samples(PUBLISHED) == min_samples({}) == 400
     assert min_samples({"model_type": "lakd-language-aware", "backbone": PUBLISHED}) == 400
     assert min_samples(tiny.WHISPER) == 1
-    assert min_samples_of_model(ModelConfig(pretrained="nobody/has-this")) == 400
+    assert min_samples_of_model(ModelConfig(pretrained="unknown/has-this")) == 400
 
 
 @pytest.mark.parametrize("changes", [{}, {"conv_kernel": [3, 2, 2], "conv_stride": [2, 3, 2]}])
