@@ -4,7 +4,7 @@ import io
 import json
 import os
 import subprocess
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -280,9 +280,13 @@ def test_errors_of_the_model_are_reported(stream):
 class BusyModel(FakeModel):
     """A model whose first prediction has no turn."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_busy = threading.Event()
+
     async def predict(self, waves: Sequence[Wave], language: str | None) -> ModelPredictions:
-        if not self.waves:
-            self.waves += waves
+        if not self.was_busy.is_set():
+            self.was_busy.set()
             raise RequestError(503, "busy", retry_after_s=1)
         return await super().predict(waves, language)
 
@@ -291,8 +295,7 @@ def test_rolling_result_without_a_turn_is_left_out(stream):
     model = BusyModel()
     with stream("window_s=1&hop_s=0.5", model=model) as session:
         session.send_bytes(samples(0.5))
-        while not model.waves:
-            time.sleep(0.01)
+        assert model.was_busy.wait(60)
         session.send_bytes(samples(0.5))
         assert StreamResult.model_validate_json(session.receive_text()).end_s == 1.0
         session.send_text(END)
