@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,12 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read when a test
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs of this machine, before torch looks for them, unless the tests marked `gpu` are selected."""
+    """Hide the GPUs of this machine, before torch looks for them, unless the tests marked `gpu` are selected.
+
+    Also end the ignoring of Ctrl-C that a shell sets for commands in the background, and that processes inherit.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     expression = str(config.option.markexpr)
     if "gpu" not in expression or "not gpu" in expression:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
