@@ -27,7 +27,7 @@ class CountingDecoder:
 
 def test_decoding_stops_at_the_limit_of_a_request():
     decoder = CountingDecoder()
-    service = PredictionService(ServeConfig(max_request_audio_s=35.0, decoder_processes=1), decoder)
+    service = PredictionService(ServeConfig(max_seconds=30.0, max_request_audio_s=35.0, decoder_processes=1), decoder)
     uploads = [Upload(b"a", FakeModel())] * 32
     with pytest.raises(RequestError, match="more than the limit of 35 s") as rejected:
         asyncio.run(service.predict_batch(Caller("client"), uploads, PredictOptions()))

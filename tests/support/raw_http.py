@@ -1,6 +1,7 @@
 """Bytes that are not quite HTTP, and what a server may respond to them."""
 
 import socket
+from contextlib import suppress
 from typing import NamedTuple
 
 TIMEOUT_S = 25.0
@@ -52,7 +53,8 @@ def send_raw(address: tuple[str, int], request: RawRequest) -> int | None:
         try:
             line.sendall(request.content)
             if request.may_close:  # uvicorn takes the end of the input for the end of the connection
-                line.shutdown(socket.SHUT_WR)
+                with suppress(OSError):  # the server may have closed it already
+                    line.shutdown(socket.SHUT_WR)
             response = line.recv(4096)
         except ConnectionError:
             return None
