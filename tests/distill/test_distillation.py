@@ -322,8 +322,8 @@ def test_wrong_shapes(student, teachers, labels, message):
     ],
 )
 def test_wrong_values(change, tensors):
-    (name, value), *_ = change.items()
-    with pytest.raises(ValueError, match=rf"{name}\n.*(greater|less|finite).*input_value={value}"):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"{name}\n.*(greater|less|finite)"):
         loss_of(*tensors, **SETTINGS | change)
     with pytest.raises(ValueError, match="should be 'uniform'"):
         loss_of(*tensors, **SETTINGS, weighting="none")
