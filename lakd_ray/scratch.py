@@ -157,9 +157,23 @@ def _remove_if_unlocked(folder: Path) -> None:
 
 
 def _is_dead(folder: Path) -> bool:
-    """Return whether a folder has sockets, and no process accepts connections at any of them."""
+    """Return whether a folder has sockets, and no process has any of them open."""
     sockets = [path for path in folder.rglob("*") if path.is_socket()]
-    return bool(sockets) and not any(map(_accepts, sockets))
+    names = tuple(f"/{path.relative_to(folder.parent)}" for path in sockets)  # the way to TMPDIR may be a link
+    if not sockets or any(path.endswith(names) for path in _open_sockets()):
+        return False
+    return not any(map(_accepts, sockets))  # processes in a different network namespace are not in the list
+
+
+def _open_sockets() -> list[str]:
+    """Return the paths of the Unix sockets that are open.
+
+    To connect is no way to find them: multiprocessing's server of new processes ends when a connection has no request.
+    """
+    with suppress(OSError):
+        lines = Path("/proc/net/unix").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return [fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8]
+    return []
 
 
 def _accepts(path: Path) -> bool:

@@ -97,6 +97,26 @@ def test_sockets_without_a_process_are_left_over(temporary):
         assert names(temporary) == {"pymp-live"}
 
 
+FORK_SERVER = """
+import multiprocessing, tempfile
+from multiprocessing import forkserver
+forkserver.ensure_running()
+print(tempfile.gettempdir(), flush=True)
+input()
+process = multiprocessing.get_context("forkserver").Process(target=int)
+process.start()
+process.join()
+print(process.exitcode)
+"""
+
+
+def test_a_process_that_starts_others_is_not_disturbed(temporary):
+    process, folder = start(FORK_SERVER)
+    assert folder == temporary and len(names(temporary)) == 1
+    assert scratch.find_leftovers() == []
+    assert process.communicate("\n", timeout=60)[0] == "0\n"
+
+
 def test_ended_ray_sessions_of_this_project_are_left_over_except_the_newest(temporary):
     def make_session(number: int, pid: int, *, ours: bool = True) -> str:
         folder = temporary / "ray" / f"session_2026-01-0{number}_00-00-00_000000_{pid}"

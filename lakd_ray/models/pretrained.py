@@ -1,6 +1,6 @@
 """Load networks from outside the experiment with transformers; no other module calls `from_pretrained`.
 
-A model's folder may come from any source, so it supplies weights and the sizes of a known architecture, and nothing else:
+A model's folder may come from any source, so it supplies only weights and the sizes of a known architecture:
 
 - Code in the folder or repository is never run: `trust_remote_code=False`, without which transformers prompts.
 - Weights are safetensors. `load_pickled_network` alone reads pickles, restricted to tensors.

@@ -129,7 +129,7 @@ def _write_files(
         ],
         "notes": [*content.warnings, *content.findings, *content.notes],
     }
-    record.mark_started(folder, fingerprint)
+    record.mark_started(folder, fingerprint, replace=True)
     storage.write_json(storage.join(folder, JSON_FILE), report | tables)
     storage.write_bytes(storage.join(folder, HTML_FILE), html.encode())
     record.mark_finished(folder, fingerprint, [JSON_FILE, HTML_FILE])

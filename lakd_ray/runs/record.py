@@ -68,15 +68,22 @@ def is_done(folder: str, fingerprint: Mapping[str, Any]) -> bool:
     )
 
 
-def mark_started(folder: str, fingerprint: Mapping[str, Any]) -> None:
+def mark_started(folder: str, fingerprint: Mapping[str, Any], *, replace: bool = False) -> None:
     """Reserve a folder for this configuration; call `is_done` first.
+
+    Args:
+        folder: the output folder.
+        fingerprint: configuration and inputs, as plain JSON types.
+        replace: the folder is derived from others and may be written for different inputs.
 
     Raises:
         StageError: meanwhile a different process has reserved the folder for a different configuration.
     """
     record = _record(fingerprint, finished=None, outputs=())
     location = storage.join(folder, RECORD_FILE)
-    if not storage.create_json(location, record):
+    if replace:
+        storage.write_json(location, record)
+    elif not storage.create_json(location, record):
         is_done(folder, fingerprint)
         storage.write_json(location, record)
 

@@ -108,7 +108,7 @@ def test_a_healthy_experiment(file, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert {line.split("  ")[0] for line in printed[:-1]} >= {"versions", "shared memory", "disk space", "port"}
     assert len({line.index(" ok ") for line in printed if " ok " in line}) == 1
-    assert printed[-1] == "15 checks: 0 failed, 0 with a warning"
+    assert printed[-1] == f"{len(printed) - 1} checks: 0 failed, 0 with a warning"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "experiment.yaml"]
 
 
@@ -118,7 +118,7 @@ def test_failures_as_table_and_as_json(file, capsys):
     printed = capsys.readouterr().out
     assert "corpora            FAIL  c at /not/there" in printed
     assert re.search(r"\n +fix: correct `root`", printed)
-    assert "15 checks: 2 failed, 0 with a warning" in printed
+    assert re.search(r"\n\d+ checks: 2 failed, 0 with a warning", printed)
     assert main([*broken, "--json"]) == 2
     result = json.loads(capsys.readouterr().out)
     assert result["ok"] is False

@@ -220,7 +220,7 @@ def released(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     location = trained(folder, aware=request.param)
     assert main.main(["export", location, str(folder / "released"), "--int8"]) == 0
     noise_T = 0.1 * np.random.default_rng(0).standard_normal(24_000)
-    soundfile.write(folder / "released" / "clip.wav", noise_T, 16_000)
+    soundfile.write(folder / "clip.wav", noise_T, 16_000)
     return folder / "released"
 
 
@@ -234,7 +234,7 @@ def test_all_snippets_of_the_card_run_and_agree(released: Path, monkeypatch: pyt
         outputs.append(yaml.safe_load(output.getvalue()))
     assert len(outputs) == 3  # transformers, this project, onnxruntime
     predictor = Predictor.load(str(released))
-    wave_T = decode_audio(Path("clip.wav").read_bytes(), source_name="clip.wav")
+    wave_T = decode_audio(Path("../clip.wav").read_bytes(), source_name="clip.wav")
     expected = dict(zip(predictor.emotions, predictor.probabilities([wave_T])[0].tolist(), strict=True))
     assert max(expected.values()) > 0.3
     for output in outputs:
