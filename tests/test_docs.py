@@ -56,7 +56,7 @@ NOT_RUN = {
     "pip": "installs the package",
     "ssh": "needs a second machine",
     "jq": "reads what `lakd predict --json` prints",
-    "export cd source chmod for do done less": "the shell's own",
+    "export cd source chmod (umask for do done less": "the shell's own",
 }
 """Commands that are parsed but not run, each with the reason and the test that covers it."""
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*")

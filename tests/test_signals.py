@@ -80,9 +80,10 @@ def test_a_second_signal_ends_at_once_but_a_repetition_within_a_second_does_not(
 
 def test_a_second_signal_ends_a_command_that_waits_in_a_library():
     stuck = (
-        "import ctypes; lock = ctypes.create_string_buffer(64); library = ctypes.CDLL(None)\n"
-        "    print('ready', flush=True)\n"
-        "    while True: library.pthread_mutex_lock(lock)"
+        "import ctypes, threading; lock = ctypes.create_string_buffer(64); library = ctypes.CDLL(None)\n"
+        "    library.pthread_mutex_lock(lock)\n"
+        "    threading.Timer(1, print, ['ready'], {'flush': True}).start()\n"
+        "    library.pthread_mutex_lock(lock)"
     )
     with command(stuck) as process:
         process.send_signal(signal.SIGTERM)

@@ -65,7 +65,8 @@ def experiment(content: dict[str, Any], **changes: Any) -> Experiment:
 
 
 @pytest.fixture
-def file(content: dict[str, Any], tmp_path: Path) -> str:
+def file(content: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> str:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # the reader's own token may be readable by others
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(content))
     return str(tmp_path / "experiment.yaml")
 
