@@ -142,6 +142,10 @@ class NoticeCheck:
         self._steps, self._seconds = 0, 0.0
         return self._read_notice()
 
+    def after_epoch(self) -> Notice:
+        """Return the notice; after an epoch a check is always due."""
+        return self._read_notice()
+
 
 class LossGuard:
     """Stop the run when the loss is NaN, infinite or far too high.

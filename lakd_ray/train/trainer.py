@@ -199,8 +199,7 @@ class Trainer:
                 epoch_metrics = self._epoch_metrics(epoch, skipped, means, dev_metrics, *seconds)
                 self._save_state(ResumePoint(epoch + 1), epoch_metrics)
                 on_epoch(epoch_metrics)
-                self.notices.start()
-                if self.notices.after_step() == "stop" and not self._should_stop():
+                if self.notices.after_epoch() == "stop" and not self._should_stop():
                     self.checkpointer.wait()
                     raise TrainingStopped(f"the end of epoch {epoch + 1}")
         finally:
