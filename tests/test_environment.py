@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import ray
 import requests
 
 from lakd_ray import environment
@@ -115,6 +116,7 @@ def test_without_a_place_for_a_short_link_ray_is_not_started(tmp_path: Path, mon
     monkeypatch.setenv("TMPDIR", str(long))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(environment, "_SHORT_FOLDERS", ())
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # earlier tests have a session
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         pytest.raises(ResourceError, match=r"set TMPDIR or RAY_TMPDIR to a shorter one"),
