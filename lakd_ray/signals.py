@@ -121,7 +121,7 @@ def exit_now(status: int) -> None:
 
 
 def _interrupt(signum: int, _: object) -> None:
-    global _first  # noqa: PLW0603
+    global _first  # noqa: PLW0603 -- as above
     if signum == signal.SIGHUP:
         _leave_terminal()
     if _first is None:

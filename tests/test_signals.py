@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -112,17 +113,19 @@ def test_an_ignored_sigint_of_a_background_job_is_handled_and_nohup_is_respected
     assert process.returncode == 130
 
 
-def test_a_closed_terminal_is_no_error():
+def test_a_closed_terminal_is_no_error(tmp_path: Path):
     primary, secondary = pty.openpty()
     cleanup = "print('to nowhere', flush=True); open(os.environ['SAVED'], 'w').close()"
-    saved = f"/tmp/lakd-test-{os.getpid()}"
-    with command(cleanup=cleanup, stdout=secondary, stderr=secondary, env={**os.environ, "SAVED": saved}) as process:
+    saved = tmp_path / "saved"
+    with command(
+        cleanup=cleanup, stdout=secondary, stderr=secondary, env={**os.environ, "SAVED": str(saved)}
+    ) as process:
         os.close(secondary)
         assert os.read(primary, 100).startswith(b"ready")
         os.close(primary)
         process.send_signal(signal.SIGHUP)
         assert process.wait(timeout=60) == 129
-    os.unlink(saved)  # noqa: PTH108
+    assert saved.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

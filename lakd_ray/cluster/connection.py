@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc  # type: ignore[import-untyped]  # it has no stubs
 import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -157,7 +157,7 @@ def _read_metadata(target: str, deadline: float) -> dict[str, Any]:
     request = messages.InternalKVGetRequest(key=b"CLUSTER_METADATA", namespace=b"cluster")
     try:
         with init_grpc_channel(target, [("grpc.enable_http_proxy", 0)]) as channel:
-            stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub = gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
             reply = stub.InternalKVGet(request, timeout=_remaining(deadline))
     except grpc.RpcError as error:
         if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):

@@ -70,7 +70,7 @@ class Endpoint:
     def __init__(self, **settings: float) -> None:
         self.config = ServeConfig(**settings)
         self.decoder, self.model = SimulatedDecoder(), SimulatedModel()
-        self.service = PredictionService(self.config, self.decoder)  # type: ignore[arg-type]
+        self.service = PredictionService(self.config, self.decoder)  # type: ignore[arg-type]  # a fake
         self.statuses: Counter[int] = Counter()
 
     async def predict(
