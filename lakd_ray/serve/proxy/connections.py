@@ -80,22 +80,34 @@ class ConnectionTable:
         return False
 
 
-class _WriteTimeout:
-    """Aborts a connection whose client does not read."""
+class _BoundedWriting(asyncio.Protocol):
+    """Aborts a connection whose client does not read; a base class beside a protocol of uvicorn."""
 
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
+    transport: asyncio.Transport
+    _write_timer: asyncio.TimerHandle | None = None
 
-    def start(self, transport: asyncio.Transport) -> None:
-        self._timer = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_S, transport.abort)
+    def pause_writing(self) -> None:
+        """Start the deadline for a client that does not read."""
+        super().pause_writing()
+        self._write_timer = asyncio.get_running_loop().call_later(WRITE_TIMEOUT_S, self.transport.abort)
 
-    def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def resume_writing(self) -> None:
+        """End the deadline for a client that does not read."""
+        super().resume_writing()
+        self._cancel_write_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the deadline of a connection that is closed."""
+        self._cancel_write_timer()
+        super().connection_lost(exc)
+
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
 
-class BoundedHttpProtocol(HttpToolsProtocol):
+class BoundedHttpProtocol(_BoundedWriting, HttpToolsProtocol):
     """An HTTP connection with a deadline for each request's headers, and limits on their size and on writing."""
 
     def __init__(self, table: ConnectionTable, *args: Any, **options: Any):
@@ -105,7 +117,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_waiting = False  # without a complete request
         self._has_begun = False  # the headers of a request have arrived in part
         self._request_timer: asyncio.TimerHandle | None = None
-        self._write_timeout = _WriteTimeout()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Admit the connection, and wait for its first request."""
@@ -120,7 +131,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Remove the connection from the table."""
         self._table.remove(self.transport)
         self._cancel_request_timer()
-        self._write_timeout.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -164,16 +174,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self.cycle.more_body:  # a rejected upload, of which the rest is read and dropped for a while
                 self._start_request_timer()
 
-    def pause_writing(self) -> None:
-        """Start the deadline for a client that does not read."""
-        super().pause_writing()
-        self._write_timeout.start(self.transport)
-
-    def resume_writing(self) -> None:
-        """End the deadline for a client that does not read."""
-        super().resume_writing()
-        self._write_timeout.cancel()
-
     def send_400_response(self, msg: str) -> None:
         """Reject bytes that are not HTTP."""
         self._reject(400, f"{msg.rstrip('.')}: send HTTP/1.1")
@@ -205,27 +205,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+class BoundedWebSocketProtocol(_BoundedWriting, WebSocketsSansIOProtocol):
     """A stream's connection with a limit on the size of messages and on writing."""
 
     def __init__(self, table: ConnectionTable, config: uvicorn.Config, *args: Any, **options: Any):
         config.ws_max_size = MAX_MESSAGE_BYTES
         super().__init__(config, *args, **options)
         self._table = table
-        self._write_timeout = _WriteTimeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection, which `BoundedHttpProtocol` added, from the table."""
         self._table.remove(self.transport)
-        self._write_timeout.cancel()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Start the deadline for a client that does not read."""
-        super().pause_writing()
-        self._write_timeout.start(self.transport)
-
-    def resume_writing(self) -> None:
-        """End the deadline for a client that does not read."""
-        super().resume_writing()
-        self._write_timeout.cancel()
