@@ -74,7 +74,7 @@ def bypass_proxies(*urls: str) -> None:
 def _own_names() -> list[str]:
     """Return the name of this machine and the address by which other machines reach it."""
     names = [socket.gethostname()]
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # fails without a network
         probe.connect(("192.0.2.1", 9))  # selects a route; nothing is sent
         names.append(str(probe.getsockname()[0]))
     return names
@@ -113,7 +113,7 @@ def _shorten_temporary_folders(stack: ExitStack) -> None:
 
 def _make_short_folder() -> str | None:
     for folder in _SHORT_FOLDERS:
-        with suppress(OSError):
+        with suppress(OSError):  # missing or not writable: the next one
             return str(make_scratch_folder(folder))
     return None
 
@@ -151,6 +151,7 @@ def _set_home_variables(home: Path, folder: Path) -> bool:
     missing = [name for name in _HOME_VARIABLES if name not in os.environ and not _is_in_home(name, home)]
     os.environ.update({name: str(folder / _HOME_VARIABLES[name]) for name in missing})
     if "RAY_AUTH_TOKEN_PATH" in missing:
+        # An earlier command has created it.
         with suppress(FileExistsError), open(folder / "auth_token", "x", opener=_open_private) as file:
             file.write(secrets.token_hex(32))
     return bool(missing)
@@ -169,7 +170,7 @@ def _is_in_home(variable: str, home: Path) -> bool:
 def _private_home() -> Path:
     """Return a folder of this user that later commands use again."""
     folder = Path(tempfile.gettempdir(), f"{_HOME_PREFIX}{os.getuid()}")
-    with suppress(FileExistsError):
+    with suppress(FileExistsError):  # of an earlier command
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:

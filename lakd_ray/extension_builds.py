@@ -51,7 +51,7 @@ def find_owner(lock: Path) -> int | None:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # of a different user, or ended
             for descriptor in (process / "fd").iterdir():
-                with suppress(OSError):
+                with suppress(OSError):  # closed meanwhile
                     if os.path.samestat(descriptor.stat(), status):
                         return int(process.name)
     return None
@@ -146,14 +146,14 @@ def _end_build(ended: threading.Event, own: set[int], timeout_s: float) -> None:
     if not ended.wait(timeout_s):
         for process in _descendants(os.getpid()):
             if process not in own:
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError):  # ended meanwhile
                     os.kill(process, signal.SIGKILL)
 
 
 def _descendants(process: int) -> list[int]:
     """Return the ids of the processes that a process has started, and those that they have started."""
     found: list[int] = []
-    with suppress(OSError):
+    with suppress(OSError):  # ended meanwhile
         for task in Path(f"/proc/{process}/task").iterdir():
             children = (task / "children").read_text(encoding="ascii").split()
             for child in map(int, children):

@@ -45,7 +45,7 @@ def prepare_token() -> None:
 
 def restrict_token(file: Path) -> None:
     """Make a file of a token readable by its owner alone, if this process may do that, and log it."""
-    with suppress(OSError):
+    with suppress(OSError):  # a file of a different user, or a read-only disk
         if is_readable_by_others(file):
             file.chmod(0o600)
             logger.warning(f"{file} could be read by other users of this machine, and now only by you; {REPLACE_HINT}")
@@ -59,7 +59,7 @@ def _create_token(file: Path) -> None:
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(secrets.token_hex(32))
-        with suppress(FileExistsError):
+        with suppress(FileExistsError):  # a process that started at the same time was first
             os.link(temporary, file)
     finally:
         temporary.unlink()

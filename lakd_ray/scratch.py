@@ -112,7 +112,7 @@ def _own(paths: Iterator[Path]) -> list[Path]:
     """Return the paths that belong to this user and are no links."""
     own = []
     for path in paths:
-        with suppress(OSError):
+        with suppress(OSError):  # removed meanwhile
             if path.lstat().st_uid == os.getuid() and not path.is_symlink():
                 own.append(path)
     return own
@@ -142,7 +142,7 @@ def _try_lock(folder: Path) -> int | None:
 
 
 def _is_unlocked(folder: Path) -> bool:
-    with suppress(OSError):
+    with suppress(OSError):  # cannot be locked: counts as in use
         if (lock := _try_lock(folder)) is not None:
             os.close(lock)
             return True
@@ -150,7 +150,7 @@ def _is_unlocked(folder: Path) -> bool:
 
 
 def _remove_if_unlocked(folder: Path) -> None:
-    with suppress(OSError):
+    with suppress(OSError):  # cannot be locked: left to its owner
         if (lock := _try_lock(folder)) is not None:
             shutil.rmtree(folder, ignore_errors=True)  # while it is locked, so that no process begins to use it
             os.close(lock)
@@ -170,7 +170,7 @@ def _open_sockets() -> list[str]:
 
     To connect is no way to find them: multiprocessing's server of new processes ends when a connection has no request.
     """
-    with suppress(OSError):
+    with suppress(OSError):  # no /proc: each socket is then tried
         lines = Path("/proc/net/unix").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         return [fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8]
     return []
@@ -195,6 +195,6 @@ def _names_live_process(session: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    with suppress(OSError):
+    with suppress(OSError):  # removed meanwhile
         return path.lstat().st_size
     return 0

@@ -115,7 +115,7 @@ os.register_at_fork(after_in_child=_shield_child)
 def exit_now(status: int) -> None:
     """End the process without the exit handlers of libraries, some of which crash after an interruption."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):  # a closed terminal, or a full disk
             stream.flush()
     os._exit(status)
 
@@ -153,6 +153,6 @@ def _end_on_second_signal(reader: socket.socket, handled: list[signal.Signals]) 
 def _leave_terminal() -> None:
     """Discard further output to a terminal, which is closed: to write to it would be an error."""
     for name in ("stdout", "stderr"):
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):  # replaced by an object without a descriptor
             if stat.S_ISCHR(os.fstat(getattr(sys, name).fileno()).st_mode):
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 -- until the process ends

@@ -99,7 +99,7 @@ def delete_garbage(config: Experiment, report: GarbageReport) -> int:
 def _hold_if_free(folder: str) -> Iterator[None]:
     """Keep the experiment from being started, unless a process works on it already."""
     with ExitStack() as stack:
-        with suppress(LeaseError):
+        with suppress(LeaseError):  # its own runs are left out by their leases
             stack.enter_context(storage.hold(folder))
         yield
 

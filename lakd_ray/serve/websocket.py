@@ -162,7 +162,7 @@ class StreamKeys:
                 try:
                     message = await _receive_message(socket)
                 finally:
-                    with suppress(ValueError):
+                    with suppress(ValueError):  # taken out by `popleft` above
                         self._waiting.remove(deadline)
         except TimeoutError:
             raise RequestError(408, "no API key was sent in time: send it as the first message") from None

@@ -136,7 +136,7 @@ def _replace(location: str, content_of: Callable[[bytes | None], bytes], before_
 
 def _read_with_version(location: str) -> tuple[bytes | None, str | None]:
     """Return the content and the ETag of an object, or None for both if it does not exist."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # returns None for both
         response, read = _call(location, "get_object")
         return read(response["Body"]), response["ETag"]
     return None, None
@@ -154,7 +154,7 @@ def _put(location: str, content: bytes, **condition: str) -> bool:
     except OSError as error:
         status = _status(error)
         if status in _CONFLICT_STATUSES:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # deleted meanwhile: a different writer has it
                 return bool(_call(location, "head_object")[0].get("Metadata", {}).get(_MARK) == mark)
             return False
         if status not in _UNSUPPORTED_STATUSES:

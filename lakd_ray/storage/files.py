@@ -175,7 +175,7 @@ class _AtomicOutput(io.RawIOBase):
 
     def discard(self) -> None:
         """Close the stream in any state and delete the temporary file, if it still exists."""
-        with suppress(OSError):
+        with suppress(OSError):  # its buffer may not fit the disk
             self._file.close()
         super().close()
         self._temporary.unlink(missing_ok=True)
@@ -189,7 +189,7 @@ class _AtomicOutput(io.RawIOBase):
             try:
                 yield
             except OSError:
-                with suppress(OSError):
+                with suppress(OSError):  # the first error counts
                     os.truncate(self._temporary, 0)  # its bytes count as free in the message
                 raise
 
@@ -290,7 +290,7 @@ def read_lines(location: str) -> list[Any]:
     """Return the JSON values of a file that `add_line` writes, without torn lines; empty if it does not exist."""
     values = []
     for line in read_bytes(location).splitlines() if exists(location) else ():
-        with suppress(ValueError):
+        with suppress(ValueError):  # a torn line
             values.append(json.loads(line))
     return values
 

@@ -10,6 +10,7 @@ process watched it for `EXPIRY_S`. Clocks of different machines are never compar
 holder from writing after it has lost its lease. Readers need no lease.
 """
 
+import errno
 import getpass
 import json
 import logging
@@ -32,6 +33,7 @@ from typing import Any, Literal
 from lakd_ray.errors import LeaseError, StorageError
 from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences
+from lakd_ray.storage.errors import translate_errors
 from lakd_ray.storage.fences import Fence
 from lakd_ray.storage.files import delete, read_bytes, write_bytes
 from lakd_ray.storage.filesystems import is_remote, short_timeouts
@@ -43,6 +45,7 @@ HEARTBEAT_S = 5.0
 EXPIRY_S = 60.0
 """The holder on a different machine is dead if its heartbeat has not changed for this number of seconds."""
 _POLL_S = 0.5
+_RETRY_S = 0.01
 _EARLY_TIMEOUT_S = 5
 _SETTLE_S = 2.0  # on servers without conditional writes: time for the other writers of the same token
 
@@ -236,7 +239,7 @@ def refuse_if_held(folder: str) -> None:
     Raises:
         LeaseError: a process of this machine works on the folder.
     """
-    with suppress(StorageError), short_timeouts(_EARLY_TIMEOUT_S):
+    with suppress(StorageError), short_timeouts(_EARLY_TIMEOUT_S):  # `hold` reports a storage that does not answer
         holder = last_holder(folder)
         if holder is not None and holder.status == "held":
             raise LeaseError(_refusal(folder, holder))
@@ -313,12 +316,31 @@ def _revoke(folder: str, last_token: int) -> None:
     if not is_remote(folder):
         parent = Fence(folder, last_token).staging.parent
         for staging in [path for path in parent.iterdir() if path.is_dir() and path.name.isdecimal()]:
-            while int(staging.name) <= last_token and staging.exists():  # a holder may be creating a file in it
-                shutil.rmtree(staging, ignore_errors=True)
+            if int(staging.name) <= last_token:
+                _delete_staging(staging)
     for token in tokens[:-1]:
         if token <= last_token:
-            with suppress(LeaseError, StorageError):
+            with suppress(LeaseError, StorageError):  # the next holder deletes it
                 delete(Fence(folder, token).record)
+
+
+def _delete_staging(staging: Path) -> None:
+    """Delete a token's folder, in which its holder may still be creating files.
+
+    Raises:
+        StorageError: the folder cannot be deleted, and its holder could still publish files.
+    """
+    deadline = time.monotonic() + EXPIRY_S
+    with translate_errors("delete", str(staging)):
+        while staging.exists():
+            try:
+                shutil.rmtree(staging)
+            except FileNotFoundError:
+                continue  # a different process deletes it too
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EBUSY) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_S)
 
 
 def _write_record(fence: Fence, holder: Holder) -> None:

@@ -1,5 +1,7 @@
 """One process at a time works on a folder, and a process that has lost its lease writes nothing more."""
 
+import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lakd_ray import storage
-from lakd_ray.errors import LeaseError
+from lakd_ray.errors import LeaseError, StorageError
 from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences, lease
 from lakd_ray.storage.fences import Fence
@@ -107,6 +109,27 @@ def test_a_suspended_holder_writes_nothing_after_the_take_over(folder):
         assert files(folder) == ["lease/000003.json", "run/state.json"]
 
 
+@pytest.mark.parametrize(("code", "attempts"), [(errno.EACCES, 1), (errno.ENOTEMPTY, 2)])
+def test_a_token_folder_that_cannot_be_deleted_ends_the_take_over(tmp_path, monkeypatch, code, attempts):
+    """The folder may belong to a different user, or an open file on NFS may keep it."""
+    folder = str(tmp_path)
+    lease_of_dead_process = Lease.acquire(folder)
+    now = itertools.count(0, 40)
+    calls = []
+
+    def fail(path: Path) -> None:
+        calls.append(path)
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(lease.shutil, "rmtree", fail)
+    monkeypatch.setattr(lease.time, "monotonic", lambda: next(now))
+    with pytest.raises(StorageError, match=r"cannot delete .*lease/000001"):
+        storage.end_lease(folder)
+    assert len(calls) == attempts
+    monkeypatch.undo()
+    lease_of_dead_process.release()
+
+
 def test_a_holder_notices_at_its_next_heartbeat(folder):
     source = HOLD.replace("import sys", "import sys, time\nfrom lakd_ray.storage import lease\nlease.HEARTBEAT_S = 0.1")
     source = source.replace("for line in sys.stdin:", "while True:\n            time.sleep(60)\n        if True:")
@@ -199,7 +222,7 @@ slow_in_bucket = pytest.mark.parametrize(
 RACE = """
 import sys
 from lakd_ray import storage
-from lakd_ray.errors import LeaseError
+from lakd_ray.errors import LeaseError, StorageError
 folder, left = sys.argv[1], 3
 sys.stdin.readline()
 while left:

@@ -115,7 +115,7 @@ class _TrackerThread:
         except Exception as error:  # noqa: BLE001 -- no tracker error may end training
             self._disable(f"{type(error).__name__}: {error}")
             for run in list(self._last_epochs):
-                with suppress(Exception):
+                with suppress(Exception):  # the tracker has failed already
                     self._end_run(run, "interrupted")
 
     def _disable(self, reason: str) -> None:
