@@ -107,6 +107,9 @@ class ServeConfig(Section):
     """Maximum number of recordings in a batch; its total size may be four times `max_upload_mb`."""
     max_streams: int = Field(8, ge=0)
     """Maximum number of concurrent streams."""
+    max_client_streams: int = Field(6, ge=1)
+    """Maximum number of concurrent streams of one client (its API key, else its address), so that one client does not
+    occupy all; if a server opens the streams of its users with one key, raise it to `max_streams`."""
     max_stream_s: float = Field(600.0, gt=0)
     """Maximum duration of a stream in seconds; its last result covers its last `max_seconds`."""
     deadline_s: float = Field(60.0, gt=0)

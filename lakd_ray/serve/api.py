@@ -232,11 +232,11 @@ def create_app(
     app.include_router(create_web_router())
     app.include_router(_create_api_router(service))
 
-    stream_keys = websocket.StreamKeys(service.keys)
+    stream_keys, slots = websocket.StreamKeys(service.keys), websocket.StreamSlots(config, service.metrics)
 
     @app.websocket("/v1/stream")
     async def stream(socket: WebSocket) -> None:
-        await websocket.handle_stream(socket, router.stable, config, stream_keys, service.predictions, service.metrics)
+        await websocket.handle_stream(socket, router.stable, config, stream_keys, slots, service.predictions)
 
     @app.get(
         "/-/healthz",

@@ -5,8 +5,6 @@ the recordings have changed.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -37,8 +35,7 @@ class Metrics:
         self._emotions = Counter("emotions", "Predicted emotions", ["model", "emotion"], **common)
         self._warnings = Counter("warnings", "Warnings about recordings", ["code"], **common)
         self.requests_in_progress = Gauge("requests_running", "HTTP requests in progress", **common)
-        self._streams = Gauge("streams", "Open streams", **common)
-        self.open_streams = 0
+        self.streams = Gauge("streams", "Open streams", **common)
 
     def record_prediction(self, result: EmotionResult) -> None:
         """Count the audio, emotion and warnings of a result."""
@@ -46,17 +43,6 @@ class Metrics:
         self._emotions.labels(result.model, result.emotion).inc()
         for warning in result.warnings:
             self._warnings.labels(warning.code).inc()
-
-    @contextmanager
-    def track_stream(self) -> Iterator[None]:
-        """Count a stream while it is open."""
-        self.open_streams += 1
-        self._streams.set(self.open_streams)
-        try:
-            yield
-        finally:
-            self.open_streams -= 1
-            self._streams.set(self.open_streams)
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request and its latency in seconds."""

@@ -13,9 +13,9 @@ or model unavailable: try again) or 1011 (internal error).
 import asyncio
 import io
 import wave
-from collections import deque
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -171,13 +171,46 @@ class StreamKeys:
         return message.key
 
 
+class StreamSlots:
+    """Limits the concurrent streams, of all clients and of each."""
+
+    def __init__(self, config: ServeConfig, metrics: Metrics):
+        self._config, self._metrics = config, metrics
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def occupy(self, client: str) -> Iterator[None]:
+        """Occupy one slot until the block ends.
+
+        Raises:
+            RequestError: 429 the client has too many streams, 503 all slots are occupied.
+        """
+        if self._open.total() >= self._config.max_streams:
+            raise RequestError(
+                503, f"{self._config.max_streams} streams are open, the limit of the endpoint: try again later"
+            )
+        if self._open[client] >= self._config.max_client_streams:
+            raise RequestError(
+                429,
+                f"{self._open[client]} streams of this client are open, its limit: close one, or ask the operator to "
+                "raise serve.max_client_streams",
+            )
+        self._open[client] += 1
+        try:
+            with self._metrics.streams.track_inprogress():
+                yield
+        finally:
+            self._open[client] -= 1
+            self._open += Counter()  # forgets the clients without streams
+
+
 async def handle_stream(
     socket: WebSocket,
     model: ModelHandle,
     config: ServeConfig,
     keys: StreamKeys,
+    slots: StreamSlots,
     predictions: PredictionService,
-    metrics: Metrics,
 ) -> None:
     """Handle a stream from its acceptance to its end."""
     await socket.accept()
@@ -185,11 +218,7 @@ async def handle_stream(
         params = _parse_query(socket)
         params.check_overlap(config)
         client = identify_client(socket, await keys.authenticate(socket, config.deadline_s))
-        if metrics.open_streams >= config.max_streams:
-            raise RequestError(
-                503, f"{config.max_streams} streams are open, the limit of the endpoint: try again later"
-            )
-        with metrics.track_stream():
+        with slots.occupy(client):
             await _run_stream(socket, client, params, model, config, predictions)
     except RequestError as error:
         await _close_with_error(

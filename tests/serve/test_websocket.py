@@ -16,7 +16,8 @@ from starlette.testclient import TestClient, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from support.fake_model import FakeModel
 from support.local_endpoint import running_api
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import ClientConnection, connect
 
 from lakd_ray.audio import Wave
 from lakd_ray.config import ServeConfig
@@ -264,6 +265,31 @@ def test_idle_and_endless_streams_are_closed(stream):
 def test_number_of_streams_is_limited(stream):
     with stream(max_streams=0) as session:
         assert_closed(session, 1013, "0 streams")
+
+
+def test_one_client_does_not_occupy_all_streams(decoders, monkeypatch):
+    monkeypatch.setenv("LAKD_API_KEYS", f"{KEY},{KEY}-of-others")
+    with running_api(FakeModel(), decoders, max_streams=3, max_client_streams=2) as url, ExitStack() as stack:
+
+        def open_stream(key: str) -> ClientConnection:
+            return stack.enter_context(
+                connect(url.replace("http", "ws") + "/v1/stream", additional_headers={"Authorization": f"Bearer {key}"})
+            )
+
+        def finish(session: ClientConnection) -> dict[str, Any]:
+            session.send(samples(0.5))
+            session.send(END)
+            return json.loads(session.recv(timeout=60))
+
+        first, _ = open_stream(KEY), open_stream(KEY)
+        assert "serve.max_client_streams" in json.loads(open_stream(KEY).recv(timeout=60))["error"]
+        other = open_stream(f"{KEY}-of-others")
+        assert "3 streams" in json.loads(open_stream(f"{KEY}-of-others").recv(timeout=60))["error"]
+        assert finish(other)["final"]
+        assert finish(first)["final"]
+        with pytest.raises(ConnectionClosedOK):
+            first.recv(timeout=60)
+        assert finish(open_stream(KEY))["final"]
 
 
 def test_errors_of_the_model_are_reported(stream):
