@@ -192,8 +192,8 @@ class StreamSlots:
         if self._open[client] >= self._config.max_client_streams:
             raise RequestError(
                 429,
-                f"{self._open[client]} streams of this client are open, its limit: close one, or ask the operator to "
-                "raise serve.max_client_streams",
+                f"{self._open[client]} streams of this client are open, its limit: close one, or raise "
+                "serve.max_client_streams of the endpoint",
             )
         self._open[client] += 1
         try:
