@@ -7,13 +7,13 @@ process that is killed during a build leaves the file, and all later ones would 
 import errno
 import fcntl
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lakd_ray import processes
 from lakd_ray.errors import ResourceError
 
 BUILD_TIMEOUT_S = 600.0  # a build takes about a minute, and several on a machine that is busy
@@ -77,7 +77,7 @@ def limited_build(
     ended = threading.Event()
     with _guard(folder, log, timeout_s):
         _remove_stale_lock(folder / _LOCK, log, timeout_s)
-        own = set(_descendants(os.getpid()))
+        own = set(processes.descendants(os.getpid()))
         watcher = threading.Thread(target=_end_build, args=(ended, own, timeout_s), name="build deadline", daemon=True)
         watcher.start()
         started = time.monotonic()
@@ -144,21 +144,7 @@ def _wait(until: Callable[[], bool], awaited: str, log: Callable[[str], None], t
 def _end_build(ended: threading.Event, own: set[int], timeout_s: float) -> None:
     """Kill the compiler at the deadline; torch's builder then raises an error."""
     if not ended.wait(timeout_s):
-        for process in _descendants(os.getpid()):
-            if process not in own:
-                with suppress(ProcessLookupError):  # ended meanwhile
-                    os.kill(process, signal.SIGKILL)
-
-
-def _descendants(process: int) -> list[int]:
-    """Return the ids of the processes that a process has started, and those that they have started."""
-    found: list[int] = []
-    with suppress(OSError):  # ended meanwhile
-        for task in Path(f"/proc/{process}/task").iterdir():
-            children = (task / "children").read_text(encoding="ascii").split()
-            for child in map(int, children):
-                found += [child, *_descendants(child)]
-    return found
+        processes.kill(set(processes.descendants(os.getpid())) - own)
 
 
 def _file_system_time(folder: Path) -> float:

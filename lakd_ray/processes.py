@@ -1,7 +1,10 @@
 """Identify processes, so that a different process on the same machine can see whether one is still running."""
 
 import os
+import signal
 import socket
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +57,24 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the numbers of the processes that a process has started, and of those that they have started."""
+    found: list[int] = []
+    with suppress(OSError):  # ended meanwhile
+        for task in (_PROC / str(pid) / "task").iterdir():
+            children = (task / "children").read_text(encoding="ascii").split()
+            for child in map(int, children):
+                found += [child, *descendants(child)]
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """End processes with SIGKILL, if they still run."""
+    for pid in pids:
+        with suppress(ProcessLookupError):  # ended meanwhile
+            os.kill(pid, signal.SIGKILL)
 
 
 def _machine() -> str:

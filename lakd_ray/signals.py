@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from lakd_ray import processes
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C; service managers and batch systems; a closed terminal; the warning of `sbatch --signal=USR1@SECONDS`."""
 
@@ -130,7 +132,7 @@ def _interrupt(signum: int, _: object) -> None:
 
 
 def _end_on_second_signal(reader: socket.socket, handled: list[signal.Signals]) -> None:
-    """End the process at once on a second signal.
+    """End the process and all that it has started at once on a second signal.
 
     In a thread, because the main thread may wait in a library that never returns to Python, which runs handlers.
 
@@ -147,6 +149,7 @@ def _end_on_second_signal(reader: socket.socket, handled: list[signal.Signals]) 
                 elif time.monotonic() - first[1] > _REPEAT_S:
                     with suppress(OSError, ValueError, AttributeError):  # not `print`: its lock may be taken
                         os.write(sys.stderr.fileno(), b"ended at once by a second signal\n")
+                    processes.kill(processes.descendants(os.getpid()))  # Ray's agents would outlive it for a minute
                     os._exit(128 + first[0])
 
 

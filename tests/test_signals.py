@@ -63,19 +63,20 @@ def test_a_signal_ends_a_command_with_its_status_after_the_state_is_saved(signum
     assert err == f"interrupted ({signum.name}); run the same command again to resume\n"
 
 
-def test_a_second_signal_ends_at_once_but_a_repetition_within_a_second_does_not():
+def test_a_second_signal_ends_all_at_once_but_a_repetition_within_a_second_does_not():
     with command(cleanup="print('saving', flush=True); time.sleep(0.5); print('saved', flush=True)") as process:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "saving\n"
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (143, "saved\n")
-    with command(cleanup="print('saving', flush=True); time.sleep(60)") as process:
+    child = "subprocess.Popen(['sh', '-c', 'sleep 600 & wait'], start_new_session=True)"  # holds the pipe of the output
+    with command(child, cleanup="print('saving', flush=True); time.sleep(60)") as process:
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "saving\n"
         time.sleep(signals._REPEAT_S + 0.1)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=20)  # returns after the child and its child have ended
     assert (process.returncode, out, err) == (130, "", "ended at once by a second signal\n")
 
 
