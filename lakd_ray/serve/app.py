@@ -32,9 +32,9 @@ from lakd_ray.audio import SAMPLE_RATE, Wave
 from lakd_ray.config import Backend, Section, ServeConfig, to_dict
 from lakd_ray.errors import CheckpointError, ConfigError, DataError
 from lakd_ray.inference.results import ModelInfo, ModelPredictions
+from lakd_ray.serve.allocator import return_large_blocks
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.auth import ApiKeys, KeyDigests, resolve_keys
-from lakd_ray.serve.budget import return_large_blocks
 from lakd_ray.serve.decoding import RequestDecoder
 from lakd_ray.serve.draining import Drain
 from lakd_ray.serve.errors import RequestError

@@ -1,10 +1,9 @@
 """Bound the memory that uploads take in the ingress, by reading large bodies only while there is room for them."""
 
 import asyncio
-import ctypes
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.upload import MEGABYTE
@@ -13,17 +12,6 @@ SMALL_BYTES = MEGABYTE  # smaller uploads never wait for larger ones: the number
 MAX_WAIT_S = 10.0
 MIN_FORM_BYTES = 10 * MEGABYTE  # counted for each form: compressed recordings need many times their size when decoded
 MEMORY_OF_BYTE = 3  # bytes of memory for one of an upload: itself, and 32-bit samples for its 16-bit ones
-_M_MMAP_THRESHOLD = -3  # of mallopt(3)
-
-
-def return_large_blocks() -> None:
-    """Let this process return blocks of a megabyte and more to the system as soon as they are free.
-
-    By default, glibc's malloc stores blocks of up to 32 MB in its heap after the first of them was freed, and uploads
-    of different sizes fragment it.
-    """
-    with suppress(OSError, AttributeError):  # a system with a different C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MEGABYTE)
 
 
 class ByteBudget:

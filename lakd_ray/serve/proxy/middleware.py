@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lakd_ray.config.serve import ProxyLimits
+from lakd_ray.serve import allocator
 from lakd_ray.serve.proxy import connections
 from lakd_ray.serve.proxy.backpressure import CREDIT, Window, message_bytes
 from lakd_ray.serve.proxy.errors import render_error
@@ -43,9 +44,10 @@ def environment(limits: ProxyLimits) -> dict[str, str]:
 
 
 def create_middlewares() -> list[Middleware]:
-    """Bound the connections of this proxy, and return its middleware; the environment has the limits."""
+    """Bound the connections and the memory of this proxy, and return its middleware; the environment has the limits."""
     limits = ProxyLimits.model_validate_json(os.environ.get(_LIMITS_VARIABLE, "{}"))
     connections.install(limits)
+    allocator.return_large_blocks()
     return [Middleware(ProxyMiddleware, limits=limits)]
 
 
