@@ -124,8 +124,8 @@ def make_clip(columns: ColumnMap, row: ManifestRow) -> Clip | InvalidItem:
     assert path is not None  # either `path` is a required column or `row.path` is set
     if not row.path and row.root is not None and not _is_below(row.root, _resolve_path(row.base_folder, path)):
         reason = (
-            f"{row.location} names {path}, which is not in the corpus's folder {row.root}; move the recording there, "
-            "or set `root` to the manifest file, which may name recordings anywhere"
+            f"the recording {path} is not in the corpus's folder {row.root}; move it there, or set `root` to the "
+            "manifest file, which may name recordings anywhere"
         )
         return InvalidItem(id=clip_id, source=row.location, reason=reason, kind="missing")
     source = storage.join(row.base_folder, path) if row.path else _find_recording(path, row.base_folder)

@@ -64,6 +64,7 @@ def test_csv_reads_every_column(folder: Path) -> None:
     clips, problems = read("csv", folder)  # the manifest of a folder names recordings in it only
     assert ([clip.id for clip in clips], sorted(item.id for item in problems)) == (["B"], ["A", "C"])
     assert all(item.kind == "missing" and "set `root` to the manifest file" in item.reason for item in problems)
+    assert all(item.source not in item.reason for item in problems)  # messages start with the source
 
 
 def test_csv_id_is_the_path_and_a_byte_order_mark_is_accepted(folder: Path) -> None:
