@@ -184,7 +184,8 @@ def build_dataset(
         node: id of the node on which they run while it is alive.
     """
     configure_data_context()
-    requests = ray.data.from_arrow([make_read_request(manifest, group) for group in read_groups])
+    # `from_arrow` would run a task with one CPU to inspect the tables.
+    requests: ray.data.Dataset = ray.data.from_blocks([make_read_request(manifest, group) for group in read_groups])
     with warnings.catch_warnings():
         # Ray 2.60 deprecates `scheduling_strategy`, but has no other way to choose the node of some tasks only.
         warnings.simplefilter("ignore", RayDeprecationWarning)

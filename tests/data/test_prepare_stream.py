@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import soundfile
 
 from lakd_ray import storage
 from lakd_ray.audio import SAMPLE_RATE, decode_audio, decode_flac, encode_flac, to_float, to_int16
-from lakd_ray.config import Experiment
+from lakd_ray.cluster import Bundle, all_nodes, reserved
+from lakd_ray.config import ClusterConfig, Experiment
 from lakd_ray.data import manifest as manifests
 from lakd_ray.data import prepare
 from lakd_ray.data import reader as streams
@@ -190,6 +192,13 @@ def test_stream_yields_the_plan(prepared, manifest):
     assert {(group.epoch, group.split) for group in groups} == {(0, "train"), (1, "train"), (1, "dev")}
     assert check_stream(manifest, groups) > 5
     assert list(stream_batches(manifest, [])) == []
+
+
+def test_reading_needs_no_cpu_beyond_the_reservations_of_its_consumers(prepared, manifest):
+    epoch = plan_evaluation_epoch(manifest, manifest.rows("dev"), prepared[0].batch, epoch=0)
+    cpus = sum(node.cpus for node in all_nodes())
+    with ThreadPoolExecutor(1) as pool, reserved("all CPUs", Bundle(cpus), 1, ClusterConfig(wait_s=60)):
+        assert pool.submit(check_stream, manifest, list(epoch.read_groups[0])).result(timeout=60) > 0
 
 
 def test_a_missing_shard_raises(prepared, manifest, tmp_path):
