@@ -8,7 +8,7 @@ waiting     wait for room that other jobs use, with a deadline
 """
 
 from lakd_ray.cluster.connection import check_connection
-from lakd_ray.cluster.nodes import Bundle, Node, all_nodes, capacity, free_nodes
+from lakd_ray.cluster.nodes import Bundle, Node, all_nodes, beside_driver, capacity, free_nodes
 from lakd_ray.cluster.resources import (
     ResourceRequest,
     check_resources,
@@ -32,6 +32,7 @@ __all__ = [
     "ResourceRequest",
     "RoomWait",
     "all_nodes",
+    "beside_driver",
     "capacity",
     "check_connection",
     "check_resources",

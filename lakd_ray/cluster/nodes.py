@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lakd_ray.devices import processes_per_gpu
 
@@ -50,6 +51,12 @@ class Bundle:
     def to_dict(self) -> dict[str, float]:
         """Return the resources with Ray's names."""
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def beside_driver() -> dict[str, Any]:
+    """Return the options of an actor or a task without resources that must outlive the loss of other nodes."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def capacity(bundle: Bundle, nodes: Iterable[Node]) -> int:

@@ -107,7 +107,7 @@ def _train_pending(
     dependencies = {
         run: [other for other in task.run.dependencies if other in pending] for run, task in pending.items()
     }
-    queue: Any = ray.remote(num_cpus=0)(RunQueue).remote(dependencies)
+    queue: Any = ray.remote(**cluster.beside_driver())(RunQueue).remote(dependencies)
     with (
         track_runs(trackers, pending) as track,
         poll_events(lambda: ray.get(queue.drain_events.remote(), timeout=QUEUE_TIMEOUT_S), track, on_event),
@@ -148,7 +148,7 @@ def _fit_groups(queue: Any, tasks: Sequence[TrainingTask], name: str, keep_going
     if num_groups == 1:
         _fit(queue, tasks, name, keep_going)
         return
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit_in_task)
+    fit = ray.remote(max_retries=0, **cluster.beside_driver())(_fit_in_task)
     fences = storage.current_fences()
     ray.get([fit.remote(fences, queue, tasks, f"{name}-{group}", keep_going) for group in range(num_groups)])
 

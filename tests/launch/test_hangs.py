@@ -50,7 +50,7 @@ def test_two_jobs_share_a_cluster_that_holds_one(tmp_path: Path) -> None:
     environment = marked_environment(tmp_path)
     with small_cluster(environment, 1, cpus=2) as nodes:
         connected = {**environment, "RAY_ADDRESS": nodes.address}
-        with closing(Runs(tmp_path, ONE_WORKER, environment=connected, epochs=2)) as runs:
+        with closing(Runs(tmp_path, ONE_WORKER, environment=connected, epochs=12)) as runs:
             processes = [runs.start(name) for name in ("first", "second")]
             for process in processes:
                 runs.finish(process)
