@@ -100,16 +100,37 @@ def num_wav_channels(header: bytes) -> int:
     return int.from_bytes(header[22:24], "little")
 
 
-def sandbox_options(cpu_seconds: float) -> dict[str, Any]:
+def sandbox_options(cpu_seconds: float | None = None) -> dict[str, Any]:
     """Return the options of `subprocess.Popen` that confine ffmpeg: limits, no environment, and no life of its own.
 
     Args:
+        cpu_seconds: limit of its CPU time; None: the caller sets all limits by `limit_process`.
+    """
+    return {"env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}, "preexec_fn": _confine_child(cpu_seconds)}
+
+
+def limit_process(pid: int, cpu_seconds: float) -> None:
+    """Limit the memory, CPU time, files and output of a process that runs ffmpeg.
+
+    asyncio's processes need this before their first input instead of limits between fork and exec: uvloop calls their
+    `preexec_fn` before the handlers that other libraries run in a forked child, and those of gRPC, which Ray loads,
+    crash if they cannot open files.
+
+    Args:
+        pid: the process; 0: this one.
         cpu_seconds: limit of its CPU time.
     """
-    return {
-        "env": {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-        "preexec_fn": _confine_child(round(cpu_seconds) + 1),
-    }
+    limits = (
+        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
+        (resource.RLIMIT_CPU, round(cpu_seconds) + 1),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        (resource.RLIMIT_FSIZE, 0),  # it writes to pipes only
+        (resource.RLIMIT_CORE, 0),
+    )
+    for kind, limit in limits:
+        hard = resource.prlimit(pid, kind)[1]
+        lowest = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.prlimit(pid, kind, (lowest, lowest))
 
 
 @contextmanager
@@ -145,28 +166,19 @@ def _run_ffmpeg(command: list[str], file: int, source_name: str, container_name:
     return output
 
 
-def _confine_child(cpu_seconds: int) -> Callable[[], None]:
+def _confine_child(cpu_seconds: float | None) -> Callable[[], None]:
     """Return the function that limits ffmpeg, and makes the kernel kill it with the process that started it.
 
     The function runs in the child between fork and exec. It is a few system calls of libraries that are already loaded,
     so it is safe even if the parent has threads.
     """
-    limits = (
-        (resource.RLIMIT_AS, _MAX_MEMORY_BYTES),
-        (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
-        (resource.RLIMIT_FSIZE, 0),  # it writes to pipes only
-        (resource.RLIMIT_CORE, 0),
-    )
     parent = os.getpid()
 
     def confine() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # the parent ended before the line above
             os._exit(1)
-        for kind, limit in limits:
-            hard = resource.getrlimit(kind)[1]
-            lowest = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (lowest, lowest))
+        if cpu_seconds is not None:
+            limit_process(0, cpu_seconds)
 
     return confine

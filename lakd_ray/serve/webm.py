@@ -7,7 +7,13 @@ from contextlib import suppress
 from typing import Self
 
 from lakd_ray.audio import SAMPLE_RATE
-from lakd_ray.audio.ffmpeg import WAV_HEADER_BYTES, num_wav_channels, sandbox_options, webm_stream_command
+from lakd_ray.audio.ffmpeg import (
+    WAV_HEADER_BYTES,
+    limit_process,
+    num_wav_channels,
+    sandbox_options,
+    webm_stream_command,
+)
 from lakd_ray.serve.errors import RequestError
 
 _MAX_LOG_BYTES = 4096
@@ -37,17 +43,24 @@ class WebmDecoder:
                 415, "format=webm needs ffmpeg, which is not installed on this server: send format=pcm16"
             )
         pipe = asyncio.subprocess.PIPE
-        command, options = webm_stream_command(program, SAMPLE_RATE), sandbox_options(max_stream_s)
-        return cls(
-            await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 16, **options
-            )
+        process = await asyncio.create_subprocess_exec(
+            *webm_stream_command(program, SAMPLE_RATE),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            limit=1 << 16,
+            **sandbox_options(),
         )
+        with suppress(ProcessLookupError):  # it has ended: `close` reports its error
+            limit_process(process.pid, max_stream_s)
+        return cls(process)
 
     async def write(self, content: bytes) -> None:
         """Write a part of the WebM container."""
         assert self._process.stdin is not None
-        with suppress(ConnectionError):  # the process has ended: `close` reports its error
+        if self._process.stdin.is_closing():  # the process has ended: `close` reports its error
+            return
+        with suppress(ConnectionError):  # it ends now
             self._process.stdin.write(content)
             await self._process.stdin.drain()
 

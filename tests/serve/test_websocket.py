@@ -4,6 +4,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -126,6 +127,44 @@ def test_webm_of_a_browser_is_decoded(stream, recording):
                 session.send_bytes(chunk)
         session.send_text(END)
         assert remaining_results(session)[-1].end_s == pytest.approx(2.0, abs=0.1)
+
+
+DECODE_IN_UVLOOP = """
+import asyncio, ctypes, os, resource
+import uvloop
+from lakd_ray.serve.errors import RequestError
+from lakd_ray.serve.webm import WebmDecoder
+
+@ctypes.CFUNCTYPE(None)
+def open_files():  # in the child, as the handlers of gRPC do
+    for _ in range(40):
+        try:
+            os.open("/dev/null", os.O_RDONLY)
+        except OSError:
+            os.abort()
+
+async def main():
+    ctypes.CDLL(None).__register_atfork(None, None, open_files, None)
+    decoder = await WebmDecoder.start(60.0)
+    print(resource.prlimit(decoder._process.pid, resource.RLIMIT_CPU))
+    for _ in range(3):
+        await decoder.write(b"junk" * 1000)
+        await asyncio.sleep(0.3)
+    try:
+        await decoder.close()
+    except RequestError as error:
+        print(error.message)
+    await decoder.kill()
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_ffmpeg_starts_in_the_event_loop_of_ray_serve_and_its_end_is_reported():
+    done = subprocess.run([sys.executable, "-c", DECODE_IN_UVLOOP], check=True, capture_output=True, text=True)
+    assert "(61, 61)" in done.stdout
+    assert "the error of ffmpeg is 'Error opening input files: Invalid data found" in done.stdout
 
 
 @pytest.mark.usefixtures("ffmpeg")
