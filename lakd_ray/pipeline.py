@@ -5,8 +5,8 @@ Each stage skips what is already done and valid.
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from lakd_ray import storage
@@ -21,7 +21,7 @@ from lakd_ray.cluster import (
     missing_resources,
     preparation_request,
     resolve_device,
-    wait_for_room,
+    watched_room,
     with_local_device,
 )
 from lakd_ray.config import Experiment
@@ -52,8 +52,8 @@ class Pipeline:
 
     def prepare(self) -> None:
         """Import the corpora and write shards and manifest."""
-        _wait_for_room(self.config, "prepare", preparation_request(self.config))
-        prepare.prepare_corpora(self.config)
+        with _room(self.config, "prepare", preparation_request(self.config)):
+            prepare.prepare_corpora(self.config)
 
     def train(self, stage: TrainStage) -> None:
         """Train the runs of a stage in all cells."""
@@ -78,9 +78,9 @@ class Pipeline:
     def evaluate(self) -> None:
         """Write the predictions of all models on the test utterances; the cells of a fold share their passes."""
         failed = self.run_log.failed if self.run_log else ()
-        _wait_for_room(self.config, "evaluate", evaluation_request(self.config))
-        for fold in dict.fromkeys(graph.config.fold for graph in self.graphs):
-            evaluate.run(*(graph for graph in self.graphs if graph.config.fold == fold), exclude=failed)
+        with _room(self.config, "evaluate", evaluation_request(self.config)):
+            for fold in dict.fromkeys(graph.config.fold for graph in self.graphs):
+                evaluate.run(*(graph for graph in self.graphs if graph.config.fold == fold), exclude=failed)
 
     def report(self) -> str:
         """Write the report, log its tables and notes, and return the location of report.html."""
@@ -111,10 +111,12 @@ GRID_STAGES = ("prepare", "teachers", "distill", "evaluate", "report")
 _STAGES_ON_WORKERS = ("teachers", "distill", "tune", "evaluate")  # on the device of `train.gpu`
 
 
-def _wait_for_room(config: Experiment, stage: str, request: ResourceRequest) -> None:
-    """Reject a cluster that can never hold a stage, and wait until it has room; Ray Data would wait silently."""
+@contextmanager
+def _room(config: Experiment, stage: str, request: ResourceRequest) -> Iterator[None]:
+    """Reject a cluster that can never hold a stage, and report waits for room; Ray Data would wait silently."""
     check_resources(config, [stage], all_nodes())
-    wait_for_room(f"{stage}: {request.description}", request.bundle, request.count, config.cluster)
+    with watched_room(f"{stage}: {request.description}", request.bundle, config.cluster):
+        yield
 
 
 def run_stage(config: Experiment, stage: str) -> None:
@@ -192,7 +194,7 @@ def run_grid(config: Experiment, *, dry_run: bool = False, throughput: float | N
         TrainingError: runs failed; all that is possible without them is done.
     """
     if dry_run:
-        if cluster_address(config) is None:
+        if cluster_address(config.cluster) is None:
             config = with_local_device(config)
             for sentence in missing_resources(config, GRID_STAGES, local_nodes(config)):
                 logger.warning(sentence)

@@ -159,4 +159,4 @@ def _serve_until_interrupted(config: Experiment) -> None:
             time.sleep(3600)
     finally:
         logger.info("stopping: the requests in progress get their responses, new ones 503")
-        deploy.drain_and_stop(config.serve.drain_s, before_cluster_shutdown=cluster_address(config) is None)
+        deploy.drain_and_stop(config.serve.drain_s, before_cluster_shutdown=cluster_address(config.cluster) is None)

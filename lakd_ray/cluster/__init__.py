@@ -24,7 +24,7 @@ from lakd_ray.cluster.resources import (
     with_local_device,
 )
 from lakd_ray.cluster.session import cluster_address, experiment_session, local_cpus, local_nodes, ray_session
-from lakd_ray.cluster.waiting import RoomWait, reserved, wait_for_room
+from lakd_ray.cluster.waiting import RoomWait, reserved, wait_for_room, watched_room
 
 __all__ = [
     "Bundle",
@@ -52,6 +52,7 @@ __all__ = [
     "training_request",
     "trials_request",
     "wait_for_room",
+    "watched_room",
     "with_known_device",
     "with_local_device",
 ]

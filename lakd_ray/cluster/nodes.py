@@ -108,6 +108,16 @@ def describe_users() -> str:
     return "; ".join(parts)
 
 
+def holds_resources() -> bool:
+    """Return whether this job uses CPUs or GPUs now; true if Ray's state API does not respond."""
+    try:
+        used = _used_by_job()
+    except Exception as error:  # noqa: BLE001 -- as above
+        logger.debug(f"no list of jobs: {error}")
+        return True
+    return any(used.get(ray.get_runtime_context().get_job_id(), Counter()).values())
+
+
 def _used_by_job() -> dict[str, Counter[str]]:
     """Return the CPUs and GPUs of each job: of its placement groups, and of its actors and tasks outside of them."""
     from ray.util import state

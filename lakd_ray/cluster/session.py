@@ -67,7 +67,7 @@ def ray_session(cluster: ClusterConfig, cpus: int) -> Iterator[None]:
         yield
         return
     with environment.prepared():
-        yield from _new_session(cluster, _configured_address(cluster), cpus)
+        yield from _new_session(cluster, cluster_address(cluster), cpus)
 
 
 def _new_session(cluster: ClusterConfig, address: str | None, cpus: int) -> Iterator[None]:
@@ -113,12 +113,8 @@ def _check_temporary_folder() -> None:
         )
 
 
-def cluster_address(config: Experiment) -> str | None:
+def cluster_address(cluster: ClusterConfig) -> str | None:
     """Return the address of the cluster that stages join, or None if they start a local one."""
-    return _configured_address(config.cluster)
-
-
-def _configured_address(cluster: ClusterConfig) -> str | None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address
 

@@ -30,7 +30,7 @@ def smoke_test_endpoint(graph: RunGraph) -> None:
             f"serve: {correct} of {total} held-out clips right; endpoint stopped (`lakd serve` starts a permanent one)"
         )
     finally:
-        deploy.stop(before_cluster_shutdown=cluster_address(config) is None)
+        deploy.stop(before_cluster_shutdown=cluster_address(config.cluster) is None)
 
 
 def _query_test_clips(config: Experiment, endpoint: Client) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from lakd_ray.tune.study import Study
 from lakd_ray.tune.trial import ERROR_FILE
 
 OBJECTIVE = "objective"
+_START_S = 30.0  # in which a trial with free resources starts on a busy machine
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class WaitingCallback(tune.Callback):
         if "PENDING" not in states or "RUNNING" in states:
             self._wait = None
             return
-        self._wait = self._wait or RoomWait(self._needed, self._cluster)
+        self._wait = self._wait or RoomWait(self._needed, self._cluster, grace_s=_START_S)
         self._wait.report()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lakd_ray.cluster import Bundle, Node, waiting
 from lakd_ray.config import ClusterConfig
-from lakd_ray.errors import ResourceError
+from lakd_ray.errors import ResourceError, StorageError
 
 NEEDED = "teachers: 2 workers with 1.5 CPUs each"
 
@@ -46,6 +46,44 @@ def test_a_cluster_that_can_never_hold_it_is_an_error_at_once(free):
     with pytest.raises(ResourceError, match=r"the cluster has 2 CPUs each on 2 nodes, too little for teachers"):
         waiting.wait_for_room(NEEDED, Bundle(3), 1, ClusterConfig(wait_s=60))
     assert time.monotonic() - started < 20
+
+
+@pytest.fixture
+def named_cluster(free, monkeypatch) -> None:
+    """Pretend that the cluster is a named one, in which this job uses nothing after it has started with room."""
+    free[:] = [[Node(1)], [Node(0)]]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(waiting, "holds_resources", lambda: False)
+    monkeypatch.setattr(waiting, "_WATCH_S", 0.01)
+
+
+@pytest.mark.usefixtures("named_cluster")
+def test_a_stage_that_loses_its_room_ends_at_the_deadline(caplog):
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(ResourceError, match=r"tasks did not find free resources within 0\.3 s"),
+        waiting.watched_room("prepare: tasks", Bundle(1), ClusterConfig(wait_s=0.3)),
+    ):
+        time.sleep(60)  # as in Ray Data
+    assert "waiting for free resources: prepare: tasks" in caplog.text
+
+
+@pytest.mark.usefixtures("named_cluster")
+@pytest.mark.parametrize("reason", ["its tasks run", "there is room", "the deadline is far"])
+def test_a_stage_with_room_is_not_interrupted(free, monkeypatch, caplog, reason):
+    if reason == "its tasks run":
+        monkeypatch.setattr(waiting, "holds_resources", lambda: True)
+    elif reason == "there is room":
+        free[:] = [[Node(1)]]
+    cluster = ClusterConfig(wait_s=60 if reason == "the deadline is far" else 0.05)
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(StorageError, match="full"),
+        waiting.watched_room("prepare: tasks", Bundle(1), cluster),
+    ):
+        time.sleep(0.3)
+        raise StorageError("full")
+    assert ("waiting for free resources" in caplog.text) == (reason == "the deadline is far")
 
 
 SCENARIO = """

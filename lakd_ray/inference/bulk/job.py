@@ -23,7 +23,7 @@ import ray.data
 from pydantic import Field, ValidationError, model_validator
 
 from lakd_ray import storage
-from lakd_ray.cluster import Bundle, all_nodes, capacity, wait_for_room
+from lakd_ray.cluster import Bundle, all_nodes, capacity, wait_for_room, watched_room
 from lakd_ray.config import Backend, ClusterConfig, Section, resolve_location, to_dict, validate_backend_device
 from lakd_ray.data import schema
 from lakd_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, StorageError
@@ -245,7 +245,10 @@ def _predict_parts(config: BulkConfig, missing: Sequence[_OutputPart], total_rec
     logger.info(
         "predict: %d of %d recordings in %d parts, %d workers", remaining, total_recordings, len(missing), workers
     )
-    with progress_bar(total_recordings, "predict", "file", initial=total_recordings - remaining) as bar:
+    with (
+        watched_room("predict: workers", Bundle(config.cpus, config.gpus), ClusterConfig()),
+        progress_bar(total_recordings, "predict", "file", initial=total_recordings - remaining) as bar,
+    ):
         for status in statuses.iter_rows():
             if status["error"]:
                 raise StorageError(status["error"])

@@ -25,7 +25,7 @@ __all__ = ["CheckResult", "checked_session", "format_table", "run_all_checks"]
 def run_all_checks(config: Experiment) -> list[CheckResult]:
     """Run all checks for the stages of the experiment; connect to its cluster, if it has one, and check the nodes."""
     stages = config.stages
-    address = cluster.cluster_address(config)
+    address = cluster.cluster_address(config.cluster)
     storage_and_models = storage_checks.experiment_checks(config, stages, quick=False)
     if address is None:
         return run_checks(
@@ -67,7 +67,7 @@ def checked_session(config: Experiment, stages: Sequence[str]) -> Iterator[None]
         ResourceError: a check failed, or the cluster cannot be reached.
         StorageError: only storage checks failed.
     """
-    address = cluster.cluster_address(config)
+    address = cluster.cluster_address(config.cluster)
     if address is None:
         _run_preflight([*host_checks.host_checks(config), *_common_checks(config, stages)])
     else:

@@ -61,7 +61,7 @@ def check_capacity(config: Experiment, stages: Collection[str]) -> CheckResult:
     """Compare the CPUs and GPUs of each node with the needs of the stages."""
     nodes = cluster.all_nodes() if ray.is_initialized() else cluster.local_nodes(config)
     found = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes):g} GPUs"
-    if cluster_address(config) is None:
+    if cluster_address(config.cluster) is None:
         found += f" for Ray, on a machine with {os.cpu_count()} cores"
     if shortages := cluster.missing_resources(config, stages, nodes):
         return CheckResult("resources", "fail", found, hint=" ".join(shortages))
@@ -165,5 +165,6 @@ def _format_addresses(addresses: list[str]) -> str:
 
 def capacity_check(config: Experiment, stages: Collection[str]) -> Check:
     """Return the check of CPUs and GPUs."""
-    target = f"the cluster {cluster_address(config)}" if cluster_address(config) else "this machine"
+    address = cluster_address(config.cluster)
+    target = f"the cluster {address}" if address else "this machine"
     return Check("resources", lambda: check_capacity(config, stages), target)
