@@ -121,8 +121,9 @@ class _AudioBuffer:
     def tail_as_wav(self, seconds: float) -> tuple[bytes, float, float]:
         """Return the last `seconds` as a WAV file, with its start and end in seconds since the start of the stream."""
         size = self._frame_bytes
-        samples = bytes(self._bytes[: len(self._bytes) // size * size])
-        tail = samples[-size * round(seconds * self.rate) :]
+        end = len(self._bytes) // size * size
+        with memoryview(self._bytes) as samples:  # without a copy of the rest, which can have tens of megabytes
+            tail = bytes(samples[max(0, end - size * round(seconds * self.rate)) : end])
         target = io.BytesIO()
         with wave.open(target, "wb") as file:
             file.setnchannels(self._channels)
