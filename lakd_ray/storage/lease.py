@@ -51,6 +51,7 @@ _SETTLE_S = 2.0  # on servers without conditional writes: time for the other wri
 
 _held: ContextVar[frozenset[str]] = ContextVar("held leases", default=frozenset())
 _joined: set[str] = set()
+_unreleased: set[str] = set()  # claims of this process that ended, but could not be released in storage
 
 LeaseStatus = Literal["free", "held", "unknown"]
 
@@ -93,7 +94,7 @@ class Holder:
     @property
     def status(self) -> LeaseStatus:
         """Whether the lease is held, as far as this machine knows without watching the heartbeat."""
-        if self.released:
+        if self.released or self.claim in _unreleased:
             return "free"
         if not self.process.on_this_machine:
             return "unknown"
@@ -153,7 +154,8 @@ class Lease:
             if self.lost is None:
                 _write_record(self.fence, replace(self._holder, released=True))
                 _revoke(self.fence.folder, self.fence.token)
-        except (LeaseError, StorageError) as error:
+        except (LeaseError, StorageError) as error:  # for instance a full disk
+            _unreleased.add(self._holder.claim)
             logger.debug(f"{self.fence.folder}: the lease was not released: {error}")
         finally:
             fences.lift(self.fence)

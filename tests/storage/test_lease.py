@@ -130,6 +130,18 @@ def test_a_token_folder_that_cannot_be_deleted_ends_the_take_over(tmp_path, monk
     lease_of_dead_process.release()
 
 
+def test_a_lease_that_could_not_be_released_does_not_refuse_its_own_process(folder, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    with pytest.raises(ValueError, match="a stage failed"), storage.hold(folder):
+        monkeypatch.setattr(lease, "write_bytes", fail)
+        raise ValueError("a stage failed")
+    monkeypatch.undo()
+    with storage.hold(folder):
+        assert last_holder(folder).token == 2
+
+
 def test_a_holder_notices_at_its_next_heartbeat(folder):
     source = HOLD.replace("import sys", "import sys, time\nfrom lakd_ray.storage import lease\nlease.HEARTBEAT_S = 0.1")
     source = source.replace("for line in sys.stdin:", "while True:\n            time.sleep(60)\n        if True:")
