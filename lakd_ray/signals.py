@@ -122,6 +122,11 @@ def exit_now(status: int) -> None:
     os._exit(status)
 
 
+def interrupt_main_thread() -> None:
+    """Interrupt the main thread from a thread that has stored an error, which the main thread then raises instead."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 def _interrupt(signum: int, _: object) -> None:
     global _first  # noqa: PLW0603 -- as above
     if signum == signal.SIGHUP:

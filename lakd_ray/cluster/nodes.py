@@ -112,7 +112,7 @@ def holds_resources() -> bool:
     """Return whether this job uses CPUs or GPUs now; true if Ray's state API does not respond."""
     try:
         used = _used_by_job()
-    except Exception as error:  # noqa: BLE001 -- as above
+    except Exception as error:  # noqa: BLE001 -- the API raises various errors, and needs a dashboard
         logger.debug(f"no list of jobs: {error}")
         return True
     return any(used.get(ray.get_runtime_context().get_job_id(), Counter()).values())

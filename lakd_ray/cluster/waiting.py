@@ -1,7 +1,6 @@
 """Wait until a cluster has room for the processes of a stage, with log lines and a deadline."""
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from lakd_ray import signals
 from lakd_ray.cluster.nodes import (
     Bundle,
     all_nodes,
@@ -29,6 +29,7 @@ _POLL_S = 1.0
 _GRACE_S = 5.0  # processes that end release their resources a little later
 _LOG_INTERVAL_S = 60.0
 _WATCH_S = 5.0
+_JOIN_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +146,15 @@ class _Watch:
         self._needed, self._bundle, self._cluster = needed, bundle, cluster
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="room", daemon=True)
-        self.start, self._join = self._thread.start, self._thread.join
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; one that waits for a response of the cluster interrupts nothing any more."""
         self._stop.set()
-        self._join()
+        self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
         wait: RoomWait | None = None
@@ -164,7 +168,7 @@ class _Watch:
             except ResourceError as error:
                 self.error = error
                 if not self._stop.is_set():
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    signals.interrupt_main_thread()
                 return
 
     def _can_run(self) -> bool:

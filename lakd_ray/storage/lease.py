@@ -17,7 +17,6 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from lakd_ray import signals
 from lakd_ray.errors import LeaseError, StorageError
 from lakd_ray.processes import ProcessId
 from lakd_ray.storage import conditional, fences
@@ -174,7 +174,7 @@ class Lease:
     def _lose(self, reason: str) -> None:
         self.lost = reason
         if self._interrupt and not self._stop.is_set():
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signals.interrupt_main_thread()
 
 
 @contextmanager

@@ -234,7 +234,7 @@ slow_in_bucket = pytest.mark.parametrize(
 RACE = """
 import sys
 from lakd_ray import storage
-from lakd_ray.errors import LeaseError, StorageError
+from lakd_ray.errors import LeaseError
 folder, left = sys.argv[1], 3
 sys.stdin.readline()
 while left:

@@ -27,15 +27,17 @@ class _PatchTorchCuda(MetaPathFinder):
 
         def load_and_patch(module: ModuleType) -> None:
             load(module)
-            module.is_available = lambda: bool(os.environ.get("CUDA_VISIBLE_DEVICES"))  # type: ignore[attr-defined]
-            module.device_count = lambda: int(module.is_available())  # type: ignore[attr-defined]
-            module.is_current_stream_capturing = lambda: False  # type: ignore[attr-defined]  # torch's optimizers call it
-            module.get_arch_list = lambda: ["sm_90"]  # type: ignore[attr-defined]
-            module.get_device_properties = lambda device: SimpleNamespace(  # type: ignore[attr-defined]
-                name="a pretended GPU", total_memory=80 * 2**30, major=9, minor=0
+            vars(module).update(
+                is_available=lambda: bool(os.environ.get("CUDA_VISIBLE_DEVICES")),
+                device_count=lambda: int(module.is_available()),
+                is_current_stream_capturing=lambda: False,  # torch's optimizers call it
+                get_arch_list=lambda: ["sm_90"],
+                get_device_properties=lambda device: SimpleNamespace(
+                    name="a pretended GPU", total_memory=80 * 2**30, major=9, minor=0
+                ),
             )
 
-        spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
+        spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]  # of this loader alone
         return spec
 
 
