@@ -55,8 +55,9 @@ def hide_ray_core_lines() -> Iterator[None]:
     os.close(writer)
     thread = threading.Thread(target=_forward_lines, args=(reader, target), daemon=True)
     thread.start()
-    sys.stderr = io.TextIOWrapper(
-        io.FileIO(target, "w", closefd=False), encoding="utf-8", errors="backslashreplace", write_through=True
+    # A line per write, as Python's own standard error: otherwise a forwarded line gets between a text and its newline.
+    sys.stderr = open(  # noqa: SIM115 -- log handlers may write to it after the block
+        target, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
     )
     try:
         yield

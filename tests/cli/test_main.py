@@ -298,14 +298,15 @@ def test_log_lines_of_the_ray_core_are_hidden():
         "line = b'[2026-01-01 10:00:00,000 E 12 12] core_worker.cc:24: Actor with class name'\n"
         "os.write(2, line + b'\\n')\n"
         "with hide_ray_core_lines():\n"
-        "    os.write(2, line + b' hidden\\nnative message\\n')\n"
-        "    print('python message', file=sys.stderr)\n"
+        "    for _ in range(2000):\n"
+        "        os.write(2, line + b' hidden\\nnative message\\n')\n"
+        "        print('python message', file=sys.stderr)\n"
         "print('end', file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     first, *middle, last = done.stderr.splitlines()
     assert first.endswith("Actor with class name") and last == "end"
-    assert sorted(middle) == ["native message", "python message"]
+    assert sorted(middle) == ["native message"] * 2000 + ["python message"] * 2000  # no line inside another
 
 
 def test_commands_that_use_ray_are_registered_as_such():
