@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 from support.local_endpoint import running_server
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.sync.client import connect
 
 from lakd_ray.config.serve import ProxyLimits
@@ -201,6 +202,21 @@ def test_messages_of_streams_are_limited():
             stream.send(bytes(20_000_000))
             stream.recv()
         assert stream.close_code == 1009
+
+
+def test_messages_of_streams_cannot_be_compressed():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": str(message_bytes(await receive()))})
+        await send({"type": "websocket.close", "code": 1000})
+
+    offered = [ClientPerMessageDeflateFactory()]
+    with running_server(app, ProxyLimits()) as url, connect(url.replace("http", "ws"), extensions=offered) as stream:
+        assert "Sec-WebSocket-Extensions" in stream.request.headers
+        assert "Sec-WebSocket-Extensions" not in stream.response.headers
+        stream.send(bytes(1_000_000))
+        assert stream.recv() == "1000000"
 
 
 def test_environment_installs_the_limits_in_a_proxy(monkeypatch):
