@@ -38,6 +38,8 @@ from lakd_ray.serve.scheduling import Caller
 from lakd_ray.serve.webm import WebmDecoder
 
 _MAX_MESSAGE_BYTES = 1 << 20
+_BUFFER_PART_BYTES = 64 * 1024
+_BURST_BYTES, _MAX_BYTES_PER_S = 2_000_000, 1_000_000  # 32 times the rate of 16 kHz, and 2.6 times that of 192 kHz
 _KEY_DEADLINE_S = 10.0  # from the start of a stream to its key
 _MAX_WAITING_FOR_KEY = 8  # few, because each occupies one of the ingress's requests
 _CLOSE_POLICY_VIOLATION, _CLOSE_INTERNAL_ERROR, _CLOSE_TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455
@@ -79,14 +81,17 @@ class _Command(BaseModel):
 
 
 class _AudioBuffer:
-    """The last `max_seconds` of the received samples, and the total number received."""
+    """The received samples of at least the last `max_seconds`, and the total number received.
+
+    They are stored in parts: one array would be copied for each message of a fast client.
+    """
 
     def __init__(self, rate: int, max_seconds: float):
         self.rate = rate
         self._max_frames = round(rate * max_seconds)
         self._channels = 1
-        self._bytes = bytearray()
-        self._dropped_bytes = 0
+        self._parts: deque[bytearray] = deque()
+        self._stored_bytes = self._total_bytes = 0
         self.updated = asyncio.Event()
         self.is_closed = False
 
@@ -100,12 +105,16 @@ class _AudioBuffer:
 
     def append(self, samples: bytes) -> None:
         """Append samples; a message may end in the middle of a sample."""
-        self._bytes += samples
-        excess = len(self._bytes) - self._max_frames * self._frame_bytes
-        if excess > self.rate * self._channels:  # drops half a second at a time, instead of a few bytes per message
-            excess -= excess % self._frame_bytes
-            del self._bytes[:excess]
-            self._dropped_bytes += excess
+        if self._parts and len(self._parts[-1]) < _BUFFER_PART_BYTES:
+            self._parts[-1] += samples
+        else:
+            self._parts.append(bytearray(samples))
+        self._stored_bytes += len(samples)
+        self._total_bytes += len(samples)
+        # one frame more than `max_seconds`, of which the last may be incomplete
+        needed = (self._max_frames + 1) * self._frame_bytes
+        while self._stored_bytes - len(self._parts[0]) >= needed:
+            self._stored_bytes -= len(self._parts.popleft())
         self.updated.set()
 
     def close(self) -> None:
@@ -116,21 +125,26 @@ class _AudioBuffer:
     @property
     def total_seconds(self) -> float:
         """Duration of all received audio, including dropped samples."""
-        return (self._dropped_bytes + len(self._bytes)) // self._frame_bytes / self.rate
+        return self._total_bytes // self._frame_bytes / self.rate
 
     def tail_as_wav(self, seconds: float) -> tuple[bytes, float, float]:
         """Return the last `seconds` as a WAV file, with its start and end in seconds since the start of the stream."""
         size = self._frame_bytes
-        end = len(self._bytes) // size * size
-        with memoryview(self._bytes) as samples:  # without a copy of the rest, which can have tens of megabytes
-            tail = bytes(samples[max(0, end - size * round(seconds * self.rate)) : end])
+        incomplete = self._total_bytes % size
+        wanted = min(size * round(seconds * self.rate), (self._stored_bytes - incomplete) // size * size)
+        tail, missing = deque[bytearray](), wanted + incomplete
+        for part in reversed(self._parts):
+            if missing <= 0:
+                break
+            tail.appendleft(part[-missing:])
+            missing -= len(part)
         target = io.BytesIO()
         with wave.open(target, "wb") as file:
             file.setnchannels(self._channels)
             file.setsampwidth(2)
             file.setframerate(self.rate)
-            file.writeframes(tail)
-        return target.getvalue(), self.total_seconds - len(tail) / size / self.rate, self.total_seconds
+            file.writeframes(b"".join(tail)[:wanted])
+        return target.getvalue(), self.total_seconds - wanted / size / self.rate, self.total_seconds
 
 
 class StreamKeys:
@@ -359,11 +373,18 @@ async def _run_concurrently(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIterator[bytes]:
-    """Yield binary messages until the message of type `end`."""
+    """Yield binary messages until the message of type `end`, at a limited rate.
+
+    A client that sends faster is slowed down, because forwarding its messages delays the requests of others.
+    """
+    loop = asyncio.get_running_loop()
+    start, received_bytes = loop.time(), 0
     while True:
         async with _timeout(idle_timeout_s, _idle_message(idle_timeout_s)):
             message = await _receive_message(socket)
         if isinstance(message, bytes):
+            received_bytes += len(message)
+            await asyncio.sleep((received_bytes - _BURST_BYTES) / _MAX_BYTES_PER_S - (loop.time() - start))
             yield message
         elif message.type == "end":
             return

@@ -1,11 +1,14 @@
 """The WebSocket stream with real messages and real decoding, in front of a fake model."""
 
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
+import wave
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -115,6 +118,46 @@ def test_final_result_of_a_long_stream_covers_its_last_seconds(stream):
         final = remaining_results(session)[-1]
     assert (final.start_s, final.end_s) == (7.0, 10.0)
     assert len(model.waves[-1]) == 48_000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sizes", [(1,), (4_001,), (1_000_000,), (1, 70_000, 2, 30_001)])
+def test_buffer_keeps_the_last_samples(channels, sizes):
+    received = np.random.default_rng(0).bytes(300_007)
+    buffer = websocket._AudioBuffer(rate=1000, max_seconds=20.0)
+    buffer.set_channels(channels)
+    start = 0
+    for size in itertools.cycle(sizes):
+        if start >= len(received):
+            break
+        buffer.append(received[start : start + size])
+        start += size
+    frames = len(received) // (2 * channels)
+    for seconds in (0.25, 5.0, 20.0):
+        content, start_s, end_s = buffer.tail_as_wav(seconds)
+        with wave.open(io.BytesIO(content)) as file:
+            tail = file.readframes(file.getnframes())
+        count = round(1000 * seconds)
+        assert tail == received[2 * channels * (frames - count) : 2 * channels * frames]
+        assert (start_s, end_s) == pytest.approx(((frames - count) / 1000, frames / 1000))
+    assert len(buffer._parts) < 10  # messages of a byte do not cost an object each
+    assert sum(map(len, buffer._parts)) <= 42_000 * channels + 65_536 + max(sizes)
+
+
+def test_a_stream_is_slowed_down_to_its_rate(stream, monkeypatch):
+    monkeypatch.setattr(websocket, "_BURST_BYTES", 32_000)
+    monkeypatch.setattr(websocket, "_MAX_BYTES_PER_S", 64_000)
+    elapsed = []
+    for seconds in (1.0, 2.0):
+        start = time.monotonic()
+        with stream("hop_s=60") as session:
+            for _ in range(10):
+                session.send_bytes(samples(seconds / 10))
+            session.send_text(END)
+            assert remaining_results(session)[-1].end_s == pytest.approx(seconds)
+        elapsed.append(time.monotonic() - start)
+    assert elapsed[0] < 0.45
+    assert elapsed[1] >= 0.5
 
 
 @pytest.mark.usefixtures("ffmpeg")

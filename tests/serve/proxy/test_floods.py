@@ -93,7 +93,7 @@ def flood_body(connection: socket.socket) -> None:
 
 
 def flood_stream(url: str) -> None:
-    """Send 300 MB of samples to a stream."""
+    """Send 20 MB of samples to a stream, which is slowed down."""
 
     def read(messages: Iterator[object]) -> None:
         with suppress(ConnectionClosed):
@@ -102,5 +102,5 @@ def flood_stream(url: str) -> None:
 
     with suppress(ConnectionClosed), connect(f"{url}/v1/stream?rate=192000&hop_s=60", max_size=None) as stream:
         threading.Thread(target=read, args=(iter(stream),), daemon=True).start()
-        for _ in range(300):
+        for _ in range(20):
             stream.send(bytes(1_000_000))
