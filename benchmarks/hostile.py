@@ -159,10 +159,17 @@ class Attacker(threading.Thread):
             return str(stream.close_code)
 
     def flood_stream(self) -> str:
-        """Send audio faster than it is processed, 20 MB in all."""
+        """Send up to 20 MB of audio as fast as possible, and leave after a second."""
         with self._stream("pcm16") as stream:
-            for _ in range(40):
-                stream.send(bytes(500_000))
+            leave = threading.Timer(1.0, stream.socket.shutdown, [socket.SHUT_RDWR])
+            leave.start()
+            try:
+                for _ in range(40):
+                    stream.send(bytes(500_000))
+            except WebSocketException:
+                return "left"
+            finally:
+                leave.cancel()
         return "closed"
 
     def send_no_http(self) -> str:
