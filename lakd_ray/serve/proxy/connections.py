@@ -20,6 +20,12 @@ from lakd_ray.serve.proxy.errors import render_raw_error
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 4 << 20  # of a stream; above the application's own limit, so that its error message is sent
+# Every request, frame and chunk costs the event loop 2 to 50 µs, whatever its size: without these limits, a client that
+# sends empty ones holds up all other clients. Recorders send up to 400 messages per second.
+MAX_PIPELINED_REQUESTS = 16
+MIN_CHUNK_BYTES, CHUNKS_BURST = 64, 1000
+MAX_FRAMES_PER_S, FRAMES_BURST = 1000, 500
+_PART_BYTES = 4096
 WRITE_TIMEOUT_S = 30.0  # for a client that does not read its response
 
 
@@ -114,6 +120,7 @@ class BoundedHttpProtocol(_BoundedWriting, HttpToolsProtocol):
         super().__init__(*args, **options)
         self._table = table
         self._bytes_without_progress = 0
+        self._chunks = self._body_bytes = 0
         self._is_waiting = False  # without a complete request
         self._has_begun = False  # the headers of a request have arrived in part
         self._request_timer: asyncio.TimerHandle | None = None
@@ -150,16 +157,29 @@ class BoundedHttpProtocol(_BoundedWriting, HttpToolsProtocol):
         self._has_begun = True
 
     def on_headers_complete(self) -> None:
-        """End the deadline of the request's headers."""
+        """End the deadline of the request's headers; close a connection with too many requests."""
+        if self.transport.is_closing():
+            return
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            self.transport.close()
+            return
         self._bytes_without_progress, self._is_waiting, self._has_begun = 0, False, False
+        self._chunks = self._body_bytes = 0
         self._cancel_request_timer()
         self._table.set_waiting(self.transport, False)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Pass on a part of the body."""
+        """Pass on a part of the body; reject one that arrives in tiny chunks."""
+        if self.transport.is_closing():
+            return
         self._bytes_without_progress = 0
-        super().on_body(body)
+        self._chunks += 1
+        self._body_bytes += len(body)
+        if self._body_bytes < MIN_CHUNK_BYTES * (self._chunks - CHUNKS_BURST):
+            self._reject(400, f"the chunks of the body are smaller than {MIN_CHUNK_BYTES} bytes: send larger ones")
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is complete."""
@@ -206,7 +226,7 @@ class BoundedHttpProtocol(_BoundedWriting, HttpToolsProtocol):
 
 
 class BoundedWebSocketProtocol(_BoundedWriting, WebSocketsSansIOProtocol):
-    """A stream's connection without compression, with limits on the size of messages and on writing."""
+    """A stream's connection without compression, with limits on the size and the rate of messages and on writing."""
 
     def __init__(self, table: ConnectionTable, config: uvicorn.Config, *args: Any, **options: Any):
         config.ws_max_size = MAX_MESSAGE_BYTES
@@ -214,8 +234,42 @@ class BoundedWebSocketProtocol(_BoundedWriting, WebSocketsSansIOProtocol):
         config.ws_per_message_deflate = False
         super().__init__(config, *args, **options)
         self._table = table
+        self._unparsed = bytearray()
+        self._frames, self._counted_s = 0.0, self.loop.time()
+        self._parse_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection, which `BoundedHttpProtocol` added, from the table."""
         self._table.remove(self.transport)
+        if self._parse_timer is not None:
+            self._parse_timer.cancel()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse data; a client that sends more frames than the limit is read later."""
+        self._unparsed += data
+        if self._parse_timer is None:
+            self._parse()
+        else:  # uvicorn has resumed reading for its own reasons
+            self.transport.pause_reading()
+
+    def handle_events(self) -> None:
+        """Count the frames and handle them."""
+        self._frames += len(self.conn.events)
+        super().handle_events()
+
+    def _parse(self) -> None:
+        self._parse_timer = None
+        while self._unparsed and not self.transport.is_closing():
+            previous_s, self._counted_s = self._counted_s, self.loop.time()
+            self._frames = max(0.0, self._frames - MAX_FRAMES_PER_S * (self._counted_s - previous_s))
+            if self._frames > FRAMES_BURST:
+                self.transport.pause_reading()
+                wait_s = (self._frames - FRAMES_BURST) / MAX_FRAMES_PER_S
+                self._parse_timer = self.loop.call_later(wait_s, self._parse)
+                return
+            part = bytes(self._unparsed[:_PART_BYTES])
+            del self._unparsed[:_PART_BYTES]
+            super().data_received(part)
+        if not self.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()

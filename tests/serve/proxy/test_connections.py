@@ -13,8 +13,10 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from support.local_endpoint import running_server
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from lakd_ray.config.serve import ProxyLimits
+from lakd_ray.serve.proxy import connections
 
 HEAD = b"POST /v1/emotion HTTP/1.1\r\nHost: a\r\nContent-Type: audio/wav\r\n"
 
@@ -169,3 +171,64 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch):
         connection = connect(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         time.sleep(1.0)
         assert len(received(connection)) < 30_000_000
+
+
+def test_bodies_in_tiny_chunks_are_rejected():
+    def body(size: int, chunks: int) -> bytes:
+        return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%b\r\n" % (size, bytes(size)) * chunks
+
+    with server() as (_, connect):
+        response = received(connect(body(1, connections.CHUNKS_BURST + 50)))
+        assert response.startswith(b"HTTP/1.1 400 ")
+        assert "smaller than 64 bytes" in error_of(response)
+        for size, chunks in ((1, 500), (64, 3000)):
+            accepted = connect(body(size, chunks) + b"0\r\n\r\n")
+            assert accepted.recv(65536).endswith(str(size * chunks).encode())
+
+
+def test_requests_that_do_not_wait_for_a_response_are_limited():
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with server(refuse) as (_, connect):
+        few, responses = connect(10 * request), b""
+        while responses.count(b"HTTP/1.1 200 OK") < 10:
+            responses += few.recv(65536)
+        assert received(connect(5000 * request)).count(b"HTTP/1.1 200 OK") < 50
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+MASK = b"\x80\0\0\0\0"
+PING, EMPTY_MESSAGE, START, CONTINUATION = (bytes([opcode]) + MASK for opcode in (0x89, 0x82, 0x02, 0x00))
+
+
+@pytest.mark.parametrize("frames", [EMPTY_MESSAGE * 2000, PING * 2000, START + CONTINUATION * 2000])
+def test_frames_of_streams_are_read_at_a_limited_rate(monkeypatch, frames):
+    monkeypatch.setattr(connections, "MAX_FRAMES_PER_S", 2000)
+    handled = []
+    handle_events = WebSocketsSansIOProtocol.handle_events
+
+    def count_frames(self: WebSocketsSansIOProtocol) -> None:
+        handled.append(len(self.conn.events))
+        handle_events(self)
+
+    monkeypatch.setattr(WebSocketsSansIOProtocol, "handle_events", count_frames)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    with server(app) as (_, connect):
+        connection = connect(HANDSHAKE)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 101 ")
+        start = time.monotonic()
+        connection.sendall(frames)
+        while sum(handled) < 2000:
+            assert time.monotonic() < start + 20
+            time.sleep(0.005)
+        took = time.monotonic() - start
+    assert took > (2000 - connections.FRAMES_BURST - 4096 / 6) / 2000  # 0.4 s
+    assert max(handled) <= 4096 / 6 + 1
