@@ -67,6 +67,7 @@ class Attacker(threading.Thread):
             self.open_stream,
             self.flood_stream,
             self.send_no_http,
+            self.send_tiny_parts,
         ]
 
     def run(self) -> None:
@@ -178,6 +179,24 @@ class Attacker(threading.Thread):
             connection.sendall(self._random.choice([b"\x16\x03\x01\x02\x00", bytes(1000), b"GET /" + b"a" * 200_000]))
             with suppress(OSError):
                 return connection.recv(4096)[9:12].decode() or "closed"
+        return "closed"
+
+    def send_tiny_parts(self) -> str:
+        """Send pipelined requests, a body in chunks of a byte, or a stream of empty frames, 2 MB in all."""
+        upgrade = (
+            b"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        head, part = self._random.choice([
+            (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"),
+            (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+            (upgrade, b"\x89\x80\0\0\0\0"),  # pings
+            (upgrade, b"\x82\x80\0\0\0\0"),  # messages
+        ])  # fmt: skip
+        with self._connect() as connection:
+            connection.sendall(head)
+            connection.settimeout(1.0)
+            connection.sendall(part * (2_000_000 // len(part)))
         return "closed"
 
 

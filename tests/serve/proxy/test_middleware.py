@@ -201,7 +201,7 @@ def test_messages_of_streams_are_limited():
         with pytest.raises(ConnectionClosed):
             stream.send(bytes(20_000_000))
             stream.recv()
-        assert stream.close_code in (1009, 1006)  # a reset may overtake the code, as the rest of the message is not read
+        assert stream.close_code in (1009, 1006)  # a reset may overtake 1009, as the rest is not read
 
 
 def test_messages_of_streams_cannot_be_compressed():
