@@ -122,6 +122,11 @@ class _AudioBuffer:
         self.is_closed = True
         self.updated.set()
 
+    def clear(self) -> None:
+        """Free the samples."""
+        self._parts.clear()
+        self._stored_bytes = 0
+
     @property
     def total_seconds(self) -> float:
         """Duration of all received audio, including dropped samples."""
@@ -349,11 +354,14 @@ async def _run_stream(
                         raise
                     # the endpoint is busy: this result is left out, and the next one may have its turn
 
-    await _run_concurrently(receive_audio(), emit_rolling_results())
-    if buffer.total_seconds < MIN_SECONDS:
-        raise RequestError(422, f"the stream lasts {buffer.total_seconds:.3f} s, expected at least {MIN_SECONDS} s")
-    await send_result(config.max_seconds, final=True)
-    await socket.close()
+    try:
+        await _run_concurrently(receive_audio(), emit_rolling_results())
+        if buffer.total_seconds < MIN_SECONDS:
+            raise RequestError(422, f"the stream lasts {buffer.total_seconds:.3f} s, expected at least {MIN_SECONDS} s")
+        await send_result(config.max_seconds, final=True)
+        await socket.close()
+    finally:
+        buffer.clear()  # an error refers to it in a cycle, which is not collected for minutes
 
 
 async def _run_concurrently(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -427,6 +427,24 @@ def test_stream_requires_an_api_key(stream, tmp_path):
         assert remaining_results(session)[-1].final
 
 
+def test_a_stream_that_fails_leaves_no_audio_in_memory(stream, monkeypatch):
+    buffers = []
+
+    class Buffer(websocket._AudioBuffer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            buffers.append(self)
+
+    monkeypatch.setattr(websocket, "_AudioBuffer", Buffer)
+    with stream("hop_s=60") as session:
+        session.send_bytes(samples(2.0))
+        session.send_text("no JSON")
+        assert_closed(session, 1008)
+    with stream("hop_s=60") as session:
+        session.send_bytes(samples(2.0))
+    assert [(buffer.total_seconds, len(buffer._parts)) for buffer in buffers] == [(2.0, 0)] * 2
+
+
 def test_client_may_disconnect_during_a_stream(stream):
     for _ in range(3):
         with stream() as session:
