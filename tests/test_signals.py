@@ -16,6 +16,7 @@ from lakd_ray import signals
 
 COMMAND = """
 import asyncio, os, signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
 from lakd_ray import signals
 from lakd_ray.cli import configuration
 from lakd_ray.__main__ import run
