@@ -16,7 +16,6 @@ from lakd_ray import signals
 
 COMMAND = """
 import asyncio, os, signal, subprocess, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
 from lakd_ray import signals
 from lakd_ray.cli import configuration
 from lakd_ray.__main__ import run
@@ -36,13 +35,20 @@ run(["config", "demo"])
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
+def set_default_signals() -> None:
+    """Restore the handling of signals that a shell or nohup ignores for its children, such as these tests."""
+    for signum in STATUS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 @contextmanager
 def command(
     setup: str = "pass", cleanup: str = "print('saved')", **options: object
 ) -> Iterator["subprocess.Popen[str]"]:
     """Start a command that runs until a signal, and wait until it is ready."""
     code = COMMAND.format(setup=setup, cleanup=cleanup)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes |= {"preexec_fn": set_default_signals} | options
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **pipes)
     try:
         if process.stdout is not None:
