@@ -11,8 +11,6 @@ or model unavailable: try again) or 1011 (internal error).
 """
 
 import asyncio
-import io
-import wave
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,12 +32,13 @@ from lakd_ray.serve.model import ModelHandle
 from lakd_ray.serve.parameters import check_names, check_query
 from lakd_ray.serve.prediction import PredictionService, Upload
 from lakd_ray.serve.prometheus import Metrics
+from lakd_ray.serve.rate_limit import RateLimit
 from lakd_ray.serve.scheduling import Caller
+from lakd_ray.serve.stream_buffer import StreamBuffer
 from lakd_ray.serve.webm import WebmDecoder
 
 _MAX_MESSAGE_BYTES = 1 << 20
-_BUFFER_PART_BYTES = 64 * 1024
-_BURST_BYTES, _MAX_BYTES_PER_S = 2_000_000, 1_000_000  # 32 times the rate of 16 kHz, and 2.6 times that of 192 kHz
+_MAX_BYTES_PER_S, _BURST_BYTES = 1_000_000, 2_000_000  # 32 times the rate of 16 kHz, and 2.6 times that of 192 kHz
 _KEY_DEADLINE_S = 10.0  # from the start of a stream to its key
 _MAX_WAITING_FOR_KEY = 8  # few, because each occupies one of the ingress's requests
 _CLOSE_POLICY_VIOLATION, _CLOSE_INTERNAL_ERROR, _CLOSE_TRY_AGAIN_LATER = 1008, 1011, 1013  # RFC 6455
@@ -78,78 +77,6 @@ class _Command(BaseModel):
 
     type: Literal["end"] | None = None
     key: str | None = None
-
-
-class _AudioBuffer:
-    """The received samples of at least the last `max_seconds`, and the total number received.
-
-    They are stored in parts: one array would be copied for each message of a fast client.
-    """
-
-    def __init__(self, rate: int, max_seconds: float):
-        self.rate = rate
-        self._max_frames = round(rate * max_seconds)
-        self._channels = 1
-        self._parts: deque[bytearray] = deque()
-        self._stored_bytes = self._total_bytes = 0
-        self.updated = asyncio.Event()
-        self.is_closed = False
-
-    def set_channels(self, channels: int) -> None:
-        """Set the number of channels before the first samples; the decoder mixes them."""
-        self._channels = channels
-
-    @property
-    def _frame_bytes(self) -> int:
-        return 2 * self._channels
-
-    def append(self, samples: bytes) -> None:
-        """Append samples; a message may end in the middle of a sample."""
-        if self._parts and len(self._parts[-1]) < _BUFFER_PART_BYTES:
-            self._parts[-1] += samples
-        else:
-            self._parts.append(bytearray(samples))
-        self._stored_bytes += len(samples)
-        self._total_bytes += len(samples)
-        # one frame more than `max_seconds`, of which the last may be incomplete
-        needed = (self._max_frames + 1) * self._frame_bytes
-        while self._stored_bytes - len(self._parts[0]) >= needed:
-            self._stored_bytes -= len(self._parts.popleft())
-        self.updated.set()
-
-    def close(self) -> None:
-        """Mark the end of the audio."""
-        self.is_closed = True
-        self.updated.set()
-
-    def clear(self) -> None:
-        """Free the samples."""
-        self._parts.clear()
-        self._stored_bytes = 0
-
-    @property
-    def total_seconds(self) -> float:
-        """Duration of all received audio, including dropped samples."""
-        return self._total_bytes // self._frame_bytes / self.rate
-
-    def tail_as_wav(self, seconds: float) -> tuple[bytes, float, float]:
-        """Return the last `seconds` as a WAV file, with its start and end in seconds since the start of the stream."""
-        size = self._frame_bytes
-        incomplete = self._total_bytes % size
-        wanted = min(size * round(seconds * self.rate), (self._stored_bytes - incomplete) // size * size)
-        tail, missing = deque[bytearray](), wanted + incomplete
-        for part in reversed(self._parts):
-            if missing <= 0:
-                break
-            tail.appendleft(part[-missing:])
-            missing -= len(part)
-        target = io.BytesIO()
-        with wave.open(target, "wb") as file:
-            file.setnchannels(self._channels)
-            file.setsampwidth(2)
-            file.setframerate(self.rate)
-            file.writeframes(b"".join(tail)[:wanted])
-        return target.getvalue(), self.total_seconds - wanted / size / self.rate, self.total_seconds
 
 
 class StreamKeys:
@@ -320,7 +247,7 @@ async def _run_stream(
     predictions: PredictionService,
 ) -> None:
     rate = SAMPLE_RATE if params.format == "webm" else params.rate
-    buffer = _AudioBuffer(rate, max(config.max_seconds, params.window_s))
+    buffer = StreamBuffer(rate, max(config.max_seconds, params.window_s))
 
     async def send_result(seconds: float, *, final: bool) -> None:
         content, start_s, end_s = buffer.tail_as_wav(seconds)
@@ -385,20 +312,19 @@ async def _receive_samples(socket: WebSocket, idle_timeout_s: float) -> AsyncIte
 
     A client that sends faster is slowed down, because forwarding its messages delays the requests of others.
     """
-    loop = asyncio.get_running_loop()
-    start, received_bytes = loop.time(), 0
+    rate = RateLimit(_MAX_BYTES_PER_S, _BURST_BYTES)
     while True:
         async with _timeout(idle_timeout_s, _idle_message(idle_timeout_s)):
             message = await _receive_message(socket)
         if isinstance(message, bytes):
-            received_bytes += len(message)
-            await asyncio.sleep((received_bytes - _BURST_BYTES) / _MAX_BYTES_PER_S - (loop.time() - start))
+            rate.add(len(message))
+            await asyncio.sleep(rate.wait_s())
             yield message
         elif message.type == "end":
             return
 
 
-async def _decode_webm(socket: WebSocket, buffer: _AudioBuffer, idle_timeout_s: float, max_stream_s: float) -> None:
+async def _decode_webm(socket: WebSocket, buffer: StreamBuffer, idle_timeout_s: float, max_stream_s: float) -> None:
     ffmpeg = await WebmDecoder.start(max_stream_s)
     try:
         reader = asyncio.create_task(ffmpeg.read_samples(buffer.set_channels, buffer.append))

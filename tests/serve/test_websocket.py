@@ -30,6 +30,8 @@ from lakd_ray.serve import websocket
 from lakd_ray.serve.api import ModelRouter, create_app
 from lakd_ray.serve.errors import RequestError
 from lakd_ray.serve.messages import StreamResult
+from lakd_ray.serve.rate_limit import RateLimit
+from lakd_ray.serve.stream_buffer import StreamBuffer
 
 KEY = "a key that is hard to guess"
 END = '{"type": "end"}'
@@ -124,7 +126,7 @@ def test_final_result_of_a_long_stream_covers_its_last_seconds(stream):
 @pytest.mark.parametrize("sizes", [(1,), (4_001,), (1_000_000,), (1, 70_000, 2, 30_001)])
 def test_buffer_keeps_the_last_samples(channels, sizes):
     received = np.random.default_rng(0).bytes(300_007)
-    buffer = websocket._AudioBuffer(rate=1000, max_seconds=20.0)
+    buffer = StreamBuffer(rate=1000, max_seconds=20.0)
     buffer.set_channels(channels)
     start = 0
     for size in itertools.cycle(sizes):
@@ -142,6 +144,19 @@ def test_buffer_keeps_the_last_samples(channels, sizes):
         assert (start_s, end_s) == pytest.approx(((frames - count) / 1000, frames / 1000))
     assert len(buffer._parts) < 10  # messages of a byte do not cost an object each
     assert sum(map(len, buffer._parts)) <= 42_000 * channels + 65_536 + max(sizes)
+
+
+def test_a_pause_earns_one_burst_and_not_more(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("lakd_ray.serve.rate_limit.time.monotonic", lambda: now)
+    limit = RateLimit(rate=10, burst=20)
+    limit.add(20)
+    assert limit.wait_s() == 0
+    limit.add(10)
+    assert limit.wait_s() == 1
+    now = 600.0
+    limit.add(50)
+    assert limit.wait_s() == 3
 
 
 def test_a_stream_is_slowed_down_to_its_rate(stream, monkeypatch):
@@ -430,12 +445,12 @@ def test_stream_requires_an_api_key(stream, tmp_path):
 def test_a_stream_that_fails_leaves_no_audio_in_memory(stream, monkeypatch):
     buffers = []
 
-    class Buffer(websocket._AudioBuffer):
+    class Buffer(StreamBuffer):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             buffers.append(self)
 
-    monkeypatch.setattr(websocket, "_AudioBuffer", Buffer)
+    monkeypatch.setattr(websocket, "StreamBuffer", Buffer)
     with stream("hop_s=60") as session:
         session.send_bytes(samples(2.0))
         session.send_text("no JSON")

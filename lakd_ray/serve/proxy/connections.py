@@ -17,11 +17,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from lakd_ray.config.serve import ProxyLimits
 from lakd_ray.serve.clients import subscriber_network
 from lakd_ray.serve.proxy.errors import render_raw_error
+from lakd_ray.serve.rate_limit import RateLimit
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_MESSAGE_BYTES = 4 << 20  # of a stream; above the application's own limit, so that its error message is sent
-# Every request, frame and chunk costs the event loop 2 to 50 µs, whatever its size: without these limits, a client that
-# sends empty ones holds up all other clients. Recorders send up to 400 messages per second.
+# Every request, frame and chunk costs the event loop time, whatever its size: without these limits, a client that sends
+# empty ones holds up all other clients. A recorder sends up to 375 messages per second (48 kHz, blocks of 128 samples).
 MAX_PIPELINED_REQUESTS = 16
 MIN_CHUNK_BYTES, CHUNKS_BURST = 64, 1000
 MAX_FRAMES_PER_S, FRAMES_BURST = 1000, 500
@@ -230,12 +231,12 @@ class BoundedWebSocketProtocol(_BoundedWriting, WebSocketsSansIOProtocol):
 
     def __init__(self, table: ConnectionTable, config: uvicorn.Config, *args: Any, **options: Any):
         config.ws_max_size = MAX_MESSAGE_BYTES
-        # Otherwise 20 kB of a client inflate to 20 MB in one turn of the event loop, and all others wait for 100 ms.
+        # Otherwise 20 kB of a client inflate to 20 MB in one turn of the event loop, for which all others wait.
         config.ws_per_message_deflate = False
         super().__init__(config, *args, **options)
         self._table = table
         self._unparsed = bytearray()
-        self._frames, self._counted_s = 0.0, self.loop.time()
+        self._rate = RateLimit(MAX_FRAMES_PER_S, FRAMES_BURST)
         self._parse_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -255,17 +256,15 @@ class BoundedWebSocketProtocol(_BoundedWriting, WebSocketsSansIOProtocol):
 
     def handle_events(self) -> None:
         """Count the frames and handle them."""
-        self._frames += len(self.conn.events)
+        self._rate.add(len(self.conn.events))
         super().handle_events()
 
     def _parse(self) -> None:
         self._parse_timer = None
         while self._unparsed and not self.transport.is_closing():
-            previous_s, self._counted_s = self._counted_s, self.loop.time()
-            self._frames = max(0.0, self._frames - MAX_FRAMES_PER_S * (self._counted_s - previous_s))
-            if self._frames > FRAMES_BURST:
+            wait_s = self._rate.wait_s()
+            if wait_s > 0:
                 self.transport.pause_reading()
-                wait_s = (self._frames - FRAMES_BURST) / MAX_FRAMES_PER_S
                 self._parse_timer = self.loop.call_later(wait_s, self._parse)
                 return
             part = bytes(self._unparsed[:_PART_BYTES])
